@@ -1,0 +1,116 @@
+"""Augmentation of a training image: flip, pad and crop, and random erasing.
+
+The geometry is drawn once and applied to the pixels and to the saliency mask alike, so the mask is
+computed once an image and never again (ours; SPT runs a second network on each augmented batch).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpmpp_core.config import AugmentConfig
+
+ERASE_AREA = (0.02, 0.4)
+ERASE_ASPECT = (0.3, 1 / 0.3)
+ERASE_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a padded image is cropped, after an optional flip."""
+
+    flip: bool
+    dy: int
+    """Top of the crop in the padded image, 0..2 * pad; pad = not moved."""
+    dx: int
+    """Left of the crop, likewise."""
+
+    @classmethod
+    def draw(cls, config: AugmentConfig, rng: np.random.Generator) -> Geometry:
+        dy, dx = rng.integers(0, 2 * config.pad, size=2, endpoint=True)
+        return cls(bool(rng.random() < config.flip), int(dy), int(dx))
+
+
+def apply_to_image(image: NDArray[np.uint8], geometry: Geometry, pad: int) -> NDArray[np.uint8]:
+    """Flip, pad with black and crop back to the same size (as CLIP-ReID and torchvision's Pad).
+
+    Args:
+        image: uint8 [H, W, 3].
+        pad: pixels added on each side.
+
+    Returns:
+        uint8 [H, W, 3], a new array.
+    """
+    height, width = image.shape[:2]
+    source = image[:, ::-1] if geometry.flip else image
+    top, left = pad - geometry.dy, pad - geometry.dx
+    out = np.zeros_like(image)
+    out[max(top, 0) : height + min(top, 0), max(left, 0) : width + min(left, 0)] = source[
+        max(-top, 0) : height - max(top, 0), max(-left, 0) : width - max(left, 0)
+    ]
+    return out
+
+
+def apply_to_mask(
+    mask: NDArray[np.bool_], geometry: Geometry, pad: int, height: int, width: int
+) -> NDArray[np.bool_]:
+    """The mask of `apply_to_image`'s result (ours).
+
+    A patch is person if at least half of its pixels come from person patches, counted exactly; the
+    padding is background.
+
+    Args:
+        mask: bool [H, W] patches.
+        height, width: pixels of the image; whole multiples of the mask's rows and columns.
+
+    Returns:
+        bool [H, W].
+    """
+    rows, columns = mask.shape
+    source = mask[:, ::-1] if geometry.flip else mask
+    down = _shared_pixels(rows, height // rows, geometry.dy - pad)
+    across = _shared_pixels(columns, width // columns, geometry.dx - pad)
+    person = down @ source.astype(np.float32) @ across.T
+    return 2 * person >= (height // rows) * (width // columns)
+
+
+@lru_cache(maxsize=256)
+def _shared_pixels(patches: int, size: int, offset: int) -> NDArray[np.float32]:
+    """Pixels that patch k of the crop takes from patch l of the source, float32 [k, l].
+
+    The crop begins `offset` pixels into the source. Whole numbers, so float32 products are exact.
+    """
+    source = np.arange(patches) * size
+    crop = source[:, None] + offset
+    shared = np.minimum(crop, source) + size - np.maximum(crop, source)
+    return np.maximum(shared, 0).astype(np.float32)
+
+
+def random_erase(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Replace a random rectangle by random pixels (Zhong et al., Random Erasing, AAAI 2020, RE-R).
+
+    The area is 2 to 40 % of the image and height / width 0.3 to 3.3, both uniform; rectangles that
+    do not fit are drawn again, at most 100 times.
+
+    Args:
+        image: uint8 [H, W, 3].
+
+    Returns:
+        uint8 [H, W, 3], a new array.
+    """
+    out = image.copy()
+    height, width = image.shape[:2]
+    for _ in range(ERASE_ATTEMPTS):
+        area, aspect = rng.uniform(*ERASE_AREA) * height * width, rng.uniform(*ERASE_ASPECT)
+        rows, columns = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if 0 < rows <= height and 0 < columns <= width:
+            top = rng.integers(0, height - rows, endpoint=True)
+            left = rng.integers(0, width - columns, endpoint=True)
+            noise = rng.integers(0, 256, (rows, columns, image.shape[2]), np.uint8)
+            out[top : top + rows, left : left + columns] = noise
+            break
+    return out

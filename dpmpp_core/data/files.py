@@ -1,0 +1,227 @@
+"""Files of a data folder, local or S3: list them once, read them by relative path.
+
+A root is a local folder or `s3://bucket/prefix`. S3 is configured by the usual environment
+variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, ...).
+A path is always relative to the root, with `/` between its parts.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+from dpmpp_core.errors import DataError
+
+S3_TIMEOUT = 30.0  # seconds, for one connection or request
+# Faults of one file; any other fault (too many open files, network down) is the machine's.
+_FILE_FAULTS = {
+    errno.EACCES,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.ESTALE,
+}
+
+
+class FileStat(NamedTuple):
+    path: str  # relative to the root
+    size: int  # bytes
+    mtime_ns: int  # time of the last change, nanoseconds since 1970
+
+
+class Rejected(NamedTuple):
+    """Something that does not become an image of the data set: one row of the quarantine."""
+
+    path: str  # relative to the root; a file, a folder, or a line of a list file (`list.txt:12`)
+    reason: str  # one word to count by, such as `misnamed`
+    detail: str  # a sentence for people
+
+
+@dataclass(frozen=True)
+class FileListing:
+    """What a root holds: regular files by path, and what could not be listed."""
+
+    root: str
+    files: list[FileStat]
+    problems: list[Rejected]
+
+
+def list_files(root: str) -> FileListing:
+    """List every file below `root`, following symbolic links, sorted by path.
+
+    Problems have the reasons `symlink_loop`, `broken_link`, `unreadable_folder`, `unreadable`,
+    `not_a_file` (a pipe, a device), `not_utf8` (the name) and `empty_folder`.
+    Raises DataError if the root is missing, not a folder, or cannot be read.
+    """
+    root = os.fspath(root)
+    files, problems = _list_s3(root) if _is_s3(root) else _list_local(root)
+    return FileListing(root, sorted(files), sorted(problems))
+
+
+def listing_fingerprint(listing: FileListing) -> str:
+    """SHA-256 (hex) of paths, sizes, change times and problems: changes when the folder does."""
+    digest = hashlib.sha256()
+    for row in (*listing.files, *listing.problems):
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def read_bytes(root: str, path: str, limit: int | None = None) -> bytes:
+    """Read the file at `path` below `root`; at most `limit` bytes.
+
+    Raises DataError if the path leaves the root or the file cannot be read. Faults of the machine
+    or the network stay OSError, so that they are not taken for a bad file.
+    """
+    if not is_inside(path):
+        raise DataError(f"{path!r} leads out of the data folder {root}")
+    try:
+        if _is_s3(root):
+            filesystem, base = _s3(root)
+            with filesystem.open_input_file(f"{base}/{path}") as stream:
+                return stream.read(limit)
+        with open(os.path.join(root, path), "rb") as file:
+            return file.read(-1 if limit is None else limit)
+    except OSError as error:
+        if error.errno not in _FILE_FAULTS:
+            raise
+        reason = os.strerror(error.errno)
+        raise DataError(f"{path} in {root} cannot be read: {reason}") from error
+
+
+def is_inside(path: str) -> bool:
+    """Whether a relative path stays below its root: not absolute, no `.`, `..` or empty parts."""
+    return all(part not in ("", ".", "..") for part in path.split("/")) and "\0" not in path
+
+
+def _list_local(root: str) -> tuple[list[FileStat], list[Rejected]]:
+    try:
+        info = os.stat(root)
+        os.scandir(root).close()
+    except OSError as error:
+        what = error.strerror
+        raise DataError(f"the data folder {root} cannot be read: {what}; check the path") from error
+    files: list[FileStat] = []
+    problems: list[Rejected] = []
+    # Folders still to visit, each with the identities (device, inode) of the folders around it.
+    todo = [("", ((info.st_dev, info.st_ino),))]
+    while todo:
+        folder, around = todo.pop()
+        try:
+            with os.scandir(os.path.join(root, folder)) as listing:
+                entries = list(listing)
+        except OSError as error:
+            problems.append(Rejected(folder, "unreadable_folder", f"{error.strerror}"))
+            continue
+        if not entries and folder:
+            problems.append(Rejected(folder, "empty_folder", "the folder holds nothing"))
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            found = _look_at(path, entry, around)
+            if isinstance(found, FileStat):
+                files.append(found)
+            elif isinstance(found, Rejected):
+                problems.append(found)
+            else:
+                todo.append((path, (*around, found)))
+    return files, problems
+
+
+def _look_at(
+    path: str, entry: os.DirEntry[str], around: tuple[tuple[int, int], ...]
+) -> FileStat | Rejected | tuple[int, int]:
+    """A file, a problem, or the identity of a folder to visit."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        readable = os.fsencode(path).decode("utf-8", "backslashreplace")
+        return Rejected(readable, "not_utf8", "the name is not UTF-8; rename it")
+    try:
+        info = entry.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return Rejected(path, "symlink_loop", "the link leads back to itself")
+        if error.errno == errno.ENOENT:
+            return Rejected(path, "broken_link", "what the link points at does not exist")
+        return Rejected(path, "unreadable", f"{error.strerror}")
+    identity = (info.st_dev, info.st_ino)
+    if stat.S_ISREG(info.st_mode):
+        return FileStat(path, info.st_size, info.st_mtime_ns)
+    if not stat.S_ISDIR(info.st_mode):
+        return Rejected(path, "not_a_file", "a pipe, socket or device, not a file")
+    if identity in around:
+        return Rejected(path, "symlink_loop", "the link leads back to a folder that holds it")
+    return identity
+
+
+def _list_s3(root: str) -> tuple[list[FileStat], list[Rejected]]:
+    filesystem, base = _s3(root)
+    try:
+        found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
+    except OSError as error:
+        raise DataError(
+            f"{root} cannot be listed: {error}; check the bucket, the prefix, the credentials and "
+            "AWS_ENDPOINT_URL"
+        ) from error
+    files: list[FileStat] = []
+    problems: list[Rejected] = []
+    parents = {os.path.dirname(info.path) for info in found}
+    for info in found:
+        path = info.path[len(base) + 1 :]
+        if not is_inside(path):
+            problems.append(Rejected(path, "unreadable", "the key has empty, `.` or `..` parts"))
+        elif info.type == fs.FileType.File:
+            files.append(FileStat(path, info.size, info.mtime_ns or 0))
+        elif info.path not in parents:
+            problems.append(Rejected(path, "empty_folder", "the folder holds nothing"))
+    return files, problems
+
+
+def _is_s3(root: str) -> bool:
+    scheme, separator, _ = root.partition("://")
+    if separator and scheme != "s3":
+        raise DataError(f"{root}: a data folder is a local path or s3://bucket/prefix")
+    return bool(separator)
+
+
+def _s3(root: str) -> tuple[fs.FileSystem, str]:
+    """The file system and the `bucket/prefix` of an `s3://` root."""
+    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise DataError(f"{root} names no bucket; write s3://bucket/prefix")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    return _connect(bucket, endpoint), f"{bucket}/{prefix}".rstrip("/")
+
+
+@lru_cache(maxsize=8)
+def _connect(bucket: str, endpoint: str) -> fs.S3FileSystem:
+    """One client a bucket and process. Without an endpoint, AWS itself in the bucket's region."""
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    address = urlsplit(endpoint if "://" in endpoint or not endpoint else f"https://{endpoint}")
+    try:
+        if not endpoint and region is None:
+            region = fs.resolve_s3_region(bucket)
+        return fs.S3FileSystem(
+            region=region or "us-east-1",
+            scheme=address.scheme or "https",
+            endpoint_override=address.netloc + address.path.rstrip("/") or None,
+            connect_timeout=S3_TIMEOUT,
+            request_timeout=S3_TIMEOUT,
+        )
+    except OSError as error:
+        raise DataError(
+            f"s3://{bucket} cannot be reached: {error}; check the bucket's name, the network and "
+            "AWS_ENDPOINT_URL"
+        ) from error

@@ -1,0 +1,145 @@
+"""From the bytes of a file to pixels, and from pixels to what a network takes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dpmpp_core.data.files import read_bytes
+from dpmpp_core.errors import DataError
+
+MAX_PIXELS = 50_000_000  # a larger image is taken for a decompression bomb
+Image = NDArray[np.uint8]
+
+
+def header_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels that the header of a JPEG, PNG, BMP or TIFF announces.
+
+    Reads the header only, so that an absurd size is known before memory is taken for it. EXIF
+    rotation is not applied. Raises DataError if the bytes are of none of these formats, or
+    EOFError if they end inside the header.
+    """
+    for magic, read in _HEADERS:
+        if data.startswith(magic):
+            try:
+                return read(data)
+            except (struct.error, IndexError) as error:
+                raise EOFError("the file ends inside its header") from error
+    raise DataError("not a JPEG, PNG, BMP or TIFF image")
+
+
+def decode(data: bytes) -> Image:
+    """Decode an image file to uint8 [H, W, 3], RGB, turned upright by its EXIF orientation.
+
+    Grey and CMYK become RGB; of 16 bits the high 8 are kept; an alpha channel is dropped (the
+    colour below it stays). Raises DataError with the reason, which does not name the file.
+    """
+    try:
+        width, height = header_size(data)
+    except EOFError as error:
+        raise DataError(str(error)) from error
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{width}x{height} pixels are more than the {MAX_PIXELS:,} allowed")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise DataError(f"the image does not decode: {error.err}") from error
+    if image is None:
+        raise DataError("the image does not decode")
+    return image.astype(np.uint8, copy=False)
+
+
+def read_image(root: str, path: str) -> Image:
+    """`decode` of the file at `path` below `root`; DataError names the file."""
+    data = read_bytes(root, path)
+    try:
+        return decode(data)
+    except DataError as error:
+        raise DataError(f"{path} in {root}: {error}") from error
+
+
+def resize(image: Image, height: int, width: int) -> Image:
+    """Resize uint8 [H, W, 3] to [height, width, 3].
+
+    Pixel areas are averaged when both sides shrink, since plain interpolation would alias; else
+    bilinear (choice: ours).
+    """
+    shrinks = image.shape[0] > height and image.shape[1] > width
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=method).astype(np.uint8, copy=False)
+
+
+def to_tensor_batch(images: Image, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Normalise uint8 [N, H, W, 3] to float32 [N, 3, H, W]: (x / 255 - mean) / std by channel."""
+    # Arrays out of shared memory are read-only, which torch would warn about.
+    pixels = torch.from_numpy(images if images.flags.writeable else images.copy())
+    scale = 1.0 / (255.0 * torch.tensor(std, dtype=torch.float32))
+    shift = torch.tensor(mean, dtype=torch.float32) / torch.tensor(std, dtype=torch.float32)
+    batch = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return batch.mul_(scale[:, None, None]).sub_(shift[:, None, None])
+
+
+def jpeg_segments(data: bytes) -> tuple[tuple[int, int], int]:
+    """Width and height of a JPEG, and the offset at which its compressed data starts.
+
+    Raises IndexError or struct.error if the bytes end before that.
+    """
+    size = (0, 0)
+    at = 2
+    while True:
+        at = data.find(b"\xff", at)  # decoders skip stray bytes between segments too
+        if at < 0:
+            raise IndexError("no compressed data")
+        marker = data[at + 1]
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
+            at += 1 if marker == 0xFF else 2  # padding, and markers without a length
+            continue
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            size = (width, height)
+        at += 2 + length
+        if marker == 0xDA:
+            return size, at
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    return jpeg_segments(data)[0]
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    width, height = struct.unpack_from(">II", data, 16)
+    return width, height
+
+
+def _bmp_size(data: bytes) -> tuple[int, int]:
+    (header,) = struct.unpack_from("<I", data, 14)
+    width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
+    return width, abs(height)  # negative: rows from the top
+
+
+def _tiff_size(data: bytes) -> tuple[int, int]:
+    """Size of the first picture of a TIFF, from tags 256 (width) and 257 (height)."""
+    order = "<" if data[:2] == b"II" else ">"
+    (directory,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, directory)
+    size = {256: 0, 257: 0}
+    for at in range(directory + 2, directory + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(order + "HH", data, at)
+        if tag in size:
+            (size[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, at + 8)
+    return size[256], size[257]
+
+
+_HEADERS = (
+    (b"\xff\xd8\xff", _jpeg_size),
+    (b"\x89PNG\r\n\x1a\n", _png_size),
+    (b"BM", _bmp_size),
+    (b"II*\0", _tiff_size),
+    (b"MM\0*", _tiff_size),
+)

@@ -1,0 +1,87 @@
+"""Check one image file: a row of the manifest, or the reason why it is none.
+
+A pure function of the root and the entry, so that any number of workers can run it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import Any
+
+from dpmpp_core.data.files import read_bytes
+from dpmpp_core.data.images import MAX_PIXELS, decode, header_size, jpeg_segments
+from dpmpp_core.data.layouts import Entry
+from dpmpp_core.errors import DataError
+
+MIN_SIDE = 8  # pixels; below, nothing of a person is left
+MAX_BYTES = 64 * 1024 * 1024  # of one file
+
+
+def inspect(root: str, entry: Entry) -> dict[str, Any]:
+    """Read, check and decode one image.
+
+    Returns the fields of `manifest.IMAGE_SCHEMA` plus `reason` and `detail`, which are empty for
+    a good image. Reasons: `unreadable`, `empty_file`, `not_an_image`, `truncated`, `too_small`,
+    `too_large`. Sizes are those of the upright picture; where a check failed, width, height and
+    bytes are 0 and sha256 is empty. Bad files never raise; faults of the machine do (OSError).
+    """
+    row: dict[str, Any] = {
+        **entry._asdict(), "width": 0, "height": 0, "bytes": 0, "sha256": "", "reason": "",
+        "detail": "",
+    }  # fmt: skip
+    try:
+        data = read_bytes(root, entry.path, limit=MAX_BYTES + 1)
+    except DataError as error:
+        return {**row, "reason": "unreadable", "detail": str(error)}
+    reason, detail = _fault(data)
+    if reason:
+        return {**row, "reason": reason, "detail": detail}
+    try:
+        image = decode(data)
+    except DataError as error:
+        return {**row, "reason": "truncated", "detail": str(error)}
+    row["height"], row["width"] = image.shape[:2]
+    row["bytes"] = len(data)
+    row["sha256"] = hashlib.sha256(data).hexdigest()
+    return row
+
+
+def _fault(data: bytes) -> tuple[str, str]:
+    """Reason and detail of what is wrong with a file, from its bytes alone; empty if nothing."""
+    if not data:
+        return "empty_file", "the file holds 0 bytes"
+    if len(data) > MAX_BYTES:
+        return "too_large", f"the file is larger than {MAX_BYTES // 2**20} MiB"
+    try:
+        width, height = header_size(data)
+    except DataError as error:
+        return "not_an_image", f"{error}; it starts with {data[:8]!r}"
+    except EOFError as error:
+        return "truncated", str(error)
+    if min(width, height) < MIN_SIDE:
+        return "too_small", f"{width}x{height} pixels; the shorter side needs {MIN_SIDE}"
+    if width * height > MAX_PIXELS:
+        return "too_large", f"{width}x{height} pixels are more than the {MAX_PIXELS:,} allowed"
+    if not _is_complete(data):
+        return "truncated", f"the end of the picture is missing ({len(data):,} bytes are there)"
+    return "", ""
+
+
+def _is_complete(data: bytes) -> bool:
+    """Whether a JPEG or PNG has its end mark; decoders may fill up a cut picture silently.
+
+    BMP and TIFF have none: cut ones do not decode.
+    """
+    if data.startswith(b"\xff\xd8"):
+        # Compressed data never holds FF D9; a thumbnail in the header, skipped here, does.
+        return data.find(b"\xff\xd9", jpeg_segments(data)[1]) >= 0
+    if data.startswith(b"\x89PNG"):
+        at = 8
+        while at + 12 <= len(data):
+            length, kind = struct.unpack_from(">I4s", data, at)
+            if kind == b"IEND":
+                return True
+            at += 12 + length
+        return False
+    return True

@@ -1,0 +1,146 @@
+"""Which images make which training step: identity-balanced, from (seed, epoch, step) alone.
+
+Any process computes any step without replaying earlier ones, so a run resumes exactly and workers
+need no conversation about sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from functools import partial
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dpmpp_core.errors import DataError
+
+
+class Draw(IntEnum):
+    """What a stream of random numbers is for; part of its seed, so never renumber."""
+
+    PLAN = 1
+    GEOMETRY = 2
+    PAIRING = 3
+    ERASING = 4
+
+
+def stream(seed: int, epoch: int, step: int, item: int, purpose: Draw) -> np.random.Generator:
+    """An independent random generator for one purpose at one place of the training."""
+    return np.random.default_rng(np.random.SeedSequence((seed, epoch, step, item, int(purpose))))
+
+
+def class_labels(pids: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number the identities 0..C-1 in the order of their pids, the same in every process.
+
+    Args:
+        pids: int64 [N] person ids of the training rows.
+
+    Returns:
+        labels int64 [N] and classes int64 [C], sorted, with classes[labels] == pids.
+    """
+    classes, labels = np.unique(np.asarray(pids, np.int64), return_inverse=True)
+    return labels.astype(np.int64), classes
+
+
+class StepPlan:
+    """The rows of each training step: P identities, K consecutive rows of each.
+
+    Identities are dealt like cards: from a shuffled deck of all of them, P a step, and from the
+    next deck when one is used up, skipping who is in the step already. So a step's identities
+    differ, and over an epoch no identity comes more than once oftener than another. The images of
+    an identity are dealt K at a time in the same way; decks are ordered so that the cameras of an
+    identity are spread evenly through them. Only an identity with fewer than K images repeats any
+    within a step, and each no more than once oftener than another.
+
+    Args:
+        labels: int64 [N] class index of each training row.
+        camids: int64 [N] camera of each training row.
+        identities: P, at least 1.
+        images: K, at least 1.
+        seed: non-negative.
+        epochs: only for `total`.
+
+    Raises:
+        DataError: fewer than P identities.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        camids: NDArray[np.int64],
+        identities: int,
+        images: int,
+        seed: int,
+        epochs: int = 1,
+    ) -> None:
+        self.identities, self.images, self.seed = identities, images, seed
+        order = np.argsort(labels, kind="stable")
+        classes, starts = np.unique(labels[order], return_index=True)
+        if len(classes) < identities:
+            raise DataError(
+                f"the training set has {len(classes)} identities, a batch needs {identities}: "
+                "lower metric.identities or give more identities"
+            )
+        self._rows = np.split(order, starts[1:])
+        self._camids = np.asarray(camids)
+        self.steps_per_epoch = max(1, len(labels) // (identities * images))
+        """Steps that an epoch really has: N // (P * K), at least 1."""
+        self.total = epochs * self.steps_per_epoch
+        """Steps of the whole training."""
+        self._latest: tuple[int, NDArray[np.int64]] | None = None
+
+    def rows(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """Row numbers of one step, int64 [P * K], K consecutive ones an identity.
+
+        Raises:
+            IndexError: the step is not in 0..steps_per_epoch-1.
+        """
+        if not 0 <= step < self.steps_per_epoch:
+            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch} steps")
+        if self._latest is None or self._latest[0] != epoch:
+            self._latest = (epoch, self._deal_epoch(epoch))
+        return self._latest[1][step].copy()
+
+    def _deal_epoch(self, epoch: int) -> NDArray[np.int64]:
+        """All rows of an epoch, int64 [steps, P * K]."""
+        rng = stream(self.seed, epoch, 0, 0, Draw.PLAN)
+        everyone = np.arange(len(self._rows))
+        chosen = _deal(partial(rng.permutation, everyone), self.identities, self.steps_per_epoch)
+        rows = np.empty((self.steps_per_epoch, self.identities, self.images), np.int64)
+        for identity in np.unique(chosen):
+            places = chosen == identity
+            shuffle = partial(self._spread_cameras, self._rows[identity], rng)
+            rows[places] = _deal(shuffle, self.images, int(places.sum()))
+        return rows.reshape(self.steps_per_epoch, -1)
+
+    def _spread_cameras(
+        self, rows: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Shuffle rows so that each camera's lie evenly through the whole deck (ours)."""
+        rows = rng.permutation(rows)
+        camids = self._camids[rows]
+        place = np.empty(len(rows))
+        for camid in np.unique(camids):
+            own = np.flatnonzero(camids == camid)
+            place[own] = (np.arange(len(own)) + rng.random(len(own))) / len(own)
+        return rows[np.argsort(place, kind="stable")]
+
+
+def _deal(shuffle: Callable[[], NDArray[np.int64]], hand: int, hands: int) -> NDArray[np.int64]:
+    """Deal cards from shuffled decks in turn, int64 [hands, hand].
+
+    No card comes twice in a hand before all have come once: at the change of decks those in the
+    hand already are passed over and stay on the new deck.
+    """
+    whole, rest = divmod(hand, len(shuffle()))
+    out = np.empty((hands, hand), np.int64)
+    deck = shuffle()
+    for row in out:
+        dealt, deck = deck[:rest], deck[rest:]
+        if len(dealt) < rest:
+            fresh = shuffle()
+            added = fresh[~np.isin(fresh, dealt)][: rest - len(dealt)]
+            dealt, deck = np.concatenate([dealt, added]), fresh[~np.isin(fresh, added)]
+        row[:] = np.concatenate([dealt, *(shuffle() for _ in range(whole))])
+    return out

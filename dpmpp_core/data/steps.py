@@ -1,0 +1,181 @@
+"""One training step as arrays: planned as a whole, made for one rank.
+
+Everything random - rows, geometry, pairs, erasing - comes from (seed, epoch, step), for the whole
+P x K batch and whatever the number of ranks, so a rank's arrays are a slice of one fixed batch.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpmpp_core.config import AugmentConfig, DataConfig, OcclusionConfig
+from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_mask, random_erase
+from dpmpp_core.data.images import read_image, resize
+from dpmpp_core.data.plan import Draw, StepPlan, stream
+from dpmpp_core.errors import ConfigError
+from dpmpp_core.occlusion.pairing import Pairs, draw_pairs
+from dpmpp_core.occlusion.transfer import transfer_patches, visible_patches
+
+Image = NDArray[np.uint8]
+CACHE_BYTES = 256 * 2**20
+
+
+class StepMaker:
+    """Makes the arrays of any training step, on any machine, in any order.
+
+    Args:
+        root: folder of the images.
+        paths: N paths relative to root, one a training row.
+        labels: int64 [N] class index.
+        camids: int64 [N] camera.
+        masks: bool [N, gh, gw] saliency, True = person.
+        plan: which rows make a step; its seed is the seed of everything here.
+        grid: (gh, gw) patches of the transfer; must divide the image's height and width.
+        cache_bytes: at most so many bytes of decoded and resized images are kept; a result never
+            depends on it.
+
+    Raises:
+        ConfigError: the grid does not divide the image size.
+        ValueError: labels, camids, masks or paths differ in length, or masks in grid.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        paths: Sequence[str],
+        labels: NDArray[np.int64],
+        camids: NDArray[np.int64],
+        masks: NDArray[np.bool_],
+        plan: StepPlan,
+        data: DataConfig,
+        augment: AugmentConfig,
+        occlusion: OcclusionConfig,
+        grid: tuple[int, int],
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        if data.height % grid[0] or data.width % grid[1]:
+            raise ConfigError(
+                f"data.height {data.height} and data.width {data.width} must be whole multiples of "
+                f"the {grid[0]}x{grid[1]} patches that are transferred: use multiples of 16"
+            )
+        counts = len(paths), len(labels), len(camids), len(masks)
+        if len(set(counts)) > 1:
+            raise ValueError(f"paths, labels, camids and masks differ in length: {counts}")
+        if masks.shape[1:] != grid:
+            raise ValueError(f"masks are {masks.shape[1:]}, the grid is {grid}")
+        self._labels, self._camids, self._masks, self._plan = labels, camids, masks, plan
+        self._data, self._augment, self._occlusion = data, augment, occlusion
+        self._images = _ImageCache(root, paths, data.height, data.width, cache_bytes)
+
+    def make(self, global_step: int, rank: int = 0, world: int = 1) -> dict[str, NDArray]:
+        """The arrays of one rank; b = P * K / world, whole identities, in the order of the ranks.
+
+        A sample is first augmented, then mixed with its donor or else perhaps erased.
+
+        Returns:
+            images uint8 [b, height, width, 3] RGB;
+            labels int64 [b] class index of the identity that is kept;
+            camids int64 [b] camera of the image in `rows`;
+            donor_labels int64 [b] class index of the donor, -1 = not mixed;
+            visible bool [b, gh, gw] patches that show the person (the mask itself if not mixed);
+            rows int64 [b] row numbers in the training set;
+            step int64, the global step.
+
+        Raises:
+            ConfigError: the P identities are not the same number for each rank.
+            DataError: an image cannot be read; names the file.
+        """
+        if self._plan.identities % world:
+            raise ConfigError(
+                f"metric.identities {self._plan.identities} cannot be shared by {world} train "
+                "workers: make it a multiple of cluster.train_workers"
+            )
+        epoch, step = divmod(global_step, self._plan.steps_per_epoch)
+        rows, geometries, masks, pairs = self._plan_step(epoch, step)
+        share = len(rows) // world
+        own = slice(rank * share, (rank + 1) * share)
+
+        items = range(len(rows))[own]
+        needed = sorted({*items, *(int(j) for j in pairs.donor[own] if j >= 0)})
+        augmented = {
+            i: apply_to_image(self._images[int(rows[i])], geometries[i], self._augment.pad)
+            for i in needed
+        }
+        images = np.empty((share, self._data.height, self._data.width, 3), np.uint8)
+        visible = masks[own].copy()
+        for k, i in enumerate(items):
+            j, shift = int(pairs.donor[i]), int(pairs.shift[i])
+            if j >= 0:
+                mixed = transfer_patches(
+                    augmented[i].transpose(2, 0, 1),
+                    augmented[j].transpose(2, 0, 1),
+                    masks[j],
+                    shift,
+                )
+                images[k] = mixed.transpose(1, 2, 0)
+                visible[k] = visible_patches(masks[i], masks[j], shift)
+            else:
+                images[k] = self._maybe_erase(augmented[i], epoch, step, i)
+        labels = self._labels[rows]
+        return {
+            "images": images,
+            "labels": labels[own],
+            "camids": self._camids[rows[own]],
+            "donor_labels": np.where(pairs.donor >= 0, labels[pairs.donor], -1)[own],
+            "visible": visible,
+            "rows": rows[own],
+            "step": np.array(global_step, np.int64),
+        }
+
+    def _plan_step(
+        self, epoch: int, step: int
+    ) -> tuple[NDArray[np.int64], list[Geometry], NDArray[np.bool_], Pairs]:
+        """Rows, geometries, augmented masks and pairs of the whole batch; no pixel is touched."""
+        seed, pad = self._plan.seed, self._augment.pad
+        height, width = self._data.height, self._data.width
+        rows = self._plan.rows(epoch, step)
+        geometries = [
+            Geometry.draw(self._augment, stream(seed, epoch, step, i, Draw.GEOMETRY))
+            for i in range(len(rows))
+        ]
+        masks = np.stack(
+            [
+                apply_to_mask(self._masks[row], geometry, pad, height, width)
+                for row, geometry in zip(rows, geometries, strict=True)
+            ]
+        )
+        pairs = draw_pairs(masks, self._occlusion, stream(seed, epoch, step, 0, Draw.PAIRING))
+        return rows, geometries, masks, pairs
+
+    def _maybe_erase(self, image: Image, epoch: int, step: int, item: int) -> Image:
+        rng = stream(self._plan.seed, epoch, step, item, Draw.ERASING)
+        return random_erase(image, rng) if rng.random() < self._augment.erase else image
+
+
+class _ImageCache:
+    """Decoded and resized training images, the most recently used ones kept in memory."""
+
+    def __init__(
+        self, root: str, paths: Sequence[str], height: int, width: int, max_bytes: int
+    ) -> None:
+        self._root, self._paths, self._height, self._width = root, paths, height, width
+        self._max_images = max_bytes // (height * width * 3)
+        self._kept: OrderedDict[int, Image] = OrderedDict()
+
+    def __getitem__(self, row: int) -> Image:
+        """Training image `row`, uint8 [height, width, 3], not to be written to."""
+        image = self._kept.get(row)
+        if image is None:
+            pixels = read_image(self._root, self._paths[row])
+            image = resize(pixels, self._height, self._width)
+            image.setflags(write=False)
+            self._kept[row] = image
+            if len(self._kept) > self._max_images:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(row)
+        return image

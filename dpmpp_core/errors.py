@@ -1,0 +1,21 @@
+"""Errors that a user can act on.
+
+The message of each says what was wrong, where, and what to do; the command line prints it as one
+line and exits with 2. Anything else that escapes is a defect or a fault of the machine (exit 1).
+"""
+
+
+class UserError(Exception):
+    """Base of every error that the user can mend."""
+
+
+class ConfigError(UserError):
+    """A configuration key or value is wrong."""
+
+
+class DataError(UserError):
+    """A data set is unusable: wrong layout, no training identity, queries without gallery."""
+
+
+class WeightsError(UserError):
+    """Model weights or a saved model are missing, damaged or do not fit."""

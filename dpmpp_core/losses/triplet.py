@@ -1,0 +1,38 @@
+"""Batch-hard triplet loss (Hermans et al. 2017) that knows about donors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def batch_hard_triplet(
+    features: Tensor, labels: Tensor, margin: float, ignored: Tensor | None = None
+) -> Tensor:
+    """Mean over anchors of relu(hardest positive - hardest negative + margin), Euclidean.
+
+    Args:
+        features: float [B, D].
+        labels: int64 [B].
+        margin: in the features' own units.
+        ignored: int64 [B], an identity that is no negative of the sample (its donor's: class-
+            ignoring, SPT), -1 = none.
+
+    Returns:
+        float32 scalar; anchors without a positive or a negative are left out, none left = 0.
+    """
+    features = features.float()
+    squares = features.square().sum(dim=1)
+    product = features @ features.T
+    distance = (squares[:, None] + squares[None] - 2 * product).clamp(min=1e-12).sqrt()
+    same = labels[:, None] == labels[None]
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    negative = ~same
+    if ignored is not None:
+        negative = negative & (ignored[:, None] != labels[None])
+    positive = same & ~itself
+    hardest_positive = distance.masked_fill(~positive, float("-inf")).amax(dim=1)
+    hardest_negative = distance.masked_fill(~negative, float("inf")).amin(dim=1)
+    usable = positive.any(dim=1) & negative.any(dim=1)
+    gap = torch.where(usable, hardest_positive - hardest_negative + margin, 0.0)
+    return gap.relu().sum() / usable.sum().clamp(min=1)

@@ -1,0 +1,57 @@
+"""The dynamic mask: which dimensions of the identity space a picture lets us trust (DPM)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+class MaskGenerator(nn.Module):
+    """Patch tokens of several blocks -> one mask in (0, 1) for each metric space.
+
+    Three convolutions with batch norm and ReLU, two of them followed by max pooling, then a global
+    maximum and one linear layer a space. The linear layers start at zero, so every mask starts at
+    exactly 0.5 and retrieval starts out identical to the unmasked model.
+
+    Args:
+        channels: channels of the tapped tokens, taps x width.
+        spaces: name -> width of each metric space.
+        variant: `full` is DPM's trunk (3x3 convolutions to 2w, w, w with w = channels / 4: 59 M
+            parameters for ViT-B); `light` (ours) a 1x1 convolution to w / 3, then two 3x3.
+    """
+
+    def __init__(
+        self, channels: int, spaces: Mapping[str, int], variant: Literal["light", "full"]
+    ) -> None:
+        super().__init__()
+        width = channels // 4
+        if variant == "full":
+            widths, kernels = (2 * width, width, width), (3, 3, 3)
+        else:
+            light = max(64, width // 3)
+            widths, kernels = (light, light, light), (1, 3, 3)
+        layers: list[nn.Module] = []
+        for i, (out, kernel) in enumerate(zip(widths, kernels, strict=True)):
+            layers += [
+                nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False),
+                nn.BatchNorm2d(out),
+                nn.ReLU(inplace=True),
+            ]
+            if i < 2:
+                layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            channels = out
+        self.trunk = nn.Sequential(*layers)
+        self.spaces = nn.ModuleDict({name: nn.Linear(channels, d) for name, d in spaces.items()})
+        for linear in self.spaces.values():
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, taps: Tensor) -> dict[str, Tensor]:
+        """[B, channels, rows, columns] -> {space: float32 [B, width]}, each in (0, 1)."""
+        pooled = self.trunk(taps).amax(dim=(2, 3))
+        return {
+            name: torch.sigmoid(linear(pooled).float()) for name, linear in self.spaces.items()
+        }

@@ -1,0 +1,44 @@
+"""Classifier prototypes and the masked metric over them (DPM)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dpmpp_core.retrieval import masked_similarity
+
+
+class Prototypes(nn.Module):
+    """One prototype an identity in each metric space.
+
+    Args:
+        classes: number of identities C.
+        spaces: name -> width of each metric space.
+    """
+
+    def __init__(self, classes: int, spaces: Mapping[str, int]) -> None:
+        super().__init__()
+        self.weight = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(classes, d) * d**-0.5) for name, d in spaces.items()}
+        )
+
+    @torch.no_grad()
+    def init_from_text(self, space: str, text: Tensor) -> None:
+        """Point the prototypes of `space` along text features [C, width] (ours).
+
+        Directions are the text's, centred since text features share a large common part; lengths
+        stay at the mean norm of the random start.
+        """
+        weight = self.weight[space]
+        direction = nn.functional.normalize(text - text.mean(dim=0), dim=1)
+        weight.copy_(direction.to(weight) * weight.norm(dim=1).mean())
+
+    def plain(self, space: str, features: Tensor) -> Tensor:
+        """Inner products [B, C] of features [B, width] with the prototypes."""
+        return features @ self.weight[space].T
+
+    def masked(self, space: str, features: Tensor, masks: Tensor) -> Tensor:
+        """Masked cosine [B, C] in [-1, 1], float32: the masks re-weight the prototypes."""
+        return masked_similarity(features.float(), masks.float(), self.weight[space].float())

@@ -1,0 +1,200 @@
+"""The re-identification model: images in, features and masks out; its file format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dpmpp_core.config import Config, DataConfig, ModelConfig
+from dpmpp_core.data.images import read_image, resize, to_tensor_batch
+from dpmpp_core.errors import WeightsError
+from dpmpp_core.models.clip import build_clip
+from dpmpp_core.models.encoder import Encoded, ImageEncoder
+from dpmpp_core.models.mask_generator import MaskGenerator
+
+FORMAT = 1
+WEIGHTS_FILE, CARD_FILE = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Features and masks of N images, each a mapping of metric space to float32 [N, width]."""
+
+    features: dict[str, npt.NDArray[np.float32]]
+    masks: dict[str, npt.NDArray[np.float32]]
+
+
+class ReidModel(nn.Module):
+    """Encoder, mask generator and batch-norm necks; two metric spaces, `visual` and `joint`.
+
+    Args:
+        config, data: the sections of the run's configuration; both are stored with the weights.
+        clip: the open_clip model to start from; its image tower is taken over.
+    """
+
+    def __init__(self, config: ModelConfig, data: DataConfig, clip: nn.Module) -> None:
+        super().__init__()
+        self.config, self.data = config, data
+        self.encoder = ImageEncoder(clip.visual, config.taps)
+        self.spaces = {"visual": self.encoder.width, "joint": self.encoder.joint_width}
+        self.mask_generator = MaskGenerator(
+            len(self.encoder.taps) * self.encoder.width, self.spaces, config.mask_generator
+        )
+        self.necks = nn.ModuleDict({name: _neck(d) for name, d in self.spaces.items()})
+
+    def forward(self, images: Tensor) -> tuple[Encoded, dict[str, Tensor]]:
+        """Normalised images float [B, 3, H, W] -> what the encoder saw, and a mask a space."""
+        encoded = self.encoder(images)
+        return encoded, self.mask_generator(encoded.taps)
+
+    def retrieval_features(self, encoded: Encoded) -> dict[str, Tensor]:
+        """Features in the space that `config.retrieval_features` names, float32 [B, width]."""
+        plain = {"visual": encoded.visual.float(), "joint": encoded.joint.float()}
+        if self.config.retrieval_features == "pre_bn":
+            return plain
+        return {name: self.necks[name](feature) for name, feature in plain.items()}
+
+    @torch.inference_mode()
+    def embed(self, images: Any, batch: int = 64) -> Embedded:
+        """Embed pictures.
+
+        Args:
+            images: uint8 [N, H, W, 3] RGB, a sequence of such [H, W, 3] arrays of any size, or a
+                sequence of paths.
+            batch: pictures a forward pass.
+
+        Raises:
+            ValueError: an array of another type or shape, named by its position.
+            DataError: a path that does not hold a readable image.
+        """
+        if isinstance(images, (str, Path)):
+            images = [images]
+        was_training = self.training
+        self.eval()
+        parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+        for start in range(0, len(images), batch):
+            pictures = [
+                self._picture(start + i, item)
+                for i, item in enumerate(images[start : start + batch])
+            ]
+            encoded, masks = self(self._normalise(np.stack(pictures)))
+            parts.append((self.retrieval_features(encoded), masks))
+        self.train(was_training)
+        return Embedded(
+            features=self._join([features for features, _ in parts]),
+            masks=self._join([masks for _, masks in parts]),
+        )
+
+    def _picture(self, index: int, item: Any) -> npt.NDArray[np.uint8]:
+        if isinstance(item, (str, Path)):
+            item = read_image(str(Path(item).parent), Path(item).name)
+        if getattr(item, "dtype", None) != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
+            shape = getattr(item, "shape", type(item).__name__)
+            raise ValueError(f"image {index}: uint8 [H, W, 3] RGB or a path is needed, not {shape}")
+        return resize(item, self.data.height, self.data.width)
+
+    def _normalise(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        batch = to_tensor_batch(images, self.data.mean, self.data.std)
+        return batch.to(next(self.parameters()).device)
+
+    def _join(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, npt.NDArray[np.float32]]:
+        return {
+            name: np.concatenate([part[name].float().cpu().numpy() for part in parts])
+            if parts
+            else np.zeros((0, width), np.float32)
+            for name, width in self.spaces.items()
+        }
+
+
+def start_clip(config: Config) -> nn.Module:
+    """The model that training starts from; random weights are drawn from `config.seed`.
+
+    Raises:
+        ConfigError, WeightsError: as `build_clip`.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return build_clip(config.model, config.data.height, config.data.width)
+
+
+def _neck(width: int) -> nn.BatchNorm1d:
+    """Batch-norm neck whose shift is fixed at zero (BoT, CLIP-ReID)."""
+    neck = nn.BatchNorm1d(width)
+    neck.bias.requires_grad_(False)
+    return neck
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over name, type, shape and bytes of each tensor, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_model(model: ReidModel, folder: Path, facts: Mapping[str, Any] | None = None) -> str:
+    """Write `model.safetensors` and `model.json` into `folder`; return the weights' SHA-256.
+
+    Args:
+        facts: further JSON-able facts for the card (data set identity, class count, ...).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    digest = weights_sha256(state)
+    card = {
+        "format": FORMAT,
+        "model": model.config.model_dump(mode="json"),
+        "data": model.data.model_dump(mode="json", exclude={"demo", "layout"}),
+        "clip": open_clip.get_model_config(model.config.backbone),
+        "spaces": model.spaces,
+        "weights_sha256": digest,
+        **(facts or {}),
+    }
+    save_file(state, folder / WEIGHTS_FILE)
+    (folder / CARD_FILE).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+    return digest
+
+
+def load_model(path: str | Path, device: str = "cpu") -> ReidModel:
+    """Read a model that `save_model` wrote; needs nothing but the folder.
+
+    Args:
+        path: the folder with `model.safetensors` and `model.json`.
+        device: a torch device.
+
+    Raises:
+        WeightsError: files missing or damaged, another format, or weights whose hash is not the
+            card's.
+    """
+    folder = Path(path)
+    for name in (CARD_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise WeightsError(f"{folder} holds no {name}: not a saved model")
+    try:
+        card = json.loads((folder / CARD_FILE).read_text())
+        state = load_file(folder / WEIGHTS_FILE)
+    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{folder}: a damaged model file: {error}") from None
+    if card.get("format") != FORMAT:
+        raise WeightsError(f"{folder}: model format {card.get('format')}, this code reads {FORMAT}")
+    if weights_sha256(state) != card["weights_sha256"]:
+        raise WeightsError(f"{folder}/{WEIGHTS_FILE}: its hash is not the one in {CARD_FILE}")
+    config = ModelConfig.model_validate({**card["model"], "pretrained": None, "checkpoint": None})
+    data = DataConfig.model_validate(card["data"])
+    model = ReidModel(config, data, build_clip(config, data.height, data.width))
+    model.load_state_dict(state)
+    return model.to(device).eval()

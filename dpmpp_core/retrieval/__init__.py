@@ -1,0 +1,31 @@
+"""Retrieval: the masked metric, ranking figures, their baselines and controls."""
+
+from dpmpp_core.retrieval.baseline import chance, stripe_histogram
+from dpmpp_core.retrieval.evaluation import (
+    MODES,
+    Embeddings,
+    Mode,
+    evaluate,
+    rankings,
+    top_matches,
+)
+from dpmpp_core.retrieval.masks import mask_statistics, permuted_masks, static_mask
+from dpmpp_core.retrieval.ranking import RankingResult, evaluate_ranking
+from dpmpp_core.retrieval.similarity import masked_similarity
+
+__all__ = [
+    "MODES",
+    "Embeddings",
+    "Mode",
+    "RankingResult",
+    "chance",
+    "evaluate",
+    "evaluate_ranking",
+    "mask_statistics",
+    "masked_similarity",
+    "permuted_masks",
+    "rankings",
+    "static_mask",
+    "stripe_histogram",
+    "top_matches",
+]

@@ -1,0 +1,136 @@
+"""Embedded query and gallery sets -> ranking figures, with and without masks and their controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpmpp_core.retrieval.masks import permuted_masks, static_mask
+from dpmpp_core.retrieval.ranking import (
+    QueryRanks,
+    RankingResult,
+    matching_items,
+    rank_queries,
+    summarise,
+)
+from dpmpp_core.retrieval.similarity import masked_similarity
+
+Matrix = NDArray[np.float32]
+Mode = Literal["masked", "unmasked", "permuted", "static"]
+MODES: tuple[Mode, ...] = ("masked", "unmasked", "permuted", "static")
+
+# Scores in memory at a time: 64 MB in float32.
+BLOCK_SCORES = 16_000_000
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """N embedded pictures.
+
+    features: metric space -> float32 [N, D]. masks: the same spaces -> float32 [N, D] in (0, 1);
+    may be empty for a gallery, whose masks the metric does not use. pids, camids: int64 [N].
+    paths: N names of the pictures. Raises ValueError if the lengths differ.
+    """
+
+    features: Mapping[str, Matrix]
+    masks: Mapping[str, Matrix]
+    pids: NDArray[np.int64]
+    camids: NDArray[np.int64]
+    paths: Sequence[str]
+
+    def __post_init__(self) -> None:
+        sizes = {"pids": len(self.pids), "camids": len(self.camids), "paths": len(self.paths)}
+        sizes |= {f"features of '{space}'": len(x) for space, x in self.features.items()}
+        sizes |= {f"masks of '{space}'": len(m) for space, m in self.masks.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"the columns of the embeddings have different lengths: {sizes}")
+
+    def __len__(self) -> int:
+        return len(self.pids)
+
+
+def evaluate(query: Embeddings, gallery: Embeddings, seed: int) -> dict[str, Any]:
+    """Figures by mode, as plain numbers.
+
+    {"masked": {...}, "unmasked": {...}, "permuted": {...}, "static": {...}, "num_queries": all of
+    them, "num_skipped": those without a positive}; each {...} has mAP, rank1, rank5, rank10 and
+    mINP, floats in [0, 1]. A lone query has nobody to swap masks with: "permuted" is then NaN.
+    Raises as `rankings`.
+    """
+    results = rankings(query, gallery, seed)
+    figures: dict[str, Any] = {mode: result.metrics() for mode, result in results.items()}
+    if "permuted" not in figures:
+        figures["permuted"] = dict.fromkeys(figures["masked"], float("nan"))
+    skipped = results["masked"].num_skipped_queries
+    return {**figures, "num_queries": len(query), "num_skipped": skipped}
+
+
+def rankings(query: Embeddings, gallery: Embeddings, seed: int) -> dict[Mode, RankingResult]:
+    """Each mode's full result (CMC curve, figures of every query).
+
+    masked: each query's own mask. unmasked: plain cosine. Controls: permuted (another query's mask,
+    drawn from `seed`; absent for a lone query) and static (the mean mask for all). Scores are made
+    and ranked in blocks of queries, so memory does not grow with their number.
+
+    Raises ValueError (see `masked_similarity`) and DataError (no query has a positive).
+    """
+    modes = [mode for mode in MODES if mode != "permuted" or len(query) > 1]
+    return {mode: _rank(query, _masks(query, mode, seed), gallery) for mode in modes}
+
+
+def top_matches(
+    query: Embeddings,
+    gallery: Embeddings,
+    k: int,
+    mode: Literal["masked", "unmasked"],
+    rows: Sequence[int],
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k best gallery items of the queries `rows`, junk left out, best first, for showing.
+
+    Returns (indices int64 [len(rows), k] into the gallery, scores float32 of the same shape). Equal
+    scores are listed in the gallery's order. Beyond the last valid item: index -1, score NaN.
+    """
+    chosen = np.asarray(rows, np.int64)
+    features, masks = _take(query.features, chosen), _masks(query, mode, seed=0)
+    scores = masked_similarity(features, masks and _take(masks, chosen), gallery.features).numpy()
+    indices = np.full((len(chosen), k), -1, np.int64)
+    best = np.full((len(chosen), k), np.nan, np.float32)
+    matches = matching_items(query.pids[chosen], gallery.pids, query.camids[chosen], gallery.camids)
+    for i, (same, positive) in enumerate(matches):
+        order = np.argsort(-scores[i], kind="stable")
+        order = order[~np.isin(order, same[~positive])][:k]
+        indices[i, : len(order)] = order
+        best[i, : len(order)] = scores[i, order]
+    return indices, best
+
+
+def _rank(
+    query: Embeddings, masks: Mapping[str, Matrix] | None, gallery: Embeddings
+) -> RankingResult:
+    step = max(1, BLOCK_SCORES // max(1, len(gallery)))
+    blocks = []
+    for start in range(0, len(query), step):
+        rows = slice(start, start + step)
+        scores = masked_similarity(
+            _take(query.features, rows), masks and _take(masks, rows), gallery.features
+        )
+        blocks.append(
+            rank_queries(scores, query.pids[rows], gallery.pids, query.camids[rows], gallery.camids)
+        )
+    return summarise(QueryRanks.joined(blocks), gallery_size=len(gallery))
+
+
+def _masks(query: Embeddings, mode: Mode, seed: int) -> Mapping[str, Matrix] | None:
+    if mode == "unmasked":
+        return None
+    if mode == "permuted":
+        return permuted_masks(query.masks, seed)
+    return static_mask(query.masks) if mode == "static" else query.masks
+
+
+def _take(spaces: Mapping[str, Matrix], rows: slice | NDArray[np.int64]) -> dict[str, Matrix]:
+    return {space: values[rows] for space, values in spaces.items()}

@@ -1,0 +1,85 @@
+"""Control masks and figures: is a mask made for its query, or the same for all?
+
+A mask that helps as much when queries swap theirs, or when all use the mean one, is not adaptive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.floating[Any]]
+
+
+@overload
+def permuted_masks(mask: Mask, seed: int) -> Mask: ...
+@overload
+def permuted_masks(mask: Mapping[str, Mask], seed: int) -> dict[str, Mask]: ...
+def permuted_masks(mask: Mask | Mapping[str, Mask], seed: int) -> Mask | dict[str, Mask]:
+    """Every query gets another query's mask, the same one's in every space. Control.
+
+    `mask` is [N, D], or a mapping of space to such. The exchange is a derangement (nobody keeps
+    its own), uniform over all of them, drawn from `seed` and N alone. Raises ValueError if N < 2.
+    """
+    sizes = {len(m) for m in mask.values()} if isinstance(mask, Mapping) else {len(mask)}
+    if len(sizes) != 1:
+        raise ValueError(f"the spaces of mask have different numbers of queries: {sorted(sizes)}")
+    order = _derangement(sizes.pop(), seed)
+    return _each(mask, lambda m: m[order])
+
+
+@overload
+def static_mask(mask: Mask) -> Mask: ...
+@overload
+def static_mask(mask: Mapping[str, Mask]) -> dict[str, Mask]: ...
+def static_mask(mask: Mask | Mapping[str, Mask]) -> Mask | dict[str, Mask]:
+    """Every query gets the mean mask of all ([N, D], or a mapping of space to such). Control."""
+    return _each(
+        mask, lambda m: np.broadcast_to(m.mean(0, dtype=np.float64), m.shape).astype(m.dtype)
+    )
+
+
+def mask_statistics(masks: Mapping[str, Mask]) -> dict[str, dict[str, float]]:
+    """How much the masks [N, D] of each space say; all values fractions.
+
+    mean: of all entries.
+    std_queries: mean over channels of the std across queries; near 0 = the same mask for all.
+    std_channels: mean over queries of the std across channels; near 0 = the plain cosine.
+    participation: mean over queries of (sum m)^2 / (D sum m^2), the share of channels in use:
+        1 for a constant mask, 1/D for a single channel; NaN for an all-zero mask.
+    """
+    return {space: _statistics(np.asarray(m, np.float64)) for space, m in masks.items()}
+
+
+def _statistics(mask: NDArray[np.float64]) -> dict[str, float]:
+    energy = np.square(mask).sum(1) * mask.shape[1]
+    used = np.full(len(mask), np.nan)
+    np.divide(np.square(mask.sum(1)), energy, out=used, where=energy > 0)
+    return {
+        "mean": float(mask.mean()),
+        "std_queries": float(mask.std(0).mean()),
+        "std_channels": float(mask.std(1).mean()),
+        "participation": float(used.mean()),
+    }
+
+
+def _each(
+    mask: Mask | Mapping[str, Mask], change: Callable[[Mask], Mask]
+) -> Mask | dict[str, Mask]:
+    if isinstance(mask, Mapping):
+        return {space: change(m) for space, m in mask.items()}
+    return change(mask)
+
+
+def _derangement(size: int, seed: int) -> NDArray[np.int64]:
+    if size < 2:
+        raise ValueError(f"{size} query masks cannot change places; at least 2 are needed")
+    rng = np.random.default_rng(np.random.SeedSequence((seed, size)))
+    # A draw is a derangement with probability 1/e: three tries on average, whatever the size.
+    while True:
+        order = rng.permutation(size)
+        if (order != np.arange(size)).all():
+            return order

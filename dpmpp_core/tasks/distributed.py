@@ -1,0 +1,43 @@
+"""Losses over the whole batch when its images are spread over workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local.contiguous())
+        ctx.rows = local.shape[0]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous()
+        dist.all_reduce(total)
+        start = dist.get_rank() * ctx.rows
+        return total[start : start + ctx.rows]
+
+
+def gather(local: Tensor) -> Tensor:
+    """Rows of all workers in rank order, [world * B, ...]; the tensor itself on one worker.
+
+    Every worker then computes the same loss on the whole batch. The backward pass sums the
+    workers' gradients, and the averaging that data-parallel training does afterwards turns that
+    into the exact gradient of the single-worker loss. Batch norm behind it sees the whole batch.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return local
+    return _Gather.apply(local) if local.is_floating_point() else _gather_plain(local)
+
+
+def _gather_plain(local: Tensor) -> Tensor:
+    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, local.contiguous())
+    return torch.cat(parts)

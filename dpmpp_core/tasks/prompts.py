@@ -1,0 +1,108 @@
+"""Stage 1: word vectors that describe each identity, learnt on cached image features (CLIP-ReID)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpmpp_core.config import Config
+from dpmpp_core.losses.contrast import supervised_contrast
+from dpmpp_core.models.prompts import PromptLearner
+from dpmpp_core.models.reid import start_clip
+from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
+
+
+class PromptTask(nn.Module):
+    """Image-to-text and text-to-image contrast over random batches of cached features.
+
+    Args:
+        config: the run's configuration.
+        features: float32 [N, P], joint features of the training images, test transforms.
+        labels: int64 [N], class of each row.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def __init__(self, config: Config, features: Tensor, labels: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        clip = start_clip(config)
+        self.scale = float(clip.logit_scale.exp()) if config.model.normalise_text else 1.0
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.prompts = PromptLearner(clip, config.model, int(labels.max()) + 1)
+        self.register_buffer("features", self._comparable(features), persistent=False)
+        self.register_buffer("labels", labels, persistent=False)
+
+    def _comparable(self, features: Tensor) -> Tensor:
+        if self.config.model.normalise_text:
+            return nn.functional.normalize(features.float(), dim=1)
+        return features.float()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches an epoch; the last one may be short, never empty."""
+        return -(-len(self.labels) // self.config.prompts.batch)
+
+    @property
+    def epochs(self) -> int:
+        return self.config.prompts.epochs
+
+    def batches(self, start: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of row numbers from step `start` on, each from (seed, epoch, step) alone."""
+        size, per_epoch = self.config.prompts.batch, self.steps_per_epoch
+        for epoch in range(start // per_epoch, self.epochs):
+            draw = np.random.default_rng((self.config.seed, 1, epoch))
+            order = draw.permutation(len(self.labels))
+            for step in range(max(0, start - epoch * per_epoch), per_epoch):
+                yield {"rows": torch.from_numpy(order[step * size : (step + 1) * size])}
+
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """`rows` int64 [B] -> losses `image_to_text` and `text_to_image`."""
+        labels = self.labels[batch["rows"]]
+        image = self.features[batch["rows"]]
+        classes, index = labels.unique(return_inverse=True)  # each identity is encoded once
+        text = self._comparable(self.prompts(classes))[index]
+        losses = {
+            "image_to_text": supervised_contrast(image, text, labels, self.scale),
+            "text_to_image": supervised_contrast(text, image, labels, self.scale),
+        }
+        return losses, {}
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        section = self.config.prompts
+        named = [("tokens", self.prompts.tokens)]
+        groups = parameter_group(named, section.lr, 1.0, section.weight_decay)
+        return torch.optim.Adam(groups, foreach=True)
+
+    def lr_factor(self, step: int) -> float:
+        section = self.config.prompts
+        epoch = step / self.steps_per_epoch
+        floor = section.min_lr / section.lr
+        return warmup_cosine(epoch, section.warmup_epochs, section.epochs, floor)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold; the frozen rest is rebuilt."""
+        return {"tokens": self.prompts.tokens.detach()}
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            self.prompts.tokens.copy_(state["tokens"])
+
+    def clip_gradients(self) -> None:
+        """Nothing to clip: one tensor under Adam."""
+
+    @torch.no_grad()
+    def results(self) -> dict[str, Tensor]:
+        """`texts` [C, P], the frozen text prototypes; `scale` of image-text products; `tokens`."""
+        labels = torch.arange(len(self.prompts.tokens), device=self.labels.device)
+        texts = torch.cat([self._comparable(self.prompts(part)) for part in labels.split(256)])
+        return {
+            "texts": texts.cpu(),
+            "scale": torch.tensor(self.scale),
+            "tokens": self.prompts.tokens.detach().cpu(),
+        }

@@ -1,0 +1,1 @@
+"""Orchestration on Ray and MLflow; the method itself is `dpmpp_core`."""
