@@ -48,6 +48,9 @@ class DataConfig(Section):
     """How a data folder is read."""
 
     layout: Layout = "auto"
+    occluded_queries: bool = Field(
+        False, description="the queries of a market1501 folder are occluded, as in Occluded-Duke"
+    )
     height: PositiveInt = Field(256, description="pixels")
     width: PositiveInt = Field(128, description="pixels")
     mean: Triple = Field((0.5, 0.5, 0.5), description="of RGB in [0, 1] (CLIP-ReID)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,12 +47,11 @@ def apply_to_image(image: NDArray[np.uint8], geometry: Geometry, pad: int) -> ND
         uint8 [H, W, 3], a new array.
     """
     height, width = image.shape[:2]
-    source = image[:, ::-1] if geometry.flip else image
-    top, left = pad - geometry.dy, pad - geometry.dx
+    source = cv2.flip(image, 1) if geometry.flip else image
+    to_rows, from_rows = _kept(height, geometry.dy - pad)
+    to_columns, from_columns = _kept(width, geometry.dx - pad)
     out = np.zeros_like(image)
-    out[max(top, 0) : height + min(top, 0), max(left, 0) : width + min(left, 0)] = source[
-        max(-top, 0) : height - max(top, 0), max(-left, 0) : width - max(left, 0)
-    ]
+    out[to_rows, to_columns] = source[from_rows, from_columns]
     return out
 
 
@@ -76,6 +76,13 @@ def apply_to_mask(
     across = _shared_pixels(columns, width // columns, geometry.dx - pad)
     person = down @ source.astype(np.float32) @ across.T
     return 2 * person >= (height // rows) * (width // columns)
+
+
+def _kept(size: int, offset: int) -> tuple[slice, slice]:
+    """Where in the crop the source lands, and which part of the source, along one axis."""
+    kept = max(size - abs(offset), 0)
+    into, out_of = max(-offset, 0), max(offset, 0)
+    return slice(into, into + kept), slice(out_of, out_of + kept)
 
 
 @lru_cache(maxsize=256)

@@ -89,7 +89,7 @@ def read_bytes(root: str, path: str, limit: int | None = None) -> bytes:
         raise DataError(f"{path!r} leads out of the data folder {root}")
     try:
         if _is_s3(root):
-            filesystem, base = _s3(root)
+            filesystem, base = connect_s3(root)
             with filesystem.open_input_file(f"{base}/{path}") as stream:
                 return stream.read(limit)
         with open(os.path.join(root, path), "rb") as file:
@@ -116,7 +116,7 @@ def _list_local(root: str) -> tuple[list[FileStat], list[Rejected]]:
     files: list[FileStat] = []
     problems: list[Rejected] = []
     # Folders still to visit, each with the identities (device, inode) of the folders around it.
-    todo = [("", ((info.st_dev, info.st_ino),))]
+    todo: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ((info.st_dev, info.st_ino),))]
     while todo:
         folder, around = todo.pop()
         try:
@@ -167,7 +167,7 @@ def _look_at(
 
 
 def _list_s3(root: str) -> tuple[list[FileStat], list[Rejected]]:
-    filesystem, base = _s3(root)
+    filesystem, base = connect_s3(root)
     try:
         found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
     except OSError as error:
@@ -196,11 +196,11 @@ def _is_s3(root: str) -> bool:
     return bool(separator)
 
 
-def _s3(root: str) -> tuple[fs.FileSystem, str]:
-    """The file system and the `bucket/prefix` of an `s3://` root."""
-    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+def connect_s3(uri: str) -> tuple[fs.S3FileSystem, str]:
+    """The file system and the `bucket/prefix` of an `s3://` URI; DataError if out of reach."""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     if not bucket:
-        raise DataError(f"{root} names no bucket; write s3://bucket/prefix")
+        raise DataError(f"{uri} names no bucket; write s3://bucket/prefix")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
     return _connect(bucket, endpoint), f"{bucket}/{prefix}".rstrip("/")
 

@@ -27,9 +27,14 @@ def inspect(root: str, entry: Entry) -> dict[str, Any]:
     bytes are 0 and sha256 is empty. Bad files never raise; faults of the machine do (OSError).
     """
     row: dict[str, Any] = {
-        **entry._asdict(), "width": 0, "height": 0, "bytes": 0, "sha256": "", "reason": "",
+        **entry._asdict(),
+        "width": 0,
+        "height": 0,
+        "bytes": 0,
+        "sha256": "",
+        "reason": "",
         "detail": "",
-    }  # fmt: skip
+    }
     try:
         data = read_bytes(root, entry.path, limit=MAX_BYTES + 1)
     except DataError as error:

@@ -136,14 +136,12 @@ def _not_found(listing: FileListing, layouts: list[str]) -> str:
     top = sorted(name for name in present if "/" not in name.removesuffix("/"))
     holds = ", ".join(top[:12]) + (f" and {len(top) - 12} more" if len(top) > 12 else "")
     sought = "; ".join(f"{layout} needs {', '.join(REQUIRED[layout])}" for layout in layouts)
+    paths = present | {file.path for file in listing.files}
     hint = ""
-    for name in top:
-        inner = {path.removeprefix(name) for path in present if path.startswith(name)}
-        inner |= {f.path.removeprefix(name) for f in listing.files if f.path.startswith(name)}
-        hint = hint or next(
-            (f" But {name} in it looks like {known}: give that path."
-             for known in REQUIRED if name.endswith("/") and _fits(known, inner)), ""
-        )  # fmt: skip
+    for name in [name for name in top if name.endswith("/")][:12]:
+        inner = {path.removeprefix(name) for path in paths if path.startswith(name)}
+        fitting = [layout for layout in REQUIRED if _fits(layout, inner)]
+        hint = hint or (f" But {name} looks like {fitting[0]}: give that path." if fitting else "")
     return (
         f"{listing.root} has no known layout: {sought}. It holds {holds or 'nothing'}.{hint} "
         f"Known layouts: {', '.join(REQUIRED)}."
@@ -218,9 +216,8 @@ def _msmt_line(
     line: str, where: str, place: str, split: str, files: set[str], listed: set[str]
 ) -> Entry | Rejected:
     """One line of a list file; notes its path in `listed`."""
-    relative, _, person = line.strip().replace("\\", "/").rpartition(" ")
-    relative = relative.strip()
-    if not relative or not _NUMBER.fullmatch(person):
+    relative, *person = line.strip().replace("\\", "/").rsplit(None, 1)
+    if not person or not _NUMBER.fullmatch(person[0]):
         return Rejected(where, "bad_list_line", f"expected `path person`, found {line[:80]!r}")
     if not is_inside(relative):
         return Rejected(where, "outside_root", f"{relative} leads out of the folder {place}/")
@@ -235,7 +232,7 @@ def _msmt_line(
     camera = _MSMT_NAME.match(path.rpartition("/")[2])
     if camera is None:
         return Rejected(path, "misnamed", "expected <person>_<count>_<camera>_..., camera third")
-    return Entry(path, int(person), int(camera[1]), split, False)
+    return Entry(path, int(person[0]), int(camera[1]), split, False)
 
 
 def _body_folders(listing: FileListing, layout: str) -> list[Folder]:
@@ -268,7 +265,7 @@ def _person_folders(listing: FileListing, folders: list[Folder]) -> Iterator[Ent
         yield problem
     for folder, path in _images(listing, folders):
         where = path.path if isinstance(path, Rejected) else path
-        person, inside, name = where.removeprefix(folder.path + "/").partition("/")
+        person, inside, _ = where.removeprefix(folder.path + "/").partition("/")
         holder = f"{folder.path}/{person}"
         if inside:
             persons.add(holder)
@@ -287,9 +284,7 @@ def _person_folders(listing: FileListing, folders: list[Folder]) -> Iterator[Ent
         yield Rejected(holder, "empty_identity", "no image of this person has a usable name")
 
 
-def _images(
-    listing: FileListing, folders: list[Folder]
-) -> Iterator[tuple[Folder, str | Rejected]]:
+def _images(listing: FileListing, folders: list[Folder]) -> Iterator[tuple[Folder, str | Rejected]]:
     """Files inside the folders: images by their ending, or what is wrong. Litter is left out."""
     for file in listing.files:
         for folder in folders:

@@ -58,18 +58,18 @@ def draw_pairs(
         person_masks: bool [B, H, W], as the samples look after augmentation.
         rng: the only source of chance: the same state gives the same pairs.
     """
-    samples, height, width = person_masks.shape
+    samples, _, width = person_masks.shape
     area = _area(person_masks)
     shifts = width if config.rolling else 1
     overlap = _overlap(person_masks)[:, :, :shifts]
     score = overlap / area.clip(1)[None, :, None]
     hidden = 1 - overlap / area.clip(1)[:, None, None]
 
-    allowed: NDArray[np.bool_] = (score >= config.min_oiou) & (overlap > 0)
+    allowed = (score >= config.min_oiou) & (overlap > 0)
     allowed &= (hidden >= config.min_ratio) & (hidden <= config.max_ratio)
-    allowed &= (area >= config.min_donor * height * width)[None, :, None]
+    allowed[:, person_masks.mean(axis=(1, 2)) < config.min_donor] = False
     allowed[np.arange(samples), np.arange(samples)] = False
-    allowed &= (rng.random(samples) < config.probability)[:, None, None]
+    allowed[rng.random((samples,)) >= config.probability] = False
     lots = rng.random((samples, 2))
 
     donor, shift = np.full(samples, -1, np.int64), np.zeros(samples, np.int64)

@@ -34,11 +34,11 @@ def transfer_patches(
     (_, height, width), (rows, columns) = donor.shape, donor_mask.shape
     if height % rows or width % columns:
         raise ValueError(f"{height}x{width} pixels are no whole number of {rows}x{columns} patches")
-    row, column = height // rows, width // columns
-    rolled = np.roll(recipient, shift * column, axis=2)
     out = donor.copy(order="K")
-    pixels = donor_mask.repeat(row, axis=0).repeat(column, axis=1)
-    np.copyto(out, rolled, where=pixels)
+    y, x = np.nonzero(donor_mask)
+    _patches(out, rows, columns)[y, x] = _patches(recipient, rows, columns)[
+        y, (x - shift) % columns
+    ]
     return out
 
 
@@ -47,3 +47,10 @@ def visible_patches(
 ) -> NDArray[np.bool_]:
     """Patches of the mixed picture that show the recipient's person, bool [H, W]."""
     return np.roll(recipient_mask, shift, axis=1) & donor_mask
+
+
+def _patches(image: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
+    """View of [3, height, width] pixels as [H, W, patch height, patch width, 3]."""
+    _, height, width = image.shape
+    split = image.reshape(3, rows, height // rows, columns, width // columns)
+    return split.transpose(1, 3, 2, 4, 0)

@@ -108,8 +108,9 @@ def _unit(name: str, space: str, x: Tensor) -> Tensor:
 
 def _scaled_mask(space: str, m: Tensor) -> Tensor:
     """Masks with a largest entry of 1: the metric ignores scale, the squares must not underflow."""
+    largest = _largest("query_mask", space, m, "is all zero")
     _refuse("query_mask", space, (m < 0).any(1), "has a negative value")
-    return m / _largest("query_mask", space, m, "is all zero")
+    return m / largest
 
 
 def _largest(name: str, space: str, x: Tensor, when_zero: str) -> Tensor:

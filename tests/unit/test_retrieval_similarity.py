@@ -43,8 +43,10 @@ def test_closed_form_equals_the_loop(seed: int, q: int, g: int, d: int, power: i
     mask = mask**power + 1e-4
     expected = looped(query, mask, gallery)
     torch.testing.assert_close(
-        masked_similarity(query.double(), mask.double(), gallery.double()), expected,
-        rtol=0, atol=1e-12,
+        masked_similarity(query.double(), mask.double(), gallery.double()),
+        expected,
+        rtol=0,
+        atol=1e-12,
     )
     ours = masked_similarity(query, mask, gallery)
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-6)

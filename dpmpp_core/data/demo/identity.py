@@ -292,18 +292,18 @@ CHANGES: tuple[Any, ...] = (
 def caption(p: Identity) -> str:
     """One sentence on what can be seen, e.g. "a person with long brown hair wearing ..."."""
     head = "a bald head" if p.hair == "bald" else f"{_HAIR_WORDS[p.hair].format(p.hair_colour)}"
-    extras = [f"a {p.hat_colour} {p.hat}"] if p.hat != "none" else []
+    extras = [f"{_a(p.hat_colour)} {p.hat}"] if p.hat != "none" else []
     extras += ["glasses"] if p.glasses else []
-    upper = f"a {_garment(p.upper)}"
+    upper = _a(_garment(p.upper))
     if p.upper.kind == "open jacket":
-        upper += f" over a {p.inner.colour} T-shirt"
+        upper += f" over {_a(p.inner.colour)} T-shirt"
     clothes = [upper]
     if p.upper.kind != "dress":
-        skirt = "a " if p.lower.kind == "skirt" else ""
-        clothes.append(f"{skirt}{_garment(p.lower)}")
+        lower = _garment(p.lower)
+        clothes.append(_a(lower) if p.lower.kind == "skirt" else lower)
     clothes.append(f"{p.shoes} {'boots' if p.boots else 'shoes'}")
-    clothes += [f"a {p.scarf} scarf"] if p.scarf != "none" else []
-    bag = f" and carrying a {p.bag_colour} {p.bag}" if p.bag != "none" else ""
+    clothes += [f"{_a(p.scarf)} scarf"] if p.scarf != "none" else []
+    bag = f" and carrying {_a(p.bag_colour)} {p.bag}" if p.bag != "none" else ""
     first = " and ".join([head, *extras])
     return f"a person with {first} wearing {', '.join(clothes)}{bag}"
 
@@ -315,6 +315,10 @@ _HAIR_WORDS = {
     "ponytail": "{} hair in a ponytail",
     "bun": "{} hair in a bun",
 }
+
+
+def _a(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def _garment(g: Garment) -> str:

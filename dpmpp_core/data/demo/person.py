@@ -110,10 +110,10 @@ class _Figure:
     def _torso(self) -> None:
         p, kind = self.person, self.person.upper.kind
         waist = 0.083 if p.female else 0.1
-        shoulder = 0.102 if p.female else 0.12
+        shoulder = 0.098 if p.female else 0.115
         rows = [
-            (0.848, 0.045, 0.045), (0.835, 0.062, 0.05), (0.822, shoulder * 0.93, 0.058),
-            (0.80, shoulder, 0.068), (0.74, shoulder * 0.97, 0.078 if p.female else 0.076),
+            (0.852, 0.036, 0.04), (0.84, 0.05, 0.046), (0.825, shoulder * 0.84, 0.055),
+            (0.805, shoulder, 0.064), (0.74, shoulder * 0.97, 0.078 if p.female else 0.076),
             (0.635, waist, 0.066), (0.545, 0.1, 0.076), (0.515, 0.102, 0.078),
         ]
         if kind in ("hoodie", "jacket", "open jacket"):
@@ -137,7 +137,7 @@ class _Figure:
         shoulder, elbow, wrist, hand = (
             self.joints[n + side] for n in ("shoulder", "elbow", "wrist", "hand")
         )
-        thick = 0.036 * p.build if p.female else 0.041 * p.build
+        thick = (0.03 if p.female else 0.035) * (0.4 + 0.6 * p.build)
         sleeve = self._cloth(g, "sleeve")
         if g.pattern == "two-tone":
             sleeve = self._cloth(Garment(g.kind, g.second, g.second_rgb), "sleeve")
@@ -192,7 +192,8 @@ class _Figure:
                        self._flat(p.hair_rgb, 0.12))
 
     def _hair_fall(self) -> None:
-        rows = [(0.97, 0.04, 0.03), (0.93, 0.06, 0.04), (0.84, 0.068, 0.04), (0.765, 0.052, 0.03)]
+        rows = [(0.975, 0.014, 0.01), (0.965, 0.036, 0.024), (0.945, 0.052, 0.034),
+                (0.85, 0.064, 0.036), (0.78, 0.055, 0.03), (0.758, 0.035, 0.02)]
         self._upright(rows, 1.0, self._flat(self.person.hair_rgb, 0.14), z=-0.035)
 
     def _hair_sides(self) -> None:
@@ -347,7 +348,7 @@ class _Figure:
             colour[front & (np.abs(np.abs(x) - 0.37) < 0.27) & (np.abs(y - 0.11) < 0.13)] *= 0.35
         if p.beard:
             colour[front & (y < -0.3 - 0.0 * x) & ~mouth] = p.hair_rgb
-        hair = y > (-0.16 + 0.62 * z if p.hair != "long" else -0.5 + 0.95 * z)
+        hair = y > (0.02 + 0.58 * z if p.hair != "long" else -0.35 + 0.92 * z)
         if p.hair == "bald":
             hair = (y > -0.3 + 0.8 * z) & (y < 0.25) & (z < 0.3)
         sheen = cloth.folds(x.shape, 0.12, self.rng)

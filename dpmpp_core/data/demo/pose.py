@@ -70,7 +70,7 @@ def draw_pose(rng: np.random.Generator, orientation: int) -> Pose:
     """A random pose; `orientation` 0..7 is the eighth of a turn that the yaw is near to."""
     walking = rng.random() < 0.8
     phase = float(rng.uniform(0, 2 * np.pi))
-    step = float(rng.uniform(0.25, 0.5)) if walking else float(rng.uniform(0, 0.08))
+    step = float(rng.uniform(0.16, 0.4)) if walking else float(rng.uniform(0, 0.08))
     swing = [-0.8 * step * np.sin(phase), 0.8 * step * np.sin(phase)]
     bend = [float(rng.uniform(0.1, 0.5)) for _ in range(2)]
     gesture = rng.random()
@@ -95,7 +95,7 @@ def skeleton(person: Identity, pose: Pose) -> dict[str, Joint]:
     """Joints in body space by name; `_r` and `_l` are right and left of the view from the front."""
     tall = person.height
     hip_y, thigh, shin = 0.515 * tall, 0.235 * tall, 0.24 * tall
-    shoulder = (0.107 if person.female else 0.125) * person.build
+    shoulder = (0.088 if person.female else 0.102) * (0.4 + 0.6 * person.build)
     hip = 0.052 * person.build
     joints: dict[str, Joint] = {
         "neck": (0, 0.84 * tall, 0),
@@ -127,7 +127,7 @@ def _arm(
     name: str, sign: int, shoulder: float, tall: float, swing: float, bend: float, spread: float
 ) -> dict[str, Joint]:
     upper, fore = 0.165 * tall, 0.145 * tall
-    start = (shoulder * sign, 0.805 * tall, 0.0)
+    start = (shoulder * sign, 0.793 * tall, 0.0)
     out = np.sin(spread) * sign
     elbow = (
         start[0] + upper * out,

@@ -1,0 +1,124 @@
+"""Cameras: each has its own place, light, colours, sharpness and height.
+
+The spread of every property is divided evenly between the cameras of a set, in an order of the
+seed, so that any two cameras differ clearly and raw colours do not carry over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from dpmpp_core.data.demo.canvas import HEIGHT, TALL, WIDTH, Floats, Light
+from dpmpp_core.data.demo.identity import CAMERA_STREAM, stream
+from dpmpp_core.data.demo.scenes import SCENE_TALL, SCENE_WIDE, SCENES, paint_scene
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A fixed camera. Colours are RGB; pitch is in radians, blur and noise are in final pixels."""
+
+    scene: Floats  # (SCENE_TALL, SCENE_WIDE, 3)
+    light: Light
+    pitch: float
+    gain: float
+    gamma: float
+    cast: tuple[float, float, float]  # factor of each channel
+    saturation: float
+    haze: float
+    blur: float
+    noise: float
+    resolution: float  # 1 = full
+    vignette: float
+
+
+def make_cameras(seed: int, count: int) -> list[Camera]:
+    """The cameras of a set; camera id c is entry c - 1."""
+    rng = stream(seed, count, CAMERA_STREAM)
+
+    def spread(low: float, high: float) -> list[float]:
+        steps = rng.permutation(count) + rng.uniform(0.2, 0.8, count)
+        return [float(low + (high - low) * s / count) for s in steps]
+
+    kinds = list(SCENES)
+    order = [kinds[i] for i in rng.permutation(len(kinds))]
+    gain, gamma, hue = spread(0.58, 1.4), spread(0.8, 1.35), spread(0, 2 * np.pi)
+    strength, saturation, haze = spread(0.04, 0.17), spread(0.45, 1.05), spread(0.0, 0.16)
+    blur, grain, resolution = spread(0.3, 1.1), spread(0.006, 0.024), spread(0.45, 1.0)
+    pitch, sun, hardness = spread(0.02, 0.42), spread(-1.0, 1.0), spread(0.3, 0.95)
+    cameras = []
+    for c in range(count):
+        turn = np.array([0, 2 * np.pi / 3, 4 * np.pi / 3]) + hue[c]
+        cast = 1 + strength[c] * np.cos(turn)
+        toward = np.array([0.85 * sun[c], 0.6, 0.55])
+        toward /= np.linalg.norm(toward)
+        light = Light(
+            direction=(float(toward[0]), float(toward[1]), float(toward[2])),
+            ambient=1 - 0.72 * hardness[c],
+            diffuse=hardness[c],
+        )
+        cameras.append(
+            Camera(
+                scene=paint_scene(order[c % len(order)], seed, stream(seed, c, CAMERA_STREAM)),
+                light=light,
+                pitch=pitch[c],
+                gain=gain[c],
+                gamma=gamma[c],
+                cast=(float(cast[0]), float(cast[1]), float(cast[2])),
+                saturation=saturation[c],
+                haze=haze[c],
+                blur=blur[c],
+                noise=grain[c],
+                resolution=resolution[c],
+                vignette=float(rng.uniform(0, 0.3)),
+            )
+        )
+    return cameras
+
+
+def background(camera: Camera, width: int, rng: np.random.Generator) -> Floats:
+    """A random sight of the camera's scene, (TALL, width, 3)."""
+    tall = int(rng.integers(440, SCENE_TALL - 10))
+    wide = min(int(width * tall / TALL), SCENE_WIDE)
+    y = int(rng.integers(SCENE_TALL - tall))
+    x = int(rng.integers(SCENE_WIDE - wide + 1))
+    view = camera.scene[y : y + tall, x : x + wide]
+    if rng.random() < 0.5:
+        view = view[:, ::-1]
+    return np.asarray(cv2.resize(view, (width, TALL), interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+def shrink(image: Floats) -> Floats:
+    """From the large canvas, whatever its width, to (HEIGHT, WIDTH, ...)."""
+    small = cv2.resize(image, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.float32)
+
+
+def develop(camera: Camera, scene: Floats, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """What the camera records of a scene (HEIGHT, WIDTH, 3) of RGB: BGR uint8 for encoding."""
+    level = camera.gain * float(rng.uniform(0.85, 1.15))
+    tint = np.array(camera.cast, np.float32) * rng.uniform(0.96, 1.04, 3).astype(np.float32)
+    picture = np.maximum(scene, 1e-4) * tint * np.float32(level)
+    # Light falls unevenly: a slope over the picture, and darker corners.
+    x = np.linspace(-1, 1, WIDTH, dtype=np.float32)[None]
+    y = np.linspace(-1, 1, HEIGHT, dtype=np.float32)[:, None]
+    slope = 1 + float(rng.normal(0, 0.08)) * x + float(rng.normal(0, 0.08)) * y
+    picture *= (slope * (1 - camera.vignette * (0.5 * x**2 + 0.5 * y**2)))[..., None]
+    picture = picture / (1 + 0.25 * picture**2)  # a soft shoulder instead of hard clipping
+    picture = np.power(np.maximum(picture, 1e-4), np.float32(camera.gamma))
+    picture = camera.haze + (1 - camera.haze) * picture
+    grey = (picture @ LUMA)[..., None]
+    picture = grey + camera.saturation * (picture - grey)
+    sharpness = camera.resolution * float(rng.uniform(0.8, 1.0))
+    small = cv2.resize(picture, (int(WIDTH * sharpness), int(HEIGHT * sharpness)),
+                       interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), camera.blur * sharpness + 0.05)
+    small += camera.noise * rng.standard_normal((*small.shape[:2], 1), dtype=np.float32)
+    small += camera.noise * 0.4 * rng.standard_normal(small.shape, dtype=np.float32)
+    large = cv2.resize(small, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    return (np.clip(large, 0, 1)[..., ::-1] * 255 + 0.5).astype(np.uint8)

@@ -1,0 +1,139 @@
+"""Write a demo data set in the layout of Market-1501, with notes on what is hidden."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpmpp_core.config import DemoConfig
+from dpmpp_core.data.demo.cameras import make_cameras
+from dpmpp_core.data.demo.identity import caption, identity
+from dpmpp_core.data.demo.occluders import hidden_part
+from dpmpp_core.data.demo.plan import FOLDERS, Shot, plan_shots
+from dpmpp_core.data.demo.render import Picture, render
+from dpmpp_core.errors import DataError
+
+ANNOTATIONS = "annotations.parquet"
+SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("pid", pa.int64()),
+        ("camid", pa.int64()),
+        ("split", pa.string()),
+        ("visible_share", pa.float64()),
+        ("occluder", pa.string()),
+        ("hidden", pa.string()),
+        ("caption", pa.string()),
+        ("person_mask", pa.binary()),
+        ("body_mask", pa.binary()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class DemoSummary:
+    """What was written: images by folder, number of identities, seconds it took."""
+
+    images: Mapping[str, int]
+    identities: int
+    seconds: float
+
+
+def generate(
+    out: Path, config: DemoConfig, progress: Callable[[int, int], None] | None = None
+) -> DemoSummary:
+    """Draw a demo data set into a new or empty folder (ours).
+
+    Folders `bounding_box_train`, `bounding_box_test`, `query` (10-60 % of the person hidden) and
+    `query_holistic` (the same identities and cameras, nothing hidden) hold JPEG images 256 high
+    and 128 wide named `PPPP_cCsS_FFFFFF_KK.jpg`. `annotations.parquet` has one row an image
+    (SCHEMA); its masks are read by `unpack_mask`. The same config gives the same bytes.
+    Nothing appears at `out` before all is written.
+
+    Args:
+        progress: called with (images done, images in all) after every image.
+
+    Raises:
+        DataError: `out` is not an empty or absent folder.
+    """
+    _refuse_used(out)
+    start = time.perf_counter()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        images = _write_all(partial, config, progress)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    identities = config.train_identities + config.test_identities
+    return DemoSummary(images, identities, time.perf_counter() - start)
+
+
+def pack_mask(mask: npt.NDArray[np.bool_]) -> bytes:
+    """A (256, 128) mask as zlib-compressed packed bits."""
+    return zlib.compress(np.packbits(mask).tobytes(), 9)
+
+
+def unpack_mask(packed: bytes, height: int = 256, width: int = 128) -> npt.NDArray[np.bool_]:
+    """The (height, width) mask that `pack_mask` packed."""
+    bits = np.frombuffer(zlib.decompress(packed), np.uint8)
+    return np.unpackbits(bits, count=height * width).reshape(height, width).astype(bool)
+
+
+def _refuse_used(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: is a file; name a new or empty folder for the demo data")
+    if out.is_dir() and any(out.iterdir()):
+        raise DataError(f"{out}: the folder is not empty; name a new one or empty it first")
+
+
+def _write_all(
+    folder: Path, config: DemoConfig, progress: Callable[[int, int], None] | None
+) -> dict[str, int]:
+    for name in FOLDERS:
+        (folder / name).mkdir(parents=True)
+    cameras = make_cameras(config.seed, config.cameras)
+    shots = plan_shots(config)
+    rows = []
+    for done, shot in enumerate(shots, 1):
+        picture = render(shot, cameras[shot.camid - 1], config.seed)
+        coding = [cv2.IMWRITE_JPEG_QUALITY, picture.jpeg_quality]
+        coded = cv2.imencode(".jpg", picture.image, coding)[1]
+        (folder / shot.folder / shot.name).write_bytes(coded.tobytes())
+        rows.append(_annotate(shot, picture, config.seed))
+        if progress is not None:
+            progress(done, len(shots))
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / ANNOTATIONS)
+    counts = Counter(shot.folder for shot in shots)
+    return {name: counts[name] for name in FOLDERS}
+
+
+def _annotate(shot: Shot, picture: Picture, seed: int) -> dict[str, Any]:
+    return {
+        "path": f"{shot.folder}/{shot.name}",
+        "pid": shot.pid,
+        "camid": shot.camid,
+        "split": shot.folder,
+        "visible_share": float(picture.visible.sum() / picture.body.sum()),
+        "occluder": picture.occluder,
+        "hidden": hidden_part(picture.body, picture.visible),
+        "caption": caption(identity(seed, shot.pid)),
+        "person_mask": pack_mask(picture.visible),
+        "body_mask": pack_mask(picture.body),
+    }

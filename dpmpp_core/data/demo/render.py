@@ -1,0 +1,80 @@
+"""One picture of a person: background, shadow, person, occluder, camera."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dpmpp_core.data.demo.cameras import Camera, background, develop, shrink
+from dpmpp_core.data.demo.canvas import TALL, WIDE, Floats, Layer
+from dpmpp_core.data.demo.identity import IMAGE_STREAM, identity, stream
+from dpmpp_core.data.demo.occluders import cover
+from dpmpp_core.data.demo.person import draw_person
+from dpmpp_core.data.demo.plan import Shot
+from dpmpp_core.data.demo.pose import Pose, View, draw_pose
+
+BADLY_CROPPED_SHARE = 0.08
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture (256, 128, 3) of BGR uint8, its masks (256, 128) of bool, its coding."""
+
+    image: npt.NDArray[np.uint8]
+    body: npt.NDArray[np.bool_]  # the whole silhouette with what the person carries
+    visible: npt.NDArray[np.bool_]
+    occluder: str
+    jpeg_quality: int
+
+
+def render(shot: Shot, camera: Camera, seed: int) -> Picture:
+    """Draw a planned picture; it depends on the seed, the identity and the shot's number only."""
+    rng = stream(seed, shot.pid, shot.number, IMAGE_STREAM)
+    person = identity(seed, shot.pid)
+    pose = draw_pose(rng, shot.orientation)
+    # Boxes of detectors differ in shape and are then all resized to one.
+    width = int(WIDE * rng.uniform(0.88, 1.12))
+    view = _frame(pose, camera, width, person.height, rng)
+    figure = Layer.clear(TALL, width)
+    draw_person(figure, person, pose, view, camera.light, rng)
+    scene = background(camera, width, rng)
+    _cast_shadow(scene, view, camera)
+    scene = figure.over(scene)
+    body = shrink(figure.alpha) > 0.5
+    visible, kind = body, "none"
+    if shot.hidden is not None:
+        kind, front = cover(figure.alpha, camera, seed, shot.hidden, rng)
+        scene = front.over(scene)
+        visible = body & ~(shrink(front.alpha) > 0.5)
+    image = develop(camera, shrink(scene), rng)
+    return Picture(image, body, visible, kind, int(rng.integers(70, 93)))
+
+
+def _frame(
+    pose: Pose, camera: Camera, width: int, tall: float, rng: np.random.Generator
+) -> View:
+    """How a detector's box sits about the person: a little off, sometimes cutting head or feet."""
+    fill = float(rng.uniform(0.86, 0.95))
+    foot = float(rng.uniform(0.945, 0.985))
+    if rng.random() < BADLY_CROPPED_SHARE:
+        fill = float(rng.uniform(1.0, 1.12))
+        foot = fill - 0.02 if rng.random() < 0.5 else 0.975
+    # From above a body looks shorter, yet the box is fitted to it.
+    size = TALL * fill / tall / (0.5 + 0.5 * np.cos(camera.pitch))
+    x = width * (0.5 + float(np.clip(rng.normal(0, 0.035), -0.1, 0.1)))
+    size = min(float(size), 2.3 * width / (0.9 + 0.1 * tall))
+    return View((x, TALL * foot), size, camera.pitch, pose.yaw, pose.lean)
+
+
+def _cast_shadow(scene: Floats, view: View, camera: Camera) -> None:
+    """Darken the ground about the feet, away from the light."""
+    height, width = scene.shape[:2]
+    sideways = camera.light.direction[0]
+    half, flat = 0.24 * view.size, 0.055 * view.size
+    top = max(int(view.ground[1] - 2 * flat), 0)
+    xs = np.arange(width, dtype=np.float32)[None] - (view.ground[0] - 0.5 * sideways * half)
+    ys = np.arange(top, height, dtype=np.float32)[:, None] - view.ground[1]
+    depth = np.clip(1 - (xs / half) ** 2 - (ys / flat) ** 2, 0, 1)
+    scene[top:] *= 1 - ((0.25 + 0.35 * camera.light.diffuse) * depth)[..., None]

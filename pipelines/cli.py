@@ -1,0 +1,267 @@
+"""The command line: one function a command, nothing decided here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dpmpp_core import __version__
+from dpmpp_core.errors import UserError
+
+app = typer.Typer(
+    name="dpmpp",
+    help="Occluded person re-identification: from a folder of images to a registered model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(help="Look at and make data sets.", no_args_is_help=True)
+config_app = typer.Typer(help="Show configurations.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Configuration values to change."),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="Data folder or s3://bucket/prefix. Default: the demo set."),
+]
+ConfigName = Annotated[
+    str, typer.Option("--config", help="Name of a shipped recipe, or a YAML file.")
+]
+StorageUri = Annotated[
+    str, typer.Option("--storage", help="Folder or s3://bucket/prefix for all results.")
+]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option("--tracking-uri", help="MLflow server. Default: SQLite in the work folder."),
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster. Default: a local one is started.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Make every stage anew.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one result object as the last line of stdout.")
+]
+
+
+@app.callback(invoke_without_command=False)
+def _version(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show it.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _pipeline_command(name: str, until: str, help_text: str) -> None:
+    """A command that runs the pipeline up to a stage; finished stages are reused."""
+
+    @app.command(name, help=help_text)
+    def command(
+        overrides: Overrides = None,
+        data: Data = None,
+        config: ConfigName = "demo",
+        storage: StorageUri = "runs",
+        tracking_uri: TrackingUri = None,
+        address: Address = None,
+        fresh: Fresh = False,
+        as_json: Json = False,
+    ) -> None:
+        from pipelines.run import Options
+
+        options = Options(
+            data, config, overrides or [], storage, tracking_uri, address, fresh, model=None
+        )
+        _run(options, until, as_json)
+
+
+for _name, _until, _help in (
+    ("run", "register", "Run the whole pipeline: data to registered model and report."),
+    ("prepare", "prepare", "Check the images and write the manifest."),
+    ("saliency", "saliency", "... and compute the person masks (stage 0)."),
+    ("prompts", "prompts", "... and learn the text prototypes (stage 1)."),
+    ("train", "metric", "... and train the model (stages 1 and 2)."),
+    ("report", "report", "... and evaluate and write the report; nothing is registered."),
+):
+    _pipeline_command(_name, _until, _help)
+
+
+@app.command()
+def evaluate(
+    overrides: Overrides = None,
+    data: Data = None,
+    config: ConfigName = "demo",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Folder of a saved model. Default: train one on the data."),
+    ] = None,
+    storage: StorageUri = "runs",
+    tracking_uri: TrackingUri = None,
+    address: Address = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a model: the one trained on the data, or any saved one."""
+    from pipelines.run import Options
+
+    options = Options(data, config, overrides or [], storage, tracking_uri, address, fresh, model)
+    _run(options, "evaluate", as_json)
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[str, typer.Argument(help="Data folder or s3://bucket/prefix.")],
+    layout: Annotated[str, typer.Option(help="Layout; auto = find out.")] = "auto",
+    dataset: Annotated[
+        str | None, typer.Option(help="Compare with the published counts of this data set.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look through a data set: what is usable, what is not and why."""
+    from pipelines.show import show_data
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.data.manifest import compare_counts, read_manifest
+
+        manifest = read_manifest(folder, layout)
+        return {
+            "root": manifest.root,
+            "layout": manifest.layout,
+            "dataset_id": manifest.dataset_id,
+            "counts": manifest.counts(),
+            "quarantined": manifest.quarantine.to_pylist(),
+            "warnings": [
+                *manifest.warnings,
+                *(compare_counts(manifest, dataset) if dataset else []),
+            ],
+        }
+
+    _guarded(work, show_data, as_json)
+
+
+@data_app.command("demo")
+def data_demo(
+    out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    overrides: Overrides = None,
+    config: ConfigName = "demo",
+    as_json: Json = False,
+) -> None:
+    """Generate the demo data set, in Market-1501 layout."""
+    from pipelines.show import show_demo
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.config import load_config
+        from dpmpp_core.data.demo import generate
+        from pipelines.progress import bar
+
+        section = load_config(config, overrides or []).data.demo
+        images = section.train_identities * section.train_images
+        images += section.test_identities * (section.gallery_images + 2 * section.query_images)
+        with bar("demo images", images) as shown:
+            summary = generate(out, section, lambda done, _: shown.update(done))
+        return {"root": str(out), "images": dict(summary.images), "seconds": summary.seconds}
+
+    _guarded(work, show_demo, as_json)
+
+
+@config_app.command("show")
+def config_show(
+    overrides: Overrides = None, config: ConfigName = "demo", as_json: Json = False
+) -> None:
+    """The effective configuration."""
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.config import load_config
+
+        return load_config(config, overrides or []).model_dump(mode="json")
+
+    def show(values: dict[str, Any]) -> None:
+        from dpmpp_core.config import Config
+
+        typer.echo(Config.model_validate(values).to_yaml(), nl=False)
+
+    _guarded(work, show, as_json, quiet=True)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """The JSON schema of the configuration."""
+    from dpmpp_core.config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@config_app.command("list")
+def config_list() -> None:
+    """Names of the shipped recipes."""
+    from dpmpp_core.config import recipe_names
+
+    typer.echo("\n".join(recipe_names()))
+
+
+def _run(options: Any, until: str, as_json: bool) -> None:
+    from pipelines.show import show_result
+
+    def work() -> dict[str, Any]:
+        from pipelines.run import run_pipeline
+
+        return run_pipeline(options, until)
+
+    _guarded(work, show_result, as_json)
+
+
+def _guarded(
+    work: Callable[[], dict[str, Any]],
+    show: Callable[[dict[str, Any]], None],
+    as_json: bool,
+    quiet: bool = False,
+) -> None:
+    """Run a command's work. Exit codes: 0 done, 1 failed while running, 2 the user's to mend.
+
+    While it runs, stdout is stderr: libraries and Ray's workers print where they like, and
+    `--json` promises that the last line of stdout is the result.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("httpx", "alembic", "mlflow", "root", "open_clip"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    stdout = os.dup(1)
+    sys.stdout.flush()
+    if not quiet:
+        os.dup2(2, 1)
+    code = 0
+    result: dict[str, Any] | None = None
+    try:
+        result = work()
+    except UserError as error:
+        print(f"dpmpp: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("dpmpp: stopped; the same command goes on from here", file=sys.stderr)
+        code = 1
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    os.dup2(stdout, 1)
+    if result is not None:
+        if as_json:
+            print(json.dumps(result), flush=True)
+        else:
+            show(result)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point of the `dpmpp` program."""
+    app()

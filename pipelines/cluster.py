@@ -1,0 +1,134 @@
+"""Connect to Ray, and divide the machine or cluster among training, data and inference."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+
+from dpmpp_core.config import ClusterConfig
+from dpmpp_core.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# A worker that dies just after it reported must not lose its checkpoint: Ray registers reports
+# when it polls, every 2 s by default.
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "600",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who gets what, in Ray's logical CPUs and GPUs.
+
+    Attributes:
+        train_workers: processes of one training run.
+        train_cpus: CPUs, and so torch threads, of each.
+        train_gpu: whether each has a GPU.
+        data_workers: processes that make training batches.
+        embed_workers: processes that embed images, one CPU each.
+    """
+
+    train_workers: int
+    train_cpus: int
+    train_gpu: bool
+    data_workers: int
+    embed_workers: int
+
+    def __str__(self) -> str:
+        device = "1 GPU, " if self.train_gpu else ""
+        return (
+            f"{self.train_workers} train worker(s) x {device}{self.train_cpus} CPU, "
+            f"{self.data_workers} data worker(s), {self.embed_workers} embedding worker(s)"
+        )
+
+
+def plan(cpus: int, gpus: int, config: ClusterConfig, shared: bool) -> Plan:
+    """Divide `cpus` and `gpus`.
+
+    Args:
+        cpus, gpus: what there is, real ones.
+        shared: one machine for all (local Ray). Data workers then use the CPUs that training also
+            uses, as they mostly wait; on a cluster they get CPUs of their own.
+
+    Raises:
+        ConfigError: more train workers than GPUs, or than CPUs left; shows the arithmetic.
+    """
+    use_gpu = config.gpu if config.gpu is not None else gpus > 0
+    workers = config.train_workers
+    if use_gpu and workers > gpus:
+        raise ConfigError(
+            f"cluster.train_workers {workers} with GPUs, but the cluster has {gpus}: lower it or "
+            "set cluster.gpu=false"
+        )
+    data = config.data_workers or max(1, cpus // 2 if shared or use_gpu else cpus // 4)
+    left = cpus if shared else cpus - data - 1  # 1 for Ray Data's own reading tasks
+    if left < workers:
+        raise ConfigError(
+            f"cluster.train_workers {workers} need a CPU each, but {cpus} CPUs - {data} data "
+            f"workers - 1 = {left}: lower cluster.train_workers or cluster.data_workers"
+        )
+    train_cpus = 1 if use_gpu and not shared else max(1, left // workers)
+    return Plan(workers, train_cpus, use_gpu, data, max(1, cpus if shared else left))
+
+
+def connect(address: str | None, config: ClusterConfig) -> Plan:
+    """Start a local Ray sized to this machine, or join the cluster at `address`; plan its use.
+
+    Raises:
+        ConfigError: no cluster at `address`, or it is too small.
+    """
+    os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    if address is None:
+        result = _start_local(config)
+    else:
+        result = _join(address, config)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.verbose_progress = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    log.info("Ray: %s", result)
+    return result
+
+
+def _start_local(config: ClusterConfig) -> Plan:
+    import torch
+
+    cpus, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    result = plan(cpus, gpus, config, shared=True)
+    # Logical CPUs beyond the real ones, so that training, its data workers and Ray Data's own
+    # tasks can all be placed at once.
+    logical = result.train_workers * result.train_cpus + result.data_workers + 2
+    if ray.is_initialized():  # an embedding program or a test session started it
+        return result
+    ray.init(
+        address="local",
+        num_cpus=max(logical, result.embed_workers + 2),
+        log_to_driver=True,
+        logging_level=logging.WARNING,
+    )
+    return result
+
+
+def _join(address: str, config: ClusterConfig) -> Plan:
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": ENVIRONMENT},
+            logging_level=logging.WARNING,
+            ignore_reinit_error=True,
+        )
+    except (ConnectionError, ValueError) as error:
+        problem = " ".join(str(error).split())[:300]
+        raise ConfigError(f"--address {address}: no Ray cluster answers: {problem}") from None
+    resources = ray.cluster_resources()
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    return plan(cpus, gpus, config, shared=False)

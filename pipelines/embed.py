@@ -1,0 +1,143 @@
+"""Images -> features and masks, by Ray Data on as many workers as there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy
+from safetensors.torch import save_file
+
+from dpmpp_core.config import Config, DataConfig
+from dpmpp_core.data.images import read_image, resize, to_tensor_batch
+from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.plan import class_labels
+from dpmpp_core.models.encoder import ImageEncoder
+from dpmpp_core.models.reid import load_model, start_clip
+from dpmpp_core.retrieval import Embeddings
+from pipelines.cluster import Plan
+from pipelines.progress import bar
+from pipelines.stage import Run, Stage
+from pipelines.storage import Storage
+
+
+class EmbedWithModel:
+    """A trained model: features and masks of each metric space."""
+
+    def __init__(self, root: str, storage: str, key: str) -> None:
+        torch.set_num_threads(1)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        folder = Storage(storage).fetch(key) if key else Path(storage)
+        self._model = load_model(folder / "model" if key else folder, device)
+        self._root = root
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        images = [read_image(self._root, path) for path in batch["path"]]
+        embedded = self._model.embed(images, batch=len(images))
+        columns = {f"feature_{name}": values for name, values in embedded.features.items()}
+        columns |= {f"mask_{name}": values for name, values in embedded.masks.items()}
+        return {"row": batch["row"], **columns}
+
+
+class EmbedWithStart:
+    """The encoder that training starts from: joint features, test transforms."""
+
+    def __init__(self, root: str, config: Config) -> None:
+        torch.set_num_threads(1)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        encoder = ImageEncoder(start_clip(config).visual, config.model.taps)
+        self._encoder = encoder.to(self._device).eval()
+        self._root, self._data = root, config.data
+
+    @torch.inference_mode()
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        images = load_images(self._root, list(batch["path"]), self._data).to(self._device)
+        return {"row": batch["row"], "joint": self._encoder(images).joint.float().cpu().numpy()}
+
+
+def load_images(root: str, paths: list[str], data: DataConfig) -> torch.Tensor:
+    """Images with test transforms, normalised float32 [N, 3, height, width]."""
+    images = [resize(read_image(root, path), data.height, data.width) for path in paths]
+    return to_tensor_batch(np.stack(images), data.mean, data.std)
+
+
+def embed(
+    paths: list[str], worker: type, arguments: tuple, plan: Plan, batch: int, title: str
+) -> dict[str, np.ndarray]:
+    """Columns of the worker's results, in the order of `paths`.
+
+    The paths are cut into the same batches whatever the number of workers, so that the numbers do
+    not depend on it.
+    """
+    tables = [
+        pa.table({"row": np.arange(i, min(i + batch, len(paths))), "path": paths[i : i + batch]})
+        for i in range(0, len(paths), batch)
+    ]
+    workers = min(plan.embed_workers, len(tables))
+    dataset = ray.data.from_arrow(tables).map_batches(
+        worker,
+        fn_constructor_args=arguments,
+        batch_size=None,
+        compute=ActorPoolStrategy(size=workers),
+        num_cpus=1,
+        num_gpus=1 if plan.train_gpu else 0,
+    )
+    parts, done = [], 0
+    with bar(title, len(paths)) as shown:
+        for part in dataset.iter_batches(batch_size=None):
+            parts.append(part)
+            done += len(part["row"])
+            shown.update(done)
+    order = np.argsort(np.concatenate([part["row"] for part in parts]))
+    names = [name for name in parts[0] if name != "row"]
+    return {name: np.concatenate([part[name] for part in parts])[order] for name in names}
+
+
+def embeddings(
+    manifest: Manifest, rows: pa.Table, storage: str, key: str, plan: Plan, batch: int, title: str
+) -> Embeddings:
+    """Embed rows of a manifest with the model of stage `key`.
+
+    Args:
+        key: the stage's key in `storage`; empty = `storage` itself is a model folder.
+    """
+    paths = rows["path"].to_pylist()
+    columns = embed(paths, EmbedWithModel, (manifest.root, storage, key), plan, batch, title)
+
+    def spaces(kind: str) -> dict[str, np.ndarray]:
+        prefix = kind + "_"
+        return {n.removeprefix(prefix): v for n, v in columns.items() if n.startswith(prefix)}
+
+    pids, camids = rows["pid"].to_numpy(), rows["camid"].to_numpy()
+    return Embeddings(spaces("feature"), spaces("mask"), pids, camids, paths)
+
+
+def features(run: Run, prepared: Stage) -> Stage:
+    """Cache the joint features of the training images for stage 1."""
+    manifest = Manifest.load(run.folder(prepared))
+    config = run.config
+    identity = {
+        "dataset": manifest.dataset_id,
+        "model": config.model,
+        "size": [config.data.height, config.data.width, config.data.mean, config.data.std],
+        "seed": config.seed,
+    }
+
+    def build(folder: Path) -> dict[str, Any]:
+        rows = manifest.subset("train")
+        paths = rows["path"].to_pylist()
+        size = config.evaluation.batch
+        arguments = (manifest.root, config)
+        columns = embed(paths, EmbedWithStart, arguments, run.plan, size, "training images")
+        labels, _ = class_labels(rows["pid"].to_numpy())
+        joint = torch.from_numpy(columns["joint"])
+        save_file(
+            {"features": joint, "labels": torch.from_numpy(labels)}, folder / "features.safetensors"
+        )
+        return {"images": len(joint), "norm_mean": float(joint.norm(dim=1).mean())}
+
+    return run.stage("features", identity, build)

@@ -1,0 +1,141 @@
+"""Embed queries and gallery with the trained model, rank, and measure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors.numpy import load_file, save_file
+
+from dpmpp_core.data.images import read_image
+from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.retrieval import (
+    Embeddings,
+    chance,
+    evaluate,
+    evaluate_ranking,
+    mask_statistics,
+    masked_similarity,
+    rankings,
+    stripe_histogram,
+)
+from pipelines.cluster import Plan
+from pipelines.embed import embed, embeddings
+from pipelines.stage import Run, Stage
+
+METRICS_FILE = "metrics.json"
+
+
+class EmbedWithHistogram:
+    """The baseline that any model must beat: colours by height."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        made = [stripe_histogram(read_image(self._root, path)) for path in batch["path"]]
+        return {"row": batch["row"], "histogram": np.stack(made)}
+
+
+def evaluate_model(run: Run, prepared: Stage, model_storage: str, model_key: str) -> Stage:
+    """Measure a model on a prepared data set.
+
+    Args:
+        model_storage, model_key: storage URI and stage key of the trained model; with an empty key
+            the URI is a model folder.
+    """
+    manifest = Manifest.load(run.folder(prepared))
+    config = run.config
+    identity = {
+        "dataset": manifest.dataset_id,
+        "model": model_key or model_storage,
+        "evaluation": config.evaluation,
+        "seed": config.seed,
+    }
+
+    def build(folder: Path) -> dict[str, Any]:
+        def embedded(rows: pa.Table, title: str) -> Embeddings:
+            size = config.evaluation.batch
+            return embeddings(manifest, rows, model_storage, model_key, run.plan, size, title)
+
+        gallery = embedded(manifest.subset("gallery"), "gallery")
+        queries = {name: embedded(rows, f"{name} queries") for name, rows in query_sets(manifest)}
+        measured = _measure(manifest, queries, gallery, run.plan, config.seed)
+        for name, part in {**queries, "gallery": gallery}.items():
+            _save(part, folder / f"{name}.safetensors")
+        (folder / METRICS_FILE).write_text(json.dumps(measured, indent=2))
+        return {"metrics": measured["metrics"], "masks": measured["masks"]}
+
+    return run.stage("evaluate", identity, build)
+
+
+def query_sets(manifest: Manifest) -> list[tuple[str, pa.Table]]:
+    """The query sets that the data has: `occluded`, `holistic`."""
+    sets = [
+        ("occluded", manifest.subset("query", occluded=True)),
+        ("holistic", manifest.subset("query", occluded=False)),
+    ]
+    return [(name, rows) for name, rows in sets if len(rows)]
+
+
+def _measure(
+    manifest: Manifest, queries: dict[str, Embeddings], gallery: Embeddings, plan: Plan, seed: int
+) -> dict[str, Any]:
+    """`metrics` by query set, with `baselines`; `masks` statistics; `cmc` curves."""
+    gallery_colours = _colours(manifest, gallery, plan)
+    metrics: dict[str, Any] = {}
+    baselines: dict[str, Any] = {}
+    masks: dict[str, Any] = {}
+    cmc: dict[str, Any] = {}
+    for name, query in queries.items():
+        metrics[name] = evaluate(query, gallery, seed)
+        masks[name] = mask_statistics(query.masks)
+        similarity = masked_similarity(_colours(manifest, query, plan), None, gallery_colours)
+        ids = (query.pids, gallery.pids, query.camids, gallery.camids)
+        histogram = evaluate_ranking(similarity, *ids)
+        chance_map, chance_rank1 = chance(*ids, seed=seed)
+        baselines[name] = {
+            "histogram": histogram.metrics(),
+            "chance": {"mAP": chance_map, "rank1": chance_rank1},
+        }
+        ranked = rankings(query, gallery, seed)
+        cmc[name] = {
+            "with mask": ranked["masked"].cmc.tolist(),
+            "no mask": ranked["unmasked"].cmc.tolist(),
+            "histogram": histogram.cmc.tolist(),
+        }
+    metrics["baselines"] = baselines
+    return {"metrics": metrics, "masks": masks, "cmc": cmc}
+
+
+def _colours(manifest: Manifest, part: Embeddings, plan: Plan) -> np.ndarray:
+    arguments = (manifest.root,)
+    columns = embed(list(part.paths), EmbedWithHistogram, arguments, plan, 256, "colour baseline")
+    return columns["histogram"]
+
+
+def _save(part: Embeddings, path: Path) -> None:
+    arrays = {f"feature_{name}": values for name, values in part.features.items()}
+    arrays |= {f"mask_{name}": values for name, values in part.masks.items()}
+    arrays |= {"pids": part.pids, "camids": part.camids}
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
+    path.with_suffix(".paths.json").write_text(json.dumps(list(part.paths)))
+
+
+def load_embeddings(path: Path) -> Embeddings:
+    """Embeddings as `evaluate_model` stored them."""
+    arrays = load_file(path)
+
+    def spaces(kind: str) -> dict[str, np.ndarray]:
+        return {n[len(kind) :]: v for n, v in arrays.items() if n.startswith(kind)}
+
+    return Embeddings(
+        features=spaces("feature_"),
+        masks=spaces("mask_"),
+        pids=arrays["pids"],
+        camids=arrays["camids"],
+        paths=json.loads(path.with_suffix(".paths.json").read_text()),
+    )

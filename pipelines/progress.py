@@ -1,0 +1,101 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+LINE_SECONDS = 10.0
+
+
+class Bar:
+    """One piece of work. `update(done, note)` may be called as often as one likes."""
+
+    def __init__(self, title: str, total: int, progress: Progress | None) -> None:
+        self._title, self._total, self._progress = title, total, progress
+        self._task = progress.add_task(title, total=total, note="") if progress else None
+        self._last = time.monotonic()
+
+    def update(self, done: int, note: str = "") -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, note=note)
+        elif time.monotonic() - self._last >= LINE_SECONDS or done == self._total:
+            self._last = time.monotonic()
+            console.print(f"  {self._title}: {done}/{self._total} {note}".rstrip(), highlight=False)
+
+
+@contextmanager
+def bar(title: str, total: int) -> Iterator[Bar]:
+    """Show the progress of `total` items of work."""
+    if not console.is_terminal:
+        yield Bar(title, total, None)
+        return
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Bar(title, total, progress)
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where a train worker writes how far it is, for the driver to read."""
+
+    def __init__(self) -> None:
+        self._step, self._note, self._figures = 0, "", []
+
+    def step(self, step: int, note: str) -> None:
+        self._step, self._note = step, note
+
+    def figures(self, epoch: int, values: dict[str, float]) -> None:
+        self._figures.append((epoch, values))
+
+    def read(self, seen: int) -> tuple[int, str, list[tuple[int, dict[str, float]]]]:
+        """Steps done, a note, and the figures after the first `seen` ones."""
+        return self._step, self._note, self._figures[seen:]
+
+
+@contextmanager
+def follow(
+    board: Any, title: str, total: int, on_figures: Callable[[int, dict[str, float]], None]
+) -> Iterator[None]:
+    """Show a board's progress while the block runs; hand each epoch's figures to `on_figures`."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        seen = 0
+        with bar(title, total) as shown:
+            while True:
+                ended = stop.wait(1.0)  # one last look after the end
+                try:
+                    step, note, figures = ray.get(board.read.remote(seen), timeout=5)
+                except Exception:  # a lost board must not stop the work it shows
+                    if ended:
+                        return
+                    continue
+                seen += len(figures)
+                shown.update(step, note)
+                for epoch, values in figures:
+                    on_figures(epoch, values)
+                if ended:
+                    return
+
+    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=15)

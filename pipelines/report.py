@@ -1,0 +1,233 @@
+"""The report of a run: one HTML file that needs nothing else, and its figures as plain tables."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.pictures import loss_curves, png_bytes
+
+Image = NDArray[np.uint8]
+Metrics = Mapping[str, Mapping[str, Any]]
+
+FIGURES = {
+    "mAP": "mAP",
+    "rank1": "rank-1",
+    "rank5": "rank-5",
+    "rank10": "rank-10",
+    "mINP": "mINP",
+}
+BASELINES = "baselines"
+NONE = "–"  # noqa: RUF001 - an en dash stands for "no value"
+DEAD_MASK = 0.01
+LISTED = 100
+MISSING: Mapping[str, float] = {}
+
+
+class StageTime(NamedTuple):
+    """One stage of the run: seconds it took; reused = taken over from an earlier run."""
+
+    name: str
+    seconds: float
+    reused: bool
+
+
+class Quarantined(NamedTuple):
+    """A file that was left out, why (a class of reasons), and what exactly was found."""
+
+    path: str
+    reason: str
+    detail: str
+
+
+class Picture(NamedTuple):
+    """A picture of the report: PNG bytes or RGB uint8 [H, W, 3]."""
+
+    title: str
+    caption: str
+    image: bytes | Image
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All that the report shows. Everything but the title may be empty.
+
+    facts: label -> value (configuration, data folder, counts, seed, versions, weights, duration).
+    metrics: query set -> what `dpmpp_core.retrieval.evaluate` returns; and, under "baselines",
+        query set -> {"histogram": {...}, "chance": {...}}. Fractions in [0, 1].
+    mask_statistics: query set -> space -> what `mask_statistics` returns for it.
+    thumbnails: path of a quarantined file -> RGB picture, None where it cannot be decoded.
+    pictures: shown in this order.
+    history: one mapping an epoch, "epoch" and the losses.
+    """
+
+    title: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+    mask_statistics: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    stages: Sequence[StageTime] = ()
+    quarantine: Sequence[Quarantined] = ()
+    thumbnails: Mapping[str, Image | None] = field(default_factory=dict)
+    pictures: Sequence[Picture] = ()
+    history: Sequence[Mapping[str, float]] = ()
+
+
+class Row(NamedTuple):
+    """One figure of one query set; the numbers are text, in percent."""
+
+    query_set: str
+    figure: str
+    masked: str
+    unmasked: str
+    difference: str
+    histogram: str
+    chance: str
+
+
+class Control(NamedTuple):
+    """mAP of one query set in percent: own mask, another query's, the mean one; own - another's."""
+
+    query_set: str
+    own: str
+    permuted: str
+    static: str
+    gain: str
+
+
+def write_report(path: Path, report: ReportData) -> None:
+    """Writes the report as one HTML file; makes the folder. Raises OSError if it cannot be written.
+
+    Pictures are embedded, nothing is loaded from elsewhere, no script runs.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_uri"] = _data_uri
+    environment.filters["duration"] = _duration
+    rows = result_rows(report.metrics)
+    page = environment.get_template("report.html.j2").render(
+        report=report,
+        sets={name: [row for row in rows if row.query_set == name] for name in _sets(report)},
+        controls=[_control(name, report.metrics[name]) for name in _sets(report)],
+        losses=loss_curves(report.history) if report.history else None,
+        reasons=Counter(row.reason for row in report.quarantine).most_common(),
+        examples=[r for r in report.quarantine if report.thumbnails.get(r.path) is not None],
+        listed=LISTED,
+        dead_mask=DEAD_MASK,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A reader never sees half a report.
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(page, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def result_rows(metrics: Metrics) -> list[Row]:
+    """The results of all query sets, a row a figure."""
+    rows = []
+    for name, result in metrics.items():
+        if name == BASELINES:
+            continue
+        floor = metrics.get(BASELINES, {}).get(name, {})
+        for key, figure in FIGURES.items():
+            masked, unmasked = (
+                result.get(mode, MISSING).get(key) for mode in ("masked", "unmasked")
+            )
+            rows.append(
+                Row(
+                    name,
+                    figure,
+                    _percent(masked),
+                    _percent(unmasked),
+                    _points(masked, unmasked),
+                    _percent(floor.get("histogram", MISSING).get(key)),
+                    _percent(floor.get("chance", MISSING).get(key)),
+                )
+            )
+    return rows
+
+
+COLUMNS = ("query set", "%", "with mask", "no mask", "difference", "histogram", "chance")
+
+
+def results_table(metrics: Metrics) -> Table:
+    """The results for the terminal."""
+    table = Table(title="Results")
+    for i, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
+    last = None
+    for row in result_rows(metrics):
+        if last is not None and row.query_set != last:
+            table.add_section()
+        shown = "" if row.query_set == last else escape(row.query_set)
+        table.add_row(shown, *row[1:], style="bold" if row.figure == "mAP" else None)
+        last = row.query_set
+    return table
+
+
+def results_markdown(metrics: Metrics) -> str:
+    """The results as a Markdown table, ending in a newline."""
+    lines = [COLUMNS, ("---", "---", *["---:"] * (len(COLUMNS) - 2)), *result_rows(metrics)]
+    cells = [[cell.replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def _sets(report: ReportData) -> list[str]:
+    return [name for name in report.metrics if name != BASELINES]
+
+
+def _control(name: str, result: Mapping[str, Any]) -> Control:
+    own, permuted, static = (
+        result.get(mode, MISSING).get("mAP") for mode in ("masked", "permuted", "static")
+    )
+    return Control(
+        name, _percent(own), _percent(permuted), _percent(static), _points(own, permuted)
+    )
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
+
+
+def _points(value: float | None, other: float | None) -> str:
+    if value is None or other is None or not math.isfinite(value - other):
+        return NONE
+    # Adding zero turns -0.0 into 0.0.
+    return f"{round(100 * (value - other), 1) + 0.0:+.1f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _data_uri(image: bytes | Image) -> str:
+    """A picture as text, PNG (smaller for plots) or JPEG (for photographs)."""
+    if isinstance(image, bytes):
+        data, kind = image, "png"
+    else:
+        data, kind = png_bytes(image), "png"
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 90]
+        jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
+        if len(jpeg) < len(data):
+            data, kind = jpeg, "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,191 @@
+"""The whole pipeline, a list of stages: read this file first."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dpmpp_core.config import Config, fingerprint, load_config
+from dpmpp_core.errors import ConfigError, DataError
+from dpmpp_core.models.clip import check_weights, grid_size
+from pipelines.cluster import connect
+from pipelines.embed import features
+from pipelines.evaluate import evaluate_model
+from pipelines.prepare import Source, demo_data, find_data, prepare
+from pipelines.register import register
+from pipelines.results import build_report
+from pipelines.saliency import saliency
+from pipelines.stage import Run, Stage
+from pipelines.storage import Storage
+from pipelines.tracking import Tracking
+from pipelines.train import train_metric, train_prompts
+
+log = logging.getLogger(__name__)
+
+STAGES = ("prepare", "saliency", "features", "prompts", "metric", "evaluate", "report", "register")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks for; see `dpmpp run --help`."""
+
+    data: str | None = None
+    config: str = "demo"
+    overrides: list[str] = field(default_factory=list)
+    storage: str = "runs"
+    tracking_uri: str | None = None
+    address: str | None = None
+    fresh: bool = False
+    model: str | None = None
+
+
+def run_pipeline(options: Options, until: str = "register") -> dict[str, Any]:
+    """Run the stages up to `until`, reusing what is done; the result that `--json` prints.
+
+    Everything a user can get wrong is looked at before anything starts or is written.
+
+    Raises:
+        UserError: configuration, weights or data.
+    """
+    config = load_config(options.config, options.overrides)
+    _check(config, options)
+    source = find_data(config.data, options.data) if options.data else None
+    storage = Storage(options.storage)
+    tracking = Tracking(*_tracking(options, storage))
+    run = Run(config, storage, tracking, connect(options.address, config.cluster), options.fresh)
+    try:
+        _stages(run, source, until, options.model)
+        result = _result(run)
+        tracking.end("FINISHED")
+        return result
+    except KeyboardInterrupt:
+        tracking.end("KILLED")
+        raise
+    except BaseException:
+        tracking.end("FAILED")
+        raise
+
+
+def _stages(run: Run, source: Source | None, until: str, model: str | None) -> None:
+    """The pipeline. Each stage takes the ones before it that it reads."""
+    prepared = prepare(run, source or find_data(run.config.data, _demo_root(run)))
+    _begin(run, prepared)
+    if until == "prepare":
+        return
+    if model is not None:
+        evaluate_model(run, prepared, str(Path(model).absolute()), "")
+        return
+    if prepared.summary["counts"].get("train", {}).get("images", 0) == 0:
+        raise DataError(
+            f"{prepared.summary['root']} ({prepared.summary['layout']}) has no training images: "
+            "measure an existing model on it with `dpmpp evaluate --model FOLDER`"
+        )
+    masks = saliency(run, prepared)
+    if until == "saliency":
+        return
+    cached = features(run, prepared)
+    prompts = train_prompts(run, prepared, masks, cached)
+    if until == "prompts":
+        return
+    metric = train_metric(run, prepared, masks, prompts)
+    if until == "metric":
+        return
+    evaluated = evaluate_model(run, prepared, run.storage.uri, metric.key)
+    if until == "evaluate":
+        return
+    build_report(run, prepared, masks, metric, evaluated)
+    if until == "report":
+        return
+    register(run, metric, evaluated)
+
+
+def _demo_root(run: Run) -> str:
+    return run.storage.location(demo_data(run).key) + "/data"
+
+
+def _check(config: Config, options: Options) -> None:
+    """Refuse what would fail later."""
+    if options.model is None:
+        check_weights(config.model)
+    elif not (Path(options.model) / "model.json").is_file():
+        raise ConfigError(f"--model {options.model}: holds no model.json, not a saved model")
+    grid_size(config.model, config.data.height, config.data.width)
+    if config.data.height % 16 or config.data.width % 16:
+        raise ConfigError("data.height and data.width: whole multiples of 16 pixels are needed")
+    workers, identities = config.cluster.train_workers, config.metric.identities
+    if identities % workers:
+        raise ConfigError(
+            f"metric.identities {identities} cannot be shared by cluster.train_workers {workers}: "
+            "make it a multiple"
+        )
+
+
+def _tracking(options: Options, storage: Storage) -> tuple[str, str | None]:
+    """Tracking URI and artifact root: a SQLite file in the work folder unless told otherwise."""
+    if options.tracking_uri is not None:
+        return options.tracking_uri, None
+    folder = Path(storage.base if storage.is_local else "runs").absolute()
+    return f"sqlite:///{folder}/mlflow.db", (folder / "mlartifacts").as_uri()
+
+
+def _begin(run: Run, prepared: Stage) -> None:
+    """Give the run its identity - configuration and data - and open its MLflow run."""
+    summary = prepared.summary
+    for warning in summary["warnings"]:
+        log.warning("data: %s", warning)
+    if run.tracking.uri.startswith("sqlite:///"):
+        Path(run.tracking.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    data = {"id": summary["dataset_id"], "root": summary["root"], "counts": summary["counts"]}
+    run.tracking.begin(run.config, identity(run, prepared), data, run.fresh)
+
+
+def identity(run: Run, prepared: Stage) -> str:
+    """`NAME-HASH`, the hash of the configuration and the data."""
+    values = run.config.model_dump(mode="json", exclude={"name", "cluster", "tracking"})
+    digest = fingerprint(values, prepared.summary["dataset_id"])
+    return f"{run.config.name}-{digest[:12]}"
+
+
+def _result(run: Run) -> dict[str, Any]:
+    """One machine-readable object; absent stages leave their keys out."""
+    by_name = {stage.name: stage for stage in run.stages}
+    prepared = by_name["prepare"]
+    quarantine = pq.read_table(run.folder(prepared) / "quarantine.parquet").to_pylist()
+    name = identity(run, prepared)
+    result: dict[str, Any] = {
+        "run": name,
+        "run_id": run.tracking.run_id,
+        "tracking_uri": run.tracking.uri,
+        "dataset_id": prepared.summary["dataset_id"],
+        "counts": prepared.summary["counts"],
+        "warnings": prepared.summary["warnings"],
+        "quarantined": quarantine,
+        "stages": [
+            {"name": s.name, "seconds": s.seconds, "reused": s.reused, "key": s.key}
+            for s in run.stages
+        ],
+    }
+    readers: dict[str, Callable[[Stage], dict[str, Any]]] = {
+        "metric": lambda s: {
+            "weights_sha256": s.summary["weights_sha256"],
+            "model": str(run.folder(s) / "model"),
+        },
+        "evaluate": lambda s: {"metrics": s.summary["metrics"], "masks": s.summary["masks"]},
+        "report": lambda s: {"report": run.storage.location(f"{name}/report.html")},
+        "register": lambda s: {"model_uri": s.summary["model_uri"]},
+    }
+    for stage, read in readers.items():
+        if stage in by_name:
+            result |= read(by_name[stage])
+    if "report" in by_name:
+        page = (run.folder(by_name["report"]) / "report.html").read_bytes()
+        run.storage.write(f"{name}/report.html", page)
+    run.storage.write(f"{name}/result.json", json.dumps(result, indent=2).encode())
+    run.storage.write(f"{name}/config.yaml", run.config.to_yaml().encode())
+    return result

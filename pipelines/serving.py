@@ -1,0 +1,45 @@
+"""The registered model as MLflow loads it: encoded pictures in, features and masks out.
+
+MLflow runs this file (`models from code`); nothing is pickled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow.models
+import mlflow.pyfunc
+import pandas as pd
+
+from dpmpp_core import load_model
+from dpmpp_core.data.images import decode
+
+
+class DpmppModel(mlflow.pyfunc.PythonModel):
+    """Features and masks of pictures."""
+
+    def load_context(self, context: Any) -> None:
+        self._model = load_model(context.artifacts["model"])
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Embed pictures.
+
+        Args:
+            model_input: column `image`: the bytes of a JPEG or PNG file a row.
+
+        Returns:
+            columns `feature_SPACE` and `mask_SPACE`: a list of floats a row.
+
+        Raises:
+            DataError: bytes that are not a picture.
+        """
+        images = [decode(bytes(data)) for data in model_input["image"]]
+        embedded = self._model.embed(images)
+        columns = {f"feature_{name}": list(v) for name, v in embedded.features.items()}
+        columns |= {f"mask_{name}": list(v) for name, v in embedded.masks.items()}
+        return pd.DataFrame(columns)
+
+
+mlflow.models.set_model(DpmppModel())

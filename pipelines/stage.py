@@ -1,0 +1,105 @@
+"""A stage: inputs and configuration in, one committed folder out, reused when nothing changed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dpmpp_core
+from dpmpp_core.config import Config, fingerprint
+from pipelines.cluster import Plan
+from pipelines.storage import Storage
+from pipelines.tracking import Tracking
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage.
+
+    Attributes:
+        name: its name.
+        key: its folder in storage; ends in the hash of everything that decides the content.
+        summary: JSON-able figures that it recorded.
+        seconds: what it took when it was made.
+        reused: whether it was found, not made, by this run.
+    """
+
+    name: str
+    key: str
+    summary: dict[str, Any]
+    seconds: float
+    reused: bool
+
+
+@dataclass
+class Run:
+    """What the stages of one run share.
+
+    Attributes:
+        fresh: make every stage anew.
+        stages: the finished ones, in order.
+    """
+
+    config: Config
+    storage: Storage
+    tracking: Tracking
+    plan: Plan
+    fresh: bool = False
+    stages: list[Stage] = field(default_factory=list)
+
+    def folder(self, stage: Stage) -> Path:
+        """A local folder with the stage's files."""
+        return self.storage.fetch(stage.key)
+
+    def stage(
+        self, name: str, identity: Mapping[str, Any], build: Callable[[Path], dict[str, Any]]
+    ) -> Stage:
+        """Find the stage of this identity or make it.
+
+        Args:
+            identity: JSON-able values and configuration sections that decide the content.
+            build: fills a folder and returns the summary.
+        """
+        key = stage_key(name, identity)
+        marker = None
+        if self.fresh:
+            self.storage.delete(key)
+            self.storage.delete(training_key(key))
+        else:
+            marker = self.storage.marker(key)
+        if marker is not None:
+            log.info("%s: reused (%s)", name, key)
+            result = Stage(name, key, marker["summary"], marker["seconds"], reused=True)
+        else:
+            log.info("%s: started (%s)", name, key)
+            result = self._make(name, key, build)
+            log.info("%s: done in %.1f s", name, result.seconds)
+        self.stages.append(result)
+        self.tracking.stage_ended(result)
+        return result
+
+    def _make(self, name: str, key: str, build: Callable[[Path], dict[str, Any]]) -> Stage:
+        self.tracking.stage_started(name)
+        start = time.monotonic()
+        with self.storage.commit(key) as (folder, marker):
+            summary = build(folder)
+            seconds = round(time.monotonic() - start, 2)
+            marker |= {"name": name, "summary": summary, "seconds": seconds}
+        return Stage(name, key, summary, seconds, reused=False)
+
+
+def stage_key(name: str, identity: Mapping[str, Any]) -> str:
+    """`stages/NAME-HASH`: the same identity and package version give the same key anywhere."""
+    parts = [value for item in sorted(identity.items()) for value in item]
+    return f"stages/{name}-{fingerprint(name, dpmpp_core.__version__, *parts)[:16]}"
+
+
+def training_key(key: str) -> str:
+    """Where a training stage keeps its checkpoints until it is committed."""
+    return key.replace("stages/", "training/", 1)

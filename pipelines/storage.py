@@ -1,0 +1,138 @@
+"""Where results live: a local folder or S3, behind a few verbs.
+
+A key is a path below the storage's root. A folder is *committed* when it holds its marker file,
+which is written last; nothing else says whether a piece of work is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from dpmpp_core.data.files import connect_s3
+
+MARKER = "stage.json"
+
+
+class Storage:
+    """A root for results.
+
+    Args:
+        uri: a folder, or `s3://bucket/prefix` (environment: AWS_ACCESS_KEY_ID,
+            AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION).
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.is_local = "://" not in uri
+        if self.is_local:
+            self.uri = str(Path(uri).expanduser().absolute())
+            self.filesystem: fs.FileSystem = fs.LocalFileSystem()
+            self.base = self.uri
+        else:
+            self.uri = uri.rstrip("/")
+            self.filesystem, self.base = connect_s3(self.uri)
+
+    def path(self, key: str) -> str:
+        """The key's path in `self.filesystem`."""
+        return f"{self.base}/{key}"
+
+    def location(self, key: str) -> str:
+        """The key's path or URI as a user writes it."""
+        return f"{self.uri}/{key}"
+
+    def marker(self, key: str) -> dict[str, Any] | None:
+        """The marker of a committed folder, or None."""
+        return self.read_json(f"{key}/{MARKER}")
+
+    def read_json(self, key: str) -> dict[str, Any] | None:
+        """A JSON file, or None where there is none."""
+        try:
+            with self.filesystem.open_input_file(self.path(key)) as stream:
+                return json.loads(stream.read())
+        except FileNotFoundError:
+            return None
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write one file so that a reader sees the old one, the new one, never a part."""
+        if self.is_local:
+            target = Path(self.path(key))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.partial")
+            partial.write_bytes(data)
+            os.replace(partial, target)
+        else:  # an S3 object appears whole or not at all
+            with self.filesystem.open_output_stream(self.path(key)) as stream:
+                stream.write(data)
+
+    @contextmanager
+    def commit(self, key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Fill a folder and its marker: nothing appears under `key` unless the block ends well.
+
+        Yields:
+            a local folder to write into, and the dictionary that becomes the marker.
+        """
+        if self.is_local:
+            target = Path(self.path(key))
+            partial = target.with_name(f".{target.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+            partial.mkdir(parents=True)
+        else:
+            partial = Path(tempfile.mkdtemp(prefix="dpmpp-"))
+        marker: dict[str, Any] = {}
+        try:
+            yield partial, marker
+            data = json.dumps(marker, indent=2, sort_keys=True).encode()
+            if self.is_local:
+                (partial / MARKER).write_bytes(data)
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(partial, target)
+            else:
+                self._upload(partial, key)
+                self.write(f"{key}/{MARKER}", data)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _upload(self, folder: Path, key: str) -> None:
+        self.delete(key)
+        fs.copy_files(
+            str(folder),
+            self.path(key),
+            source_filesystem=fs.LocalFileSystem(),
+            destination_filesystem=self.filesystem,
+        )
+
+    def fetch(self, key: str) -> Path:
+        """A local folder with the contents of a committed one; on S3, a copy kept on this node."""
+        if self.is_local:
+            return Path(self.path(key))
+        cache = Path(tempfile.gettempdir()) / "dpmpp-cache" / self.path(key)
+        if not (cache / MARKER).is_file():
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(dir=cache.parent))
+            fs.copy_files(
+                self.path(key),
+                str(partial),
+                source_filesystem=self.filesystem,
+                destination_filesystem=fs.LocalFileSystem(),
+            )
+            try:
+                os.replace(partial, cache)
+            except OSError:  # another process on this node was faster
+                shutil.rmtree(partial, ignore_errors=True)
+        return cache
+
+    def delete(self, key: str) -> None:
+        """Remove a folder and all in it; no error where there is none."""
+        if self.filesystem.get_file_info(self.path(key)).type == fs.FileType.Directory:
+            self.filesystem.delete_dir(self.path(key))
+        if not self.is_local:
+            cache = Path(tempfile.gettempdir()) / "dpmpp-cache" / self.path(key)
+            shutil.rmtree(cache, ignore_errors=True)

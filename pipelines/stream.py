@@ -1,0 +1,92 @@
+"""Training steps as a Ray Data stream: planned on paper, made on data workers, in order.
+
+A row is one train worker's share of one step. It holds nothing but a number; the data worker that
+gets it plans the whole batch from (seed, epoch, step) and makes its share of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from dpmpp_core.config import Config
+from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.plan import StepPlan, class_labels
+from dpmpp_core.data.steps import StepMaker
+from pipelines.saliency import load_masks, transfer_grid
+from pipelines.storage import Storage
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Where a worker on any node finds the training images.
+
+    Attributes:
+        config: the run's configuration.
+        storage: URI of the storage.
+        prepared, saliency: keys of those stages.
+    """
+
+    config: Config
+    storage: str
+    prepared: str
+    saliency: str
+
+    def rows(self) -> tuple[str, list[str], np.ndarray, np.ndarray]:
+        """Root, paths, class labels int64 [N] and cameras int64 [N] of the training images."""
+        manifest = Manifest.load(Storage(self.storage).fetch(self.prepared))
+        table = manifest.subset("train")
+        labels, _ = class_labels(table["pid"].to_numpy())
+        return manifest.root, table["path"].to_pylist(), labels, table["camid"].to_numpy()
+
+    def plan(self) -> StepPlan:
+        """The identity-balanced batches of every epoch."""
+        _, _, labels, camids = self.rows()
+        return self._plan(labels, camids)
+
+    def _plan(self, labels: np.ndarray, camids: np.ndarray) -> StepPlan:
+        section = self.config.metric
+        return StepPlan(labels, camids, section.identities, section.images, self.config.seed)
+
+    def step_maker(self) -> StepMaker:
+        """What makes the arrays of a step, on the machine that calls this."""
+        root, paths, labels, camids = self.rows()
+        grid = transfer_grid(self.config)
+        masks = load_masks(Storage(self.storage).fetch(self.saliency), paths, grid)
+        plan = self._plan(labels, camids)
+        data, augment, occlusion = self.config.data, self.config.augment, self.config.occlusion
+        return StepMaker(root, paths, labels, camids, masks, plan, data, augment, occlusion, grid)
+
+
+class MakeStep:
+    """Data worker: row number -> batch."""
+
+    def __init__(self, training_set: TrainingSet, first_step: int, world: int) -> None:
+        self._maker = training_set.step_maker()
+        self._first, self._world = first_step, world
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        step, rank = divmod(int(row["id"]), self._world)
+        made = self._maker.make(self._first + step, rank, self._world)
+        return {name: made[name] for name in ("step", "images", "labels", "donor_labels")}
+
+
+def step_stream(
+    training_set: TrainingSet, first_step: int, last_step: int, world: int, data_workers: int
+) -> ray.data.Dataset:
+    """Steps `first_step` to `last_step` (excluded), each as `world` rows in rank order.
+
+    With order preserved, splitting the stream row by row over `world` train workers gives each its
+    own share of every step.
+    """
+    rows = (last_step - first_step) * world
+    return ray.data.range(rows, override_num_blocks=max(1, rows)).map(
+        MakeStep,
+        fn_constructor_args=(training_set, first_step, world),
+        compute=ActorPoolStrategy(size=data_workers),
+        num_cpus=1,
+    )

@@ -1,0 +1,317 @@
+"""Stages 1 and 2 on Ray Train: one loop for any task."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from pyarrow import fs
+from ray.data import ExecutionOptions
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+from safetensors.torch import load_file, save_file
+
+from dpmpp_core.models.reid import save_model
+from dpmpp_core.tasks.metric import MetricTask
+from dpmpp_core.tasks.prompts import PromptTask
+from pipelines.progress import Board, follow
+from pipelines.stage import Run, Stage, stage_key, training_key
+from pipelines.storage import Storage
+from pipelines.stream import TrainingSet, step_stream
+
+log = logging.getLogger(__name__)
+
+STATE = "state.pt"
+Task = PromptTask | MetricTask
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a train worker needs, on whatever node it wakes up.
+
+    Attributes:
+        kind: `prompts` or `metric`.
+        inputs: key of the stage whose files the task starts from: cached features, text prototypes.
+        threads: torch threads of a worker.
+        board: the progress board's actor handle.
+    """
+
+    kind: str
+    training_set: TrainingSet
+    inputs: str
+    threads: int
+    board: Any
+
+    def task(self) -> Task:
+        config = self.training_set.config
+        folder = Storage(self.training_set.storage).fetch(self.inputs)
+        if self.kind == "prompts":
+            cached = load_file(folder / "features.safetensors")
+            return PromptTask(config, cached["features"], cached["labels"])
+        texts = load_file(folder / "texts.safetensors")
+        steps = self.training_set.plan().steps_per_epoch
+        return MetricTask(config, texts["texts"], float(texts["scale"]), steps)
+
+
+def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -> Stage:
+    """Stage 1: learn the identities' prompts; leaves `texts.safetensors`.
+
+    On one worker whatever the cluster: the features fit in memory, a step takes milliseconds.
+    """
+    config = run.config
+    identity = {
+        "features": features.key,
+        "prompts": config.prompts,
+        "model": config.model,
+        "seed": config.seed,
+    }
+    key = stage_key("prompts", identity)
+
+    def build(folder: Path) -> dict[str, Any]:
+        training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key)
+        task, summary = _fit(run, "prompts", training_set, features.key, key, workers=1)
+        assert isinstance(task, PromptTask)
+        results = task.results()
+        save_file(results, folder / "texts.safetensors")
+        return {**summary, "identities": len(results["texts"]), "scale": float(results["scale"])}
+
+    return run.stage("prompts", identity, build)
+
+
+def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage) -> Stage:
+    """Stage 2: learn encoder, mask generator and prototypes; leaves the model folder."""
+    config = run.config
+    identity = {
+        "dataset": prepared.summary["dataset_id"],
+        "saliency": saliency.key,
+        "prompts": prompts.key,
+        "model": config.model,
+        "metric": config.metric,
+        "augment": config.augment,
+        "occlusion": config.occlusion,
+        "size": [config.data.height, config.data.width, config.data.mean, config.data.std],
+        "seed": config.seed,
+        "workers": run.plan.train_workers,
+    }
+    key = stage_key("metric", identity)
+
+    def build(folder: Path) -> dict[str, Any]:
+        training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key)
+        workers = run.plan.train_workers
+        task, summary = _fit(run, "metric", training_set, prompts.key, key, workers)
+        assert isinstance(task, MetricTask)
+        facts = {
+            "dataset": prepared.summary["dataset_id"],
+            "identities": len(task.texts),
+            "config": config.name,
+            "seed": config.seed,
+        }
+        digest = save_model(task.model, folder / "model", facts)
+        return {**summary, "weights_sha256": digest, "identities": len(task.texts)}
+
+    return run.stage("metric", identity, build)
+
+
+def _fit(
+    run: Run, kind: str, training_set: TrainingSet, inputs: str, key: str, workers: int
+) -> tuple[Task, dict[str, Any]]:
+    """Run the loop on Ray Train, from its last checkpoint if there is one; the trained task."""
+    board = Board.remote()  # type: ignore[attr-defined]
+    job = Job(kind, training_set, inputs, run.plan.train_cpus, board)
+    task = job.task()
+    total = task.steps_per_epoch * task.epochs
+    name = training_key(key)
+    storage = run.storage
+    datasets: dict[str, Callable[[], ray.data.Dataset]] = {}
+    if kind == "metric":
+        data_workers = run.plan.data_workers
+
+        def stream() -> ray.data.Dataset:  # called again whenever the worker group starts anew
+            first = _last_step(training_set.storage, name)
+            if first >= total:  # nothing left, but Ray Data wants a row
+                first = total - 1
+            return step_stream(training_set, first, total, workers, data_workers)
+
+        datasets["steps"] = stream
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job, "total": total},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=run.plan.train_gpu,
+            resources_per_worker={"CPU": run.plan.train_cpus}
+            | ({"GPU": 1} if run.plan.train_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage.base,
+            storage_filesystem=None if storage.is_local else storage.filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=3),
+        ),
+        datasets=datasets,  # type: ignore[arg-type]
+        dataset_config=ray.train.DataConfig(
+            execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
+        ),
+    )
+    history: list[dict[str, float]] = []
+
+    def on_figures(epoch: int, values: dict[str, float]) -> None:
+        history.append({"epoch": epoch, **values})
+        run.tracking.figures(epoch, values)
+
+    with follow(board, f"{kind} steps", total, on_figures):
+        result = trainer.fit()
+    state = load_checkpoint(result.checkpoint)
+    task.load_trained_state(state["task"])
+    storage.delete(name)
+    return task, {"steps": total, "epochs": task.epochs, "history": state["history"]}
+
+
+def _last_step(storage: str, name: str) -> int:
+    """Step of the checkpoint that Ray Train will hand to the workers, 0 where there is none."""
+    snapshot = Storage(storage).read_json(f"{name}/checkpoint_manager_snapshot.json") or {}
+    latest = snapshot.get("latest_checkpoint_result") or {}
+    return int(latest.get("metrics", {}).get("step", 0))
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """One train worker: resume, step through the stream, report and checkpoint each epoch."""
+    job: Job = settings["job"]
+    total: int = settings["total"]
+    torch.set_num_threads(job.threads)
+    context = ray.train.get_context()
+    leader = context.get_world_rank() == 0
+    device = get_device()
+    task = job.task().to(device)
+    optimiser = task.optimiser()
+    step, history = 0, []
+    if (checkpoint := ray.train.get_checkpoint()) is not None:
+        state = load_checkpoint(checkpoint)
+        task.load_trained_state(state["task"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, history = state["step"], state["history"]
+        if leader:
+            log.info("%s: goes on after step %d of %d", job.kind, step, total)
+    model: torch.nn.Module = task
+    if context.get_world_size() > 1:
+        model = torch.nn.parallel.DistributedDataParallel(task)
+
+    every = task.config.metric.checkpoint_epochs if job.kind == "metric" else 10
+    sums: dict[str, torch.Tensor] = {}
+    clock = _Clock()
+    for batch in _batches(task, step, total):
+        for group in optimiser.param_groups:
+            group["lr"] = group["base_lr"] * task.lr_factor(step)
+        clock.waited()
+        losses, report = model({name: value.to(device) for name, value in batch.items()})
+        loss = torch.stack(list(losses.values())).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        task.clip_gradients()
+        optimiser.step()
+        step += 1
+        for name, value in {"loss": loss, **losses, **report}.items():
+            sums[name] = sums.get(name, 0.0) + value.detach()
+        clock.worked()
+        if leader and (step % 10 == 0 or step == total):
+            job.board.step.remote(step, f"loss {loss.item():.3f}")
+        if step % task.steps_per_epoch == 0 or step == total:
+            epoch = step // task.steps_per_epoch
+            figures = {name: (v / task.steps_per_epoch).item() for name, v in sums.items()}
+            if not math.isfinite(figures["loss"]):
+                raise RuntimeError(f"{job.kind}: the loss is not finite in epoch {epoch}")
+            figures |= {"lr": optimiser.param_groups[0]["lr"], **clock.read()}
+            sums = {}
+            history.append({"epoch": epoch, **{k: round(v, 6) for k, v in figures.items()}})
+            if leader:
+                job.board.figures.remote(epoch, figures)
+            if epoch % every == 0 or step == total:
+                _report(task, optimiser, step, history, leader)
+    if step >= total and not sums and ray.train.get_checkpoint() is not None:
+        last = load_checkpoint(ray.train.get_checkpoint())["step"]
+        if last >= total:  # nothing was left to do: hand the finished state back
+            _report(task, optimiser, step, history, leader)
+
+
+class _Clock:
+    """Seconds waited for batches and seconds worked, since the last reading."""
+
+    def __init__(self) -> None:
+        self._mark = time.monotonic()
+        self._waited = self._worked = 0.0
+
+    def _lap(self) -> float:
+        now = time.monotonic()
+        lap, self._mark = now - self._mark, now
+        return lap
+
+    def waited(self) -> None:
+        self._waited += self._lap()
+
+    def worked(self) -> None:
+        self._worked += self._lap()
+
+    def read(self) -> dict[str, float]:
+        waited, worked = self._waited, self._worked
+        self._waited = self._worked = 0.0
+        return {"seconds": waited + worked, "data_wait_share": waited / max(1e-9, waited + worked)}
+
+
+def _batches(task: Task, step: int, total: int) -> Iterable[dict[str, torch.Tensor]]:
+    """Batches from `step` on: planned in memory for prompts, streamed by Ray Data for the metric."""
+    if isinstance(task, PromptTask):
+        return task.batches(step)
+    return _streamed(step, total)
+
+
+def _streamed(step: int, total: int) -> Iterator[dict[str, torch.Tensor]]:
+    if step >= total:
+        return
+    shard = ray.train.get_dataset_shard("steps")
+    for row in shard.iter_batches(batch_size=1, prefetch_batches=2, batch_format="numpy"):
+        found = int(row.pop("step")[0])
+        if found < step:  # the stream began before this worker's checkpoint
+            continue
+        if found > step:
+            raise RuntimeError(f"the step stream is at step {found}, the checkpoint at {step}")
+        step += 1
+        yield {name: torch.from_numpy(values[0].copy()) for name, values in row.items()}
+
+
+def _report(
+    task: Task, optimiser: torch.optim.Optimizer, step: int, history: list, leader: bool
+) -> None:
+    """Every rank reports, the first one with the checkpoint."""
+    metrics = {"step": step, "loss": history[-1]["loss"] if history else float("nan")}
+    if not leader:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        state = {
+            "task": task.trained_state(),
+            "optimiser": optimiser.state_dict(),
+            "step": step,
+            "history": history,
+        }
+        torch.save(state, Path(folder) / STATE)
+        (Path(folder) / "step.json").write_text(json.dumps(metrics))
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+def load_checkpoint(checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """The state that `_report` stored, on the CPU."""
+    if checkpoint is None:
+        raise RuntimeError("training ended without a checkpoint")
+    with checkpoint.as_directory() as folder:
+        return torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)

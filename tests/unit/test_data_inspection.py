@@ -1,0 +1,141 @@
+"""Every kind of bad file gets its reason; none raises."""
+
+import hashlib
+import io
+import os
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dpmpp_core.data import inspection
+from dpmpp_core.data.inspection import inspect
+from dpmpp_core.data.layouts import Entry
+from dpmpp_core.data.manifest import IMAGE_SCHEMA
+
+
+def picture(kind: str, size: tuple[int, int] = (32, 64), **options: object) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def inspected(folder: Path, data: bytes) -> dict:
+    (folder / "x.jpg").write_bytes(data)
+    return inspect(str(folder), Entry("x.jpg", 7, 2, "train", False))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF"])
+def test_a_good_image_becomes_a_full_row(tmp_path: Path, kind: str) -> None:
+    data = picture(kind)
+    assert inspected(tmp_path, data) == {
+        "path": "x.jpg",
+        "pid": 7,
+        "camid": 2,
+        "split": "train",
+        "occluded": False,
+        "width": 32,
+        "height": 64,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "reason": "",
+        "detail": "",
+    }
+
+
+def test_the_row_has_the_fields_of_the_schema(tmp_path: Path) -> None:
+    assert list(inspected(tmp_path, b""))[:-2] == IMAGE_SCHEMA.names
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_a_cut_file_is_truncated(tmp_path: Path, kind: str, share: float) -> None:
+    data = picture(kind)
+    assert inspected(tmp_path, data[: int(share * len(data))])["reason"] == "truncated"
+
+
+def test_a_jpeg_without_its_end_mark_is_truncated_even_with_a_thumbnail(tmp_path: Path) -> None:
+    thumbnail = b"Exif\0\0" + picture("JPEG", (8, 8))  # holds an end mark of its own
+    data = picture("JPEG")
+    data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + data[2:]
+    assert inspected(tmp_path, data)["reason"] == ""
+    assert inspected(tmp_path, data[:-2])["reason"] == "truncated"
+    assert inspected(tmp_path, data + bytes(100))["reason"] == ""  # padding does no harm
+
+
+def test_a_progressive_jpeg_is_good_until_it_is_cut(tmp_path: Path) -> None:
+    data = picture("JPEG", progressive=True)
+    assert inspected(tmp_path, data)["reason"] == ""
+    assert inspected(tmp_path, data[: len(data) // 2])["reason"] == "truncated"
+
+
+def test_a_png_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
+    data = bytearray(picture("PNG"))
+    data[len(data) // 2] ^= 0xFF
+    assert inspected(tmp_path, bytes(data))["reason"] == "truncated"
+
+
+def announcing(width: int, height: int) -> dict[str, bytes]:
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", width, height) + bytes(9)
+    bmp = b"BM" + bytes(12) + struct.pack("<Iii", 40, width, -height) + bytes(28)
+    tags = [struct.pack(">HHII", 256, 4, 1, width), struct.pack(">HHII", 257, 4, 1, height)]
+    tiff = b"MM\0*" + struct.pack(">IH", 8, 2) + b"".join(tags)
+    return {"PNG": png, "BMP": bmp, "TIFF": tiff}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path, kind: str) -> None:
+    start = time.perf_counter()
+    row = inspected(tmp_path, announcing(100_000, 100_000)[kind])
+    assert row["reason"] == "too_large" and "100000x100000" in row["detail"]
+    assert time.perf_counter() - start < 0.1
+
+
+def test_a_jpeg_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    data = bytearray(picture("JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", 65_000, 65_000)
+    assert inspected(tmp_path, bytes(data))["reason"] == "too_large"
+
+
+def test_a_huge_file_is_not_even_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "MAX_BYTES", 2**20)
+    (tmp_path / "x.jpg").write_bytes(b"")
+    os.truncate(tmp_path / "x.jpg", 2**40)
+    row = inspect(str(tmp_path), Entry("x.jpg", 7, 2, "train", False))
+    assert row["reason"] == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"), [((1, 1), "too_small"), ((7, 200), "too_small"), ((8, 8), "")]
+)
+def test_small_images_are_refused(tmp_path: Path, size: tuple[int, int], reason: str) -> None:
+    assert inspected(tmp_path, picture("PNG", size))["reason"] == reason
+
+
+def test_text_and_other_formats_and_nothing(tmp_path: Path) -> None:
+    assert inspected(tmp_path, b"this is text\n")["reason"] == "not_an_image"
+    assert inspected(tmp_path, picture("WEBP"))["reason"] == "not_an_image"
+    assert inspected(tmp_path, b"")["reason"] == "empty_file"
+
+
+def test_a_file_that_is_gone_is_unreadable(tmp_path: Path) -> None:
+    row = inspect(str(tmp_path), Entry("gone.jpg", 7, 2, "train", False))
+    assert row["reason"] == "unreadable" and "gone.jpg" in row["detail"]
+
+
+@given(
+    head=st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b""]),
+    body=st.binary(max_size=200),
+)
+def test_no_bytes_make_it_raise(
+    tmp_path_factory: pytest.TempPathFactory, head: bytes, body: bytes
+) -> None:
+    row = inspected(tmp_path_factory.getbasetemp(), head + body)
+    assert row["reason"] and row["detail"]

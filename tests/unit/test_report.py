@@ -1,0 +1,259 @@
+"""The report is one safe, self-contained file, and its figures are those it was given."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dpmpp_core.retrieval import Embeddings, evaluate
+from pipelines import pictures
+from pipelines.report import (
+    Picture,
+    Quarantined,
+    ReportData,
+    StageTime,
+    results_markdown,
+    results_table,
+    write_report,
+)
+
+HOSTILE = '<script>alert("x")</script>\'"><img src=http://evil.example/x onerror=alert(1)> [red]&'
+NOISE = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
+FLAT = np.full((200, 300, 3), 255, np.uint8)
+
+
+def result(m_ap: float) -> dict[str, Any]:
+    figures = {"mAP": m_ap, "rank1": 0.7, "rank5": 0.8, "rank10": 0.9, "mINP": 0.2}
+    return {
+        "masked": figures,
+        "unmasked": {**figures, "mAP": 0.5},
+        "permuted": {**figures, "mAP": 0.51},
+        "static": {**figures, "mAP": 0.52},
+        "num_queries": 128,
+        "num_skipped": 3,
+    }
+
+
+def metrics() -> dict[str, Any]:
+    floor = {"histogram": result(0.1234)["masked"], "chance": {"mAP": 0.01, "rank1": 0.005}}
+    return {
+        "occluded": result(0.6),
+        "holistic": result(0.45),
+        "baselines": {"occluded": floor, "holistic": floor},
+    }
+
+
+def full(name: str = "plain") -> ReportData:
+    return ReportData(
+        title=name,
+        facts={"data folder": name, name: 3, "duration": 12.5},
+        metrics={**metrics(), name: result(0.3)},
+        mask_statistics={
+            name: {
+                name: {"mean": 0.5, "std_queries": 0.004, "std_channels": 0.2, "participation": 0.9}
+            }
+        },
+        stages=[StageTime(name, 3725.0, True), StageTime("prompts", 61.0, False)],
+        quarantine=[Quarantined(name, name, name), Quarantined("b.jpg", "too small", "3 x 3")],
+        thumbnails={name: NOISE, "b.jpg": None},
+        pictures=[
+            Picture(name, name, NOISE),
+            Picture("second", "", pictures.png_bytes(FLAT)),
+        ],
+        history=[{"epoch": 1, "total": 3.0}, {"epoch": 2, "total": 2.0, name: 0.1}],
+    )
+
+
+class Page(HTMLParser):
+    """Tags, attributes and visible text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += " ".join(data.split()) + " " if data.strip() else ""
+
+    def images(self) -> list[str]:
+        return [str(attrs["src"]) for tag, attrs in self.tags if tag == "img"]
+
+
+def written(tmp_path: Path, report: ReportData) -> Page:
+    path = tmp_path / "deep" / "report.html"
+    write_report(path, report)
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    return Page(path)
+
+
+@pytest.mark.parametrize("name", ["plain", HOSTILE])
+def test_report_is_self_contained_and_nothing_in_it_is_code(tmp_path: Path, name: str) -> None:
+    page = written(tmp_path, full(name))
+    assert not {"script", "link", "iframe", "object", "form"} & {tag for tag, _ in page.tags}
+    for _, attrs in page.tags:
+        assert not any(key.startswith("on") for key in attrs)
+        for key in ("src", "href", "srcset", "action"):
+            assert str(attrs.get(key, "data:")).startswith("data:")
+    html = (tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
+    style = re.search(r"<style>(.*?)</style>", html, re.S)
+    assert style and "url(" not in style[1] and "@import" not in style[1]
+    assert " ".join(name.split()) in page.text
+
+
+def test_every_picture_is_embedded_and_whole(tmp_path: Path) -> None:
+    images = written(tmp_path, full()).images()
+    assert len(images) == 4  # two given, the losses, one thumbnail
+    kinds = []
+    for image in images:
+        kind, data = re.fullmatch(r"data:image/(png|jpeg);base64,(.+)", image).groups()  # type: ignore[union-attr]
+        assert cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), 1) is not None
+        kinds.append(kind)
+    assert kinds == ["jpeg", "png", "png", "jpeg"]
+
+
+def test_embedded_colours_are_rgb(tmp_path: Path) -> None:
+    red = np.zeros((40, 40, 3), np.uint8)
+    red[..., 0] = 255
+    (image,) = written(tmp_path, ReportData("t", pictures=[Picture("a", "", red)])).images()
+    pixels = cv2.imdecode(np.frombuffer(base64.b64decode(image.split(",")[1]), np.uint8), 1)
+    assert pixels[20, 20].tolist() == [0, 0, 255]  # OpenCV decodes to BGR
+
+
+def test_report_shows_the_figures(tmp_path: Path) -> None:
+    text = written(tmp_path, full()).text
+    assert "mAP 60.0 50.0 +10.0 12.3 1.0" in text
+    assert "rank-5 80.0 80.0 +0.0 80.0 –" in text
+    assert "occluded 60.0 51.0 52.0 +9.0" in text
+    assert "128 queries, 3 of them skipped" in text
+    assert "0.0040 (the same for all)" in text
+    assert "1 h 02 min reused" in text and "1 min 01 s" in text
+
+
+def test_one_query_set_without_baselines(tmp_path: Path) -> None:
+    page = written(tmp_path, ReportData("t", metrics={"holistic": result(0.45)}))
+    assert "mAP 45.0 50.0 -5.0 – –" in page.text
+    assert "occluded" not in page.text
+
+
+def test_nothing_but_a_title(tmp_path: Path) -> None:
+    page = written(tmp_path, ReportData("bare"))
+    assert "every file could be read" in page.text
+    assert page.images() == []
+
+
+def test_long_quarantine_is_counted_in_full_and_listed_in_part(tmp_path: Path) -> None:
+    rows = [Quarantined(f"{i}.jpg", "blank", "one colour") for i in range(250)]
+    text = written(tmp_path, ReportData("t", quarantine=rows)).text
+    assert "blank 250" in text and "The first 100 of 250 files" in text
+    assert "99.jpg" in text and "100.jpg" not in text
+
+
+def test_missing_and_nan_figures_are_dashes() -> None:
+    broken = {"s": {"masked": {"mAP": float("nan")}, "unmasked": {"mAP": 0.5}}}
+    assert "| s | mAP | – | 50.0 | – | – | – |\n" in results_markdown(broken)
+
+
+def test_no_negative_zero() -> None:
+    tied = {"s": {"masked": {"mAP": 0.49999}, "unmasked": {"mAP": 0.5}}}
+    assert "| 50.0 | 50.0 | +0.0 |" in results_markdown(tied)
+
+
+def test_markdown_table_survives_hostile_names() -> None:
+    lines = results_markdown({"a|b\nc": result(0.6)}).splitlines()
+    assert len(lines) == 7
+    assert lines[2].startswith(r"| a\|b c | mAP | 60.0 | 50.0 | +10.0 |")
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {8}
+
+
+def test_terminal_table_shows_both_sets_and_takes_names_literally() -> None:
+    out = io.StringIO()
+    Console(file=out, width=120).print(results_table({**metrics(), "[red]": result(0.3)}))
+    text = out.getvalue()
+    for shown in ("occluded", "holistic", "[red]", "60.0", "+10.0", "12.3"):
+        assert shown in text
+    assert "baselines" not in text
+
+
+def test_what_evaluate_returns_can_be_reported(tmp_path: Path) -> None:
+    query, gallery = tiny(0), tiny(1)
+    page = written(tmp_path, ReportData("t", metrics={"occluded": evaluate(query, gallery, 0)}))
+    assert "4 queries" in page.text
+
+
+def tiny(camid: int) -> Embeddings:
+    rng = np.random.default_rng(camid)
+    pids = np.arange(4)
+    features = np.eye(4, dtype=np.float32) + 0.1 * rng.random((4, 4), dtype=np.float32)
+    masks = rng.random((4, 4), dtype=np.float32)
+    paths = [f"{camid}/{pid}" for pid in pids]
+    return Embeddings({"v": features}, {"v": masks}, pids, np.full(4, camid), paths)
+
+
+def count(image: np.ndarray, colour: tuple[int, int, int]) -> int:
+    return int((image == colour).all(2).sum())
+
+
+def test_ranked_lists_frame_matches_in_green_and_leave_junk_out() -> None:
+    query, gallery = tiny(0), tiny(1)
+    asked: list[str] = []
+
+    def load(path: str) -> pictures.Image:
+        asked.append(path)
+        return NOISE
+
+    image = pictures.ranked_lists(query, gallery, [2, 0], load, k=3)
+    assert image.dtype == np.uint8 and image.ndim == 3
+    assert asked.count("0/2") == 1 and asked.count("1/2") >= 2
+    assert count(image, pictures.RIGHT) > 0 and count(image, pictures.WRONG) > 0
+
+    gallery.camids[2] = 0  # now junk for query 2
+    asked.clear()
+    image = pictures.ranked_lists(query, gallery, [2], load, k=10)
+    assert "1/2" not in asked and len(asked) == 1 + 2 * 3
+    assert count(image, pictures.RIGHT) == 0
+
+
+def test_contact_sheet_takes_any_sizes_and_long_captions() -> None:
+    images = [NOISE, FLAT, NOISE[:3, :2], np.zeros((1, 400, 3), np.uint8)]
+    sheet = pictures.contact_sheet(images, ["a", "x" * 300, "", "päd ✓"], columns=3)
+    one = pictures.contact_sheet(images[:1], ["a"], columns=3)
+    assert sheet.shape[0] == 2 * one.shape[0] and sheet.shape[1] > 2 * one.shape[1]
+    with pytest.raises(ValueError, match="at least one"):
+        pictures.contact_sheet([], [], 3)
+    with pytest.raises(ValueError):
+        pictures.contact_sheet(images, ["too few"], 3)
+
+
+@pytest.mark.parametrize("sets", [["occluded"], ["occluded", "holistic", "a $ sign_b"]])
+def test_plots_draw_something(sets: list[str], tmp_path: Path) -> None:
+    curve = np.linspace(0.2, 1, 50)
+    masks = np.random.default_rng(0).random((300, 40))
+    lines = {"with mask": curve, "no mask": curve**2, "histogram": curve[:1], "other": curve}
+    drawn = [pictures.cmc_curves({name: lines for name in sets})]
+    drawn.append(pictures.mask_picture({name: masks for name in sets}))
+    for image in drawn:
+        assert image.dtype == np.uint8 and len(np.unique(image)) > 20
+    pictures.save_png(tmp_path / "sub" / "a.png", drawn[0])
+    read = cv2.imread(str(tmp_path / "sub" / "a.png"))
+    np.testing.assert_array_equal(read[..., ::-1], drawn[0])
+
+
+def test_loss_curves_with_gaps_and_one_epoch() -> None:
+    assert pictures.loss_curves([{"epoch": 1, "total": 2.0}]).std() > 0
+    gaps = [{"epoch": 1, "a": 1.0}, {"epoch": 2, "a": float("nan"), "b": 2.0}]
+    assert pictures.loss_curves(gaps).shape[1] > pictures.loss_curves(gaps[:1]).shape[1]
+    with pytest.raises(ValueError, match="no values"):
+        pictures.loss_curves([{"epoch": 1}])

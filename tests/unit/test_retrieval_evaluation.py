@@ -1,0 +1,248 @@
+"""Embeddings to figures; control masks; mask statistics; baselines; ranked lists."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpmpp_core.errors import DataError
+from dpmpp_core.retrieval import (
+    Embeddings,
+    chance,
+    evaluate,
+    evaluate_ranking,
+    mask_statistics,
+    masked_similarity,
+    permuted_masks,
+    rankings,
+    static_mask,
+    stripe_histogram,
+    top_matches,
+)
+from dpmpp_core.retrieval import evaluation as evaluation_module
+
+
+def embeddings(
+    pids: list[int], camid: int, dims: dict[str, int], seed: int, noise: float = 1.0
+) -> Embeddings:
+    """A direction an identity plus noise, and random masks."""
+    rng = np.random.default_rng(seed)
+    features, masks = {}, {}
+    for space, d in dims.items():
+        centres = np.random.default_rng(d).standard_normal((max(pids) + 1, d))
+        x = centres[pids] + noise * rng.standard_normal((len(pids), d))
+        features[space] = x.astype(np.float32)
+        masks[space] = rng.random((len(pids), d), dtype=np.float32) * 0.98 + 0.01
+    ids = np.array(pids, np.int64)
+    return Embeddings(
+        features,
+        masks,
+        ids,
+        np.full_like(ids, camid),
+        [f"{camid}_{i}.jpg" for i in range(len(ids))],
+    )
+
+
+DIMS = {"v": 24, "v_p": 16}
+
+
+def pair() -> tuple[Embeddings, Embeddings]:
+    query = embeddings([0, 1, 2, 3, 9], 0, DIMS, 0, 2.0)
+    return query, embeddings([0, 1, 2, 3, 4] * 4, 1, DIMS, 1, 2.0)
+
+
+def test_evaluate_gives_each_mode_as_computed_step_by_step() -> None:
+    query, gallery = pair()
+    figures = evaluate(query, gallery, seed=3)
+    assert figures.keys() == {
+        "masked",
+        "unmasked",
+        "permuted",
+        "static",
+        "num_queries",
+        "num_skipped",
+    }
+    assert (figures["num_queries"], figures["num_skipped"]) == (5, 1)
+    for mode, masks in {
+        "masked": query.masks,
+        "unmasked": None,
+        "permuted": permuted_masks(query.masks, 3),
+        "static": static_mask(query.masks),
+    }.items():
+        scores = masked_similarity(query.features, masks, gallery.features)
+        expected = evaluate_ranking(
+            scores, query.pids, gallery.pids, query.camids, gallery.camids
+        ).metrics()
+        assert figures[mode] == pytest.approx(expected)
+        assert all(type(value) is float for value in figures[mode].values())
+    assert figures["masked"] != figures["unmasked"]
+
+
+def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, gallery = pair()
+    whole = rankings(query, gallery, seed=0)
+    monkeypatch.setattr(evaluation_module, "BLOCK_SCORES", 2 * len(gallery))
+    for mode, result in rankings(query, gallery, seed=0).items():
+        np.testing.assert_allclose(result.average_precision, whole[mode].average_precision)
+        np.testing.assert_array_equal(result.cmc, whole[mode].cmc)
+
+
+def test_true_masks_beat_none_and_permuted_ones_where_noise_hides_dimensions() -> None:
+    """Half of each query's dimensions carry nothing but noise, and its mask knows which half."""
+    pids = list(range(40))
+    gallery = embeddings(pids * 2, 1, {"v": 64}, 1, noise=0.5)
+    clean = embeddings(pids, 0, {"v": 64}, 2, noise=0.5)
+    rng = np.random.default_rng(3)
+    hidden = rng.random((40, 64)) < 0.5
+    x = np.where(hidden, rng.standard_normal((40, 64)) * 4, clean.features["v"])
+    mask = np.where(hidden, 0.02, 0.98).astype(np.float32)
+    figures = evaluate(
+        replace(clean, features={"v": x.astype(np.float32)}, masks={"v": mask}), gallery, seed=0
+    )
+    for control in ("unmasked", "permuted", "static"):
+        assert figures["masked"]["mAP"] > figures[control]["mAP"] + 0.1
+
+
+def test_lone_query_has_no_permuted_figures() -> None:
+    query = embeddings([1], 0, DIMS, 0)
+    figures = evaluate(query, embeddings([0, 1], 1, DIMS, 1), seed=0)
+    assert np.isnan(list(figures["permuted"].values())).all()
+    assert figures["masked"]["mAP"] > 0
+
+
+def test_nan_features_and_foreign_identities_are_refused() -> None:
+    query, gallery = pair()
+    broken = {space: x.copy() for space, x in gallery.features.items()}
+    broken["v"][7, 0] = np.nan
+    with pytest.raises(ValueError, match="gallery of space 'v': row 7"):
+        evaluate(query, replace(gallery, features=broken), seed=0)
+    with pytest.raises(DataError, match="none of the 5 queries"):
+        evaluate(query, replace(gallery, pids=gallery.pids + 100), seed=0)
+
+
+def test_columns_of_different_length_are_refused() -> None:
+    query, _ = pair()
+    with pytest.raises(ValueError, match="different lengths"):
+        replace(query, camids=query.camids[:-1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=st.integers(2, 30), seed=st.integers(0, 2**40))
+def test_permuted_masks_are_a_derangement_shared_by_all_spaces(size: int, seed: int) -> None:
+    rows = np.repeat(np.arange(size, dtype=np.float32)[:, None], 3, 1)
+    permuted = permuted_masks({"v": rows, "v_p": rows * 2}, seed)
+    assert (permuted["v"][:, 0] != rows[:, 0]).all()
+    assert sorted(permuted["v"][:, 0]) == list(range(size))
+    np.testing.assert_array_equal(permuted["v"] * 2, permuted["v_p"])
+    np.testing.assert_array_equal(permuted_masks(rows, seed), permuted["v"])
+
+
+def test_permuted_masks_depend_on_the_seed_and_need_two_queries() -> None:
+    rows = np.arange(20, dtype=np.float32)[:, None]
+    assert len({permuted_masks(rows, seed).tobytes() for seed in range(5)}) == 5
+    with pytest.raises(ValueError, match="at least 2"):
+        permuted_masks(rows[:1], 0)
+    with pytest.raises(ValueError, match="different numbers"):
+        permuted_masks({"v": rows, "v_p": rows[1:]}, 0)
+
+
+def test_static_mask_is_the_mean_for_all() -> None:
+    mask = np.array([[0.2, 0.4], [0.6, 0.8]], np.float32)
+    expected = np.array([[0.4, 0.6]] * 2)
+    np.testing.assert_allclose(static_mask(mask), expected)
+    np.testing.assert_allclose(static_mask({"v": mask})["v"], expected)
+    assert static_mask(mask).dtype == np.float32
+
+
+def test_mask_statistics_of_known_masks() -> None:
+    constant = np.full((4, 10), 0.5, np.float32)
+    single = np.eye(10, dtype=np.float32)
+    channels = np.tile(np.array([0.0, 1.0], np.float32), (4, 5))
+    figures = mask_statistics({"constant": constant, "single": single, "channels": channels})
+    assert figures["constant"] == pytest.approx(
+        {"mean": 0.5, "std_queries": 0, "std_channels": 0, "participation": 1}
+    )
+    assert figures["single"] == pytest.approx(
+        {"mean": 0.1, "std_queries": 0.3, "std_channels": 0.3, "participation": 0.1}
+    )
+    assert figures["channels"] == pytest.approx(
+        {"mean": 0.5, "std_queries": 0, "std_channels": 0.5, "participation": 0.5}
+    )
+
+
+def test_top_matches_leave_junk_out_and_pad_short_galleries() -> None:
+    query = embeddings([0, 1, 2], 0, DIMS, 0, 0.1)
+    gallery = embeddings([0, 1, 0, 1], 1, DIMS, 1, 0.1)
+    gallery.camids[0] = 0  # junk for query 0 only
+    indices, scores = top_matches(query, gallery, k=5, mode="masked", rows=[0, 1])
+    assert indices.shape == scores.shape == (2, 5)
+    assert indices[0, 0] == 2 and 0 not in indices[0]
+    assert indices[0, 3:].tolist() == [-1, -1] and np.isnan(scores[0, 3:]).all()
+    assert set(indices[1, :2]) == {1, 3} and sorted(indices[1, :4]) == [0, 1, 2, 3]
+    assert (np.diff(scores[1, :4]) <= 0).all()
+    expected = masked_similarity(query.features, query.masks, gallery.features)
+    assert scores[1, 0] == pytest.approx(float(expected[1, indices[1, 0]]))
+
+
+def test_top_matches_modes_and_row_choice() -> None:
+    query, gallery = pair()
+    plain, _ = top_matches(query, gallery, 10, "unmasked", [4, 2])
+    scores = masked_similarity(query.features, None, gallery.features)
+    np.testing.assert_array_equal(plain, np.argsort(-scores[[4, 2]].numpy(), 1)[:, :10])
+    masked, _ = top_matches(query, gallery, 10, "masked", [4, 2])
+    assert (masked != plain).any()
+
+
+def test_stripe_histogram_is_a_unit_per_stripe_and_blind_to_position_within() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (96, 32, 3), dtype=np.uint8)
+    feature = stripe_histogram(image)
+    assert feature.dtype == np.float32 and feature.shape == (768,)
+    np.testing.assert_allclose(np.square(feature).reshape(6, -1).sum(1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(feature, stripe_histogram(image[:, ::-1]))
+    assert feature @ stripe_histogram(image[::-1]) < feature @ feature
+
+
+def test_stripe_histogram_reads_rgb_and_keeps_stripes_apart() -> None:
+    red, blue = np.zeros((60, 20, 3), np.uint8), np.zeros((60, 20, 3), np.uint8)
+    red[..., 0], blue[..., 2] = 200, 200
+    assert stripe_histogram(red) @ stripe_histogram(blue) == 0
+    half = red.copy()
+    half[30:] = blue[30:]
+    assert stripe_histogram(half) @ stripe_histogram(red) / 6 == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((60, 20), np.uint8),
+        np.zeros((60, 20, 3), np.float32),
+        np.zeros((5, 9, 3), np.uint8),
+    ],
+)
+def test_stripe_histogram_refuses_other_images(image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="image"):
+        stripe_histogram(image)
+
+
+def test_chance_is_what_random_scores_reach() -> None:
+    rng = np.random.default_rng(0)
+    q_pids, g_pids = rng.integers(0, 6, 10), rng.integers(0, 5, 40)
+    q_cams, g_cams = rng.integers(0, 2, 10), rng.integers(0, 2, 40)
+    drawn = [
+        evaluate_ranking(rng.random((10, 40)), q_pids, g_pids, q_cams, g_cams) for _ in range(1000)
+    ]
+    mean_ap, rank1 = chance(q_pids, g_pids, q_cams, g_cams)
+    assert mean_ap == pytest.approx(np.mean([r.mAP for r in drawn]), abs=0.004)
+    assert rank1 == pytest.approx(np.mean([r.cmc[0] for r in drawn]), abs=0.012)
+
+
+def test_chance_needs_a_positive() -> None:
+    one, two, cams = np.array([1]), np.array([2]), np.array([0])
+    with pytest.raises(DataError):
+        chance(one, two, cams, cams)
+    assert chance(one, one, cams, cams + 1) == (1.0, 1.0)

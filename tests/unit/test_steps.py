@@ -1,0 +1,216 @@
+"""A training step as arrays: deterministic, the same for any number of ranks, labelled right."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dpmpp_core.config import AugmentConfig, DataConfig, OcclusionConfig
+from dpmpp_core.data.augment import Geometry, apply_to_image
+from dpmpp_core.data.plan import Draw, StepPlan, class_labels, stream
+from dpmpp_core.data.steps import StepMaker
+from dpmpp_core.errors import ConfigError, DataError
+from dpmpp_core.occlusion.saliency import spectral_saliency
+
+DATA = DataConfig(height=64, width=32)
+GRID = (4, 2)
+BOUNDS = OcclusionConfig(min_ratio=0, max_ratio=0.9, min_oiou=0.5)
+SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "pku_reid" / "bounding_box_train"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for row in range(30):
+        size = (64, 32) if row % 2 else (50, 20)
+        cv2.imwrite(str(root / f"{row}.png"), rng.integers(1, 256, (*size, 3), np.uint8))
+    return root
+
+
+def maker(folder, occlusion=BOUNDS, augment=None, cache_bytes=2**20, seed=7):
+    labels, camids = np.arange(30) % 6, np.arange(30) % 5
+    masks = np.random.default_rng(1).random((30, *GRID)) < 0.7
+    return StepMaker(
+        root=str(folder),
+        paths=[f"{row}.png" for row in range(30)],
+        labels=labels,
+        camids=camids,
+        masks=masks,
+        plan=StepPlan(labels, camids, 4, 2, seed),
+        data=DATA,
+        augment=augment or AugmentConfig(),
+        occlusion=occlusion,
+        grid=GRID,
+        cache_bytes=cache_bytes,
+    )
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for key in left:
+        assert left[key].dtype == right[key].dtype, key
+        assert np.array_equal(left[key], right[key]), key
+
+
+def test_shapes_types_and_meaning_of_a_step(folder):
+    steps = maker(folder)
+    donors = []
+    for global_step in range(6):
+        made = steps.make(global_step)
+        assert made["images"].shape == (8, 64, 32, 3) and made["images"].dtype == np.uint8
+        assert made["visible"].shape == (8, *GRID) and made["visible"].dtype == np.bool_
+        assert made["step"] == global_step and made["step"].shape == ()
+        for key in ("labels", "camids", "donor_labels", "rows", "step"):
+            assert made[key].dtype == np.int64
+        assert np.array_equal(made["labels"], made["rows"] % 6)
+        assert np.array_equal(made["camids"], made["rows"] % 5)
+        mixed = made["donor_labels"] >= 0
+        assert np.isin(made["donor_labels"][mixed], made["labels"]).all()
+        donors.extend(mixed)
+    assert 0 < np.mean(donors) < 1
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_ranks_together_make_the_batch_of_one(folder, world):
+    for global_step in (0, 3, 9):
+        whole = maker(folder).make(global_step)
+        parts = [maker(folder).make(global_step, rank, world) for rank in range(world)]
+        joined = {key: np.concatenate([p[key] for p in parts]) for key in whole if key != "step"}
+        assert_same(joined | {"step": parts[0]["step"]}, whole)
+        assert all(len(set(p["labels"])) == 4 // world for p in parts)
+
+
+def test_ranks_that_do_not_share_the_identities_evenly_are_refused(folder):
+    with pytest.raises(ConfigError, match=r"metric\.identities 4 cannot be shared by 3"):
+        maker(folder).make(0, 0, 3)
+
+
+def test_a_step_does_not_depend_on_cache_history_or_maker(folder):
+    warm, cold = maker(folder), maker(folder, cache_bytes=0)
+    for global_step in (5, 1, 5, 4, 0):
+        assert_same(warm.make(global_step), cold.make(global_step))
+    assert not np.array_equal(warm.make(0)["images"], maker(folder, seed=8).make(0)["images"])
+
+
+def test_a_caller_that_writes_to_the_arrays_spoils_nothing(folder):
+    steps = maker(folder)
+    made = steps.make(2)
+    for value in made.values():
+        value[...] = 0
+    assert_same(steps.make(2), maker(folder).make(2))
+
+
+def test_without_occlusion_and_erasing_the_images_are_only_augmented(folder):
+    augment = AugmentConfig(erase=0, pad=4)
+    steps = maker(folder, BOUNDS.model_copy(update={"probability": 0.0}), augment)
+    made = steps.make(1)
+    assert (made["donor_labels"] == -1).all()
+    for item, row in enumerate(made["rows"]):
+        geometry = Geometry.draw(augment, stream(7, 0, 1, item, Draw.GEOMETRY))
+        pixels = cv2.imread(str(folder / f"{row}.png"))[:, :, ::-1]
+        if row % 2:
+            expected = apply_to_image(pixels, geometry, 4)
+            assert np.array_equal(made["images"][item], expected)
+
+
+def test_mixed_images_show_the_donor_where_its_person_is_not(folder):
+    still = AugmentConfig(flip=0, pad=0, erase=1)
+    always = BOUNDS.model_copy(update={"probability": 1.0})
+    steps = maker(folder, always, still)
+    plain = maker(
+        folder,
+        BOUNDS.model_copy(update={"probability": 0.0}),
+        still.model_copy(update={"erase": 0.0}),
+    )
+    seen = 0
+    for global_step in range(5):
+        made, sources = steps.make(global_step), plain.make(global_step)
+        for item in np.flatnonzero(made["donor_labels"] >= 0):
+            patches = patched(made["images"][item])
+            own = patched(sources["images"][item])
+            others = [patched(x) for k, x in enumerate(sources["images"]) if k != item]
+            for y, x in np.argwhere(made["visible"][item]):
+                assert any(np.array_equal(patches[y, x], own[y, s]) for s in range(GRID[1]))
+            from_own = np.array(
+                [
+                    [
+                        any(np.array_equal(patches[y, x], own[y, s]) for s in range(2))
+                        for x in (0, 1)
+                    ]
+                    for y in range(4)
+                ]
+            )
+            assert any(
+                all(np.array_equal(patches[y, x], other[y, x]) for y, x in np.argwhere(~from_own))
+                for other in others
+            )
+            seen += 1
+    assert seen > 10
+
+
+def patched(image):
+    """[gh, gw, 16, 16, 3] patches of an image."""
+    return image.reshape(4, 16, 2, 16, 3).swapaxes(1, 2)
+
+
+def test_only_images_that_were_not_mixed_are_erased(folder):
+    always, never = AugmentConfig(erase=1), AugmentConfig(erase=0)
+    erased, kept = maker(folder, augment=always), maker(folder, augment=never)
+    for global_step in range(4):
+        left, right = erased.make(global_step), kept.make(global_step)
+        same = (left["images"] == right["images"]).all(axis=(1, 2, 3))
+        assert np.array_equal(same, left["donor_labels"] >= 0)
+        assert np.array_equal(left["visible"], right["visible"])
+
+
+def test_a_missing_image_is_named(folder):
+    steps = maker(folder)
+    steps._images._paths = [f"gone{row}.png" for row in range(30)]
+    with pytest.raises(DataError, match="gone"):
+        steps.make(0)
+
+
+def test_image_sizes_that_are_no_multiple_of_the_patches_are_refused(folder):
+    labels = np.arange(4)
+    with pytest.raises(ConfigError, match="multiples of 16"):
+        StepMaker(
+            str(folder),
+            [f"{row}.png" for row in range(4)],
+            labels,
+            labels,
+            np.ones((4, *GRID), bool),
+            StepPlan(labels, labels, 2, 2, 0),
+            DataConfig(height=70, width=32),
+            AugmentConfig(),
+            BOUNDS,
+            GRID,
+        )
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample of real images is not here")
+def test_real_person_images_are_mixed_at_the_configured_rate():
+    paths = sorted(p.name for p in SAMPLE.iterdir())[:160]
+    labels, _ = class_labels([int(p[:4]) for p in paths])
+    camids = np.array([int(p[6]) for p in paths])
+    pixels = [cv2.imread(str(SAMPLE / p))[:, :, ::-1] for p in paths]
+    masks = np.stack([spectral_saliency(x, (16, 8), 0.3) for x in pixels])
+    plan = StepPlan(labels, camids, 8, 4, 0)
+    steps = StepMaker(
+        str(SAMPLE),
+        paths,
+        labels,
+        camids,
+        masks,
+        plan,
+        DataConfig(),
+        AugmentConfig(),
+        OcclusionConfig(),
+        (16, 8),
+    )
+    made = [steps.make(s) for s in range(plan.steps_per_epoch)]
+    mixed = np.concatenate([m["donor_labels"] for m in made]) >= 0
+    assert 0.3 < mixed.mean() < 0.6
+    shares = np.concatenate([m["visible"] for m in made]).mean(axis=(1, 2))
+    assert shares[mixed].mean() < 0.95 * shares[~mixed].mean()
