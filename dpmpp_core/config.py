@@ -242,9 +242,7 @@ def _read_tree(source: str) -> dict[str, Any]:
         names = recipe_names()
         near = difflib.get_close_matches(source, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"no recipe or file named {source!r}{hint} (recipes: {', '.join(names)})"
-        )
+        raise ConfigError(f"no recipe or file named {source!r}{hint} (recipes: {', '.join(names)})")
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:

@@ -233,7 +233,7 @@ def _guarded(
     `--json` promises that the last line of stdout is the result.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("httpx", "alembic", "mlflow", "root", "open_clip"):
+    for name in ("httpx", "alembic", "mlflow", "open_clip"):
         logging.getLogger(name).setLevel(logging.WARNING)
     stdout = os.dup(1)
     sys.stdout.flush()

@@ -18,7 +18,7 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.plan import class_labels
 from dpmpp_core.models.encoder import ImageEncoder
 from dpmpp_core.models.reid import load_model, start_clip
-from dpmpp_core.retrieval import Embeddings
+from dpmpp_core.retrieval import Embeddings, stripe_histogram
 from pipelines.cluster import Plan
 from pipelines.progress import bar
 from pipelines.stage import Run, Stage
@@ -26,13 +26,13 @@ from pipelines.storage import Storage
 
 
 class EmbedWithModel:
-    """A trained model: features and masks of each metric space."""
+    """A trained model: features and masks of each metric space, and the baseline's colours."""
 
     def __init__(self, root: str, storage: str, key: str) -> None:
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        folder = Storage(storage).fetch(key) if key else Path(storage)
-        self._model = load_model(folder / "model" if key else folder, device)
+        folder = Storage(storage).fetch(key) / "model" if key else Path(storage)
+        self._model = load_model(folder, device)
         self._root = root
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -40,7 +40,8 @@ class EmbedWithModel:
         embedded = self._model.embed(images, batch=len(images))
         columns = {f"feature_{name}": values for name, values in embedded.features.items()}
         columns |= {f"mask_{name}": values for name, values in embedded.masks.items()}
-        return {"row": batch["row"], **columns}
+        colours = np.stack([stripe_histogram(image) for image in images])
+        return {"row": batch["row"], "colours": colours, **columns}
 
 
 class EmbedWithStart:
@@ -97,23 +98,30 @@ def embed(
     return {name: np.concatenate([part[name] for part in parts])[order] for name in names}
 
 
-def embeddings(
-    manifest: Manifest, rows: pa.Table, storage: str, key: str, plan: Plan, batch: int, title: str
-) -> Embeddings:
-    """Embed rows of a manifest with the model of stage `key`.
+def embed_sets(
+    manifest: Manifest, sets: dict[str, pa.Table], storage: str, key: str, plan: Plan, batch: int
+) -> dict[str, tuple[Embeddings, np.ndarray]]:
+    """Embed rows of a manifest with a trained model, all sets in one go.
 
     Args:
+        sets: name -> rows of the manifest.
         key: the stage's key in `storage`; empty = `storage` itself is a model folder.
+
+    Returns:
+        name -> embeddings, and the colour histograms [N, D] that serve as a baseline.
     """
-    paths = rows["path"].to_pylist()
-    columns = embed(paths, EmbedWithModel, (manifest.root, storage, key), plan, batch, title)
-
-    def spaces(kind: str) -> dict[str, np.ndarray]:
-        prefix = kind + "_"
-        return {n.removeprefix(prefix): v for n, v in columns.items() if n.startswith(prefix)}
-
-    pids, camids = rows["pid"].to_numpy(), rows["camid"].to_numpy()
-    return Embeddings(spaces("feature"), spaces("mask"), pids, camids, paths)
+    paths = [path for rows in sets.values() for path in rows["path"].to_pylist()]
+    columns = embed(paths, EmbedWithModel, (manifest.root, storage, key), plan, batch, "embedded")
+    result, start = {}, 0
+    for name, rows in sets.items():
+        part = {column: values[start : start + len(rows)] for column, values in columns.items()}
+        start += len(rows)
+        features = {n[len("feature_") :]: v for n, v in part.items() if n.startswith("feature_")}
+        masks = {n[len("mask_") :]: v for n, v in part.items() if n.startswith("mask_")}
+        pids, camids = rows["pid"].to_numpy(), rows["camid"].to_numpy()
+        made = Embeddings(features, masks, pids, camids, rows["path"].to_pylist())
+        result[name] = (made, part["colours"])
+    return result
 
 
 def features(run: Run, prepared: Stage) -> Stage:

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
-from dpmpp_core.data.images import read_image
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.retrieval import (
     Embeddings,
@@ -20,24 +19,11 @@ from dpmpp_core.retrieval import (
     mask_statistics,
     masked_similarity,
     rankings,
-    stripe_histogram,
 )
-from pipelines.cluster import Plan
-from pipelines.embed import embed, embeddings
+from pipelines.embed import embed_sets
 from pipelines.stage import Run, Stage
 
 METRICS_FILE = "metrics.json"
-
-
-class EmbedWithHistogram:
-    """The baseline that any model must beat: colours by height."""
-
-    def __init__(self, root: str) -> None:
-        self._root = root
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        made = [stripe_histogram(read_image(self._root, path)) for path in batch["path"]]
-        return {"row": batch["row"], "histogram": np.stack(made)}
 
 
 def evaluate_model(run: Run, prepared: Stage, model_storage: str, model_key: str) -> Stage:
@@ -57,14 +43,12 @@ def evaluate_model(run: Run, prepared: Stage, model_storage: str, model_key: str
     }
 
     def build(folder: Path) -> dict[str, Any]:
-        def embedded(rows: pa.Table, title: str) -> Embeddings:
-            size = config.evaluation.batch
-            return embeddings(manifest, rows, model_storage, model_key, run.plan, size, title)
-
-        gallery = embedded(manifest.subset("gallery"), "gallery")
-        queries = {name: embedded(rows, f"{name} queries") for name, rows in query_sets(manifest)}
-        measured = _measure(manifest, queries, gallery, run.plan, config.seed)
-        for name, part in {**queries, "gallery": gallery}.items():
+        sets = dict(query_sets(manifest)) | {"gallery": manifest.subset("gallery")}
+        parts = embed_sets(
+            manifest, sets, model_storage, model_key, run.plan, config.evaluation.batch
+        )
+        measured = _measure(parts, config.seed)
+        for name, (part, _) in parts.items():
             _save(part, folder / f"{name}.safetensors")
         (folder / METRICS_FILE).write_text(json.dumps(measured, indent=2))
         return {"metrics": measured["metrics"], "masks": measured["masks"]}
@@ -81,22 +65,21 @@ def query_sets(manifest: Manifest) -> list[tuple[str, pa.Table]]:
     return [(name, rows) for name, rows in sets if len(rows)]
 
 
-def _measure(
-    manifest: Manifest, queries: dict[str, Embeddings], gallery: Embeddings, plan: Plan, seed: int
-) -> dict[str, Any]:
+def _measure(parts: dict[str, tuple[Embeddings, np.ndarray]], seed: int) -> dict[str, Any]:
     """`metrics` by query set, with `baselines`; `masks` statistics; `cmc` curves."""
-    gallery_colours = _colours(manifest, gallery, plan)
+    gallery, gallery_colours = parts["gallery"]
     metrics: dict[str, Any] = {}
     baselines: dict[str, Any] = {}
     masks: dict[str, Any] = {}
     cmc: dict[str, Any] = {}
-    for name, query in queries.items():
+    for name, (query, colours) in parts.items():
+        if name == "gallery":
+            continue
         metrics[name] = evaluate(query, gallery, seed)
         masks[name] = mask_statistics(query.masks)
-        similarity = masked_similarity(_colours(manifest, query, plan), None, gallery_colours)
         ids = (query.pids, gallery.pids, query.camids, gallery.camids)
-        histogram = evaluate_ranking(similarity, *ids)
-        chance_map, chance_rank1 = chance(*ids, seed=seed)
+        histogram = evaluate_ranking(masked_similarity(colours, None, gallery_colours), *ids)
+        chance_map, chance_rank1 = chance(*ids)
         baselines[name] = {
             "histogram": histogram.metrics(),
             "chance": {"mAP": chance_map, "rank1": chance_rank1},
@@ -109,12 +92,6 @@ def _measure(
         }
     metrics["baselines"] = baselines
     return {"metrics": metrics, "masks": masks, "cmc": cmc}
-
-
-def _colours(manifest: Manifest, part: Embeddings, plan: Plan) -> np.ndarray:
-    arguments = (manifest.root,)
-    columns = embed(list(part.paths), EmbedWithHistogram, arguments, plan, 256, "colour baseline")
-    return columns["histogram"]
 
 
 def _save(part: Embeddings, path: Path) -> None:

@@ -22,13 +22,15 @@ class Bar:
     def __init__(self, title: str, total: int, progress: Progress | None) -> None:
         self._title, self._total, self._progress = title, total, progress
         self._task = progress.add_task(title, total=total, note="") if progress else None
-        self._last = time.monotonic()
+        self._last, self._shown = time.monotonic(), 0
 
     def update(self, done: int, note: str = "") -> None:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
-        elif time.monotonic() - self._last >= LINE_SECONDS or done == self._total:
-            self._last = time.monotonic()
+        elif done > self._shown and (
+            time.monotonic() - self._last >= LINE_SECONDS or done == self._total
+        ):
+            self._last, self._shown = time.monotonic(), done
             console.print(f"  {self._title}: {done}/{self._total} {note}".rstrip(), highlight=False)
 
 

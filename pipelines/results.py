@@ -23,8 +23,7 @@ from pipelines.pictures import (
     ranked_lists,
     save_png,
 )
-from pipelines.report import Picture, Quarantined, ReportData, write_report
-from pipelines.report import Stage as StageRow
+from pipelines.report import Picture, Quarantined, ReportData, StageTime, write_report
 from pipelines.saliency import load_masks, transfer_grid
 from pipelines.stage import Run, Stage
 from pipelines.stream import TrainingSet
@@ -49,7 +48,9 @@ def build_report(
         manifest = Manifest.load(run.folder(prepared))
         source = run.folder(evaluated)
         measured = json.loads((source / METRICS_FILE).read_text())
-        queries = {name: load_embeddings(source / f"{name}.safetensors") for name in measured["cmc"]}
+        queries = {
+            name: load_embeddings(source / f"{name}.safetensors") for name in measured["cmc"]
+        }
         gallery = load_embeddings(source / "gallery.safetensors")
         history = [
             {k: v for k, v in row.items() if k == "epoch" or k in HISTORY}
@@ -69,7 +70,7 @@ def build_report(
                 facts=_facts(run, prepared, metric),
                 metrics=measured["metrics"],
                 mask_statistics=measured["masks"],
-                stages=[StageRow(s.name, s.seconds, s.reused) for s in run.stages],
+                stages=[StageTime(s.name, s.seconds, s.reused) for s in run.stages],
                 quarantine=quarantine,
                 thumbnails=_thumbnails(manifest, quarantine),
                 pictures=pictures,
@@ -104,7 +105,10 @@ def _count(values: dict[str, int]) -> str:
 
 
 def _retrieval_pictures(
-    manifest: Manifest, measured: dict[str, Any], queries: dict[str, Embeddings], gallery: Embeddings
+    manifest: Manifest,
+    measured: dict[str, Any],
+    queries: dict[str, Embeddings],
+    gallery: Embeddings,
 ) -> list[Picture]:
     def load(path: str) -> Image:
         return read_image(manifest.root, path)

@@ -15,7 +15,6 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from pyarrow import fs
 from ray.data import ExecutionOptions
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
@@ -202,7 +201,10 @@ def train_loop(settings: dict[str, Any]) -> None:
         optimiser.load_state_dict(state["optimiser"])
         step, history = state["step"], state["history"]
         if leader:
-            log.info("%s: goes on after step %d of %d", job.kind, step, total)
+            job.board.step.remote(step, "resumed")
+        if step >= total:  # killed between the last step and the commit: hand the state back
+            _report(task, optimiser, step, history, leader)
+            return
     model: torch.nn.Module = task
     if context.get_world_size() > 1:
         model = torch.nn.parallel.DistributedDataParallel(task)
@@ -238,10 +240,6 @@ def train_loop(settings: dict[str, Any]) -> None:
                 job.board.figures.remote(epoch, figures)
             if epoch % every == 0 or step == total:
                 _report(task, optimiser, step, history, leader)
-    if step >= total and not sums and ray.train.get_checkpoint() is not None:
-        last = load_checkpoint(ray.train.get_checkpoint())["step"]
-        if last >= total:  # nothing was left to do: hand the finished state back
-            _report(task, optimiser, step, history, leader)
 
 
 class _Clock:

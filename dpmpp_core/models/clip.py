@@ -84,10 +84,9 @@ def build_clip(config: ModelConfig, height: int, width: int) -> nn.Module:
     rows, columns = grid_size(config, height, width)
     patch = _patch_size(config)
     tag = open_clip.get_pretrained_cfg(config.backbone, config.pretrained or "") or {}
-    level = logging.getLogger().level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.getLogger().setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)  # open_clip tells the root logger of random weights
         try:
             model = open_clip.create_model(
                 config.backbone,
@@ -102,7 +101,7 @@ def build_clip(config: ModelConfig, height: int, width: int) -> nn.Module:
             problem = " ".join(str(error).split())[:300]
             raise WeightsError(f"{weights} does not load as {config.backbone}: {problem}") from None
         finally:
-            logging.getLogger().setLevel(level)
+            logging.disable(logging.NOTSET)
     tower = model.visual
     if not isinstance(tower, VisionTransformer) or tower.attn_pool is not None:
         raise ConfigError(

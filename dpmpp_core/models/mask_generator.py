@@ -52,6 +52,4 @@ class MaskGenerator(nn.Module):
     def forward(self, taps: Tensor) -> dict[str, Tensor]:
         """[B, channels, rows, columns] -> {space: float32 [B, width]}, each in (0, 1)."""
         pooled = self.trunk(taps).amax(dim=(2, 3))
-        return {
-            name: torch.sigmoid(linear(pooled).float()) for name, linear in self.spaces.items()
-        }
+        return {name: torch.sigmoid(linear(pooled).float()) for name, linear in self.spaces.items()}

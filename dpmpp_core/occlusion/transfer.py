@@ -46,7 +46,8 @@ def visible_patches(
     recipient_mask: NDArray[np.bool_], donor_mask: NDArray[np.bool_], shift: int
 ) -> NDArray[np.bool_]:
     """Patches of the mixed picture that show the recipient's person, bool [H, W]."""
-    return np.roll(recipient_mask, shift, axis=1) & donor_mask
+    columns = np.arange(donor_mask.shape[1]) - shift
+    return recipient_mask.take(columns, axis=1, mode="wrap") & donor_mask
 
 
 def _patches(image: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:

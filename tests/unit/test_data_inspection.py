@@ -65,8 +65,14 @@ def test_a_jpeg_without_its_end_mark_is_truncated_even_with_a_thumbnail(tmp_path
     data = picture("JPEG")
     data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + data[2:]
     assert inspected(tmp_path, data)["reason"] == ""
-    assert inspected(tmp_path, data[:-2])["reason"] == "truncated"
+    row = inspected(tmp_path, data[:-2])
+    assert row["reason"] == "truncated" and "the end of the picture is missing" in row["detail"]
     assert inspected(tmp_path, data + bytes(100))["reason"] == ""  # padding does no harm
+
+
+def test_a_png_without_its_end_mark_is_truncated(tmp_path: Path) -> None:
+    row = inspected(tmp_path, picture("PNG")[:-12])
+    assert row["reason"] == "truncated" and "the end of the picture is missing" in row["detail"]
 
 
 def test_a_progressive_jpeg_is_good_until_it_is_cut(tmp_path: Path) -> None:

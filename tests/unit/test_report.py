@@ -135,7 +135,7 @@ def test_embedded_colours_are_rgb(tmp_path: Path) -> None:
 def test_report_shows_the_figures(tmp_path: Path) -> None:
     text = written(tmp_path, full()).text
     assert "mAP 60.0 50.0 +10.0 12.3 1.0" in text
-    assert "rank-5 80.0 80.0 +0.0 80.0 –" in text
+    assert "rank-5 80.0 80.0 +0.0 80.0 —" in text
     assert "occluded 60.0 51.0 52.0 +9.0" in text
     assert "128 queries, 3 of them skipped" in text
     assert "0.0040 (the same for all)" in text
@@ -144,7 +144,7 @@ def test_report_shows_the_figures(tmp_path: Path) -> None:
 
 def test_one_query_set_without_baselines(tmp_path: Path) -> None:
     page = written(tmp_path, ReportData("t", metrics={"holistic": result(0.45)}))
-    assert "mAP 45.0 50.0 -5.0 – –" in page.text
+    assert "mAP 45.0 50.0 -5.0 — —" in page.text
     assert "occluded" not in page.text
 
 
@@ -163,7 +163,7 @@ def test_long_quarantine_is_counted_in_full_and_listed_in_part(tmp_path: Path) -
 
 def test_missing_and_nan_figures_are_dashes() -> None:
     broken = {"s": {"masked": {"mAP": float("nan")}, "unmasked": {"mAP": 0.5}}}
-    assert "| s | mAP | – | 50.0 | – | – | – |\n" in results_markdown(broken)
+    assert "| s | mAP | — | 50.0 | — | — | — |\n" in results_markdown(broken)
 
 
 def test_no_negative_zero() -> None:

@@ -16,6 +16,7 @@ from dpmpp_core.data.demo.canvas import HEIGHT, TALL, WIDTH, Floats, Light
 from dpmpp_core.data.demo.identity import CAMERA_STREAM, stream
 from dpmpp_core.data.demo.scenes import SCENE_TALL, SCENE_WIDE, SCENES, paint_scene
 
+VIEWS = 3  # a camera turns between
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -23,7 +24,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 class Camera:
     """A fixed camera. Colours are RGB; pitch is in radians, blur and noise are in final pixels."""
 
-    scene: Floats  # (SCENE_TALL, SCENE_WIDE, 3)
+    views: tuple[Floats, ...]  # where it may look, each (SCENE_TALL, SCENE_WIDE, 3)
     light: Light
     pitch: float
     gain: float
@@ -45,10 +46,9 @@ def make_cameras(seed: int, count: int) -> list[Camera]:
         steps = rng.permutation(count) + rng.uniform(0.2, 0.8, count)
         return [float(low + (high - low) * s / count) for s in steps]
 
-    kinds = list(SCENES)
-    order = [kinds[i] for i in rng.permutation(len(kinds))]
-    gain, gamma, hue = spread(0.58, 1.4), spread(0.8, 1.35), spread(0, 2 * np.pi)
-    strength, saturation, haze = spread(0.04, 0.17), spread(0.45, 1.05), spread(0.0, 0.16)
+    order = [list(SCENES)[i] for i in rng.permutation(len(SCENES))]
+    gain, gamma, hue = spread(0.84, 1.18), spread(0.92, 1.12), spread(0, 2 * np.pi)
+    strength, saturation, haze = spread(0.01, 0.06), spread(0.75, 1.05), spread(0.0, 0.06)
     blur, grain, resolution = spread(0.3, 1.1), spread(0.006, 0.024), spread(0.45, 1.0)
     pitch, sun, hardness = spread(0.02, 0.42), spread(-1.0, 1.0), spread(0.3, 0.95)
     cameras = []
@@ -64,7 +64,7 @@ def make_cameras(seed: int, count: int) -> list[Camera]:
         )
         cameras.append(
             Camera(
-                scene=paint_scene(order[c % len(order)], seed, stream(seed, c, CAMERA_STREAM)),
+                views=_views(order, seed, c),
                 light=light,
                 pitch=pitch[c],
                 gain=gain[c],
@@ -81,16 +81,25 @@ def make_cameras(seed: int, count: int) -> list[Camera]:
     return cameras
 
 
+def _views(order: list[str], seed: int, c: int) -> tuple[Floats, ...]:
+    rng = stream(seed, c, CAMERA_STREAM)
+    kinds = [order[(c + 2 * turn) % len(order)] for turn in range(VIEWS)]
+    return tuple(paint_scene(kind, seed, rng) for kind in kinds)
+
+
 def background(camera: Camera, width: int, rng: np.random.Generator) -> Floats:
-    """A random sight of the camera's scene, (TALL, width, 3)."""
+    """A random sight of the camera's scenes, (TALL, width, 3)."""
     tall = int(rng.integers(440, SCENE_TALL - 10))
     wide = min(int(width * tall / TALL), SCENE_WIDE)
     y = int(rng.integers(SCENE_TALL - tall))
     x = int(rng.integers(SCENE_WIDE - wide + 1))
-    view = camera.scene[y : y + tall, x : x + wide]
+    view = camera.views[int(rng.integers(VIEWS))][y : y + tall, x : x + wide]
     if rng.random() < 0.5:
         view = view[:, ::-1]
-    return np.asarray(cv2.resize(view, (width, TALL), interpolation=cv2.INTER_LINEAR), np.float32)
+    # The hour and the weather change the place more than the person before it.
+    hour = rng.uniform(0.7, 1.25) * rng.uniform(0.92, 1.08, 3)
+    view = cv2.resize(view, (width, TALL), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(view * hour.astype(np.float32), np.float32)
 
 
 def shrink(image: Floats) -> Floats:
@@ -115,8 +124,9 @@ def develop(camera: Camera, scene: Floats, rng: np.random.Generator) -> npt.NDAr
     grey = (picture @ LUMA)[..., None]
     picture = grey + camera.saturation * (picture - grey)
     sharpness = camera.resolution * float(rng.uniform(0.8, 1.0))
-    small = cv2.resize(picture, (int(WIDTH * sharpness), int(HEIGHT * sharpness)),
-                       interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        picture, (int(WIDTH * sharpness), int(HEIGHT * sharpness)), interpolation=cv2.INTER_AREA
+    )
     small = cv2.GaussianBlur(small, (0, 0), camera.blur * sharpness + 0.05)
     small += camera.noise * rng.standard_normal((*small.shape[:2], 1), dtype=np.float32)
     small += camera.noise * 0.4 * rng.standard_normal(small.shape, dtype=np.float32)

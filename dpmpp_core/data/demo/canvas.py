@@ -62,9 +62,7 @@ class Layer:
         cover += alpha * (1 - cover)
 
 
-def overlap(
-    frame: tuple[int, ...], patch: tuple[int, ...], x: int, y: int
-) -> tuple[Roi, Roi]:
+def overlap(frame: tuple[int, ...], patch: tuple[int, ...], x: int, y: int) -> tuple[Roi, Roi]:
     """Where a patch with its corner at (x, y) meets a frame: the slices of frame and patch."""
     top, left = max(y, 0), max(x, 0)
     bottom = max(min(y + patch[0], frame[0]), top)

@@ -173,16 +173,21 @@ def _upper(rng: np.random.Generator, female: bool, but: str = "") -> Garment:
         kinds |= {"dress": 3, "shirt": 2}
     kind = _pick(rng, kinds, but)
     colour, rgb = _colour(rng)
-    pattern = _pick(rng, PATTERNS if kind in ("T-shirt", "shirt", "hoodie", "dress") else
-                    {"plain": 7, "two-tone": 3, "checked": 1})
+    pattern = _pick(
+        rng,
+        PATTERNS
+        if kind in ("T-shirt", "shirt", "hoodie", "dress")
+        else {"plain": 7, "two-tone": 3, "checked": 1},
+    )
     second, second_rgb = _contrast(rng, rgb)
     period = float(rng.uniform(0.045, 0.085))
     return Garment(kind, colour, rgb, pattern, second, second_rgb, period)
 
 
 def _lower(rng: np.random.Generator, female: bool, but: str = "") -> Garment:
-    kinds = {"jeans": 6, "trousers": 7, "shorts": 3} | ({"skirt": 4, "leggings": 3} if female else
-                                                          {"track pants": 2})
+    kinds = {"jeans": 6, "trousers": 7, "shorts": 3} | (
+        {"skirt": 4, "leggings": 3} if female else {"track pants": 2}
+    )
     kind = _pick(rng, kinds, but)
     colour, rgb = _colour(rng, LOWER_WEIGHTS)
     if kind == "jeans":

@@ -83,8 +83,9 @@ def _place(
     xs = np.linspace(*occluder.x, places) if places > PLACES else rng.uniform(*occluder.x, places)
     ys = rng.uniform(*occluder.y, places)
     small_body = cv2.resize(body, None, fx=1 / COARSE, fy=1 / COARSE, interpolation=cv2.INTER_AREA)
-    small = cv2.resize(patch.alpha, None, fx=1 / COARSE, fy=1 / COARSE,
-                       interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        patch.alpha, None, fx=1 / COARSE, fy=1 / COARSE, interpolation=cv2.INTER_AREA
+    )
     total = small_body.sum()
     misses = []
     for x, y in zip(xs, ys, strict=True):
@@ -179,10 +180,10 @@ def _board(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
 
 
 def _branches(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
-    wide, tall = width * rng.uniform(0.8, 1.4), TALL * rng.uniform(0.25, 0.45)
+    wide, tall = width * rng.uniform(0.8, 1.4), TALL * rng.uniform(0.3, 0.6)
     patch = Layer.clear(int(1.4 * tall), int(1.4 * wide))
     things.foliage(patch, 0.7 * wide, 0.55 * tall, wide / 2, tall / 2, rng)
-    return Occluder(patch, (-0.6 * wide, width - 0.7 * wide), (-0.4 * tall, 0.2 * TALL))
+    return Occluder(patch, (-0.6 * wide, width - 0.7 * wide), (-0.5 * tall, -0.05 * tall))
 
 
 def _umbrella(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:

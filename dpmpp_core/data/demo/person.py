@@ -72,7 +72,11 @@ class _Figure:
         hip, knee, ankle, toe = (self.joints[n + side] for n in ("hip", "knee", "ankle", "toe"))
         covered = p.upper.kind != "dress" and g.kind not in ("skirt", "shorts")
         tight = 0.85 if g.kind == "leggings" else 1.0 if covered else 0.88
-        wide = (0.066 * tight * p.build, 0.048 * tight * p.build, 0.031 * (tight if tight < 1 else 1.15))
+        wide = (
+            0.066 * tight * p.build,
+            0.048 * tight * p.build,
+            0.031 * (tight if tight < 1 else 1.15),
+        )
         paint: Callable[[Surface], Floats] = self._skin
         if covered:
             paint = self._cloth(g, "leg")
@@ -112,9 +116,14 @@ class _Figure:
         waist = 0.083 if p.female else 0.1
         shoulder = 0.098 if p.female else 0.115
         rows = [
-            (0.852, 0.036, 0.04), (0.84, 0.05, 0.046), (0.825, shoulder * 0.84, 0.055),
-            (0.805, shoulder, 0.064), (0.74, shoulder * 0.97, 0.078 if p.female else 0.076),
-            (0.635, waist, 0.066), (0.545, 0.1, 0.076), (0.515, 0.102, 0.078),
+            (0.852, 0.036, 0.04),
+            (0.84, 0.05, 0.046),
+            (0.825, shoulder * 0.84, 0.055),
+            (0.805, shoulder, 0.064),
+            (0.74, shoulder * 0.97, 0.078 if p.female else 0.076),
+            (0.635, waist, 0.066),
+            (0.545, 0.1, 0.076),
+            (0.515, 0.102, 0.078),
         ]
         if kind in ("hoodie", "jacket", "open jacket"):
             rows = [(y, w + 0.007, d + 0.01) for y, w, d in rows]
@@ -126,11 +135,17 @@ class _Figure:
             rows = rows[:-1] + [(0.50, 0.105, 0.08)]
         self._upright(rows, p.build, self._upper_cloth)
         if kind == "hoodie":
-            self._upright([(0.868, 0.05, 0.052), (0.84, 0.075, 0.062), (0.812, 0.06, 0.066)],
-                          1.0, self._cloth(p.upper, "plain"))
+            self._upright(
+                [(0.868, 0.05, 0.052), (0.84, 0.075, 0.062), (0.812, 0.06, 0.066)],
+                1.0,
+                self._cloth(p.upper, "plain"),
+            )
         if p.scarf != "none":
-            self._upright([(0.872, 0.044, 0.044), (0.85, 0.06, 0.058), (0.825, 0.055, 0.056)],
-                          1.0, self._flat(COLOURS[p.scarf]))
+            self._upright(
+                [(0.872, 0.044, 0.044), (0.85, 0.06, 0.058), (0.825, 0.055, 0.056)],
+                1.0,
+                self._flat(COLOURS[p.scarf]),
+            )
 
     def _arm(self, side: str) -> None:
         p, g = self.person, self.person.upper
@@ -170,8 +185,13 @@ class _Figure:
             self._hair_sides()
         if p.hat == "cap":
             x, y, z = centre
-            self._limb((x, y + 0.022, z + 0.02), (x, y + 0.012, z + 0.095), 0.03, 0.018,
-                       self._flat(p.hat_rgb))
+            self._limb(
+                (x, y + 0.022, z + 0.02),
+                (x, y + 0.012, z + 0.095),
+                0.03,
+                0.018,
+                self._flat(p.hat_rgb),
+            )
         if p.hair == "bun" and p.hat == "none":
             x, y, z = centre
             self._blob((x, y + 0.045, z - 0.055), 0.028, 0.026, self._flat(p.hair_rgb, 0.12))
@@ -183,24 +203,45 @@ class _Figure:
             self._hair_fall()
         tall = p.height
         if p.bag == "backpack":
-            rows = [(0.815, 0.06, 0.03), (0.80, 0.085, 0.045), (0.70, 0.092, 0.06),
-                    (0.60, 0.092, 0.064), (0.585, 0.08, 0.05)]
+            rows = [
+                (0.815, 0.06, 0.03),
+                (0.80, 0.085, 0.045),
+                (0.70, 0.092, 0.06),
+                (0.60, 0.092, 0.064),
+                (0.585, 0.08, 0.05),
+            ]
             self._upright(rows, 1.0, self._backpack, z=-0.125)
         if p.hair == "ponytail":
             x, y, z = self.joints["head"]
-            self._limb((x, y + 0.03, z - 0.06), (x, y - 0.12 * tall, z - 0.095), 0.02, 0.011,
-                       self._flat(p.hair_rgb, 0.12))
+            self._limb(
+                (x, y + 0.03, z - 0.06),
+                (x, y - 0.12 * tall, z - 0.095),
+                0.02,
+                0.011,
+                self._flat(p.hair_rgb, 0.12),
+            )
 
     def _hair_fall(self) -> None:
-        rows = [(0.975, 0.014, 0.01), (0.965, 0.036, 0.024), (0.945, 0.052, 0.034),
-                (0.85, 0.064, 0.036), (0.78, 0.055, 0.03), (0.758, 0.035, 0.02)]
+        rows = [
+            (0.975, 0.014, 0.01),
+            (0.965, 0.036, 0.024),
+            (0.945, 0.052, 0.034),
+            (0.85, 0.064, 0.036),
+            (0.78, 0.055, 0.03),
+            (0.758, 0.035, 0.02),
+        ]
         self._upright(rows, 1.0, self._flat(self.person.hair_rgb, 0.14), z=-0.035)
 
     def _hair_sides(self) -> None:
         x, y, z = self.joints["head"]
         for side in (-0.051, 0.051):
-            self._limb((x + side * 0.9, y + 0.02, z - 0.012), (x + side * 1.08, y - 0.12, z - 0.008),
-                       0.014, 0.017, self._flat(self.person.hair_rgb, 0.14))
+            self._limb(
+                (x + side * 0.9, y + 0.02, z - 0.012),
+                (x + side * 1.08, y - 0.12, z - 0.008),
+                0.014,
+                0.017,
+                self._flat(self.person.hair_rgb, 0.14),
+            )
 
     def _carried(self, side: str, hand: Joint) -> None:
         p = self.person
@@ -222,8 +263,12 @@ class _Figure:
 
     def _bag(self, centre: Joint, half_x: float, half_z: float, half_y: float) -> None:
         x, y, z = centre
-        rows = [(y + half_y, half_x * 0.85, half_z * 0.85), (y + half_y * 0.8, half_x, half_z),
-                (y - half_y * 0.85, half_x, half_z), (y - half_y, half_x * 0.9, half_z * 0.9)]
+        rows = [
+            (y + half_y, half_x * 0.85, half_z * 0.85),
+            (y + half_y * 0.8, half_x, half_z),
+            (y - half_y * 0.85, half_x, half_z),
+            (y - half_y, half_x * 0.9, half_z * 0.9),
+        ]
         tall = self.person.height
         self._upright([(r / tall, a, b) for r, a, b in rows], 1.0, self._leather, x=x, z=z)
 

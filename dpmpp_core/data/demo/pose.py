@@ -101,9 +101,7 @@ def skeleton(person: Identity, pose: Pose) -> dict[str, Joint]:
         "neck": (0, 0.84 * tall, 0),
         "head": (0, 0.925 * tall, 0.014),
     }
-    for name, sign, swing, bend in zip(
-        ("_r", "_l"), (1, -1), pose.swing, pose.bend, strict=True
-    ):
+    for name, sign, swing, bend in zip(("_r", "_l"), (1, -1), pose.swing, pose.bend, strict=True):
         turn = pose.step * np.sin(pose.phase) * sign
         knee_bend = 0.06 + 1.1 * pose.step * max(0.0, np.cos(pose.phase) * sign) + max(0.0, -turn)
         knee = (hip * sign, hip_y - thigh * np.cos(turn), thigh * np.sin(turn))
@@ -142,5 +140,9 @@ def _arm(
         elbow[2] + fore * np.sin(ahead),
     )
     hand = tuple(w + 0.28 * (w - e) for w, e in zip(wrist, elbow, strict=True))
-    return {"shoulder" + name: start, "elbow" + name: elbow, "wrist" + name: wrist,
-            "hand" + name: (hand[0], hand[1], hand[2])}
+    return {
+        "shoulder" + name: start,
+        "elbow" + name: elbow,
+        "wrist" + name: wrist,
+        "hand" + name: (hand[0], hand[1], hand[2]),
+    }

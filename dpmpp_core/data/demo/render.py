@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from dpmpp_core.data.demo.cameras import Camera, background, develop, shrink
-from dpmpp_core.data.demo.canvas import TALL, WIDE, Floats, Layer
+from dpmpp_core.data.demo.canvas import TALL, Floats, Layer
 from dpmpp_core.data.demo.identity import IMAGE_STREAM, identity, stream
 from dpmpp_core.data.demo.occluders import cover
 from dpmpp_core.data.demo.person import draw_person
@@ -16,6 +16,8 @@ from dpmpp_core.data.demo.plan import Shot
 from dpmpp_core.data.demo.pose import Pose, View, draw_pose
 
 BADLY_CROPPED_SHARE = 0.08
+ROOM = 400  # width in which a person is drawn before its box is cut out, pixels
+NARROWEST, WIDEST = 166, 280
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,11 @@ def render(shot: Shot, camera: Camera, seed: int) -> Picture:
     rng = stream(seed, shot.pid, shot.number, IMAGE_STREAM)
     person = identity(seed, shot.pid)
     pose = draw_pose(rng, shot.orientation)
-    # Boxes of detectors differ in shape and are then all resized to one.
-    width = int(WIDE * rng.uniform(0.88, 1.12))
-    view = _frame(pose, camera, width, person.height, rng)
-    figure = Layer.clear(TALL, width)
+    view = _view(pose, camera, person.height, rng)
+    figure = Layer.clear(TALL, ROOM)
     draw_person(figure, person, pose, view, camera.light, rng)
-    scene = background(camera, width, rng)
+    figure, view = _box(figure, view, rng)
+    scene = background(camera, figure.alpha.shape[1], rng)
     _cast_shadow(scene, view, camera)
     scene = figure.over(scene)
     body = shrink(figure.alpha) > 0.5
@@ -52,20 +53,29 @@ def render(shot: Shot, camera: Camera, seed: int) -> Picture:
     return Picture(image, body, visible, kind, int(rng.integers(70, 93)))
 
 
-def _frame(
-    pose: Pose, camera: Camera, width: int, tall: float, rng: np.random.Generator
-) -> View:
-    """How a detector's box sits about the person: a little off, sometimes cutting head or feet."""
-    fill = float(rng.uniform(0.86, 0.95))
+def _view(pose: Pose, camera: Camera, tall: float, rng: np.random.Generator) -> View:
+    """A detector's box is fitted to the height: a little off, sometimes cutting head or feet."""
+    fill = float(rng.uniform(0.87, 0.96))
     foot = float(rng.uniform(0.945, 0.985))
     if rng.random() < BADLY_CROPPED_SHARE:
         fill = float(rng.uniform(1.0, 1.12))
         foot = fill - 0.02 if rng.random() < 0.5 else 0.975
     # From above a body looks shorter, yet the box is fitted to it.
     size = TALL * fill / tall / (0.5 + 0.5 * np.cos(camera.pitch))
-    x = width * (0.5 + float(np.clip(rng.normal(0, 0.035), -0.1, 0.1)))
-    size = min(float(size), 2.3 * width / (0.9 + 0.1 * tall))
-    return View((x, TALL * foot), size, camera.pitch, pose.yaw, pose.lean)
+    return View((ROOM / 2, TALL * foot), float(size), camera.pitch, pose.yaw, pose.lean)
+
+
+def _box(figure: Layer, view: View, rng: np.random.Generator) -> tuple[Layer, View]:
+    """Cut the figure's layer to a box about as wide as the person; boxes differ in shape."""
+    columns = np.flatnonzero(figure.alpha.max(0) > 0.5)
+    left, right = columns[0], columns[-1] + 1
+    wide = max(right - left, NARROWEST) * rng.uniform(1.02, 1.2)
+    wide = min(wide, WIDEST)
+    middle = (left + right) / 2 + rng.normal(0, 0.03) * wide
+    start = int(np.clip(middle - wide / 2, 0, ROOM - wide))
+    columns_kept = slice(start, start + int(wide))
+    cut = Layer(figure.rgb[:, columns_kept].copy(), figure.alpha[:, columns_kept].copy())
+    return cut, replace(view, ground=(view.ground[0] - start, view.ground[1]))
 
 
 def _cast_shadow(scene: Floats, view: View, camera: Camera) -> None:

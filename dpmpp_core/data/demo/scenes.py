@@ -49,8 +49,9 @@ def _ground(layer: Layer, colour: RGB, rng: Rng, tiles: float = 0.0, grain: floa
     """The ground, with joints of tiles that run to a vanishing point when `tiles` (pixels) > 0."""
     surface = box(layer, 0, HORIZON, SCENE_WIDE, SCENE_TALL, 0)
     assert surface is not None
-    spots = 1 + grain * (noise("mottle", *surface.alpha.shape, rng)
-                         + 0.6 * noise("grain", *surface.alpha.shape, rng))
+    spots = 1 + grain * (
+        noise("mottle", *surface.alpha.shape, rng) + 0.6 * noise("grain", *surface.alpha.shape, rng)
+    )
     fill(layer, surface, spots[..., None] * np.float32(colour), top=0.88, bottom=1.06)
     if not tiles:
         return
@@ -120,8 +121,12 @@ def _shops(layer: Layer, rng: Rng) -> None:
         for _ in range(int(rng.integers(4, 9))):
             px, py = x + rng.uniform(20, wide - 90), rng.uniform(100, HORIZON - 110)
             goods = any_of(rng, (*things.PAINTS, (0.7, 0.5, 0.2), (0.65, 0.3, 0.35)))
-            fill(layer, box(layer, px, py, px + rng.uniform(20, 60), py + rng.uniform(40, 80), 5),
-                 goods, bottom=0.7)
+            fill(
+                layer,
+                box(layer, px, py, px + rng.uniform(20, 60), py + rng.uniform(40, 80), 5),
+                goods,
+                bottom=0.7,
+            )
         things.sign(layer, x + 6, 6, wide - 12, 52, rng)
         fill(layer, box(layer, x, 0, x + 12, HORIZON, 1), (0.25, 0.24, 0.24))
         x += wide
@@ -136,8 +141,12 @@ def _park(layer: Layer, rng: Rng) -> None:
         things.foliage(layer, rng.uniform(0, SCENE_WIDE), rng.uniform(150, 300), 190, 120, rng)
     _ground(layer, (0.27, 0.36, 0.17), rng, grain=0.14)
     away, near = rng.uniform(300, 900), rng.uniform(-100, 300)
-    path = [(away, HORIZON + 30), (away + 130, HORIZON + 30), (near + 1200, SCENE_TALL),
-            (near, SCENE_TALL)]
+    path = [
+        (away, HORIZON + 30),
+        (away + 130, HORIZON + 30),
+        (near + 1200, SCENE_TALL),
+        (near, SCENE_TALL),
+    ]
     fill(layer, polygon(layer, path), (0.58, 0.53, 0.45), top=0.9)
     for x in rng.uniform(0, SCENE_WIDE, 4):
         things.tree(layer, x, HORIZON + rng.uniform(30, 90), rng.uniform(380, 560), rng)
@@ -151,11 +160,19 @@ def _car_park(layer: Layer, rng: Rng) -> None:
         house = any_of(rng, ((0.55, 0.52, 0.5), (0.68, 0.62, 0.55), (0.42, 0.45, 0.5)))
         fill(layer, box(layer, x, HORIZON - tall, x + 310, HORIZON, 1), house, bottom=0.85)
         for wx in np.arange(x + 20, x + 270, 60):
-            fill(layer, box(layer, wx, HORIZON - tall + 20, wx + 34, HORIZON - tall + 70, 1),
-                 (0.28, 0.32, 0.38))
+            fill(
+                layer,
+                box(layer, wx, HORIZON - tall + 20, wx + 34, HORIZON - tall + 70, 1),
+                (0.28, 0.32, 0.38),
+            )
     _ground(layer, (0.3, 0.3, 0.31), rng, grain=0.07)
     for x in np.arange(-400, 1800, 210):
-        line = [(x, HORIZON + 50), (x + 8, HORIZON + 50), (x - 80, SCENE_TALL), (x - 98, SCENE_TALL)]
+        line = [
+            (x, HORIZON + 50),
+            (x + 8, HORIZON + 50),
+            (x - 80, SCENE_TALL),
+            (x - 98, SCENE_TALL),
+        ]
         fill(layer, polygon(layer, line), (0.78, 0.78, 0.75))
     for x in np.arange(rng.uniform(-150, 0), SCENE_WIDE, 470):
         things.car(layer, x, HORIZON + 85, 440, rng)
@@ -198,8 +215,12 @@ def _underpass(layer: Layer, rng: Rng) -> None:
         x, y = rng.uniform(0, SCENE_WIDE), rng.uniform(80, 280)
         points = np.cumsum(rng.normal(0, 45, (7, 2)), axis=0) + (x, y)
         colour = any_of(rng, ((0.7, 0.2, 0.3), (0.2, 0.5, 0.6), (0.8, 0.7, 0.2), (0.15,) * 3))
-        fill(layer, polygon(layer, np.clip(points, 0, (SCENE_WIDE, HORIZON - 20))), colour,
-             opacity=0.8)
+        fill(
+            layer,
+            polygon(layer, np.clip(points, 0, (SCENE_WIDE, HORIZON - 20))),
+            colour,
+            opacity=0.8,
+        )
     _ground(layer, (0.36, 0.36, 0.36), rng, grain=0.09)
     things.railing(layer, rng.uniform(0, 500), HORIZON + 30, 500, 120, rng)
     things.crate(layer, rng.uniform(0, 1100), HORIZON + 70, 110, 120, rng)

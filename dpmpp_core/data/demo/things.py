@@ -51,32 +51,57 @@ def car(layer: Layer, x: float, ground: float, length: float, rng: Rng) -> None:
     def at(share: float) -> float:
         return x + length * (1 - share if mirror else share)
 
-    cabin = [(at(0.18), waist), (at(0.3), roof), (at(0.42), roof - 0.02 * tall),
-             (at(0.66), roof), (at(0.8), waist)]
+    cabin = [
+        (at(0.18), waist),
+        (at(0.3), roof),
+        (at(0.42), roof - 0.02 * tall),
+        (at(0.66), roof),
+        (at(0.8), waist),
+    ]
     fill(layer, polygon(layer, cabin), paint, top=1.25, bottom=1.0)
-    glass = [(at(0.225), waist), (at(0.32), roof + 0.06 * tall), (at(0.64), roof + 0.06 * tall),
-             (at(0.75), waist)]
+    glass = [
+        (at(0.225), waist),
+        (at(0.32), roof + 0.06 * tall),
+        (at(0.64), roof + 0.06 * tall),
+        (at(0.75), waist),
+    ]
     fill(layer, polygon(layer, glass), (0.16, 0.19, 0.22), top=1.7, bottom=0.9)
     left, right = sorted((at(0.475), at(0.495)))
     fill(layer, box(layer, left, roof + 0.05 * tall, right, waist), paint)
-    body = [(at(0.0), waist + 0.16 * tall), (at(0.04), waist + 0.03 * tall), (at(0.2), waist),
-            (at(0.78), waist), (at(0.96), waist + 0.1 * tall), (at(1.0), waist + 0.25 * tall),
-            (at(0.995), sill), (at(0.01), sill)]
+    body = [
+        (at(0.0), waist + 0.16 * tall),
+        (at(0.04), waist + 0.03 * tall),
+        (at(0.2), waist),
+        (at(0.78), waist),
+        (at(0.96), waist + 0.1 * tall),
+        (at(1.0), waist + 0.25 * tall),
+        (at(0.995), sill),
+        (at(0.01), sill),
+    ]
     fill(layer, polygon(layer, body), paint, top=1.15, bottom=0.62)
     for door in (0.3, 0.49, 0.68):
         left = at(door)
         fill(layer, box(layer, left, waist, left + 0.004 * length, sill), tone(paint, 0.5))
     for handle in (0.43, 0.62):
         left = at(handle)
-        fill(layer, box(layer, left, waist + 0.1 * tall, left + 0.03 * length,
-                        waist + 0.13 * tall), tone(paint, 0.55))
+        fill(
+            layer,
+            box(layer, left, waist + 0.1 * tall, left + 0.03 * length, waist + 0.13 * tall),
+            tone(paint, 0.55),
+        )
     for lamp, colour in ((0.965, (0.9, 0.88, 0.75)), (0.02, (0.6, 0.05, 0.05))):
-        fill(layer, ellipse(layer, (at(lamp), waist + 0.2 * tall), 0.022 * length, 0.05 * tall),
-             colour)
+        fill(
+            layer,
+            ellipse(layer, (at(lamp), waist + 0.2 * tall), 0.022 * length, 0.05 * tall),
+            colour,
+        )
     for wheel in (0.19, 0.8):
         centre = (at(wheel), ground - 0.17 * tall)
-        for size, colour in ((0.2, (0.05, 0.05, 0.05)), (0.125, (0.5, 0.5, 0.52)),
-                             (0.04, (0.15, 0.15, 0.15))):
+        for size, colour in (
+            (0.2, (0.05, 0.05, 0.05)),
+            (0.125, (0.5, 0.5, 0.52)),
+            (0.04, (0.15, 0.15, 0.15)),
+        ):
             fill(layer, ellipse(layer, centre, size * tall, size * tall), colour)
 
 
@@ -89,8 +114,12 @@ def tree(layer: Layer, x: float, ground: float, size: float, rng: Rng) -> None:
 
 def trunk(layer: Layer, x: float, ground: float, top: float, half: float, rng: Rng) -> None:
     bend = rng.normal(0, 0.25) * half
-    rows = [(top, x + bend, half * 0.85), ((top + ground) / 2, x, half),
-            (ground - half, x, half * 1.05), (ground, x, half * 1.5)]
+    rows = [
+        (top, x + bend, half * 0.85),
+        ((top + ground) / 2, x, half),
+        (ground - half, x, half * 1.05),
+        (ground, x, half * 1.5),
+    ]
     surface = profile(layer, rows)
     if surface is None:
         return
@@ -122,8 +151,12 @@ def bush(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: R
 def pole(layer: Layer, x: float, ground: float, top: float, half: float, rng: Rng) -> None:
     """A lamp post or a pillar."""
     colour = any_of(rng, ((0.35, 0.36, 0.37), (0.18, 0.2, 0.19), (0.6, 0.6, 0.58)))
-    rows = [(top, x, half), (ground - 3 * half, x, half), (ground - 3 * half + 2, x, half * 1.35),
-            (ground, x, half * 1.4)]
+    rows = [
+        (top, x, half),
+        (ground - 3 * half, x, half),
+        (ground - 3 * half + 2, x, half * 1.35),
+        (ground, x, half * 1.4),
+    ]
     surface = profile(layer, rows)
     if surface is not None:
         scuffs = 1 + 0.05 * noise("mottle", *surface.alpha.shape, rng)
@@ -132,8 +165,10 @@ def pole(layer: Layer, x: float, ground: float, top: float, half: float, rng: Rn
 
 def sign(layer: Layer, x: float, y: float, wide: float, tall: float, rng: Rng) -> None:
     """A board with a few lines of something like writing, its corner at (x, y)."""
-    colour = any_of(rng, ((0.1, 0.25, 0.5), (0.8, 0.8, 0.77), (0.6, 0.1, 0.1), (0.1, 0.35, 0.2),
-                          (0.75, 0.6, 0.1)))
+    colour = any_of(
+        rng,
+        ((0.1, 0.25, 0.5), (0.8, 0.8, 0.77), (0.6, 0.1, 0.1), (0.1, 0.35, 0.2), (0.75, 0.6, 0.1)),
+    )
     ink = (0.9, 0.9, 0.88) if sum(colour) < 1.5 else (0.12, 0.12, 0.15)
     fill(layer, box(layer, x, y, x + wide, y + tall, 4), tone(colour, 0.6))
     fill(layer, box(layer, x + 3, y + 3, x + wide - 3, y + tall - 3, 3), colour, bottom=0.85)
@@ -181,8 +216,19 @@ def bin_(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: R
     if surface is not None:
         ribs = 1 - 0.18 * (np.abs(surface.across * 3 % 1 - 0.5) < 0.07)
         fill(layer, surface, (ribs * (0.9 + 0.25 * surface.nz))[..., None] * np.float32(colour))
-    fill(layer, box(layer, x - 0.04 * wide, ground - tall, x + 1.04 * wide, ground - 0.89 * tall,
-                    0.05 * tall), tone(colour, 1.25), bottom=0.7)
+    fill(
+        layer,
+        box(
+            layer,
+            x - 0.04 * wide,
+            ground - tall,
+            x + 1.04 * wide,
+            ground - 0.89 * tall,
+            0.05 * tall,
+        ),
+        tone(colour, 1.25),
+        bottom=0.7,
+    )
     sign(layer, x + 0.3 * wide, ground - 0.65 * tall, 0.4 * wide, 0.18 * tall, rng)
 
 
@@ -208,10 +254,22 @@ def suitcase(layer: Layer, x: float, ground: float, wide: float, tall: float, rn
     """A trolley case with its handle out."""
     colour = any_of(rng, tuple(COLOURS[n] for n in ("black", "navy", "maroon", "grey", "purple")))
     for side in (0.32, 0.66):
-        fill(layer, box(layer, x + side * wide, ground - 1.35 * tall, x + side * wide + 6,
-                        ground - 0.95 * tall), (0.5, 0.5, 0.52))
-    fill(layer, box(layer, x + 0.28 * wide, ground - 1.37 * tall, x + 0.74 * wide,
-                    ground - 1.31 * tall, 5), (0.1, 0.1, 0.1))
+        fill(
+            layer,
+            box(
+                layer,
+                x + side * wide,
+                ground - 1.35 * tall,
+                x + side * wide + 6,
+                ground - 0.95 * tall,
+            ),
+            (0.5, 0.5, 0.52),
+        )
+    fill(
+        layer,
+        box(layer, x + 0.28 * wide, ground - 1.37 * tall, x + 0.74 * wide, ground - 1.31 * tall, 5),
+        (0.1, 0.1, 0.1),
+    )
     surface = box(layer, x, ground - tall, x + wide, ground - 0.05 * tall, 0.1 * wide)
     if surface is not None:
         ribs = 1 - 0.25 * ((surface.across * 4) % 1 < 0.14)
@@ -241,8 +299,11 @@ def bench(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: 
     """A park bench or row of seats from the back."""
     wood = any_of(rng, ((0.42, 0.28, 0.17), (0.3, 0.33, 0.36), (0.2, 0.3, 0.4)))
     for leg in (0.08, 0.9):
-        fill(layer, box(layer, x + leg * wide, ground - 0.55 * tall, x + leg * wide + 9, ground),
-             (0.12, 0.12, 0.12))
+        fill(
+            layer,
+            box(layer, x + leg * wide, ground - 0.55 * tall, x + leg * wide + 9, ground),
+            (0.12, 0.12, 0.12),
+        )
     for slat in range(6):
         top = ground - tall * (1 - slat * 0.13)
         shade = tone(wood, float(rng.uniform(0.85, 1.1)))

@@ -1,0 +1,226 @@
+import hashlib
+import re
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpmpp_core.config import DemoConfig
+from dpmpp_core.data.demo import DemoSummary, generate, unpack_mask
+from dpmpp_core.data.demo.canvas import Layer
+from dpmpp_core.data.demo.generate import pack_mask
+from dpmpp_core.data.demo.identity import GROUP, caption, identity
+from dpmpp_core.data.demo.occluders import hidden_part
+from dpmpp_core.data.demo.plan import GALLERY, HOLISTIC, QUERY, TRAIN, plan_shots
+from dpmpp_core.errors import DataError
+
+SMALL = DemoConfig(
+    train_identities=4,
+    test_identities=6,
+    cameras=3,
+    train_images=5,
+    gallery_images=3,
+    query_images=3,
+    seed=5,
+)
+NAME = re.compile(r"(\d{4})_c(\d+)s(\d+)_(\d{6})_(\d{2})\.jpg")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "set"
+    calls = []
+    summary = generate(out, SMALL, lambda done, total: calls.append((done, total)))
+    return out, summary, calls
+
+
+@pytest.fixture(scope="module")
+def rows(made):
+    return pq.read_table(made[0] / "annotations.parquet").to_pylist()
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_counts_names_and_sizes_are_those_of_the_layout(made):
+    out, summary, calls = made
+    expected = {TRAIN: 20, GALLERY: 18, QUERY: 18, HOLISTIC: 18}
+    assert isinstance(summary, DemoSummary)
+    assert dict(summary.images) == expected
+    assert (summary.identities, summary.seconds > 0) == (10, True)
+    assert calls == [(i + 1, 74) for i in range(74)]
+    assert {p.name for p in out.iterdir()} == {*expected, "annotations.parquet"}
+    assert [p.name for p in out.parent.iterdir()] == ["set"]  # no temporary folder is left
+    names = []
+    for folder, count in expected.items():
+        files = list((out / folder).iterdir())
+        assert len(files) == count
+        names += [f.name for f in files]
+        assert all(NAME.fullmatch(f.name) for f in files)
+        assert all(cv2.imread(str(f)).shape == (256, 128, 3) for f in files)
+    assert len(set(names)) == len(names)
+
+
+def test_the_same_config_gives_the_same_bytes_and_another_seed_other_people(made, tmp_path):
+    tiny = DemoConfig(
+        train_identities=2, test_identities=2, cameras=2, train_images=2, gallery_images=1,
+        query_images=1, seed=9,
+    )  # fmt: skip
+    for name in "ab":
+        generate(tmp_path / name, tiny)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    generate(tmp_path / "c", tiny.model_copy(update={"seed": 10}))
+    assert not set(digest(tmp_path / "a").values()) & set(digest(tmp_path / "c").values())
+    assert all(identity(9, pid) != identity(10, pid) for pid in range(20))
+
+
+def test_annotations_agree_with_names_and_identities_are_disjoint(made, rows):
+    out, _, _ = made
+    pids = defaultdict(set)
+    for row in rows:
+        assert (out / row["path"]).is_file()
+        folder, name = row["path"].split("/")
+        parts = NAME.fullmatch(name)
+        assert folder == row["split"]
+        assert (int(parts[1]), int(parts[2])) == (row["pid"], row["camid"])
+        assert row["caption"] == caption(identity(SMALL.seed, row["pid"]))
+        pids[folder].add(row["pid"])
+    assert len(rows) == 74
+    assert pids[TRAIN] == {1, 2, 3, 4}
+    assert pids[GALLERY] == pids[QUERY] == pids[HOLISTIC] == {5, 6, 7, 8, 9, 10}
+
+
+def test_masks_fit_the_visible_share_and_queries_hide_a_tenth_to_six_tenths(rows):
+    for row in rows:
+        body, visible = unpack_mask(row["body_mask"]), unpack_mask(row["person_mask"])
+        assert not (visible & ~body).any()
+        assert row["visible_share"] == pytest.approx(visible.sum() / body.sum())
+        assert 0.12 < body.mean() < 0.75  # a person, neither a speck nor the whole picture
+        if row["split"] == QUERY:
+            assert 0.4 <= row["visible_share"] <= 0.9
+        if row["split"] in (GALLERY, HOLISTIC):
+            assert row["visible_share"] == 1.0
+        if row["split"] == TRAIN:
+            assert row["visible_share"] >= 0.75
+        hidden = row["visible_share"] < 1
+        assert hidden == (row["occluder"] != "none") == (row["hidden"] != "none")
+        assert row["hidden"] in {"none", "top", "bottom", "left", "right", "mixed"}
+
+
+def test_the_mask_lies_on_the_person(made, rows):
+    """Two pictures differ inside the body: the mean colour there is not that of the rest."""
+    out, _, _ = made
+    differences = []
+    for row in rows:
+        image = cv2.imread(str(out / row["path"])).astype(float)
+        mask = unpack_mask(row["person_mask"])
+        inside = cv2.Laplacian(image, cv2.CV_64F)[mask].std()
+        assert image[mask].std() > 3
+        assert inside > 0
+        differences.append(np.abs(image[mask].mean(0) - image[~mask].mean(0)).sum())
+    assert np.median(differences) > 30
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cameras=st.integers(2, 12),
+    gallery=st.integers(1, 8),
+    queries=st.integers(1, 5),
+    seed=st.integers(0, 1000),
+)
+def test_every_query_has_a_positive_from_another_camera(cameras, gallery, queries, seed):
+    config = DemoConfig(
+        train_identities=2, test_identities=5, cameras=cameras, gallery_images=gallery,
+        query_images=queries, seed=seed,
+    )  # fmt: skip
+    shots = plan_shots(config)
+    assert len({(s.folder, s.name) for s in shots}) == len(shots)
+    assert all(1 <= s.camid <= cameras for s in shots)
+    seen = {(s.pid, s.camid) for s in shots if s.folder == GALLERY}
+    occluded = sorted((s.pid, s.camid) for s in shots if s.folder == QUERY)
+    whole = sorted((s.pid, s.camid) for s in shots if s.folder == HOLISTIC)
+    assert occluded == whole
+    for pid, camid in occluded:
+        assert any(p == pid and c != camid for p, c in seen)
+
+
+def test_training_identities_are_seen_by_several_cameras():
+    cameras = defaultdict(set)
+    for shot in plan_shots(DemoConfig(train_images=3)):
+        if shot.folder == TRAIN:
+            cameras[shot.pid].add(shot.camid)
+    assert all(len(seen) == 3 for seen in cameras.values())
+
+
+def test_look_alikes_share_colours_and_no_two_people_are_the_same():
+    people = [identity(0, number) for number in range(60 * GROUP)]
+    assert len(set(people)) == len(people)
+    alike = [
+        sum(p.upper.colour == q.upper.colour and p.lower.colour == q.lower.colour for q in group)
+        for group in (people[i : i + GROUP] for i in range(0, len(people), GROUP))
+        for p in group
+    ]
+    assert np.mean([n >= 3 for n in alike]) > 0.5
+    assert len({caption(p) for p in people}) > 0.85 * len(people)
+
+
+def test_a_used_folder_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "kept.txt").write_text("mine")
+    with pytest.raises(DataError, match="not empty"):
+        generate(tmp_path, SMALL)
+    with pytest.raises(DataError, match="is a file"):
+        generate(tmp_path / "kept.txt", SMALL)
+    assert [p.name for p in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path):
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "set"
+    out.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        generate(out, SMALL, stop)
+    assert list(tmp_path.iterdir()) == [out]
+    assert not list(out.iterdir())
+    shutil.rmtree(out)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_masks_survive_packing(seed):
+    mask = np.random.default_rng(seed).random((256, 128)) < 0.3
+    assert (unpack_mask(pack_mask(mask)) == mask).all()
+
+
+def test_hidden_part_names_the_side():
+    body = np.zeros((256, 128), bool)
+    body[40:240, 30:100] = True
+    for part, cut in {
+        "top": np.s_[:120], "bottom": np.s_[150:], "left": np.s_[:, :60], "right": np.s_[:, 70:],
+        "mixed": np.s_[100:160, 50:80], "none": np.s_[:5],
+    }.items():  # fmt: skip
+        visible = body.copy()
+        visible[cut] = False
+        assert hidden_part(body, visible) == part
+
+
+def test_layers_composite_by_coverage():
+    layer = Layer.clear(2, 2)
+    whole = (slice(0, 2), slice(0, 2))
+    layer.paint(whole, np.full((2, 2), 0.5, np.float32), (1.0, 0.0, 0.0))
+    layer.paint(whole, np.full((2, 2), 0.5, np.float32), (0.0, 1.0, 0.0))
+    assert layer.alpha == pytest.approx(0.75)
+    assert layer.over(np.ones((2, 2, 3), np.float32))[0, 0] == pytest.approx((0.5, 0.75, 0.25))
