@@ -199,7 +199,7 @@ class Config(Section):
 
 
 def fingerprint(*parts: Any) -> str:
-    """SHA-256 (hex) of JSON-able values and sections: the same values give the same key anywhere."""
+    """SHA-256 (hex) of JSON-able values and sections; equal values give equal ones anywhere."""
     plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -220,7 +220,7 @@ def load_config(source: str = "demo", overrides: Sequence[str] = ()) -> Config:
     Values of overrides are read as YAML (`metric.epochs=3`, `metric.milestones=[10,20]`).
 
     Raises:
-        ConfigError: an unknown recipe, key or value; the message names it and the nearest valid one.
+        ConfigError: an unknown recipe, key or value; names it and the nearest valid one.
     """
     tree = _read_tree(source)
     for override in overrides:

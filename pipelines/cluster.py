@@ -87,10 +87,7 @@ def connect(address: str | None, config: ClusterConfig) -> Plan:
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    if address is None:
-        result = _start_local(config)
-    else:
-        result = _join(address, config)
+    result = _start_local(config) if address is None else _join(address, config)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False

@@ -87,10 +87,11 @@ def embed(
         num_cpus=1,
         num_gpus=1 if plan.train_gpu else 0,
     )
-    parts, done = [], 0
+    parts: list[dict[str, np.ndarray]] = []
+    done = 0
     with bar(title, len(paths)) as shown:
         for part in dataset.iter_batches(batch_size=None):
-            parts.append(part)
+            parts.append({str(name): np.asarray(column) for name, column in part.items()})
             done += len(part["row"])
             shown.update(done)
     order = np.argsort(np.concatenate([part["row"] for part in parts]))

@@ -95,7 +95,8 @@ def _measure(parts: dict[str, tuple[Embeddings, np.ndarray]], seed: int) -> dict
 
 
 def _save(part: Embeddings, path: Path) -> None:
-    arrays = {f"feature_{name}": values for name, values in part.features.items()}
+    arrays: dict[str, np.ndarray] = {}
+    arrays |= {f"feature_{name}": values for name, values in part.features.items()}
     arrays |= {f"mask_{name}": values for name, values in part.masks.items()}
     arrays |= {"pids": part.pids, "camids": part.camids}
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)

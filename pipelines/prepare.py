@@ -31,7 +31,7 @@ def demo_data(run: Run) -> Stage:
         images += section.test_identities * (section.gallery_images + 2 * section.query_images)
         with bar("demo images", images) as shown:
             summary = demo.generate(folder / "data", section, lambda done, _: shown.update(done))
-        return {"images": dict(summary.images), "identities": dict(summary.identities)}
+        return {"images": dict(summary.images), "identities": summary.identities}
 
     return run.stage("demo-data", {"demo": section}, build)
 
@@ -108,6 +108,7 @@ def inspect_all(root: str, entries: list[Entry], workers: int) -> list[dict[str,
     rows: list[dict[str, Any]] = []
     with bar("images checked", len(entries)) as shown:
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            assert isinstance(table, pa.Table)
             rows.extend(table.to_pylist())
             shown.update(len(rows))
     return rows

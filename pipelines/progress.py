@@ -56,7 +56,8 @@ class Board:
     """Where a train worker writes how far it is, for the driver to read."""
 
     def __init__(self) -> None:
-        self._step, self._note, self._figures = 0, "", []
+        self._step, self._note = 0, ""
+        self._figures: list[tuple[int, dict[str, float]]] = []
 
     def step(self, step: int, note: str) -> None:
         self._step, self._note = step, note

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import mlflow.models
-import mlflow.pyfunc
 import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
 
 from dpmpp_core import load_model
 from dpmpp_core.data.images import decode
 
 
-class DpmppModel(mlflow.pyfunc.PythonModel):
+class DpmppModel(PythonModel):
     """Features and masks of pictures."""
 
     def load_context(self, context: Any) -> None:
@@ -42,4 +42,4 @@ class DpmppModel(mlflow.pyfunc.PythonModel):
         return pd.DataFrame(columns)
 
 
-mlflow.models.set_model(DpmppModel())
+set_model(DpmppModel())

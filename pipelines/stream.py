@@ -85,7 +85,7 @@ def step_stream(
     """
     rows = (last_step - first_step) * world
     return ray.data.range(rows, override_num_blocks=max(1, rows)).map(
-        MakeStep,
+        MakeStep,  # type: ignore[arg-type]  # a callable class
         fn_constructor_args=(training_set, first_step, world),
         compute=ActorPoolStrategy(size=data_workers),
         num_cpus=1,

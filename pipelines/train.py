@@ -267,7 +267,7 @@ class _Clock:
 
 
 def _batches(task: Task, step: int, total: int) -> Iterable[dict[str, torch.Tensor]]:
-    """Batches from `step` on: planned in memory for prompts, streamed by Ray Data for the metric."""
+    """Batches from `step` on: prompts plan theirs in memory, Ray Data streams the metric's."""
     if isinstance(task, PromptTask):
         return task.batches(step)
     return _streamed(step, total)

@@ -7,10 +7,10 @@ import logging
 import warnings
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import open_clip
 from open_clip.transformer import VisionTransformer
-from torch import nn
 
 from dpmpp_core.config import ModelConfig
 from dpmpp_core.errors import ConfigError, WeightsError
@@ -69,7 +69,7 @@ def check_weights(config: ModelConfig) -> Path | None:
         ) from None
 
 
-def build_clip(config: ModelConfig, height: int, width: int) -> nn.Module:
+def build_clip(config: ModelConfig, height: int, width: int) -> Any:
     """The open_clip model with positions interpolated to the grid of height x width images.
 
     With overlapping patches (`stride` below the patch size) the model is built for the image whose

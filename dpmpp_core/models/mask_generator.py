@@ -44,12 +44,16 @@ class MaskGenerator(nn.Module):
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
             channels = out
         self.trunk = nn.Sequential(*layers)
-        self.spaces = nn.ModuleDict({name: nn.Linear(channels, d) for name, d in spaces.items()})
-        for linear in self.spaces.values():
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        self.spaces = nn.ModuleDict({name: _zeros(channels, d) for name, d in spaces.items()})
 
     def forward(self, taps: Tensor) -> dict[str, Tensor]:
         """[B, channels, rows, columns] -> {space: float32 [B, width]}, each in (0, 1)."""
         pooled = self.trunk(taps).amax(dim=(2, 3))
         return {name: torch.sigmoid(linear(pooled).float()) for name, linear in self.spaces.items()}
+
+
+def _zeros(inputs: int, outputs: int) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import open_clip
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ class PromptLearner(nn.Module):
 
     def __init__(self, clip: nn.Module, config: ModelConfig, classes: int) -> None:
         super().__init__()
-        text = getattr(clip, "text", clip)
+        text: Any = getattr(clip, "text", clip)
         mask = getattr(text, "attn_mask", None)
         if mask is None or not hasattr(text, "token_embedding"):
             raise ConfigError(
@@ -48,11 +50,11 @@ class PromptLearner(nn.Module):
         self.register_buffer("ids", ids[: self.eot + 1].clone(), persistent=False)
         cut = mask[: self.eot + 1, : self.eot + 1].clone()
         self.register_buffer("causal_mask", cut, persistent=False)
-        self.token_embedding = text.token_embedding
-        self.positional_embedding = text.positional_embedding
-        self.transformer = text.transformer
-        self.ln_final = text.ln_final
-        self.text_projection = text.text_projection
+        self.token_embedding: nn.Embedding = text.token_embedding
+        self.positional_embedding: nn.Parameter = text.positional_embedding
+        self.transformer: nn.Module = text.transformer
+        self.ln_final: nn.Module = text.ln_final
+        self.text_projection: nn.Parameter | nn.Linear | None = text.text_projection
         self.requires_grad_(False)
         width = self.token_embedding.weight.shape[1]
         self.tokens = nn.Parameter(torch.randn(classes, config.prompt_tokens, width) * 0.02)

@@ -44,7 +44,7 @@ class ReidModel(nn.Module):
         clip: the open_clip model to start from; its image tower is taken over.
     """
 
-    def __init__(self, config: ModelConfig, data: DataConfig, clip: nn.Module) -> None:
+    def __init__(self, config: ModelConfig, data: DataConfig, clip: Any) -> None:
         super().__init__()
         self.config, self.data = config, data
         self.encoder = ImageEncoder(clip.visual, config.taps)
@@ -118,7 +118,7 @@ class ReidModel(nn.Module):
         }
 
 
-def start_clip(config: Config) -> nn.Module:
+def start_clip(config: Config) -> Any:
     """The model that training starts from; random weights are drawn from `config.seed`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Stage 1: word vectors that describe each identity, learnt on cached image features (CLIP-ReID)."""
+"""Stage 1: words that describe each identity, learnt on cached image features (CLIP-ReID)."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ def parameter_group(
     named: Iterable[tuple[str, nn.Parameter]], lr: float, bias_factor: float, weight_decay: float
 ) -> list[dict]:
     """Optimiser groups of the trainable parameters: biases at `bias_factor` x `lr` (CLIP-ReID)."""
-    weights, biases = [], []
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
     for name, parameter in named:
         if parameter.requires_grad:
             (biases if name.endswith("bias") else weights).append(parameter)

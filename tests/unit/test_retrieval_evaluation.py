@@ -194,6 +194,8 @@ def test_top_matches_modes_and_row_choice() -> None:
     scores = masked_similarity(query.features, None, gallery.features)
     np.testing.assert_array_equal(plain, np.argsort(-scores[[4, 2]].numpy(), 1)[:, :10])
     masked, _ = top_matches(query, gallery, 10, "masked", [4, 2])
+    scores = masked_similarity(query.features, query.masks, gallery.features)
+    np.testing.assert_array_equal(masked, np.argsort(-scores[[4, 2]].numpy(), 1)[:, :10])
     assert (masked != plain).any()
 
 
@@ -211,6 +213,8 @@ def test_stripe_histogram_reads_rgb_and_keeps_stripes_apart() -> None:
     red, blue = np.zeros((60, 20, 3), np.uint8), np.zeros((60, 20, 3), np.uint8)
     red[..., 0], blue[..., 2] = 200, 200
     assert stripe_histogram(red) @ stripe_histogram(blue) == 0
+    assert stripe_histogram(red).argmax() // 16 == 0  # hue 0 of 180, in eight bins
+    assert stripe_histogram(blue).argmax() // 16 == 5  # hue 120
     half = red.copy()
     half[30:] = blue[30:]
     assert stripe_histogram(half) @ stripe_histogram(red) / 6 == pytest.approx(0.5)

@@ -133,7 +133,11 @@ def test_no_valid_query_is_an_error_of_the_data(queries: list[int]) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", ["numpy", "tensor", "bfloat16"])
-def test_scores_that_are_not_finite_are_refused(bad: float, kind: str) -> None:
+@pytest.mark.parametrize("block", [1, 10**6])
+def test_scores_that_are_not_finite_are_refused(
+    bad: float, kind: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking, "BLOCK_VALUES", block)
     scores = torch.rand(3, 4)
     scores[1, 2] = bad
     given_scores = scores.numpy() if kind == "numpy" else scores

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ HEIGHT, WIDTH = 256, 128
 SCALE = 2
 TALL, WIDE = HEIGHT * SCALE, WIDTH * SCALE
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[Any]  # float32 unless a docstring says otherwise
 RGB = tuple[float, float, float]
 Point = tuple[float, float]
 Roi = tuple[slice, slice]
@@ -100,9 +101,9 @@ def noise_tile(kind: str) -> Floats:
     return (tile - tile.mean()) / tile.std()
 
 
-def noise(kind: str, height: int, width: int, rng: np.random.Generator) -> Floats:
-    """A random window of a noise tile, (height, width)."""
-    tile = noise_tile(kind)
+def noise(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Floats:
+    """A random window of a noise tile, of a shape (height, width)."""
+    tile, (height, width) = noise_tile(kind), shape
     y, x = (int(rng.integers(max(1024 - n, 1))) for n in (height, width))
     window = tile[y : y + height, x : x + width]
     if window.shape != (height, width):

@@ -70,7 +70,7 @@ def torso(person: Identity, azimuth: Floats, height: Floats) -> Floats:
         case "shirt":
             colour *= (1 - 0.3 * (front < 0.03))[..., None]
             collar = (height > 0.812) & (front < 0.5)
-            colour = _mix(colour, collar, tuple(min(1.0, 1.25 * c + 0.05) for c in g.rgb))
+            colour = _mix(colour, collar, np.minimum(1.0, 1.25 * np.array(g.rgb) + 0.05))
         case "T-shirt" | "dress":
             neck = (height > 0.815 + 0.1 * front) & (front < 0.6)
             colour = _mix(colour, neck, person.skin)
@@ -106,7 +106,6 @@ def _straps(person: Identity, colour: Floats, azimuth: Floats, height: Floats) -
 
 def folds(shape: tuple[int, ...], strength: float, rng: np.random.Generator) -> Floats:
     """Brightness of creases and weave, about 1, (h, w, 1)."""
-    height, width = shape[:2]
-    crease = noise("folds", height, width, rng)
-    weave = noise("grain", height, width, rng)
+    crease = noise("folds", shape[:2], rng)
+    weave = noise("grain", shape[:2], rng)
     return np.maximum(1 + strength * crease + 0.02 * weave, 0.3)[..., None]

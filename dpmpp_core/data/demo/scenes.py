@@ -27,7 +27,7 @@ def paint_scene(kind: str, seed: int, rng: Rng) -> Floats:
     SCENES[kind](layer, rng)
     for _ in range(int(rng.integers(2, 6))):
         _passer_by(layer, seed, rng)
-    dirt = 1 + 0.05 * noise("mottle", SCENE_TALL, SCENE_WIDE, rng)
+    dirt = 1 + 0.05 * noise("mottle", (SCENE_TALL, SCENE_WIDE), rng)
     soft = cv2.GaussianBlur(layer.rgb * dirt[..., None], (0, 0), 1.8)
     return np.clip(soft, 0, 1)
 
@@ -50,14 +50,14 @@ def _ground(layer: Layer, colour: RGB, rng: Rng, tiles: float = 0.0, grain: floa
     surface = box(layer, 0, HORIZON, SCENE_WIDE, SCENE_TALL, 0)
     assert surface is not None
     spots = 1 + grain * (
-        noise("mottle", *surface.alpha.shape, rng) + 0.6 * noise("grain", *surface.alpha.shape, rng)
+        noise("mottle", surface.alpha.shape, rng) + 0.6 * noise("grain", surface.alpha.shape, rng)
     )
-    fill(layer, surface, spots[..., None] * np.float32(colour), top=0.88, bottom=1.06)
+    fill(layer, surface, spots[..., None] * np.array(colour, np.float32), top=0.88, bottom=1.06)
     if not tiles:
         return
     joint = tone(colour, 0.74)
     away = SCENE_WIDE * rng.uniform(0.3, 0.7)
-    for x in np.arange(-3 * SCENE_WIDE, 4 * SCENE_WIDE, tiles * 2):
+    for x in np.arange(-3 * SCENE_WIDE, 4 * SCENE_WIDE, tiles * 2).tolist():
         top = away + 0.3 * (x - away)
         line = [(top, HORIZON), (top + 1.5, HORIZON), (x + 4, SCENE_TALL), (x, SCENE_TALL)]
         fill(layer, polygon(layer, line), joint, opacity=0.7)
@@ -71,18 +71,18 @@ def _ground(layer: Layer, colour: RGB, rng: Rng, tiles: float = 0.0, grain: floa
 def _wall(layer: Layer, colour: RGB, rng: Rng, brick: float = 0.0) -> None:
     surface = box(layer, 0, 0, SCENE_WIDE, HORIZON, 0)
     assert surface is not None
-    spots = 1 + 0.06 * noise("mottle", *surface.alpha.shape, rng)
+    spots = 1 + 0.06 * noise("mottle", surface.alpha.shape, rng)
     if brick:
         tall, wide = spots.shape
         rows = np.arange(tall, dtype=np.float32)[:, None] / (0.4 * brick)
         columns = np.arange(wide, dtype=np.float32)[None] / brick + 0.5 * (rows // 1 % 2)
         spots = spots * np.where((rows % 1 < 0.14) | (columns % 1 < 0.06), 0.8, 1.0)
-    fill(layer, surface, spots[..., None] * np.float32(colour))
+    fill(layer, surface, spots[..., None] * np.array(colour, np.float32))
 
 
 def _windows(layer: Layer, rng: Rng, wide: float, tall: float, gap: float, y: float) -> None:
     frame = any_of(rng, ((0.8, 0.8, 0.78), (0.25, 0.2, 0.17), (0.4, 0.42, 0.44)))
-    for x in np.arange(rng.uniform(0, gap), SCENE_WIDE, wide + gap):
+    for x in np.arange(rng.uniform(0, gap), SCENE_WIDE, wide + gap).tolist():
         fill(layer, box(layer, x, y, x + wide, y + tall, 2), frame)
         glass = tone((0.3, 0.36, 0.42), float(rng.uniform(0.5, 1.3)))
         fill(layer, box(layer, x + 7, y + 7, x + wide - 7, y + tall - 7, 1), glass, bottom=0.6)
@@ -155,18 +155,18 @@ def _park(layer: Layer, rng: Rng) -> None:
 
 def _car_park(layer: Layer, rng: Rng) -> None:
     _sky(layer, rng)
-    for x in np.arange(-50, SCENE_WIDE, 330):
+    for x in np.arange(-50.0, SCENE_WIDE, 330).tolist():
         tall = rng.uniform(120, 280)
         house = any_of(rng, ((0.55, 0.52, 0.5), (0.68, 0.62, 0.55), (0.42, 0.45, 0.5)))
         fill(layer, box(layer, x, HORIZON - tall, x + 310, HORIZON, 1), house, bottom=0.85)
-        for wx in np.arange(x + 20, x + 270, 60):
+        for wx in np.arange(x + 20, x + 270, 60).tolist():
             fill(
                 layer,
                 box(layer, wx, HORIZON - tall + 20, wx + 34, HORIZON - tall + 70, 1),
                 (0.28, 0.32, 0.38),
             )
     _ground(layer, (0.3, 0.3, 0.31), rng, grain=0.07)
-    for x in np.arange(-400, 1800, 210):
+    for x in np.arange(-400, 1800, 210).tolist():
         line = [
             (x, HORIZON + 50),
             (x + 8, HORIZON + 50),
@@ -174,16 +174,16 @@ def _car_park(layer: Layer, rng: Rng) -> None:
             (x - 98, SCENE_TALL),
         ]
         fill(layer, polygon(layer, line), (0.78, 0.78, 0.75))
-    for x in np.arange(rng.uniform(-150, 0), SCENE_WIDE, 470):
+    for x in np.arange(rng.uniform(-150, 0), SCENE_WIDE, 470).tolist():
         things.car(layer, x, HORIZON + 85, 440, rng)
 
 
 def _hall(layer: Layer, rng: Rng) -> None:
     _wall(layer, any_of(rng, ((0.74, 0.72, 0.67), (0.6, 0.66, 0.7), (0.7, 0.66, 0.55))), rng)
     fill(layer, box(layer, 0, HORIZON - 40, SCENE_WIDE, HORIZON, 0), (0.3, 0.28, 0.26))
-    for x in np.arange(rng.uniform(0, 200), SCENE_WIDE, 360):
+    for x in np.arange(rng.uniform(0, 200), SCENE_WIDE, 360).tolist():
         things.sign(layer, x, 70, rng.uniform(90, 150), rng.uniform(120, 170), rng)
-    for x in np.arange(rng.uniform(100, 250), SCENE_WIDE, 420):
+    for x in np.arange(rng.uniform(100, 250), SCENE_WIDE, 420).tolist():
         things.pole(layer, x, HORIZON + 40, -10, 34, rng)
     _ground(layer, any_of(rng, ((0.66, 0.63, 0.57), (0.55, 0.57, 0.6))), rng, 110, grain=0.03)
     for x in rng.uniform(0, SCENE_WIDE, 6):  # lamps mirrored in the floor
@@ -200,7 +200,7 @@ def _station(layer: Layer, rng: Rng) -> None:
     stripe = any_of(rng, ((0.65, 0.12, 0.1), (0.8, 0.62, 0.12), (0.1, 0.2, 0.45)))
     fill(layer, box(layer, 0, 235, SCENE_WIDE, 262, 0), stripe)
     _windows(layer, rng, 190, 120, 60, 85)
-    for x in np.arange(rng.uniform(0, 300), SCENE_WIDE, 500):
+    for x in np.arange(rng.uniform(0, 300), SCENE_WIDE, 500).tolist():
         fill(layer, box(layer, x, 60, x + 120, HORIZON, 6), tone(train, 0.75))
         for side in (10, 64):
             fill(layer, box(layer, x + side, 80, x + side + 46, 210, 6), (0.15, 0.17, 0.2))

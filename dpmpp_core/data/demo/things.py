@@ -123,9 +123,9 @@ def trunk(layer: Layer, x: float, ground: float, top: float, half: float, rng: R
     surface = profile(layer, rows)
     if surface is None:
         return
-    bark = noise("folds", *surface.alpha.shape[::-1], rng).T
+    bark = noise("folds", surface.alpha.shape[::-1], rng).T
     shade = surface.shade(LIGHT) * (1 + 0.22 * bark)
-    fill(layer, surface, shade[..., None] * np.float32((0.33, 0.26, 0.2)))
+    fill(layer, surface, shade[..., None] * np.array((0.33, 0.26, 0.2), np.float32))
 
 
 def foliage(layer: Layer, x: float, y: float, rx: float, ry: float, rng: Rng) -> None:
@@ -137,7 +137,7 @@ def foliage(layer: Layer, x: float, y: float, rx: float, ry: float, rng: Rng) ->
         r = max(rx, ry) * rng.uniform(0.12, 0.24)
         leaf = ellipse(layer, (cx, cy), r, r * rng.uniform(0.6, 1.0))
         if leaf is not None:
-            speckle = 1 + 0.35 * noise("mottle", *leaf.alpha.shape, rng)
+            speckle = 1 + 0.35 * noise("mottle", leaf.alpha.shape, rng)
             bright = (0.55 + 0.5 * far * -np.sin(turn) * 0.5 + 0.35) * rng.uniform(0.7, 1.15)
             colour = (leaf.shade(LIGHT) * speckle * bright)[..., None] * green
             fill(layer, leaf, np.maximum(colour, 0.01).astype(np.float32))
@@ -159,8 +159,12 @@ def pole(layer: Layer, x: float, ground: float, top: float, half: float, rng: Rn
     ]
     surface = profile(layer, rows)
     if surface is not None:
-        scuffs = 1 + 0.05 * noise("mottle", *surface.alpha.shape, rng)
-        fill(layer, surface, (surface.shade(LIGHT) * scuffs)[..., None] * np.float32(colour))
+        scuffs = 1 + 0.05 * noise("mottle", surface.alpha.shape, rng)
+        fill(
+            layer,
+            surface,
+            (surface.shade(LIGHT) * scuffs)[..., None] * np.array(colour, np.float32),
+        )
 
 
 def sign(layer: Layer, x: float, y: float, wide: float, tall: float, rng: Rng) -> None:
@@ -203,8 +207,11 @@ def barrier(layer: Layer, x: float, ground: float, wide: float, tall: float, rng
         return
     columns = surface.across * wide / 2 + surface.along * tall * 0.8
     band = ((columns / (0.36 * tall)) % 1 < 0.5) & (np.abs(surface.along - 0.32) < 0.22)
-    dirt = 1 + 0.06 * noise("mottle", *surface.alpha.shape, rng)
-    colour = np.where(band[..., None], np.float32(red), np.float32(white)) * dirt[..., None]
+    dirt = 1 + 0.06 * noise("mottle", surface.alpha.shape, rng)
+    colour = (
+        np.where(band[..., None], np.array(red, np.float32), np.array(white, np.float32))
+        * dirt[..., None]
+    )
     fill(layer, surface, colour.astype(np.float32), bottom=0.7)
 
 
@@ -215,7 +222,11 @@ def bin_(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: R
     surface = profile(layer, rows)
     if surface is not None:
         ribs = 1 - 0.18 * (np.abs(surface.across * 3 % 1 - 0.5) < 0.07)
-        fill(layer, surface, (ribs * (0.9 + 0.25 * surface.nz))[..., None] * np.float32(colour))
+        fill(
+            layer,
+            surface,
+            (ribs * (0.9 + 0.25 * surface.nz))[..., None] * np.array(colour, np.float32),
+        )
     fill(
         layer,
         box(
@@ -243,7 +254,7 @@ def crate(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: 
         surface = box(layer, x0, y0, x1, y1, 2)
         if surface is None:
             continue
-        wrinkled = 1 + 0.04 * noise("mottle", *surface.alpha.shape, rng)
+        wrinkled = 1 + 0.04 * noise("mottle", surface.alpha.shape, rng)
         fill(layer, surface, wrinkled[..., None] * np.float32(card), bottom=0.78)
         tape = y0 + 0.5 * (y1 - y0)
         fill(layer, box(layer, x0, tape - 4, x1, tape + 4), tone(card, 1.18))
@@ -273,7 +284,7 @@ def suitcase(layer: Layer, x: float, ground: float, wide: float, tall: float, rn
     surface = box(layer, x, ground - tall, x + wide, ground - 0.05 * tall, 0.1 * wide)
     if surface is not None:
         ribs = 1 - 0.25 * ((surface.across * 4) % 1 < 0.14)
-        fill(layer, surface, ribs[..., None] * np.float32(colour), top=1.2, bottom=0.75)
+        fill(layer, surface, ribs[..., None] * np.array(colour, np.float32), top=1.2, bottom=0.75)
     for side in (0.12, 0.88):
         wheel = ellipse(layer, (x + side * wide, ground - 0.03 * tall), 8, 8)
         fill(layer, wheel, (0.05, 0.05, 0.05))
@@ -291,7 +302,7 @@ def umbrella(layer: Layer, x: float, y: float, wide: float, rng: Rng) -> None:
     surface = polygon(layer, dome)
     if surface is not None:
         panel = 1 - 0.3 * ((np.abs(surface.across) * 2.5) % 1)
-        fill(layer, surface, panel[..., None] * np.float32(colour), top=1.3, bottom=0.8)
+        fill(layer, surface, panel[..., None] * np.array(colour, np.float32), top=1.3, bottom=0.8)
     fill(layer, limb(layer, (x, y), (x, y + 0.9 * wide), 2.5, 2.5), (0.3, 0.3, 0.3))
 
 
