@@ -232,9 +232,9 @@ def _guarded(
     While it runs, stdout is stderr: libraries and Ray's workers print where they like, and
     `--json` promises that the last line of stdout is the result.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("httpx", "alembic", "mlflow", "open_clip"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in ("pipelines", "dpmpp_core"):
+        logging.getLogger(name).setLevel(logging.INFO)
     stdout = os.dup(1)
     sys.stdout.flush()
     if not quiet:

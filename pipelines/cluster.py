@@ -110,7 +110,7 @@ def _start_local(config: ClusterConfig) -> Plan:
     ray.init(
         address="local",
         num_cpus=max(logical, result.embed_workers + 2),
-        log_to_driver=True,
+        log_to_driver=False,  # workers tell what matters through the progress board
         logging_level=logging.WARNING,
     )
     return result
@@ -121,6 +121,7 @@ def _join(address: str, config: ClusterConfig) -> Plan:
         ray.init(
             address=address,
             runtime_env={"env_vars": ENVIRONMENT},
+            log_to_driver=False,
             logging_level=logging.WARNING,
             ignore_reinit_error=True,
         )

@@ -14,8 +14,8 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.retrieval import (
     Embeddings,
     chance,
-    evaluate,
     evaluate_ranking,
+    figures,
     mask_statistics,
     masked_similarity,
     rankings,
@@ -75,7 +75,8 @@ def _measure(parts: dict[str, tuple[Embeddings, np.ndarray]], seed: int) -> dict
     for name, (query, colours) in parts.items():
         if name == "gallery":
             continue
-        metrics[name] = evaluate(query, gallery, seed)
+        ranked = rankings(query, gallery, seed)
+        metrics[name] = figures(ranked)
         masks[name] = mask_statistics(query.masks)
         ids = (query.pids, gallery.pids, query.camids, gallery.camids)
         histogram = evaluate_ranking(masked_similarity(colours, None, gallery_colours), *ids)
@@ -84,7 +85,6 @@ def _measure(parts: dict[str, tuple[Embeddings, np.ndarray]], seed: int) -> dict
             "histogram": histogram.metrics(),
             "chance": {"mAP": chance_map, "rank1": chance_rank1},
         }
-        ranked = rankings(query, gallery, seed)
         cmc[name] = {
             "with mask": ranked["masked"].cmc.tolist(),
             "no mask": ranked["unmasked"].cmc.tolist(),

@@ -6,6 +6,7 @@ from dpmpp_core.retrieval.evaluation import (
     Embeddings,
     Mode,
     evaluate,
+    figures,
     rankings,
     top_matches,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "chance",
     "evaluate",
     "evaluate_ranking",
+    "figures",
     "mask_statistics",
     "masked_similarity",
     "permuted_masks",

@@ -61,12 +61,17 @@ def evaluate(query: Embeddings, gallery: Embeddings, seed: int) -> dict[str, Any
     mINP, floats in [0, 1]. A lone query has nobody to swap masks with: "permuted" is then NaN.
     Raises as `rankings`.
     """
-    results = rankings(query, gallery, seed)
-    figures: dict[str, Any] = {mode: result.metrics() for mode, result in results.items()}
-    if "permuted" not in figures:
-        figures["permuted"] = dict.fromkeys(figures["masked"], float("nan"))
-    skipped = results["masked"].num_skipped_queries
-    return {**figures, "num_queries": len(query), "num_skipped": skipped}
+    return figures(rankings(query, gallery, seed))
+
+
+def figures(results: Mapping[Mode, RankingResult]) -> dict[str, Any]:
+    """What `evaluate` returns, from `rankings` already made (when the curves are wanted too)."""
+    numbers: dict[str, Any] = {mode: result.metrics() for mode, result in results.items()}
+    masked = results["masked"]
+    if "permuted" not in numbers:
+        numbers["permuted"] = dict.fromkeys(masked.metrics(), float("nan"))
+    total = masked.num_valid_queries + masked.num_skipped_queries
+    return {**numbers, "num_queries": total, "num_skipped": masked.num_skipped_queries}
 
 
 def rankings(query: Embeddings, gallery: Embeddings, seed: int) -> dict[Mode, RankingResult]:

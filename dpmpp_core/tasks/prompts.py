@@ -31,7 +31,7 @@ class PromptTask(nn.Module):
         super().__init__()
         self.config = config
         clip = start_clip(config)
-        self.scale = float(clip.logit_scale.exp()) if config.model.normalise_text else 1.0
+        self.scale = clip.logit_scale.exp().item() if config.model.normalise_text else 1.0
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.prompts = PromptLearner(clip, config.model, int(labels.max()) + 1)

@@ -20,6 +20,7 @@ from dpmpp_core.data.demo.canvas import (
     limb,
     profile,
 )
+from dpmpp_core.data.demo.head import head
 from dpmpp_core.data.demo.identity import COLOURS, Garment, Identity
 from dpmpp_core.data.demo.pose import Joint, Pose, View, skeleton
 
@@ -112,29 +113,9 @@ class _Figure:
         self._upright(rows, girth, self._cloth(p.lower, "hips"))
 
     def _torso(self) -> None:
-        p, kind = self.person, self.person.upper.kind
-        waist = 0.083 if p.female else 0.1
-        shoulder = 0.098 if p.female else 0.115
-        rows = [
-            (0.852, 0.036, 0.04),
-            (0.84, 0.05, 0.046),
-            (0.825, shoulder * 0.84, 0.055),
-            (0.805, shoulder, 0.064),
-            (0.74, shoulder * 0.97, 0.078 if p.female else 0.076),
-            (0.635, waist, 0.066),
-            (0.545, 0.1, 0.076),
-            (0.515, 0.102, 0.078),
-        ]
-        if kind in ("hoodie", "jacket", "open jacket"):
-            rows = [(y, w + 0.007, d + 0.01) for y, w, d in rows]
-        elif kind == "coat":
-            rows = [(y, w + 0.01, d + 0.012) for y, w, d in rows] + [(0.36, 0.122, 0.098)]
-        elif kind == "dress":
-            rows += [(0.45, 0.112, 0.092), (0.345, 0.132, 0.112)]
-        elif kind == "T-shirt":
-            rows = rows[:-1] + [(0.50, 0.105, 0.08)]
-        self._upright(rows, p.build, self._upper_cloth)
-        if kind == "hoodie":
+        p = self.person
+        self._upright(_torso_rows(p), p.build, self._upper_cloth)
+        if p.upper.kind == "hoodie":
             self._upright(
                 [(0.868, 0.05, 0.052), (0.84, 0.075, 0.062), (0.812, 0.06, 0.066)],
                 1.0,
@@ -373,36 +354,33 @@ class _Figure:
         return creases * (rim * flap)[..., None] * np.asarray(self.person.bag_rgb, np.float32)
 
     def _face(self, surface: Surface) -> Floats:
-        p = self.person
-        sin, cos = np.float32(np.sin(self.view.yaw)), np.float32(np.cos(self.view.yaw))
-        x = surface.nx * cos - surface.nz * sin
-        z = surface.nx * sin + surface.nz * cos
-        # A camera that looks down sees more of the crown.
-        y = surface.ny + np.float32(self.view.pitch) * 0.8 * surface.nz
-        colour = np.empty((*x.shape, 3), np.float32)
-        colour[:] = p.skin
-        front = z > 0.2
-        eyes = front & (np.abs(np.abs(x) - 0.36) < 0.14) & (np.abs(y - 0.12) < 0.07)
-        brows = front & (np.abs(np.abs(x) - 0.36) < 0.2) & (np.abs(y - 0.27) < 0.04)
-        mouth = front & (np.abs(x) < 0.24) & (np.abs(y + 0.46) < 0.045)
-        colour *= (1 - 0.7 * eyes - 0.45 * brows - 0.3 * mouth)[..., None]
-        colour *= (1 - 0.2 * (front & (np.abs(x - 0.05) < 0.08) & (np.abs(y + 0.12) < 0.16)))[
-            ..., None
-        ]
-        if p.glasses:
-            colour[front & (np.abs(np.abs(x) - 0.37) < 0.27) & (np.abs(y - 0.11) < 0.13)] *= 0.35
-        if p.beard:
-            colour[front & (y < -0.3 - 0.0 * x) & ~mouth] = p.hair_rgb
-        hair = y > (0.02 + 0.58 * z if p.hair != "long" else -0.35 + 0.92 * z)
-        if p.hair == "bald":
-            hair = (y > -0.3 + 0.8 * z) & (y < 0.25) & (z < 0.3)
-        sheen = cloth.folds(x.shape, 0.12, self.rng)
-        colour = np.where(hair[..., None], np.asarray(p.hair_rgb, np.float32) * sheen, colour)
-        if p.hat != "none":
-            brim = 0.28 if p.hat == "cap" else 0.2
-            worn = np.asarray(p.hat_rgb, np.float32) * sheen
-            colour = np.where((y > brim + 0.1 * z)[..., None], worn, colour)
-        return colour
+        return head(self.person, surface, self.view.yaw, self.view.pitch, self.rng)
+
+
+def _torso_rows(person: Identity) -> list[tuple[float, float, float]]:
+    """The outline of the upper garment: (relative height, half width, half depth) downward."""
+    waist = 0.083 if person.female else 0.1
+    shoulder = 0.098 if person.female else 0.115
+    rows = [
+        (0.852, 0.036, 0.04),
+        (0.84, 0.05, 0.046),
+        (0.825, shoulder * 0.84, 0.055),
+        (0.805, shoulder, 0.064),
+        (0.74, shoulder * 0.97, 0.078 if person.female else 0.076),
+        (0.635, waist, 0.066),
+        (0.545, 0.1, 0.076),
+        (0.515, 0.102, 0.078),
+    ]
+    match person.upper.kind:
+        case "hoodie" | "jacket" | "open jacket":
+            return [(y, w + 0.007, d + 0.01) for y, w, d in rows]
+        case "coat":
+            return [*((y, w + 0.01, d + 0.012) for y, w, d in rows), (0.36, 0.122, 0.098)]
+        case "dress":
+            return [*rows, (0.45, 0.112, 0.092), (0.345, 0.132, 0.112)]
+        case "T-shirt":
+            return [*rows[:-1], (0.50, 0.105, 0.08)]
+    return rows
 
 
 def _between(a: Joint, b: Joint, share: float) -> Joint:

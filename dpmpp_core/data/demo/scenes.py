@@ -213,7 +213,7 @@ def _underpass(layer: Layer, rng: Rng) -> None:
     _wall(layer, any_of(rng, ((0.44, 0.44, 0.43), (0.5, 0.47, 0.42))), rng, 130)
     for _ in range(7):  # graffiti
         x, y = rng.uniform(0, SCENE_WIDE), rng.uniform(80, 280)
-        points = np.cumsum(rng.normal(0, 45, (7, 2)), axis=0) + (x, y)
+        points = np.cumsum(rng.normal(0, 45, (7, 2)), axis=0) + np.array([x, y])
         colour = any_of(rng, ((0.7, 0.2, 0.3), (0.2, 0.5, 0.6), (0.8, 0.7, 0.2), (0.15,) * 3))
         fill(
             layer,

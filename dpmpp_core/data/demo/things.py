@@ -255,7 +255,7 @@ def crate(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: 
         if surface is None:
             continue
         wrinkled = 1 + 0.04 * noise("mottle", surface.alpha.shape, rng)
-        fill(layer, surface, wrinkled[..., None] * np.float32(card), bottom=0.78)
+        fill(layer, surface, wrinkled[..., None] * np.array(card, np.float32), bottom=0.78)
         tape = y0 + 0.5 * (y1 - y0)
         fill(layer, box(layer, x0, tape - 4, x1, tape + 4), tone(card, 1.18))
         sign(layer, x0 + 0.62 * wide, y0 + 8, 0.22 * wide, 0.25 * (y1 - y0), rng)

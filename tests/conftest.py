@@ -1,0 +1,29 @@
+"""What tests share: sample data, a small data set, one local Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dpmpp_core.config import DemoConfig
+
+SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "pku_reid"
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """Real images, where a checkout has them beside it."""
+    if not SAMPLES.is_dir():
+        pytest.skip(f"no sample data at {SAMPLES}")
+    return SAMPLES
+
+
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated data set of 8 + 4 persons."""
+    from dpmpp_core.data.demo import generate
+
+    out = tmp_path_factory.mktemp("demo") / "data"
+    generate(out, DemoConfig(train_identities=8, test_identities=4, cameras=3, train_images=6))
+    return out

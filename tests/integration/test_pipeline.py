@@ -1,0 +1,156 @@
+"""The whole pipeline on real Ray Data, Ray Train and MLflow."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.tracking import MlflowClient
+from tests.integration.conftest import SMALL
+
+import dpmpp_core
+from pipelines.run import STAGES, Options, run_pipeline
+
+
+def test_the_result_holds_what_the_readme_promises(result: dict[str, Any], runs: Path) -> None:
+    assert [stage["name"] for stage in result["stages"]] == list(STAGES)
+    assert re.fullmatch(r"[0-9a-f]{64}", result["weights_sha256"])
+    assert result["quarantined"] == []
+    for query_set in ("occluded", "holistic"):
+        for mode in ("masked", "unmasked", "permuted", "static"):
+            figures = result["metrics"][query_set][mode]
+            assert set(figures) == {"mAP", "rank1", "rank5", "rank10", "mINP"}
+            assert all(0 <= value <= 1 for value in figures.values())
+    stored = json.loads((runs / result["run"] / "result.json").read_text())
+    assert stored == json.loads(json.dumps(result))
+
+
+def test_the_same_command_again_reuses_every_stage(
+    result: dict[str, Any], small_demo: Path, runs: Path
+) -> None:
+    again = run_pipeline(Options(data=str(small_demo), overrides=SMALL, storage=str(runs)))
+    assert all(stage["reused"] for stage in again["stages"])
+    for key in ("weights_sha256", "metrics", "model_uri", "run_id", "run"):
+        assert again[key] == result[key]
+
+
+def test_the_registered_model_embeds_encoded_images(
+    result: dict[str, Any], small_demo: Path
+) -> None:
+    paths = sorted((small_demo / "query").glob("*.jpg"))[:3]
+    images = pd.DataFrame({"image": [path.read_bytes() for path in paths]})
+    mlflow.set_tracking_uri(result["tracking_uri"])
+    served = mlflow.pyfunc.load_model("models:/dpmpp-demo@candidate").predict(images)
+    direct = dpmpp_core.load_model(result["model"]).embed(paths)
+    for space, features in direct.features.items():
+        np.testing.assert_allclose(np.stack(served[f"feature_{space}"]), features, atol=1e-5)
+        np.testing.assert_allclose(
+            np.stack(served[f"mask_{space}"]), direct.masks[space], atol=1e-5
+        )
+
+
+def test_mlflow_has_a_run_with_a_nested_run_a_stage(result: dict[str, Any]) -> None:
+    client = MlflowClient(result["tracking_uri"])
+    parent = client.get_run(result["run_id"])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["metric.epochs"] == "2"
+    assert parent.data.tags["dpmpp.data"] == result["dataset_id"]
+    assert parent.inputs.dataset_inputs[0].dataset.digest == result["dataset_id"][:36]
+    names = {file.path for file in client.list_artifacts(result["run_id"])}
+    assert {"config.yaml", "environment.json", "report.html"} <= names
+    nested = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result['run_id']}'"
+    )
+    by_stage = {run.data.tags["dpmpp.stage"]: run for run in nested}
+    assert set(by_stage) == set(STAGES)
+    assert {run.info.status for run in nested} == {"FINISHED"}
+    metric = by_stage["metric"].info.run_id
+    losses = client.get_metric_history(metric, "loss")
+    assert [point.step for point in losses] == [1, 2]
+    assert client.get_metric_history(metric, "mask_visual_std_samples")
+
+
+def test_the_registered_version_says_which_weights_it_holds(result: dict[str, Any]) -> None:
+    client = MlflowClient(result["tracking_uri"])
+    version = client.get_model_version_by_alias("dpmpp-demo", "candidate")
+    assert version.tags["weights_sha256"] == result["weights_sha256"]
+    assert result["model_uri"] == f"models:/dpmpp-demo/{version.version}"
+
+
+def test_the_report_is_one_file_with_all_in_it(result: dict[str, Any]) -> None:
+    page = Path(result["report"]).read_text()
+    assert len(re.findall(r"data:image/", page)) >= 8
+    assert not re.search(r"""(src|href)=["']?(?!data:|#)""", page)
+    assert result["weights_sha256"][:16] in page
+
+
+def test_a_changed_loss_weight_starts_at_stage_2(
+    result: dict[str, Any], small_demo: Path, runs: Path
+) -> None:
+    overrides = [*SMALL, "metric.loss.heads=0.5"]
+    options = Options(data=str(small_demo), overrides=overrides, storage=str(runs))
+    other = run_pipeline(options, until="metric")
+    reused = {stage["name"]: stage["reused"] for stage in other["stages"]}
+    assert reused == {
+        "prepare": True, "saliency": True, "features": True, "prompts": True, "metric": False,
+    }  # fmt: skip
+    assert other["weights_sha256"] != result["weights_sha256"]
+    assert other["run"] != result["run"]
+
+
+def test_two_train_workers_learn_what_one_learns(
+    result: dict[str, Any], small_demo: Path, runs: Path
+) -> None:
+    """Same batches, same losses; only the mask generator's batch norm sees half a batch."""
+    overrides = [*SMALL, "cluster.train_workers=2"]
+    options = Options(data=str(small_demo), overrides=overrides, storage=str(runs))
+    two = run_pipeline(options, until="metric")
+    history = [
+        json.loads((runs / stage["key"] / "stage.json").read_text())["summary"]["history"]
+        for run in (result, two)
+        for stage in run["stages"]
+        if stage["name"] == "metric"
+    ]
+    for name in ("text", "triplet", "identity_visual", "heads"):
+        one_worker, two_workers = (run[0][name] for run in history)
+        assert one_worker == pytest.approx(two_workers, rel=0.02), name
+
+
+def test_a_saved_model_is_measured_on_other_data(
+    result: dict[str, Any], small_demo: Path, tmp_path: Path
+) -> None:
+    options = Options(data=str(small_demo), storage=str(tmp_path), model=result["model"])
+    measured = run_pipeline(options, until="evaluate")
+    assert [stage["name"] for stage in measured["stages"]] == ["prepare", "evaluate"]
+    assert measured["metrics"]["occluded"] == result["metrics"]["occluded"]
+
+
+def test_bad_files_are_named_and_the_rest_is_used(
+    cluster: None, small_demo: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(small_demo, data)
+    train = data / "bounding_box_train"
+    first = sorted(train.glob("*.jpg"))
+    first[0].write_bytes(first[0].read_bytes()[:-200])
+    (train / "0001_c1s1_000999_99.jpg").write_text("no picture")
+    (train / "holiday.jpg").write_bytes(first[1].read_bytes())
+    (train / "loop").symlink_to(train)
+    result = run_pipeline(
+        Options(data=str(data), overrides=SMALL, storage=str(tmp_path / "runs")), until="saliency"
+    )
+    reasons = {row["path"].rpartition("/")[2]: row["reason"] for row in result["quarantined"]}
+    assert reasons == {
+        first[0].name: "truncated",
+        "0001_c1s1_000999_99.jpg": "not_an_image",
+        "holiday.jpg": "misnamed",
+        "loop": "symlink_loop",
+    }

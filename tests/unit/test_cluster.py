@@ -1,0 +1,40 @@
+"""Dividing a machine or cluster."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpmpp_core.config import ClusterConfig
+from dpmpp_core.errors import ConfigError
+from pipelines.cluster import plan
+
+
+def test_a_laptop_trains_on_all_its_cores_and_makes_data_beside() -> None:
+    made = plan(cpus=2, gpus=0, config=ClusterConfig(), shared=True)
+    assert (made.train_workers, made.train_cpus, made.data_workers) == (1, 2, 1)
+    assert not made.train_gpu
+
+
+@given(cpus=st.integers(1, 512), gpus=st.integers(0, 16), workers=st.integers(1, 32))
+def test_a_cluster_is_never_promised_more_than_it_has(cpus: int, gpus: int, workers: int) -> None:
+    config = ClusterConfig(train_workers=workers)
+    try:
+        made = plan(cpus, gpus, config, shared=False)
+    except ConfigError:
+        return
+    assert made.train_workers * made.train_cpus + made.data_workers + 1 <= cpus
+    assert not made.train_gpu or made.train_workers <= gpus
+    assert min(made.train_cpus, made.data_workers, made.embed_workers) >= 1
+
+
+def test_too_few_gpus_are_refused_with_the_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"train_workers 4 .* has 2"):
+        plan(64, 2, ClusterConfig(train_workers=4), shared=False)
+
+
+def test_too_few_cpus_are_refused_with_the_arithmetic() -> None:
+    config = ClusterConfig(train_workers=4, data_workers=4, gpu=False)
+    with pytest.raises(ConfigError, match=r"6 CPUs - 4 data workers - 1 = 1"):
+        plan(6, 0, config, shared=False)

@@ -1,0 +1,66 @@
+"""Storage: a folder is there whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.storage import MARKER, Storage
+
+
+def test_a_committed_folder_has_its_files_and_its_marker(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "store"))
+    with storage.commit("stages/a-1") as (folder, marker):
+        (folder / "x.txt").write_text("x")
+        marker["summary"] = {"n": 1}
+        assert storage.marker("stages/a-1") is None
+    assert storage.marker("stages/a-1") == {"summary": {"n": 1}}
+    assert (storage.fetch("stages/a-1") / "x.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_folder_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    storage = Storage(str(tmp_path))
+    with pytest.raises(error), storage.commit("stages/a-1") as (folder, _):
+        (folder / "x.txt").write_text("x")
+        raise error
+    assert storage.marker("stages/a-1") is None
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next_commit(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    left = tmp_path / "stages" / ".a-1.partial"
+    left.mkdir(parents=True)
+    (left / "half").write_text("half")
+    with storage.commit("stages/a-1") as (folder, _):
+        assert list(folder.iterdir()) == []
+    assert sorted(p.name for p in (tmp_path / "stages").rglob("*")) == ["a-1", MARKER]
+
+
+def test_committing_again_replaces_the_whole_folder(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    for name in ("old", "new"):
+        with storage.commit("k") as (folder, marker):
+            (folder / name).write_text(name)
+            marker["name"] = name
+    assert storage.marker("k") == {"name": "new"}
+    assert not (tmp_path / "k" / "old").exists()
+
+
+def test_write_replaces_a_file_whole(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write("a/b.json", b'{"v": 1}')
+    storage.write("a/b.json", b'{"v": 2}')
+    assert storage.read_json("a/b.json") == {"v": 2}
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.json"]
+    assert storage.read_json("a/none.json") is None
+
+
+def test_deleting_what_is_not_there_is_no_error(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.delete("nothing")
+    storage.write("some/file", b"x")
+    storage.delete("some")
+    assert not (tmp_path / "some").exists()
