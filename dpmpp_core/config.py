@@ -41,7 +41,7 @@ class DemoConfig(Section):
     train_images: PositiveInt = Field(8, description="images of each training identity")
     gallery_images: PositiveInt = Field(4, description="gallery images of each test identity")
     query_images: PositiveInt = Field(2, description="queries of each test identity, in each set")
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class DataConfig(Section):

@@ -17,6 +17,7 @@ from dpmpp_core.config import Config
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
+from pipelines.cluster import pace
 from pipelines.saliency import load_masks, transfer_grid
 from pipelines.storage import Storage
 
@@ -83,6 +84,7 @@ def step_stream(
     With order preserved, splitting the stream row by row over `world` train workers gives each its
     own share of every step.
     """
+    pace(ray.data.DataContext.get_current())
     rows = (last_step - first_step) * world
     return ray.data.range(rows, override_num_blocks=max(1, rows)).map(
         MakeStep,  # type: ignore[arg-type]  # a callable class

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.data import ExecutionOptions
+from ray.data import ExecutionOptions, ExecutionResources
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from safetensors.torch import load_file, save_file
@@ -31,6 +31,7 @@ from pipelines.stream import TrainingSet, step_stream
 log = logging.getLogger(__name__)
 
 STATE = "state.pt"
+AHEAD_BYTES = 512 * 2**20  # batches made ahead of training, in the object store
 Task = PromptTask | MetricTask
 
 
@@ -160,7 +161,11 @@ def _fit(
         ),
         datasets=datasets,  # type: ignore[arg-type]
         dataset_config=ray.train.DataConfig(
-            execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
+            execution_options=ExecutionOptions(
+                preserve_order=True,
+                resource_limits=ExecutionResources(object_store_memory=AHEAD_BYTES),
+            ),
+            enable_shard_locality=False,
         ),
     )
     history: list[dict[str, float]] = []

@@ -68,7 +68,9 @@ def hidden_part(body: npt.NDArray[np.bool_], visible: npt.NDArray[np.bool_]) -> 
         return float(gone[after].mean() - gone[~after].mean())
 
     down, right = excess(rows), excess(columns)
-    if max(abs(down), abs(right)) < 0.2:
+    strong, weak = sorted((abs(down), abs(right)), reverse=True)
+    # One side is named when it has three quarters of what is hidden and no corner is meant.
+    if strong < gone.mean() or weak > 0.8 * strong:
         return "mixed"
     if abs(down) >= abs(right):
         return "bottom" if down > 0 else "top"

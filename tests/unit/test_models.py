@@ -1,0 +1,565 @@
+"""Networks against open_clip's own passes, the weights a user may hand in, and the saved model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import open_clip
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.transformer import VisionTransformer
+from safetensors.torch import save_file
+from torch import nn
+
+from dpmpp_core.config import DataConfig, ModelConfig, load_config
+from dpmpp_core.errors import ConfigError, DataError, WeightsError
+from dpmpp_core.models.clip import build_clip, check_weights, grid_size
+from dpmpp_core.models.encoder import ImageEncoder
+from dpmpp_core.models.mask_generator import MaskGenerator
+from dpmpp_core.models.prompts import PromptLearner
+from dpmpp_core.models.prototypes import Prototypes
+from dpmpp_core.models.reid import ReidModel, load_model, save_model, start_clip, weights_sha256
+
+CONFIG = load_config("demo", ["data.height=64", "data.width=32"])
+SMALL = ModelConfig(backbone="dpmpp-small", pretrained=None, taps=(1, 2, 4, 6))
+DATA = DataConfig(height=64, width=32)
+
+
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(a, b, atol=atol, rtol=1e-5)
+
+
+def seeded(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return start_clip(CONFIG).eval()
+
+
+def lively(model):
+    """As after training: masks that vary, necks that shift and scale."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        for linear in model.mask_generator.spaces.values():
+            linear.weight.normal_(std=0.1)
+        for neck in model.necks.values():
+            neck.running_mean.normal_()
+            neck.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model(clip):
+    return lively(ReidModel(SMALL, DATA, clip))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (5, 64, 32, 3), np.uint8)
+
+
+# --- encoder ------------------------------------------------------------------------------------
+
+
+def blocks_seen(tower, images):
+    """Output of every block and open_clip's own result, from its own forward pass."""
+    seen = []
+    hooks = [
+        block.register_forward_hook(lambda _m, _i, output: seen.append(output))
+        for block in tower.transformer.resblocks
+    ]
+    result = tower(images)
+    for hook in hooks:
+        hook.remove()
+    return seen, result
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "stride", "grid"),
+    [(64, 32, None, (4, 2)), (256, 128, 12, (21, 10)), (256, 128, 11, (22, 11)), (70, 50, 16, (4, 3))],
+)  # fmt: skip
+@torch.no_grad()
+def test_encoder_sees_what_open_clip_s_tower_computes(height, width, stride, grid):
+    config = SMALL.model_copy(update={"stride": stride})
+    tower = build_clip(config, height, width).visual.eval()
+    encoder = ImageEncoder(tower, config.taps)
+    images = seeded(0, 2, 3, height, width)
+    seen, result = blocks_seen(tower, images)
+    encoded = encoder(images)
+    close(encoded.joint, result)
+    close(encoded.visual @ tower.proj, result)
+    close(encoded.block11, seen[-2][:, 0])
+    assert grid_size(config, height, width) == grid == tuple(encoded.taps.shape[2:])
+    assert encoded.taps.shape == (2, 4 * 192, *grid)
+    for k, tap in enumerate(config.taps):
+        for row, column in ((0, 0), (0, grid[1] - 1), (grid[0] - 1, 1)):
+            token = seen[tap - 1][:, 1 + row * grid[1] + column]
+            close(encoded.taps[:, k * 192 : (k + 1) * 192, row, column], token)
+    assert encoded.heads.shape == (2, 3, grid[0] * grid[1])
+
+
+@torch.no_grad()
+def test_head_logits_are_those_of_the_last_block_s_attention(clip):
+    tower = clip.visual
+    images = seeded(1, 3, 3, 64, 32)
+    seen, _ = blocks_seen(tower, images)
+    block = tower.transformer.resblocks[-1]
+    x = block.ln_1(seen[-2])
+    _, attention = block.attn(x, x, x, need_weights=True, average_attn_weights=False)
+    patches = attention[:, :, 0, 1:]
+    expected = patches / patches.sum(dim=-1, keepdim=True)
+    logits = ImageEncoder(tower, SMALL.taps)(images).heads
+    close(logits.softmax(dim=-1), expected, atol=1e-6)
+    # Softmax forgets a constant; the class token's own logit does not.
+    own = attention[:, :, 0, 0] / patches.sum(dim=-1)
+    width, heads = 192, 3
+    w, b = block.attn.in_proj_weight, block.attn.in_proj_bias
+    q = (x[:, 0] @ w[:width].T + b[:width]).view(3, heads, -1)
+    k = (x[:, 0] @ w[width : 2 * width].T + b[width : 2 * width]).view(3, heads, -1)
+    close((q * k).sum(-1) / 8 - logits.logsumexp(dim=-1), own.log())
+
+
+def test_taps_of_a_deeper_recipe_are_scaled_to_the_tower(clip):
+    assert ImageEncoder(clip.visual, (2, 4, 10, 12)).taps == (1, 2, 5, 6)
+    assert ImageEncoder(clip.visual, (1, 6)).taps == (1, 6)
+
+
+def test_towers_of_another_kind_are_refused(monkeypatch):
+    def tower(**options):
+        return VisionTransformer((64, 32), 16, width=32, layers=1, heads=2, mlp_ratio=2, **options)
+
+    with pytest.raises(ConfigError, match="custom type"):
+        ImageEncoder(tower(scale_attn=True), (1,))
+    for options in ({"pool_type": "avg"}, {"attentional_pool": True}):
+        stub = nn.Module()
+        stub.visual = tower(**options)
+        monkeypatch.setattr(open_clip, "create_model", lambda *_, stub=stub, **__: stub)
+        with pytest.raises(ConfigError, match="class token is needed"):
+            build_clip(SMALL, 64, 32)
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 20))
+@settings(max_examples=80, deadline=None)
+def test_grid_is_that_of_the_patch_convolution(height, width, stride):
+    config = SMALL.model_copy(update={"stride": stride})
+    if height < 16 or width < 16 or stride > 16:
+        with pytest.raises(ConfigError, match=f"stride {stride} does not fit"):
+            grid_size(config, height, width)
+    else:
+        image = torch.empty(1, 3, height, width, device="meta")
+        conv = nn.functional.conv2d(image, torch.empty(1, 3, 16, 16, device="meta"), stride=stride)
+        assert grid_size(config, height, width) == tuple(conv.shape[2:])
+
+
+@torch.no_grad()
+def test_vit_b_16_has_the_published_shapes():
+    config = ModelConfig(pretrained=None)
+    encoder = ImageEncoder(build_clip(config, 256, 128).visual.eval(), config.taps)
+    encoded = encoder(torch.zeros(1, 3, 256, 128))
+    assert encoded.visual.shape == encoded.block11.shape == (1, 768)
+    assert encoded.joint.shape == (1, 512)
+    assert encoded.taps.shape == (1, 4 * 768, 16, 8)
+    assert encoded.heads.shape == (1, 12, 128)
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+def test_unknown_backbone_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"'ViT-B-61'; did you mean 'ViT-B-16'"):
+        build_clip(ModelConfig(backbone="ViT-B-61", pretrained=None), 256, 128)
+
+
+def test_backbone_without_patches_is_refused():
+    with pytest.raises(ConfigError, match="RN50.*no ViT patches"):
+        build_clip(ModelConfig(backbone="RN50", pretrained=None), 256, 128)
+
+
+def test_unknown_tag_lists_the_tags():
+    with pytest.raises(ConfigError, match=r"no tag 'openia' \(tags: openai, laion400m_e31, .*null"):
+        check_weights(ModelConfig(pretrained="openia"))
+    with pytest.raises(ConfigError, match="tags: none"):
+        check_weights(SMALL.model_copy(update={"pretrained": "openai"}))
+
+
+def test_missing_checkpoint_is_named(tmp_path):
+    for missing in (tmp_path / "gone.pt", tmp_path):
+        with pytest.raises(WeightsError, match=rf"model\.checkpoint: no file {missing}"):
+            check_weights(SMALL.model_copy(update={"checkpoint": str(missing)}))
+
+
+def test_known_tag_without_a_network_says_what_to_fetch(monkeypatch, tmp_path):
+    # The hub's client would retry for 47 s; offline it fails in the same place at once.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    start = time.monotonic()
+    with pytest.raises(WeightsError) as caught:
+        build_clip(ModelConfig(), 256, 128)
+    assert time.monotonic() - start < 10
+    for part in ("ViT-B-16/openai", "timm/vit_base_patch16_clip_224.openai", "model.checkpoint=",
+                 "model.pretrained=null"):  # fmt: skip
+        assert part in str(caught.value)
+
+
+class Harmful:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
+@pytest.mark.parametrize("suffix", ["pt", "bin", "npz"])
+def test_checkpoint_with_code_is_refused_and_never_run(tmp_path, write, suffix):
+    marker, path = tmp_path / "was run", tmp_path / f"weights.{suffix}"
+    write({"state_dict": Harmful(marker)}, path)
+    with pytest.raises(WeightsError, match=f"weights.{suffix} does not load as dpmpp-small"):
+        build_clip(SMALL.model_copy(update={"checkpoint": str(path)}), 64, 32)
+    assert not marker.exists()
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"conv.weight": torch.zeros(3)}, path)
+    with pytest.raises(WeightsError, match=r"other\.safetensors does not load as dpmpp-small"):
+        build_clip(SMALL.model_copy(update={"checkpoint": str(path)}), 64, 32)
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+@pytest.fixture(scope="module")
+def square_checkpoint(tmp_path_factory):
+    square = open_clip.create_model("dpmpp-small", force_image_size=(224, 224))
+    path = tmp_path_factory.mktemp("weights") / "square.safetensors"
+    save_file(square.state_dict(), path)
+    return path, square.state_dict()
+
+
+@pytest.mark.parametrize(("stride", "grid"), [(None, (16, 8)), (12, (21, 10))])
+def test_local_weights_load_with_positions_on_the_new_grid(square_checkpoint, stride, grid):
+    path, weights = square_checkpoint
+    config = SMALL.model_copy(update={"checkpoint": str(path), "stride": stride})
+    state = build_clip(config, 256, 128).state_dict()
+    old, new = (s.pop("visual.positional_embedding") for s in (weights.copy(), state))
+    expected = nn.functional.interpolate(
+        old[1:].T.reshape(1, -1, 14, 14), grid, mode="bicubic", antialias=True
+    )
+    close(new, torch.cat([old[:1], expected[0].flatten(1).T]))
+    assert all(torch.equal(state[name], weights[name]) for name in state)
+    assert len(state) == len(weights) - 1
+
+
+# --- mask generator -----------------------------------------------------------------------------
+
+
+@given(st.integers(1, 23), st.integers(1, 12), st.sampled_from(["light", "full"]))
+@settings(max_examples=25, deadline=None)
+def test_masks_start_at_exactly_one_half_on_every_grid(rows, columns, variant):
+    generator = MaskGenerator(16, {"visual": 6, "joint": 3}, variant)
+    for mode in (True, False):
+        masks = generator.train(mode)(seeded(0, 2, 16, rows, columns))
+        assert {name: mask.shape for name, mask in masks.items()} == {
+            "visual": (2, 6),
+            "joint": (2, 3),
+        }
+        assert all((mask == 0.5).all() for mask in masks.values())
+
+
+@pytest.mark.parametrize("variant", ["light", "full"])
+@pytest.mark.parametrize("grid", [(21, 10), (22, 11), (8, 4), (4, 2), (1, 1)])
+@torch.no_grad()
+def test_masks_depend_on_their_own_picture_alone(variant, grid):
+    generator = MaskGenerator(16, {"joint": 5}, variant).eval()
+    nn.init.normal_(generator.spaces["joint"].weight)
+    taps = seeded(1, 3, 16, *grid)
+    masks = generator(taps)["joint"]
+    assert masks.dtype == torch.float32 and ((masks > 0) & (masks < 1)).all()
+    assert torch.equal(masks, generator(taps)["joint"])
+    close(masks[1:2], generator(taps[1:2])["joint"])
+    assert (masks[0] - masks[1]).abs().max() > 1e-3
+
+
+def test_mask_generator_sizes_are_those_documented():
+    with torch.device("meta"):
+        sizes = {
+            variant: sum(p.numel() for p in
+                         MaskGenerator(4 * 768, {"v": 768, "j": 512}, variant).parameters())
+            for variant in ("full", "light")
+        }  # fmt: skip
+    assert 59e6 < sizes["full"] < 60e6 and 2e6 < sizes["light"] < 3e6
+
+
+# --- prompts ------------------------------------------------------------------------------------
+
+SENTENCE = "A photo of a tall grey young man person."
+
+
+@torch.no_grad()
+def test_truncated_prompt_equals_the_full_context_of_the_text_tower(clip):
+    learner = PromptLearner(start_clip(CONFIG), SMALL, classes=2).eval()
+    words = open_clip.get_tokenizer("dpmpp-small")([SENTENCE])
+    assert words.shape == (1, 77)
+    assert torch.equal(words[0, : learner.first], learner.ids[: learner.first])
+    real = words[0, learner.first : learner.first + 4]
+    learner.tokens[1] = clip.token_embedding(real)
+    text = learner(torch.tensor([1, 0, 1]))
+    close(text[:1], clip.encode_text(words))
+    close(text[0], text[2])
+    assert (text[0] - text[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("prompt", ["A photo of a {} person.", "{} person", "a person who is {}"])
+def test_prompt_ends_at_its_end_of_text_token(prompt):
+    config = SMALL.model_copy(update={"prompt": prompt, "prompt_tokens": 3})
+    learner = PromptLearner(start_clip(CONFIG), config, classes=1)
+    words = open_clip.get_tokenizer("dpmpp-small")([prompt.replace("{}", "x x x")])[0]
+    assert learner.eot == int((words != 0).sum()) - 1 == len(learner.ids) - 1
+    assert learner.ids[-1] == 49407 and learner.ids[0] == 49406
+    assert len(learner.ids[learner.first : learner.first + 3].unique()) == 1
+
+
+def test_only_the_tokens_of_the_asked_identities_learn():
+    learner = PromptLearner(start_clip(CONFIG), SMALL, classes=4)
+    assert [n for n, p in learner.named_parameters() if p.requires_grad] == ["tokens"]
+    assert learner.tokens.shape == (4, 4, 128)
+    learner(torch.tensor([2, 0])).square().sum().backward()
+    assert [n for n, p in learner.named_parameters() if p.grad is not None] == ["tokens"]
+    moved = learner.tokens.grad.abs().sum(dim=(1, 2)) > 0
+    assert moved.tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"prompt": "A photo of a person."}, "lacks the {}"),
+        ({"prompt": "A photo of a{}person."}, "space"),
+        ({"prompt_tokens": 80}, "77"),
+    ],
+)
+def test_unusable_prompts_are_refused(clip, changes, problem):
+    with pytest.raises(ConfigError, match=problem):
+        PromptLearner(clip, SMALL.model_copy(update=changes), classes=1)
+
+
+def test_text_towers_that_prompts_cannot_drive_are_refused():
+    bidirectional, last = nn.Module(), start_clip(CONFIG)
+    bidirectional.attn_mask = None
+    last.text_pool_type = "last"
+    for tower in (bidirectional, last):
+        with pytest.raises(ConfigError, match=r"backbone dpmpp-small: its text tower"):
+            PromptLearner(tower, SMALL, classes=1)
+
+
+# --- prototypes ---------------------------------------------------------------------------------
+
+
+def test_prototypes_start_along_their_texts_at_the_old_mean_length():
+    prototypes = Prototypes(6, {"visual": 8, "joint": 5})
+    before = {name: weight.detach().clone() for name, weight in prototypes.weight.items()}
+    texts = seeded(0, 6, 5) + 10  # as CLIP's: a large part in common
+    prototypes.init_from_text("joint", texts)
+    weight = prototypes.weight["joint"]
+    cosine = nn.functional.cosine_similarity(weight, texts - texts.mean(dim=0))
+    close(cosine.detach(), torch.ones(6))
+    close(weight.norm(dim=1).detach(), before["joint"].norm(dim=1).mean().expand(6))
+    assert torch.equal(prototypes.weight["visual"], before["visual"])
+    assert weight.requires_grad
+
+
+def test_prototype_logits():
+    prototypes, features = Prototypes(6, {"joint": 5}), seeded(1, 3, 5)
+    weight = prototypes.weight["joint"]
+    close(prototypes.plain("joint", features), features @ weight.T)
+    masks = seeded(2, 3, 5).sigmoid()
+    masked = prototypes.masked("joint", features.bfloat16(), masks)
+    assert masked.shape == (3, 6) and masked.dtype == torch.float32
+    assert masked.abs().max() <= 1 + 1e-6
+    expected = [
+        [nn.functional.cosine_similarity(f, m * w, dim=0) for w in weight]
+        for f, m in zip(features, masks, strict=True)
+    ]
+    close(prototypes.masked("joint", features, masks).detach(), torch.tensor(expected))
+
+
+# --- the saved model ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "new" / "model"
+    return folder, save_model(model, folder, {"classes": 7})
+
+
+def copied(saved, tmp_path):
+    for file in saved[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def test_saved_model_comes_back_bit_for_bit(model, saved, pictures):
+    folder, digest = saved
+    card = json.loads((folder / "model.json").read_text())
+    assert card["weights_sha256"] == digest and card["classes"] == 7
+    assert card["spaces"] == {"visual": 192, "joint": 192}
+    before = torch.random.get_rng_state()
+    loaded = load_model(folder)
+    assert torch.equal(before, torch.random.get_rng_state())  # no draw from the global generator
+    assert not loaded.training and weights_sha256(loaded.state_dict()) == digest
+    ours, theirs = model.embed(pictures), loaded.embed(pictures)
+    for space in ("visual", "joint"):
+        assert np.array_equal(ours.features[space], theirs.features[space])
+        assert np.array_equal(ours.masks[space], theirs.masks[space])
+        assert ours.features[space].dtype == ours.masks[space].dtype == np.float32
+
+
+def test_saved_model_keeps_the_activation_of_its_pretraining(
+    square_checkpoint, monkeypatch, tmp_path, pictures
+):
+    """OpenAI's weights use another GELU than the same backbone's default."""
+    tag = {"url": "somewhere", "quick_gelu": True}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, t: tag if t == "openai" else {})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda _: str(square_checkpoint[0]))
+    config = SMALL.model_copy(update={"pretrained": "openai"})
+    trained = lively(ReidModel(config, DATA, build_clip(config, 64, 32)))
+    assert "QuickGELU" in str(trained.encoder.tower)
+    save_model(trained, tmp_path / "first")
+
+    def no_network(_):
+        raise AssertionError("a saved model needs no download")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", no_network)
+    loaded = load_model(tmp_path / "first")
+    save_model(loaded, tmp_path / "second")
+    for other in (loaded, load_model(tmp_path / "second")):
+        expected = trained.embed(pictures).features["joint"]
+        assert np.array_equal(other.embed(pictures).features["joint"], expected)
+
+
+@pytest.mark.parametrize("space", ["", "a tensor's name "])
+def test_weights_hash_sees_values_names_types_and_shapes(space):
+    base = {f"{space}a": torch.arange(4.0), f"{space}b": torch.tensor(1)}
+    digest = weights_sha256(base)
+    assert digest == weights_sha256(dict(reversed(base.items())))
+    a = f"{space}a"
+    changes = [
+        {a: base[a] + 1}, {a: base[a].view(torch.int32)}, {a: base[a].view(2, 2)}, {"c": base[a]},
+    ]  # fmt: skip
+    assert len({weights_sha256({**base, **change}) for change in changes} | {digest}) == 5
+
+
+def test_flipped_bit_in_the_weights_is_noticed(saved, tmp_path):
+    folder = copied(saved, tmp_path)
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-5] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(WeightsError, match=r"model\.safetensors: its hash is not the one in"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_absent_and_cut_files_are_named(saved, tmp_path, name):
+    folder = copied(saved, tmp_path)
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(WeightsError, match="damaged model file"):
+        load_model(folder)
+    (folder / name).unlink()
+    with pytest.raises(WeightsError, match=f"holds no {name}"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda card: card | {"format": 99}, "model format 99, this code reads 1"),
+        (lambda card: {}, "model format None"),
+        (lambda card: [], "damaged"),
+        (lambda card: {"format": 1}, "damaged"),
+        (lambda card: card | {"model": {"colour": 1}}, "damaged"),
+    ],
+)
+def test_cards_of_another_kind_are_refused(saved, tmp_path, change, problem):
+    folder = copied(saved, tmp_path)
+    card = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(change(card)))
+    with pytest.raises(WeightsError, match=problem):
+        load_model(folder)
+
+
+# --- embedding pictures -------------------------------------------------------------------------
+
+
+def test_embedding_takes_arrays_and_paths_and_nothing_else(model, pictures, tmp_path):
+    whole = model.embed(pictures)
+    assert whole.features["visual"].shape == whole.masks["joint"].shape == (5, 192)
+    paths = []
+    for i, picture in enumerate(pictures):
+        paths.append(tmp_path / f"{i}.png")
+        cv2.imwrite(str(paths[-1]), picture[:, :, ::-1])
+    for images in (list(pictures), paths, [str(path) for path in paths]):
+        again = model.embed(images)
+        assert np.array_equal(again.features["joint"], whole.features["joint"])
+    one = model.embed(str(paths[2]))
+    np.testing.assert_allclose(one.masks["visual"], whole.masks["visual"][2:3], atol=1e-5)
+    sizes = [pictures[0], np.full((90, 41, 3), 7, np.uint8), np.full((8, 8, 3), 7, np.uint8)]
+    assert model.embed(sizes).features["visual"].shape == (3, 192)
+    for empty in ([], pictures[:0]):
+        assert model.embed(empty).features["visual"].shape == (0, 192)
+    with pytest.raises(DataError, match=r"gone\.png"):
+        model.embed([paths[0], tmp_path / "gone.png"])
+
+
+@pytest.mark.parametrize(
+    ("bad", "seen"),
+    [
+        (np.zeros((64, 32, 3), np.float32), r"float32 \(64, 32, 3\)"),
+        (np.zeros((64, 32), np.uint8), r"uint8 \(64, 32\)"),
+        (np.zeros((64, 32, 4), np.uint8), r"uint8 \(64, 32, 4\)"),
+        (np.zeros((0, 32, 3), np.uint8), r"uint8 \(0, 32, 3\)"),
+        (None, "NoneType"),
+    ],
+)
+def test_embedding_names_the_position_of_what_is_no_picture(model, pictures, bad, seen):
+    with pytest.raises(ValueError, match=f"image 3: .* not {seen}"):
+        model.embed([*pictures[:3], bad], batch=2)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 64])
+def test_embedding_does_not_depend_on_the_batch(model, pictures, batch):
+    whole, parts = model.embed(pictures, batch=5), model.embed(pictures, batch=batch)
+    for space in model.spaces:
+        np.testing.assert_allclose(parts.features[space], whole.features[space], atol=1e-5)
+        np.testing.assert_allclose(parts.masks[space], whole.masks[space], atol=1e-5)
+
+
+def test_retrieval_features_are_before_or_after_the_necks(model, pictures):
+    images = seeded(0, 2, 3, 64, 32)
+    with torch.no_grad():
+        encoded, _ = model(images)
+        after = model.retrieval_features(encoded)
+        model.config = SMALL.model_copy(update={"retrieval_features": "pre_bn"})
+        before = model.retrieval_features(encoded)
+        model.config = SMALL
+    assert torch.equal(before["visual"], encoded.visual)
+    assert torch.equal(before["joint"], encoded.joint)
+    for space, neck in model.necks.items():
+        expected = (before[space] - neck.running_mean) / (neck.running_var + neck.eps).sqrt()
+        close(after[space], expected * neck.weight)
+        assert not neck.bias.requires_grad and (neck.bias == 0).all()
+
+
+def test_embedding_leaves_the_mode_as_it_was(clip, pictures):
+    fresh = ReidModel(SMALL, DATA, start_clip(CONFIG)).train()
+    state = weights_sha256(fresh.state_dict())
+    fresh.embed(pictures)
+    assert fresh.training and weights_sha256(fresh.state_dict()) == state
