@@ -29,7 +29,7 @@ Layout = Literal["auto", "market1501", "msmt17", "occluded_reid", "p_duke", "par
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DemoConfig(Section):
@@ -54,7 +54,7 @@ class DataConfig(Section):
     height: PositiveInt = Field(256, description="pixels")
     width: PositiveInt = Field(128, description="pixels")
     mean: Triple = Field((0.5, 0.5, 0.5), description="of RGB in [0, 1] (CLIP-ReID)")
-    std: Triple = (0.5, 0.5, 0.5)
+    std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
     demo: DemoConfig = DemoConfig()
 
 
@@ -63,9 +63,13 @@ class ModelConfig(Section):
 
     backbone: str = Field("ViT-B-16", description="any open_clip model with a ViT image tower")
     pretrained: str | None = Field("openai", description="open_clip tag; null = random weights")
-    checkpoint: str | None = Field(None, description="local weights, instead of `pretrained`")
+    checkpoint: str | None = Field(
+        None, description="local file of weights; `pretrained` still decides the activation"
+    )
     stride: PositiveInt | None = Field(None, description="patch stride; null = the patch size")
-    taps: tuple[PositiveInt, ...] = Field((2, 4, 10, 12), description="blocks the mask reads (DPM)")
+    taps: tuple[PositiveInt, ...] = Field(
+        (2, 4, 10, 12), min_length=1, description="blocks the mask reads (DPM)"
+    )
     mask_generator: Literal["light", "full"] = Field("light", description="light is ours, full DPM")
     retrieval_features: Literal["post_bn", "pre_bn"] = Field(
         "post_bn", description="post_bn (ours): the space in which the mask is trained"
@@ -232,12 +236,16 @@ def load_config(source: str = "demo", overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{source}: {_first_problem(error)}") from None
 
 
-def _read_tree(source: str) -> dict[str, Any]:
+def _read_tree(source: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     if source in recipe_names():
         text = (resources.files("dpmpp_core") / "recipes" / f"{source}.yaml").read_text()
         default_name = source
     elif Path(source).is_file():
-        text, default_name = Path(source).read_text(), Path(source).stem
+        default_name = Path(source).stem
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ConfigError(f"{source}: not a text file in UTF-8") from None
     else:
         names = recipe_names()
         near = difflib.get_close_matches(source, names, n=1)
@@ -249,15 +257,14 @@ def _read_tree(source: str) -> dict[str, Any]:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: a mapping of sections is needed, not {type(tree).__name__}")
-    parent = tree.pop("extends", None)
-    if parent is not None:
-        if parent == source:
-            raise ConfigError(f"{source}: extends itself")
-        tree = _merge(_read_tree(str(parent)), tree)
     tree.setdefault("name", default_name)
-    if parent is not None and source in recipe_names():
-        tree["name"] = default_name
-    return tree
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    lineage = (*children, source)
+    if parent in lineage:
+        raise ConfigError(f"{' extends '.join((*lineage, parent))}: a circle")
+    return _merge(_read_tree(str(parent), lineage), tree)
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,10 +299,10 @@ def _refuse_unknown_keys(tree: Mapping[str, Any], source: str) -> None:
     for key in _tree_keys(tree):
         if key in valid or key in sections:
             continue
-        near = difflib.get_close_matches(key, sorted(valid), n=1, cutoff=0.5)
-        if not near:  # a right leaf in a wrong section
-            leaf = key.rsplit(".", 1)[-1]
-            near = [name for name in sorted(valid) if name.rsplit(".", 1)[-1] == leaf][:1]
+        leaf = key.rsplit(".", 1)[-1]
+        elsewhere = sorted(name for name in valid if name.rsplit(".", 1)[-1] == leaf)
+        cutoff = 0.0 if elsewhere else 0.5  # a right leaf in a wrong section counts most
+        near = difflib.get_close_matches(key, elsewhere or sorted(valid), n=1, cutoff=cutoff)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{source}: unknown configuration key {key!r}{hint}")
 

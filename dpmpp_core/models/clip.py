@@ -69,18 +69,21 @@ def check_weights(config: ModelConfig) -> Path | None:
         ) from None
 
 
-def build_clip(config: ModelConfig, height: int, width: int) -> Any:
+def build_clip(config: ModelConfig, height: int, width: int, load_weights: bool = True) -> Any:
     """The open_clip model with positions interpolated to the grid of height x width images.
 
     With overlapping patches (`stride` below the patch size) the model is built for the image whose
     plain grid has as many patches, so that open_clip interpolates the positions, and then the
     stride of the patch projection is lowered.
 
+    Without `load_weights` the weights stay random, for a caller that has its own, but the
+    activation still is the one that the `pretrained` tag was trained with (OpenAI's QuickGELU).
+
     Raises:
         ConfigError, WeightsError: as `grid_size` and `check_weights`; also for weights that do not
             fit and towers other than a ViT with a class token.
     """
-    weights = check_weights(config)
+    weights = check_weights(config) if load_weights else None
     rows, columns = grid_size(config, height, width)
     patch = _patch_size(config)
     tag = open_clip.get_pretrained_cfg(config.backbone, config.pretrained or "") or {}
@@ -103,7 +106,8 @@ def build_clip(config: ModelConfig, height: int, width: int) -> Any:
         finally:
             logging.disable(logging.NOTSET)
     tower = model.visual
-    if not isinstance(tower, VisionTransformer) or tower.attn_pool is not None:
+    plain = isinstance(tower, VisionTransformer) and tower.attn_pool is None
+    if not plain or tower.pool_type != "tok":
         raise ConfigError(
             f"model.backbone {config.backbone}: its image tower is a {type(tower).__name__}; "
             "an open_clip VisionTransformer with a class token is needed (ViT-B-16, ViT-L-14, ...)"

@@ -24,7 +24,8 @@ class PromptLearner(nn.Module):
         classes: number of identities C.
 
     Raises:
-        ConfigError: a prompt without `{}`, or a text tower that is not a causal transformer.
+        ConfigError: a prompt without `{}` or with no room for the words, or a text tower that is
+            not a causal transformer read at its end-of-text token.
     """
 
     ids: Tensor
@@ -34,10 +35,11 @@ class PromptLearner(nn.Module):
         super().__init__()
         text: Any = getattr(clip, "text", clip)
         mask = getattr(text, "attn_mask", None)
-        if mask is None or not hasattr(text, "token_embedding"):
+        pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
+        if mask is None or not hasattr(text, "token_embedding") or pool != "argmax":
             raise ConfigError(
                 f"model.backbone {config.backbone}: its text tower is not a causal open_clip "
-                "transformer, which the prompts need"
+                "transformer read at the end-of-text token, which the prompts need"
             )
         prefix, hole, suffix = config.prompt.partition("{}")
         if not hole:
@@ -47,6 +49,13 @@ class PromptLearner(nn.Module):
         ids = tokenizer([prefix + words + suffix])[0]
         self.eot = int(ids.argmax())
         self.first = int(tokenizer([prefix.strip()])[0].argmax())  # SOT and prefix come before
+        slot = ids[self.first : self.first + config.prompt_tokens]
+        # The tokenizer cuts a long sentence in silence and then ends it at its last place.
+        if (slot != tokenizer(["x"])[0, 1]).any() or self.eot == len(ids) - 1:
+            raise ConfigError(
+                f"model.prompt {config.prompt!r} with {config.prompt_tokens} learnable words: "
+                f"leave a space around the {{}} and stay below the text tower's {len(ids)} tokens"
+            )
         self.register_buffer("ids", ids[: self.eot + 1].clone(), persistent=False)
         cut = mask[: self.eot + 1, : self.eot + 1].clone()
         self.register_buffer("causal_mask", cut, persistent=False)

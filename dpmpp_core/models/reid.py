@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import open_clip
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -100,9 +101,11 @@ class ReidModel(nn.Module):
     def _picture(self, index: int, item: Any) -> npt.NDArray[np.uint8]:
         if isinstance(item, (str, Path)):
             item = read_image(str(Path(item).parent), Path(item).name)
-        if getattr(item, "dtype", None) != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
-            shape = getattr(item, "shape", type(item).__name__)
-            raise ValueError(f"image {index}: uint8 [H, W, 3] RGB or a path is needed, not {shape}")
+        rgb = isinstance(item, np.ndarray) and item.ndim == 3 and item.shape[2] == 3
+        if not rgb or item.dtype != np.uint8 or not item.size:
+            array = isinstance(item, np.ndarray)
+            given = f"{item.dtype} {item.shape}" if array else type(item).__name__
+            raise ValueError(f"image {index}: uint8 [H, W, 3] RGB or a path is needed, not {given}")
         return resize(item, self.data.height, self.data.width)
 
     def _normalise(self, images: npt.NDArray[np.uint8]) -> Tensor:
@@ -189,12 +192,20 @@ def load_model(path: str | Path, device: str = "cpu") -> ReidModel:
         state = load_file(folder / WEIGHTS_FILE)
     except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
         raise WeightsError(f"{folder}: a damaged model file: {error}") from None
-    if card.get("format") != FORMAT:
-        raise WeightsError(f"{folder}: model format {card.get('format')}, this code reads {FORMAT}")
-    if weights_sha256(state) != card["weights_sha256"]:
+    written = card.get("format") if isinstance(card, dict) else None
+    if written != FORMAT:
+        raise WeightsError(f"{folder}: model format {written}, this code reads {FORMAT}")
+    try:
+        digest = card["weights_sha256"]
+        config = ModelConfig.model_validate(card["model"])
+        data = DataConfig.model_validate(card["data"])
+    except (KeyError, ValidationError) as error:
+        problem = " ".join(str(error).split())
+        raise WeightsError(f"{folder}/{CARD_FILE}: a damaged card: {problem}") from None
+    if weights_sha256(state) != digest:
         raise WeightsError(f"{folder}/{WEIGHTS_FILE}: its hash is not the one in {CARD_FILE}")
-    config = ModelConfig.model_validate({**card["model"], "pretrained": None, "checkpoint": None})
-    data = DataConfig.model_validate(card["data"])
-    model = ReidModel(config, data, build_clip(config, data.height, data.width))
+    with torch.random.fork_rng():
+        clip = build_clip(config, data.height, data.width, load_weights=False)
+        model = ReidModel(config, data, clip)
     model.load_state_dict(state)
     return model.to(device).eval()

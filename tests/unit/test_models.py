@@ -1,15 +1,12 @@
-"""Networks against open_clip's own passes, the weights a user may hand in, and the saved model."""
+"""Networks against open_clip's own passes, and the weights that a user may hand in."""
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import time
 from pathlib import Path
 
-import cv2
-import numpy as np
 import open_clip
 import pytest
 import torch
@@ -19,18 +16,17 @@ from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 from torch import nn
 
-from dpmpp_core.config import DataConfig, ModelConfig, load_config
-from dpmpp_core.errors import ConfigError, DataError, WeightsError
+from dpmpp_core.config import ModelConfig, load_config
+from dpmpp_core.errors import ConfigError, WeightsError
 from dpmpp_core.models.clip import build_clip, check_weights, grid_size
 from dpmpp_core.models.encoder import ImageEncoder
 from dpmpp_core.models.mask_generator import MaskGenerator
 from dpmpp_core.models.prompts import PromptLearner
 from dpmpp_core.models.prototypes import Prototypes
-from dpmpp_core.models.reid import ReidModel, load_model, save_model, start_clip, weights_sha256
+from dpmpp_core.models.reid import start_clip
 
 CONFIG = load_config("demo", ["data.height=64", "data.width=32"])
 SMALL = ModelConfig(backbone="dpmpp-small", pretrained=None, taps=(1, 2, 4, 6))
-DATA = DataConfig(height=64, width=32)
 
 
 def close(a, b, atol=1e-5):
@@ -41,31 +37,16 @@ def seeded(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.fixture(autouse=True)
+def fixed_random_weights():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def clip():
     return start_clip(CONFIG).eval()
-
-
-def lively(model):
-    """As after training: masks that vary, necks that shift and scale."""
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(1)
-        for linear in model.mask_generator.spaces.values():
-            linear.weight.normal_(std=0.1)
-        for neck in model.necks.values():
-            neck.running_mean.normal_()
-            neck.running_var.uniform_(0.5, 2)
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def model(clip):
-    return lively(ReidModel(SMALL, DATA, clip))
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return np.random.default_rng(0).integers(0, 256, (5, 64, 32, 3), np.uint8)
 
 
 # --- encoder ------------------------------------------------------------------------------------
@@ -86,8 +67,13 @@ def blocks_seen(tower, images):
 
 @pytest.mark.parametrize(
     ("height", "width", "stride", "grid"),
-    [(64, 32, None, (4, 2)), (256, 128, 12, (21, 10)), (256, 128, 11, (22, 11)), (70, 50, 16, (4, 3))],
-)  # fmt: skip
+    [
+        (64, 32, None, (4, 2)),
+        (70, 50, 16, (4, 3)),
+        (256, 128, 12, (21, 10)),
+        (256, 128, 11, (22, 11)),
+    ],
+)
 @torch.no_grad()
 def test_encoder_sees_what_open_clip_s_tower_computes(height, width, stride, grid):
     config = SMALL.model_copy(update={"stride": stride})
@@ -181,7 +167,7 @@ def test_unknown_backbone_names_the_nearest():
 
 
 def test_backbone_without_patches_is_refused():
-    with pytest.raises(ConfigError, match="RN50.*no ViT patches"):
+    with pytest.raises(ConfigError, match=r"RN50.*no ViT patches"):
         build_clip(ModelConfig(backbone="RN50", pretrained=None), 256, 128)
 
 
@@ -286,7 +272,7 @@ def test_masks_depend_on_their_own_picture_alone(variant, grid):
     assert masks.dtype == torch.float32 and ((masks > 0) & (masks < 1)).all()
     assert torch.equal(masks, generator(taps)["joint"])
     close(masks[1:2], generator(taps[1:2])["joint"])
-    assert (masks[0] - masks[1]).abs().max() > 1e-3
+    assert (masks[0] - masks[1]).abs().max() > 1e-4
 
 
 def test_mask_generator_sizes_are_those_documented():
@@ -376,6 +362,7 @@ def test_prototypes_start_along_their_texts_at_the_old_mean_length():
     assert weight.requires_grad
 
 
+@torch.no_grad()
 def test_prototype_logits():
     prototypes, features = Prototypes(6, {"joint": 5}), seeded(1, 3, 5)
     weight = prototypes.weight["joint"]
@@ -388,178 +375,4 @@ def test_prototype_logits():
         [nn.functional.cosine_similarity(f, m * w, dim=0) for w in weight]
         for f, m in zip(features, masks, strict=True)
     ]
-    close(prototypes.masked("joint", features, masks).detach(), torch.tensor(expected))
-
-
-# --- the saved model ----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def saved(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "new" / "model"
-    return folder, save_model(model, folder, {"classes": 7})
-
-
-def copied(saved, tmp_path):
-    for file in saved[0].iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    return tmp_path
-
-
-def test_saved_model_comes_back_bit_for_bit(model, saved, pictures):
-    folder, digest = saved
-    card = json.loads((folder / "model.json").read_text())
-    assert card["weights_sha256"] == digest and card["classes"] == 7
-    assert card["spaces"] == {"visual": 192, "joint": 192}
-    before = torch.random.get_rng_state()
-    loaded = load_model(folder)
-    assert torch.equal(before, torch.random.get_rng_state())  # no draw from the global generator
-    assert not loaded.training and weights_sha256(loaded.state_dict()) == digest
-    ours, theirs = model.embed(pictures), loaded.embed(pictures)
-    for space in ("visual", "joint"):
-        assert np.array_equal(ours.features[space], theirs.features[space])
-        assert np.array_equal(ours.masks[space], theirs.masks[space])
-        assert ours.features[space].dtype == ours.masks[space].dtype == np.float32
-
-
-def test_saved_model_keeps_the_activation_of_its_pretraining(
-    square_checkpoint, monkeypatch, tmp_path, pictures
-):
-    """OpenAI's weights use another GELU than the same backbone's default."""
-    tag = {"url": "somewhere", "quick_gelu": True}
-    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, t: tag if t == "openai" else {})
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda _: str(square_checkpoint[0]))
-    config = SMALL.model_copy(update={"pretrained": "openai"})
-    trained = lively(ReidModel(config, DATA, build_clip(config, 64, 32)))
-    assert "QuickGELU" in str(trained.encoder.tower)
-    save_model(trained, tmp_path / "first")
-
-    def no_network(_):
-        raise AssertionError("a saved model needs no download")
-
-    monkeypatch.setattr(open_clip, "download_pretrained", no_network)
-    loaded = load_model(tmp_path / "first")
-    save_model(loaded, tmp_path / "second")
-    for other in (loaded, load_model(tmp_path / "second")):
-        expected = trained.embed(pictures).features["joint"]
-        assert np.array_equal(other.embed(pictures).features["joint"], expected)
-
-
-@pytest.mark.parametrize("space", ["", "a tensor's name "])
-def test_weights_hash_sees_values_names_types_and_shapes(space):
-    base = {f"{space}a": torch.arange(4.0), f"{space}b": torch.tensor(1)}
-    digest = weights_sha256(base)
-    assert digest == weights_sha256(dict(reversed(base.items())))
-    a = f"{space}a"
-    changes = [
-        {a: base[a] + 1}, {a: base[a].view(torch.int32)}, {a: base[a].view(2, 2)}, {"c": base[a]},
-    ]  # fmt: skip
-    assert len({weights_sha256({**base, **change}) for change in changes} | {digest}) == 5
-
-
-def test_flipped_bit_in_the_weights_is_noticed(saved, tmp_path):
-    folder = copied(saved, tmp_path)
-    data = bytearray((folder / "model.safetensors").read_bytes())
-    data[-5] ^= 1
-    (folder / "model.safetensors").write_bytes(data)
-    with pytest.raises(WeightsError, match=r"model\.safetensors: its hash is not the one in"):
-        load_model(folder)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
-def test_absent_and_cut_files_are_named(saved, tmp_path, name):
-    folder = copied(saved, tmp_path)
-    data = (folder / name).read_bytes()
-    (folder / name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(WeightsError, match="damaged model file"):
-        load_model(folder)
-    (folder / name).unlink()
-    with pytest.raises(WeightsError, match=f"holds no {name}"):
-        load_model(folder)
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (lambda card: card | {"format": 99}, "model format 99, this code reads 1"),
-        (lambda card: {}, "model format None"),
-        (lambda card: [], "damaged"),
-        (lambda card: {"format": 1}, "damaged"),
-        (lambda card: card | {"model": {"colour": 1}}, "damaged"),
-    ],
-)
-def test_cards_of_another_kind_are_refused(saved, tmp_path, change, problem):
-    folder = copied(saved, tmp_path)
-    card = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps(change(card)))
-    with pytest.raises(WeightsError, match=problem):
-        load_model(folder)
-
-
-# --- embedding pictures -------------------------------------------------------------------------
-
-
-def test_embedding_takes_arrays_and_paths_and_nothing_else(model, pictures, tmp_path):
-    whole = model.embed(pictures)
-    assert whole.features["visual"].shape == whole.masks["joint"].shape == (5, 192)
-    paths = []
-    for i, picture in enumerate(pictures):
-        paths.append(tmp_path / f"{i}.png")
-        cv2.imwrite(str(paths[-1]), picture[:, :, ::-1])
-    for images in (list(pictures), paths, [str(path) for path in paths]):
-        again = model.embed(images)
-        assert np.array_equal(again.features["joint"], whole.features["joint"])
-    one = model.embed(str(paths[2]))
-    np.testing.assert_allclose(one.masks["visual"], whole.masks["visual"][2:3], atol=1e-5)
-    sizes = [pictures[0], np.full((90, 41, 3), 7, np.uint8), np.full((8, 8, 3), 7, np.uint8)]
-    assert model.embed(sizes).features["visual"].shape == (3, 192)
-    for empty in ([], pictures[:0]):
-        assert model.embed(empty).features["visual"].shape == (0, 192)
-    with pytest.raises(DataError, match=r"gone\.png"):
-        model.embed([paths[0], tmp_path / "gone.png"])
-
-
-@pytest.mark.parametrize(
-    ("bad", "seen"),
-    [
-        (np.zeros((64, 32, 3), np.float32), r"float32 \(64, 32, 3\)"),
-        (np.zeros((64, 32), np.uint8), r"uint8 \(64, 32\)"),
-        (np.zeros((64, 32, 4), np.uint8), r"uint8 \(64, 32, 4\)"),
-        (np.zeros((0, 32, 3), np.uint8), r"uint8 \(0, 32, 3\)"),
-        (None, "NoneType"),
-    ],
-)
-def test_embedding_names_the_position_of_what_is_no_picture(model, pictures, bad, seen):
-    with pytest.raises(ValueError, match=f"image 3: .* not {seen}"):
-        model.embed([*pictures[:3], bad], batch=2)
-
-
-@pytest.mark.parametrize("batch", [1, 2, 64])
-def test_embedding_does_not_depend_on_the_batch(model, pictures, batch):
-    whole, parts = model.embed(pictures, batch=5), model.embed(pictures, batch=batch)
-    for space in model.spaces:
-        np.testing.assert_allclose(parts.features[space], whole.features[space], atol=1e-5)
-        np.testing.assert_allclose(parts.masks[space], whole.masks[space], atol=1e-5)
-
-
-def test_retrieval_features_are_before_or_after_the_necks(model, pictures):
-    images = seeded(0, 2, 3, 64, 32)
-    with torch.no_grad():
-        encoded, _ = model(images)
-        after = model.retrieval_features(encoded)
-        model.config = SMALL.model_copy(update={"retrieval_features": "pre_bn"})
-        before = model.retrieval_features(encoded)
-        model.config = SMALL
-    assert torch.equal(before["visual"], encoded.visual)
-    assert torch.equal(before["joint"], encoded.joint)
-    for space, neck in model.necks.items():
-        expected = (before[space] - neck.running_mean) / (neck.running_var + neck.eps).sqrt()
-        close(after[space], expected * neck.weight)
-        assert not neck.bias.requires_grad and (neck.bias == 0).all()
-
-
-def test_embedding_leaves_the_mode_as_it_was(clip, pictures):
-    fresh = ReidModel(SMALL, DATA, start_clip(CONFIG)).train()
-    state = weights_sha256(fresh.state_dict())
-    fresh.embed(pictures)
-    assert fresh.training and weights_sha256(fresh.state_dict()) == state
+    close(prototypes.masked("joint", features, masks), torch.tensor(expected))
