@@ -84,7 +84,6 @@ class ModelConfig(Section):
 class SaliencyConfig(Section):
     """Stage 0: where the person is, one bitmask of patches an image."""
 
-    provider: Literal["spectral"] = "spectral"
     target_ratio: Probability = Field(0.3, description="share of patches called person (SPT)")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,8 @@ def check_weights(config: ModelConfig) -> Path | None:
         )
     source = tag.get("hf_hub") or tag.get("url") or "its published place"
     try:
-        return Path(open_clip.download_pretrained(tag))
+        with _quiet():
+            return Path(open_clip.download_pretrained(tag))
     except Exception as error:  # the hub's client raises many kinds, all meaning: no file
         raise WeightsError(
             f"weights {config.backbone}/{config.pretrained} ({source}) are not in the local cache "
@@ -87,10 +90,8 @@ def build_clip(config: ModelConfig, height: int, width: int, load_weights: bool 
     rows, columns = grid_size(config, height, width)
     patch = _patch_size(config)
     tag = open_clip.get_pretrained_cfg(config.backbone, config.pretrained or "") or {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)  # open_clip tells the root logger of random weights
-        try:
+    try:
+        with _quiet():
             model = open_clip.create_model(
                 config.backbone,
                 pretrained=str(weights) if weights else None,
@@ -98,13 +99,11 @@ def build_clip(config: ModelConfig, height: int, width: int, load_weights: bool 
                 force_quick_gelu=bool(tag.get("quick_gelu", False)),
                 weights_only=True,
             )
-        except Exception as error:
-            if weights is None:
-                raise
-            problem = " ".join(str(error).split())[:300]
-            raise WeightsError(f"{weights} does not load as {config.backbone}: {problem}") from None
-        finally:
-            logging.disable(logging.NOTSET)
+    except Exception as error:
+        if weights is None:
+            raise
+        problem = " ".join(str(error).split())[:300]
+        raise WeightsError(f"{weights} does not load as {config.backbone}: {problem}") from None
     tower = model.visual
     plain = isinstance(tower, VisionTransformer) and tower.attn_pool is None
     if not plain or tower.pool_type != "tok":
@@ -114,6 +113,18 @@ def build_clip(config: ModelConfig, height: int, width: int, load_weights: bool 
         )
     tower.conv1.stride = (config.stride or patch,) * 2
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep open_clip and the hub's client from logging what our own errors say better."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _patch_size(config: ModelConfig) -> int:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tests.integration.conftest import SMALL
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
-from tests.integration.conftest import SMALL
 
 import dpmpp_core
 from pipelines.run import STAGES, Options, run_pipeline
+from tests.integration.conftest import SMALL
 
 
 def test_the_result_holds_what_the_readme_promises(result: dict[str, Any], runs: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
+
 from tests.integration.conftest import SMALL
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
