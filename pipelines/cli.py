@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,12 +79,8 @@ def _pipeline_command(name: str, until: str, help_text: str) -> None:
         fresh: Fresh = False,
         as_json: Json = False,
     ) -> None:
-        from pipelines.run import Options
-
-        options = Options(
-            data, config, overrides or [], storage, tracking_uri, address, fresh, model=None
-        )
-        _run(options, until, as_json)
+        arguments = (data, config, overrides or [], storage, tracking_uri, address, fresh)
+        _run(arguments, until, as_json)
 
 
 for _name, _until, _help in (
@@ -113,10 +110,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model: the one trained on the data, or any saved one."""
-    from pipelines.run import Options
-
-    options = Options(data, config, overrides or [], storage, tracking_uri, address, fresh, model)
-    _run(options, "evaluate", as_json)
+    arguments = (data, config, overrides or [], storage, tracking_uri, address, fresh, model)
+    _run(arguments, "evaluate", as_json)
 
 
 @data_app.command("check")
@@ -210,15 +205,23 @@ def config_list() -> None:
     typer.echo("\n".join(recipe_names()))
 
 
-def _run(options: Any, until: str, as_json: bool) -> None:
-    from pipelines.show import show_result
+def _run(arguments: tuple, until: str, as_json: bool) -> None:
+    """Run the pipeline with the fields of `pipelines.run.Options`, in their order."""
 
     def work() -> dict[str, Any]:
-        from pipelines.run import run_pipeline
+        from dpmpp_core.config import load_config
 
-        return run_pipeline(options, until)
+        load_config(arguments[1], arguments[2])  # a typo must not wait for torch and Ray
+        from pipelines.run import Options, run_pipeline
 
-    _guarded(work, show_result, as_json)
+        return run_pipeline(Options(*arguments), until)
+
+    def show(result: dict[str, Any]) -> None:
+        from pipelines.show import show_result
+
+        show_result(result)
+
+    _guarded(work, show, as_json)
 
 
 def _guarded(
@@ -235,6 +238,8 @@ def _guarded(
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("pipelines", "dpmpp_core"):
         logging.getLogger(name).setLevel(logging.INFO)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    warnings.filterwarnings("ignore", module="ray.data")
     stdout = os.dup(1)
     sys.stdout.flush()
     if not quiet:

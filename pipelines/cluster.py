@@ -89,11 +89,12 @@ def connect(address: str | None, config: ClusterConfig) -> Plan:
     """
     os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    result = _start_local(config) if address is None else _join(address, config)
-    pace(ray.data.DataContext.get_current())
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Says at every start that tokens are on, which is as it should be.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    result = _start_local(config) if address is None else _join(address, config)
+    pace(ray.data.DataContext.get_current())
     log.info("Ray: %s", result)
     return result
 
@@ -130,6 +131,8 @@ def _start_local(config: ClusterConfig) -> Plan:
     # Logical CPUs beyond the real ones, so that training, its data workers and Ray Data's own
     # tasks can all be placed at once.
     logical = result.train_workers * result.train_cpus + result.data_workers + 2
+    # Ray's C++ parts log to the terminal what is no error for us; their log files keep the rest.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if ray.is_initialized():  # an embedding program or a test session started it
         return result
     ray.init(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.data import ExecutionOptions, ExecutionResources
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
@@ -175,11 +178,23 @@ def _fit(
         run.tracking.figures(epoch, values)
 
     with follow(board, f"{kind} steps", total, on_figures):
-        result = trainer.fit()
+        result = _fit_or_stop(trainer)
     state = load_checkpoint(result.checkpoint)
     task.load_trained_state(state["task"])
     storage.delete(name)
     return task, {"steps": total, "epochs": task.epochs, "history": state["history"]}
+
+
+def _fit_or_stop(trainer: TorchTrainer) -> ray.train.Result:
+    """Ray Train answers Ctrl-C by ending the run, then the process; here it stays Ctrl-C."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        return trainer.fit()
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _last_step(storage: str, name: str) -> int:
@@ -235,7 +250,7 @@ def train_loop(settings: dict[str, Any]) -> None:
             job.board.step.remote(step, f"loss {loss.item():.3f}")
         if step % task.steps_per_epoch == 0 or step == total:
             epoch = step // task.steps_per_epoch
-            figures = {name: (v / task.steps_per_epoch).item() for name, v in sums.items()}
+            figures = _mean_figures(sums, task.steps_per_epoch)
             if not math.isfinite(figures["loss"]):
                 raise RuntimeError(f"{job.kind}: the loss is not finite in epoch {epoch}")
             figures |= {"lr": optimiser.param_groups[0]["lr"], **clock.read()}
@@ -245,6 +260,15 @@ def train_loop(settings: dict[str, Any]) -> None:
                 job.board.figures.remote(epoch, figures)
             if epoch % every == 0 or step == total:
                 _report(task, optimiser, step, history, leader)
+
+
+def _mean_figures(sums: dict[str, torch.Tensor], steps: int) -> dict[str, float]:
+    """Means over an epoch's steps and over the workers, whose shares of a loss may differ."""
+    values = torch.stack(list(sums.values())) / steps
+    if dist.is_initialized():
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return dict(zip(sums, values.tolist(), strict=True))
 
 
 class _Clock:
