@@ -11,6 +11,7 @@ import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
 from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.models.reid import CARD_FILE
 from dpmpp_core.retrieval import (
     Embeddings,
     chance,
@@ -37,7 +38,7 @@ def evaluate_model(run: Run, prepared: Stage, model_storage: str, model_key: str
     config = run.config
     identity = {
         "dataset": manifest.dataset_id,
-        "model": model_key or model_storage,
+        "model": model_key or _weights(model_storage),
         "evaluation": config.evaluation,
         "seed": config.seed,
     }
@@ -54,6 +55,11 @@ def evaluate_model(run: Run, prepared: Stage, model_storage: str, model_key: str
         return {"metrics": measured["metrics"], "masks": measured["masks"]}
 
     return run.stage("evaluate", identity, build)
+
+
+def _weights(folder: str) -> str:
+    """Hash of a saved model's weights: another model in the same folder is another model."""
+    return json.loads((Path(folder) / CARD_FILE).read_text())["weights_sha256"]
 
 
 def query_sets(manifest: Manifest) -> list[tuple[str, pa.Table]]:

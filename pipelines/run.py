@@ -54,7 +54,7 @@ def run_pipeline(options: Options, until: str = "register") -> dict[str, Any]:
         UserError: configuration, weights or data.
     """
     config = load_config(options.config, options.overrides)
-    _check(config, options)
+    _check(config, options, until)
     source = find_data(config.data, options.data) if options.data else None
     storage = Storage(options.storage)
     tracking = Tracking(*_tracking(options, storage))
@@ -109,10 +109,11 @@ def _demo_root(run: Run) -> str:
     return run.storage.location(demo_data(run).key) + "/data"
 
 
-def _check(config: Config, options: Options) -> None:
+def _check(config: Config, options: Options, until: str) -> None:
     """Refuse what would fail later."""
     if options.model is None:
-        check_weights(config.model)
+        if STAGES.index(until) >= STAGES.index("features"):
+            check_weights(config.model)
     elif not (Path(options.model) / "model.json").is_file():
         raise ConfigError(f"--model {options.model}: holds no model.json, not a saved model")
     grid_size(config.model, config.data.height, config.data.width)

@@ -34,6 +34,7 @@ from pipelines.stream import TrainingSet, step_stream
 log = logging.getLogger(__name__)
 
 STATE = "state.pt"
+PROMPT_CHECKPOINTS = 10  # epochs between them; an epoch takes a second
 AHEAD_BYTES = 512 * 2**20  # batches made ahead of training, in the object store
 Task = PromptTask | MetricTask
 
@@ -214,52 +215,68 @@ def train_loop(settings: dict[str, Any]) -> None:
     device = get_device()
     task = job.task().to(device)
     optimiser = task.optimiser()
-    step, history = 0, []
-    if (checkpoint := ray.train.get_checkpoint()) is not None:
-        state = load_checkpoint(checkpoint)
-        task.load_trained_state(state["task"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, history = state["step"], state["history"]
-        if leader:
-            job.board.step.remote(step, "resumed")
-        if step >= total:  # killed between the last step and the commit: hand the state back
-            _report(task, optimiser, step, history, leader)
-            return
+    step, history = _resume(task, optimiser)
+    if step >= total:  # killed between the last step and the commit: hand the state back
+        _report(task, optimiser, step, history, leader)
+        return
     model: torch.nn.Module = task
     if context.get_world_size() > 1:
         model = torch.nn.parallel.DistributedDataParallel(task)
 
-    every = task.config.metric.checkpoint_epochs if job.kind == "metric" else 10
+    every = task.config.metric.checkpoint_epochs if job.kind == "metric" else PROMPT_CHECKPOINTS
     sums: dict[str, torch.Tensor] = {}
     clock = _Clock()
     for batch in _batches(task, step, total):
-        for group in optimiser.param_groups:
-            group["lr"] = group["base_lr"] * task.lr_factor(step)
         clock.waited()
-        losses, report = model({name: value.to(device) for name, value in batch.items()})
-        loss = torch.stack(list(losses.values())).sum()
-        optimiser.zero_grad()
-        loss.backward()
-        task.clip_gradients()
-        optimiser.step()
+        on_device = {name: value.to(device) for name, value in batch.items()}
+        figures = _train_step(task, model, optimiser, on_device, step)
+        sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()}
         step += 1
-        for name, value in {"loss": loss, **losses, **report}.items():
-            sums[name] = sums.get(name, 0.0) + value.detach()
         clock.worked()
         if leader and (step % 10 == 0 or step == total):
-            job.board.step.remote(step, f"loss {loss.item():.3f}")
-        if step % task.steps_per_epoch == 0 or step == total:
+            job.board.step.remote(step, f"loss {figures['loss'].item():.3f}")
+        if step % task.steps_per_epoch == 0:
             epoch = step // task.steps_per_epoch
-            figures = _mean_figures(sums, task.steps_per_epoch)
-            if not math.isfinite(figures["loss"]):
+            means = _mean_figures(sums, task.steps_per_epoch)
+            if not math.isfinite(means["loss"]):
                 raise RuntimeError(f"{job.kind}: the loss is not finite in epoch {epoch}")
-            figures |= {"lr": optimiser.param_groups[0]["lr"], **clock.read()}
+            means |= {"lr": optimiser.param_groups[0]["lr"], **clock.read()}
+            history.append({"epoch": epoch, **{k: round(v, 6) for k, v in means.items()}})
             sums = {}
-            history.append({"epoch": epoch, **{k: round(v, 6) for k, v in figures.items()}})
             if leader:
-                job.board.figures.remote(epoch, figures)
+                job.board.figures.remote(epoch, means)
             if epoch % every == 0 or step == total:
                 _report(task, optimiser, step, history, leader)
+
+
+def _resume(task: Task, optimiser: torch.optim.Optimizer) -> tuple[int, list[dict[str, float]]]:
+    """Steps done and the history of the checkpoint that Ray Train hands over, if it does."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0, []
+    state = load_checkpoint(checkpoint)
+    task.load_trained_state(state["task"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["step"], state["history"]
+
+
+def _train_step(
+    task: Task,
+    model: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batch: dict[str, torch.Tensor],
+    step: int,
+) -> dict[str, torch.Tensor]:
+    """One update; `model` is the task or its data-parallel wrapper. Losses and report, detached."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_lr"] * task.lr_factor(step)
+    losses, report = model(batch)
+    loss = torch.stack(list(losses.values())).sum()
+    optimiser.zero_grad()
+    loss.backward()
+    task.clip_gradients()
+    optimiser.step()
+    return {name: value.detach() for name, value in {"loss": loss, **losses, **report}.items()}
 
 
 def _mean_figures(sums: dict[str, torch.Tensor], steps: int) -> dict[str, float]:
