@@ -239,6 +239,7 @@ def _guarded(
     for name in ("pipelines", "dpmpp_core"):
         logging.getLogger(name).setLevel(logging.INFO)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     warnings.filterwarnings("ignore", module="ray.data")
     stdout = os.dup(1)
     sys.stdout.flush()
