@@ -21,6 +21,7 @@ SMALL = [
     "metric.warmup_epochs=1",
     "metric.precision=fp32",
     "augment.pad=4",
+    "metric.loss.triplet=1",
 ]
 
 
