@@ -77,10 +77,11 @@ def build_report(
                 history=history,
             ),
         )
-        run.tracking.artifact(folder / "report.html", "report.html")
         return {"pictures": len(pictures)}
 
-    return run.stage("report", identity, build)
+    stage = run.stage("report", identity, build)
+    run.tracking.artifact(run.folder(stage) / "report.html", "report.html")
+    return stage
 
 
 def _facts(run: Run, prepared: Stage, metric: Stage) -> dict[str, object]:

@@ -97,6 +97,7 @@ def _stages(run: Run, source: Source | None, until: str, model: str | None) -> N
     if until == "metric":
         return
     evaluated = evaluate_model(run, prepared, run.storage.uri, metric.key)
+    run.tracking.metrics(evaluated.summary["metrics"])
     if until == "evaluate":
         return
     build_report(run, prepared, masks, metric, evaluated)

@@ -60,6 +60,8 @@ def test_mlflow_has_a_run_with_a_nested_run_a_stage(result: dict[str, Any]) -> N
     parent = client.get_run(result["run_id"])
     assert parent.info.status == "FINISHED"
     assert parent.data.params["metric.epochs"] == "2"
+    occluded = result["metrics"]["occluded"]["masked"]
+    assert parent.data.metrics["occluded/masked/mAP"] == occluded["mAP"]
     assert parent.data.tags["dpmpp.data"] == result["dataset_id"]
     assert parent.inputs.dataset_inputs[0].dataset.digest == result["dataset_id"][:36]
     names = {file.path for file in client.list_artifacts(result["run_id"])}
