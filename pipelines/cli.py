@@ -157,14 +157,9 @@ def data_demo(
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config import load_config
-        from dpmpp_core.data.demo import generate
-        from pipelines.progress import bar
+        from pipelines.prepare import draw_demo
 
-        section = load_config(config, overrides or []).data.demo
-        images = section.train_identities * section.train_images
-        images += section.test_identities * (section.gallery_images + 2 * section.query_images)
-        with bar("demo images", images) as shown:
-            summary = generate(out, section, lambda done, _: shown.update(done))
+        summary = draw_demo(out, load_config(config, overrides or []).data.demo)
         return {"root": str(out), "images": dict(summary.images), "seconds": summary.seconds}
 
     _guarded(work, show_demo, as_json)
@@ -186,7 +181,7 @@ def config_show(
 
         typer.echo(Config.model_validate(values).to_yaml(), nl=False)
 
-    _guarded(work, show, as_json, quiet=True)
+    _guarded(work, show, as_json)
 
 
 @config_app.command("schema")
@@ -228,7 +223,6 @@ def _guarded(
     work: Callable[[], dict[str, Any]],
     show: Callable[[dict[str, Any]], None],
     as_json: bool,
-    quiet: bool = False,
 ) -> None:
     """Run a command's work. Exit codes: 0 done, 1 failed while running, 2 the user's to mend.
 
@@ -243,8 +237,7 @@ def _guarded(
     warnings.filterwarnings("ignore", module="ray.data")
     stdout = os.dup(1)
     sys.stdout.flush()
-    if not quiet:
-        os.dup2(2, 1)
+    os.dup2(2, 1)
     code = 0
     result: dict[str, Any] | None = None
     try:

@@ -18,7 +18,7 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.plan import class_labels
 from dpmpp_core.models.encoder import ImageEncoder
 from dpmpp_core.models.reid import load_model, start_clip
-from dpmpp_core.retrieval import Embeddings, stripe_histogram
+from dpmpp_core.retrieval import Embeddings, from_columns, stripe_histogram, to_columns
 from pipelines.cluster import Plan
 from pipelines.progress import bar
 from pipelines.stage import Run, Stage
@@ -38,8 +38,7 @@ class EmbedWithModel:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         images = [read_image(self._root, path) for path in batch["path"]]
         embedded = self._model.embed(images, batch=len(images))
-        columns = {f"feature_{name}": values for name, values in embedded.features.items()}
-        columns |= {f"mask_{name}": values for name, values in embedded.masks.items()}
+        columns = to_columns(embedded.features, embedded.masks)
         colours = np.stack([stripe_histogram(image) for image in images])
         return {"row": batch["row"], "colours": colours, **columns}
 
@@ -117,8 +116,7 @@ def embed_sets(
     for name, rows in sets.items():
         part = {column: values[start : start + len(rows)] for column, values in columns.items()}
         start += len(rows)
-        features = {n[len("feature_") :]: v for n, v in part.items() if n.startswith("feature_")}
-        masks = {n[len("mask_") :]: v for n, v in part.items() if n.startswith("mask_")}
+        features, masks = from_columns(part)
         pids, camids = rows["pid"].to_numpy(), rows["camid"].to_numpy()
         made = Embeddings(features, masks, pids, camids, rows["path"].to_pylist())
         result[name] = (made, part["colours"])

@@ -17,9 +17,11 @@ from dpmpp_core.retrieval import (
     chance,
     evaluate_ranking,
     figures,
+    from_columns,
     mask_statistics,
     masked_similarity,
     rankings,
+    to_columns,
 )
 from pipelines.embed import embed_sets
 from pipelines.stage import Run, Stage
@@ -101,9 +103,7 @@ def _measure(parts: dict[str, tuple[Embeddings, np.ndarray]], seed: int) -> dict
 
 
 def _save(part: Embeddings, path: Path) -> None:
-    arrays: dict[str, np.ndarray] = {}
-    arrays |= {f"feature_{name}": values for name, values in part.features.items()}
-    arrays |= {f"mask_{name}": values for name, values in part.masks.items()}
+    arrays: dict[str, np.ndarray] = dict(to_columns(part.features, part.masks))
     arrays |= {"pids": part.pids, "camids": part.camids}
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
     path.with_suffix(".paths.json").write_text(json.dumps(list(part.paths)))
@@ -112,13 +112,10 @@ def _save(part: Embeddings, path: Path) -> None:
 def load_embeddings(path: Path) -> Embeddings:
     """Embeddings as `evaluate_model` stored them."""
     arrays = load_file(path)
-
-    def spaces(kind: str) -> dict[str, np.ndarray]:
-        return {n[len(kind) :]: v for n, v in arrays.items() if n.startswith(kind)}
-
+    features, masks = from_columns(arrays)
     return Embeddings(
-        features=spaces("feature_"),
-        masks=spaces("mask_"),
+        features=features,
+        masks=masks,
         pids=arrays["pids"],
         camids=arrays["camids"],
         paths=json.loads(path.with_suffix(".paths.json").read_text()),

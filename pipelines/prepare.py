@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray
 from ray.data import TaskPoolStrategy
 
-from dpmpp_core.config import DataConfig
+from dpmpp_core.config import DataConfig, DemoConfig
 from dpmpp_core.data import demo
 from dpmpp_core.data.files import list_files, listing_fingerprint
 from dpmpp_core.data.inspection import inspect
@@ -27,13 +27,18 @@ def demo_data(run: Run) -> Stage:
     section = run.config.data.demo
 
     def build(folder: Path) -> dict[str, Any]:
-        images = section.train_identities * section.train_images
-        images += section.test_identities * (section.gallery_images + 2 * section.query_images)
-        with bar("demo images", images) as shown:
-            summary = demo.generate(folder / "data", section, lambda done, _: shown.update(done))
+        summary = draw_demo(folder / "data", section)
         return {"images": dict(summary.images), "identities": summary.identities}
 
     return run.stage("demo-data", {"demo": section}, build)
+
+
+def draw_demo(out: Path, section: DemoConfig) -> demo.DemoSummary:
+    """Generate a demo data set into `out`, showing progress; raises as `demo.generate`."""
+    images = section.train_identities * section.train_images
+    images += section.test_identities * (section.gallery_images + 2 * section.query_images)
+    with bar("demo images", images) as shown:
+        return demo.generate(out, section, lambda done, _: shown.update(done))
 
 
 @dataclass(frozen=True)

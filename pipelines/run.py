@@ -20,7 +20,7 @@ from pipelines.evaluate import evaluate_model
 from pipelines.prepare import Source, demo_data, find_data, prepare
 from pipelines.register import register
 from pipelines.results import build_report
-from pipelines.saliency import saliency
+from pipelines.saliency import PATCH, saliency
 from pipelines.stage import Run, Stage
 from pipelines.storage import Storage
 from pipelines.tracking import Tracking
@@ -118,8 +118,10 @@ def _check(config: Config, options: Options, until: str) -> None:
     elif not (Path(options.model) / "model.json").is_file():
         raise ConfigError(f"--model {options.model}: holds no model.json, not a saved model")
     grid_size(config.model, config.data.height, config.data.width)
-    if config.data.height % 16 or config.data.width % 16:
-        raise ConfigError("data.height and data.width: whole multiples of 16 pixels are needed")
+    if config.data.height % PATCH or config.data.width % PATCH:
+        raise ConfigError(
+            f"data.height and data.width: whole multiples of {PATCH} pixels are needed"
+        )
     workers, identities = config.cluster.train_workers, config.metric.identities
     if identities % workers:
         raise ConfigError(

@@ -13,6 +13,7 @@ from mlflow.pyfunc import PythonModel
 
 from dpmpp_core import load_model
 from dpmpp_core.data.images import decode
+from dpmpp_core.retrieval import to_columns
 
 
 class DpmppModel(PythonModel):
@@ -37,9 +38,8 @@ class DpmppModel(PythonModel):
         """
         images = [decode(bytes(data)) for data in model_input["image"]]
         embedded = self._model.embed(images)
-        columns = {f"feature_{name}": list(v) for name, v in embedded.features.items()}
-        columns |= {f"mask_{name}": list(v) for name, v in embedded.masks.items()}
-        return pd.DataFrame(columns)
+        columns = to_columns(embedded.features, embedded.masks)
+        return pd.DataFrame({name: list(values) for name, values in columns.items()})
 
 
 set_model(DpmppModel())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import signal
 import tempfile
@@ -30,8 +28,6 @@ from pipelines.progress import Board, follow
 from pipelines.stage import Run, Stage, stage_key, training_key
 from pipelines.storage import Storage
 from pipelines.stream import TrainingSet, step_stream
-
-log = logging.getLogger(__name__)
 
 STATE = "state.pt"
 PROMPT_CHECKPOINTS = 10  # epochs between them; an epoch takes a second
@@ -172,13 +168,7 @@ def _fit(
             enable_shard_locality=False,
         ),
     )
-    history: list[dict[str, float]] = []
-
-    def on_figures(epoch: int, values: dict[str, float]) -> None:
-        history.append({"epoch": epoch, **values})
-        run.tracking.figures(epoch, values)
-
-    with follow(board, f"{kind} steps", total, on_figures):
+    with follow(board, f"{kind} steps", total, run.tracking.figures):
         result = _fit_or_stop(trainer)
     state = load_checkpoint(result.checkpoint)
     task.load_trained_state(state["task"])
@@ -226,7 +216,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     every = task.config.metric.checkpoint_epochs if job.kind == "metric" else PROMPT_CHECKPOINTS
     sums: dict[str, torch.Tensor] = {}
     clock = _Clock()
-    for batch in _batches(task, step, total):
+    for batch in _batches(task, step):
         clock.waited()
         on_device = {name: value.to(device) for name, value in batch.items()}
         figures = _train_step(task, model, optimiser, on_device, step)
@@ -312,16 +302,14 @@ class _Clock:
         return {"seconds": waited + worked, "data_wait_share": waited / max(1e-9, waited + worked)}
 
 
-def _batches(task: Task, step: int, total: int) -> Iterable[dict[str, torch.Tensor]]:
+def _batches(task: Task, step: int) -> Iterable[dict[str, torch.Tensor]]:
     """Batches from `step` on: prompts plan theirs in memory, Ray Data streams the metric's."""
     if isinstance(task, PromptTask):
         return task.batches(step)
-    return _streamed(step, total)
+    return _streamed(step)
 
 
-def _streamed(step: int, total: int) -> Iterator[dict[str, torch.Tensor]]:
-    if step >= total:
-        return
+def _streamed(step: int) -> Iterator[dict[str, torch.Tensor]]:
     shard = ray.train.get_dataset_shard("steps")
     for row in shard.iter_batches(batch_size=1, prefetch_batches=2, batch_format="numpy"):
         found = int(row.pop("step")[0])
@@ -349,7 +337,6 @@ def _report(
             "history": history,
         }
         torch.save(state, Path(folder) / STATE)
-        (Path(folder) / "step.json").write_text(json.dumps(metrics))
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 

@@ -7,7 +7,9 @@ from dpmpp_core.retrieval.evaluation import (
     Mode,
     evaluate,
     figures,
+    from_columns,
     rankings,
+    to_columns,
     top_matches,
 )
 from dpmpp_core.retrieval.masks import mask_statistics, permuted_masks, static_mask
@@ -23,11 +25,13 @@ __all__ = [
     "evaluate",
     "evaluate_ranking",
     "figures",
+    "from_columns",
     "mask_statistics",
     "masked_similarity",
     "permuted_masks",
     "rankings",
     "static_mask",
     "stripe_histogram",
+    "to_columns",
     "top_matches",
 ]

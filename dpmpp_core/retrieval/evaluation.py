@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from dpmpp_core.retrieval.ranking import (
 from dpmpp_core.retrieval.similarity import masked_similarity
 
 Matrix = NDArray[np.float32]
+T = TypeVar("T")
 Mode = Literal["masked", "unmasked", "permuted", "static"]
 MODES: tuple[Mode, ...] = ("masked", "unmasked", "permuted", "static")
 
@@ -51,6 +52,21 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.pids)
+
+
+def to_columns(features: Mapping[str, T], masks: Mapping[str, T]) -> dict[str, T]:
+    """Features and masks by space as flat columns: `feature_SPACE`, `mask_SPACE`."""
+    columns = {f"feature_{space}": values for space, values in features.items()}
+    return columns | {f"mask_{space}": values for space, values in masks.items()}
+
+
+def from_columns(columns: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
+    """Features and masks by space out of `to_columns`; other columns are left aside."""
+
+    def spaces(kind: str) -> dict[str, T]:
+        return {n.removeprefix(kind): v for n, v in columns.items() if n.startswith(kind)}
+
+    return spaces("feature_"), spaces("mask_")
 
 
 def evaluate(query: Embeddings, gallery: Embeddings, seed: int) -> dict[str, Any]:

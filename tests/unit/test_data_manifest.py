@@ -23,8 +23,6 @@ from dpmpp_core.data.manifest import (
 )
 from dpmpp_core.errors import DataError
 
-SAMPLE = Path(__file__).resolve().parents[3] / "shared/data/pku_reid"
-
 
 def row(path: str, pid: int, camid: int, split: str, **changes: Any) -> dict[str, Any]:
     plain = {
@@ -278,9 +276,8 @@ def test_the_dataset_id_stays_when_the_folder_moves(tmp_path: Path) -> None:
     assert before.dataset_id == after.dataset_id and before.root != after.root
 
 
-@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample images are not on this machine")
-def test_the_sample_images_have_their_known_counts() -> None:
-    manifest = read_manifest(str(SAMPLE))
+def test_the_sample_images_have_their_known_counts(samples: Path) -> None:
+    manifest = read_manifest(str(samples))
     counts = manifest.counts()
     images = {name: counts[name]["images"] for name in counts if name != "quarantined"}
     assert images == {

@@ -65,9 +65,9 @@ def worker(rank, folder):
     rows, labels = triplet_rows()
     results = {
         "labels": gather(labels[shard]),
-        "linear": linear_on(rows[shard], labels[shard], average=True),
-        "shared": shared_gradient_on(rows[shard], average=True),
-        "metric": metric_on({k: v[shard] for k, v in metric_batch().items()}, average=True),
+        "linear": vars(linear_on(rows[shard], labels[shard], average=True)),
+        "shared": vars(shared_gradient_on(rows[shard], average=True)),
+        "metric": vars(metric_on({k: v[shard] for k, v in metric_batch().items()}, average=True)),
     }
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -77,7 +77,12 @@ def worker(rank, folder):
 def two_workers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workers")
     multiprocessing.spawn(worker, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return [load_results(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def load_results(path):
+    saved = torch.load(path, weights_only=True)
+    return {"labels": saved.pop("labels")} | {name: Outcome(**v) for name, v in saved.items()}
 
 
 def test_labels_are_gathered_in_rank_order(two_workers):

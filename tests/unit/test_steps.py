@@ -1,7 +1,5 @@
 """A training step as arrays: deterministic, the same for any number of ranks, labelled right."""
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ from dpmpp_core.occlusion.saliency import spectral_saliency
 DATA = DataConfig(height=64, width=32)
 GRID = (4, 2)
 BOUNDS = OcclusionConfig(min_ratio=0, max_ratio=0.9, min_oiou=0.5)
-SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "pku_reid" / "bounding_box_train"
 
 
 @pytest.fixture(scope="module")
@@ -189,16 +186,16 @@ def test_image_sizes_that_are_no_multiple_of_the_patches_are_refused(folder):
         )
 
 
-@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample of real images is not here")
-def test_real_person_images_are_mixed_at_the_configured_rate():
-    paths = sorted(p.name for p in SAMPLE.iterdir())[:160]
+def test_real_person_images_are_mixed_at_the_configured_rate(samples):
+    root = samples / "bounding_box_train"
+    paths = sorted(p.name for p in root.iterdir())[:160]
     labels, _ = class_labels([int(p[:4]) for p in paths])
     camids = np.array([int(p[6]) for p in paths])
-    pixels = [cv2.imread(str(SAMPLE / p))[:, :, ::-1] for p in paths]
+    pixels = [cv2.imread(str(root / p))[:, :, ::-1] for p in paths]
     masks = np.stack([spectral_saliency(x, (16, 8), 0.3) for x in pixels])
     plan = StepPlan(labels, camids, 8, 4, 0)
     steps = StepMaker(
-        str(SAMPLE),
+        str(root),
         paths,
         labels,
         camids,
