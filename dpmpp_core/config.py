@@ -37,7 +37,7 @@ class DemoConfig(Section):
 
     train_identities: Annotated[int, Field(ge=2)] = 120
     test_identities: Annotated[int, Field(ge=2)] = 60
-    cameras: Annotated[int, Field(ge=2, le=12)] = 6
+    cameras: Annotated[int, Field(ge=2, le=99)] = 6
     train_images: PositiveInt = Field(8, description="images of each training identity")
     gallery_images: PositiveInt = Field(4, description="gallery images of each test identity")
     query_images: PositiveInt = Field(2, description="queries of each test identity, in each set")
@@ -104,6 +104,9 @@ class AugmentConfig(Section):
     flip: Probability = 0.5
     pad: Annotated[int, Field(ge=0)] = Field(10, description="pixels added around, then cropped")
     erase: Probability = Field(0.5, description="random erasing, only of images not mixed")
+    camera: Probability = Field(
+        0.0, description="strength of random colours and sharpness (ours); 0 = off"
+    )
 
 
 class OcclusionConfig(Section):
@@ -138,6 +141,26 @@ class LossConfig(Section):
     arcface_margin: Annotated[float, Field(ge=0, lt=1.57)] = 0.3
     triplet_margin: NonNegative = 0.3
     transfer_temperature: Positive = 0.05
+
+
+class PretrainConfig(Section):
+    """A small CLIP of our own, from generated people and captions (ours)."""
+
+    identities: Annotated[int, Field(ge=2)] = Field(64, description="identities a batch (P)")
+    images: Annotated[int, Field(ge=2)] = Field(4, description="images an identity (K)")
+    epochs: PositiveInt = 20
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 0.05
+    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    kept_patches: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.3, description="share of patches that the encoder sees (FLIP)"
+    )
+    whole_epochs: Annotated[int, Field(ge=0)] = Field(
+        3, description="last epochs, in which the encoder sees all patches"
+    )
+    temperature: Positive = Field(0.1, description="of the contrast between images")
+    text: NonNegative = Field(1.0, description="weight of the contrast with captions")
+    checkpoint_epochs: PositiveInt = Field(1, description="epochs between checkpoints")
 
 
 class MetricConfig(Section):
@@ -193,6 +216,7 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     occlusion: OcclusionConfig = OcclusionConfig()
     metric: MetricConfig = MetricConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +29,31 @@ def demo_data(run: Run) -> Stage:
     section = run.config.data.demo
 
     def build(folder: Path) -> dict[str, Any]:
-        summary = draw_demo(folder / "data", section)
+        summary = draw_demo(folder / "data", section, _on_ray)
         return {"images": dict(summary.images), "identities": summary.identities}
 
     return run.stage("demo-data", {"demo": section}, build)
 
 
-def draw_demo(out: Path, section: DemoConfig) -> demo.DemoSummary:
+def draw_demo(
+    out: Path,
+    section: DemoConfig,
+    run: Callable[[list[demo.Task]], Iterable[list[demo.Drawn]]] = partial(map, demo.draw_shots),
+) -> demo.DemoSummary:
     """Generate a demo data set into `out`, showing progress; raises as `demo.generate`."""
     images = section.train_identities * section.train_images
     images += section.test_identities * (section.gallery_images + 2 * section.query_images)
     with bar("demo images", images) as shown:
-        return demo.generate(out, section, lambda done, _: shown.update(done))
+        return demo.generate(out, section, lambda done, _: shown.update(done), run)
+
+
+def _on_ray(tasks: list[demo.Task]) -> Iterator[list[demo.Drawn]]:
+    """Draw on all CPUs of the machine or cluster; results as they come."""
+    draw = ray.remote(demo.draw_shots)
+    waiting = [draw.remote(task) for task in tasks]
+    while waiting:
+        done, waiting = ray.wait(waiting)
+        yield ray.get(done[0])
 
 
 @dataclass(frozen=True)

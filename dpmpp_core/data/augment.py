@@ -1,4 +1,4 @@
-"""Augmentation of a training image: flip, pad and crop, and random erasing.
+"""Augmentation of a training image: flip, pad and crop, another camera's look, random erasing.
 
 The geometry is drawn once and applied to the pixels and to the saliency mask alike, so the mask is
 computed once an image and never again (ours; SPT runs a second network on each augmented batch).
@@ -18,6 +18,7 @@ from dpmpp_core.config import AugmentConfig
 ERASE_AREA = (0.02, 0.4)
 ERASE_ASPECT = (0.3, 1 / 0.3)
 ERASE_ATTEMPTS = 100
+LUMA = (0.299, 0.587, 0.114)  # lightness of R, G and B
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,43 @@ def _shared_pixels(patches: int, size: int, offset: int) -> NDArray[np.float32]:
     crop = source[:, None] + offset
     shared = np.minimum(crop, source) + size - np.maximum(crop, source)
     return np.maximum(shared, 0).astype(np.float32)
+
+
+def another_camera(
+    image: NDArray[np.uint8], strength: float, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """The picture as another camera might have recorded it: colours and sharpness change (ours).
+
+    A random colour matrix (gain of each channel, saturation, contrast), a gamma curve, and in half
+    of the pictures fewer pixels, all spread evenly in the logarithm about no change.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        strength: 0 = no change; at 1 a channel's gain varies by a factor of 1.35 either way, gamma
+            and contrast by 1.6, saturation by 1.8, and the width falls to a quarter at the least.
+
+    Returns:
+        uint8 [H, W, 3], a new array.
+    """
+
+    def factor(spread: float) -> float:
+        return float(spread ** (strength * rng.uniform(-1, 1)))
+
+    gains = np.diag([factor(1.35) for _ in range(3)]) * factor(1.35)
+    saturation, contrast, gamma = factor(1.8), factor(1.6), factor(1.6)
+    colours = saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1))
+    matrix = contrast * colours @ gains
+    offset = (1 - contrast) * 0.45 * 255 * np.ones((3, 1))
+    curve = 255 * (np.arange(256) / 255) ** gamma
+    out = cv2.LUT(image, curve.astype(np.uint8))
+    out = cv2.transform(out, np.hstack([matrix, offset]))
+    if rng.random() < 0.5:
+        height, width = image.shape[:2]
+        scale = 4 ** (-strength * rng.random())
+        small = (max(1, round(width * scale)), max(1, round(height * scale)))
+        out = cv2.resize(out, small, interpolation=cv2.INTER_AREA)
+        out = cv2.resize(out, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(out, np.uint8)
 
 
 def random_erase(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmpp_core.config import AugmentConfig, DataConfig, OcclusionConfig
-from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_mask, random_erase
+from dpmpp_core.data.augment import (
+    Geometry,
+    another_camera,
+    apply_to_image,
+    apply_to_mask,
+    random_erase,
+)
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.plan import Draw, StepPlan, stream
 from dpmpp_core.errors import ConfigError
@@ -120,6 +126,9 @@ class StepMaker:
                 visible[k] = visible_patches(masks[i], masks[j], shift)
             else:
                 images[k] = self._maybe_erase(augmented[i], epoch, step, i)
+            if self._augment.camera:  # one camera records recipient and donor alike
+                rng = stream(self._plan.seed, epoch, step, i, Draw.CAMERA)
+                images[k] = another_camera(images[k], self._augment.camera, rng)
         labels = self._labels[rows]
         return {
             "images": images,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -34,3 +35,44 @@ def prototype_contrast(prototypes: Tensor, texts: Tensor, temperature: float) ->
     w = nn.functional.normalize(prototypes.float(), dim=1)
     t = nn.functional.normalize(texts.detach().float(), dim=1)
     return -((w @ t.T) / temperature).log_softmax(dim=1).diagonal().mean()
+
+
+def multi_view_contrast(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """-mean_i mean_{p != i: same identity} log softmax_{j != i}(<f_i, f_j> / temperature)[p].
+
+    Supervised contrast (Khosla et al., NeurIPS 2020, L_out).
+
+    Args:
+        features: float [B, D] unit vectors.
+        labels: int64 [B], each identity at least twice.
+
+    Returns:
+        float32 scalar.
+    """
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    logits = (features.float() @ features.float().T / temperature).masked_fill(itself, -torch.inf)
+    positive = (labels[:, None] == labels[None]) & ~itself
+    logp = logits.log_softmax(dim=1).masked_fill(~positive, 0.0)
+    return -(logp.sum(dim=1) / positive.sum(dim=1)).mean()
+
+
+def caption_contrast(
+    images: Tensor, texts: Tensor, index: Tensor, same: Tensor, scale: Tensor
+) -> Tensor:
+    """Images against the batch's captions, and captions against images, as in CLIP.
+
+    Args:
+        images: float [B, D] unit vectors.
+        texts: float [C, D] unit vectors, a caption each.
+        index: int64 [B], the caption of each image.
+        same: bool [C, C], captions that say the same: all of them are right.
+        scale: factor on the cosines.
+
+    Returns:
+        float32 scalar, the mean of both directions.
+    """
+    logits = scale * images @ texts.T
+    right = same[index]
+    to_text = logits.log_softmax(dim=1).masked_fill(~right, 0.0).sum(dim=1) / right.sum(dim=1)
+    to_image = logits.log_softmax(dim=0).masked_fill(~right, 0.0).sum(dim=0) / right.sum(dim=0)
+    return -(to_text.mean() + to_image.mean()) / 2

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dpmpp_core.config import Config
+from dpmpp_core.config import Config, DataConfig
 from dpmpp_core.losses.arcface import arcface_logits
 from dpmpp_core.losses.contrast import prototype_contrast
 from dpmpp_core.losses.cross_entropy import cross_entropy
@@ -57,7 +57,7 @@ class MetricTask(nn.Module):
             weighted losses, and the mask figures and accuracy.
         """
         weights = self.config.metric.loss
-        images = self._normalise(batch["images"])
+        images = normalise_images(batch["images"], self.config.data)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16(images.device)):
             encoded, masks = self.model(images)
         block11 = gather(encoded.block11.float())
@@ -116,12 +116,6 @@ class MetricTask(nn.Module):
             prototype_contrast(projected, texts, temperature)
         )
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        data = self.config.data
-        mean = torch.tensor(data.mean, device=images.device) * 255
-        std = torch.tensor(data.std, device=images.device) * 255
-        return ((images - mean) / std).permute(0, 3, 1, 2).contiguous()
-
     def _bf16(self, device: torch.device) -> bool:
         precision = self.config.metric.precision
         return precision == "bf16" or (precision == "auto" and computes_bf16(device))
@@ -156,6 +150,13 @@ class MetricTask(nn.Module):
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         self.load_state_dict(dict(state))
+
+
+def normalise_images(images: Tensor, data: DataConfig) -> Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] with the configured mean and std."""
+    mean = torch.tensor(data.mean, device=images.device) * 255
+    std = torch.tensor(data.std, device=images.device) * 255
+    return ((images - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 def computes_bf16(device: torch.device) -> bool:

@@ -59,7 +59,8 @@ def test_counts_names_and_sizes_are_those_of_the_layout(made):
     assert isinstance(summary, DemoSummary)
     assert dict(summary.images) == expected
     assert (summary.identities, summary.seconds > 0) == (10, True)
-    assert calls == [(i + 1, 74) for i in range(74)]
+    assert calls == sorted(calls)
+    assert calls[-1] == (74, 74)
     assert {p.name for p in out.iterdir()} == {*expected, "annotations.parquet"}
     assert [p.name for p in out.parent.iterdir()] == ["set"]  # no temporary folder is left
     names = []
@@ -183,7 +184,7 @@ def test_a_used_folder_is_refused_and_left_alone(tmp_path):
 
 def test_an_interrupted_run_leaves_nothing(tmp_path):
     def stop(done: int, total: int) -> None:
-        if done == 2:
+        if done < total:
             raise KeyboardInterrupt
 
     out = tmp_path / "set"

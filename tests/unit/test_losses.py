@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dpmpp_core.losses.arcface import arcface_logits
-from dpmpp_core.losses.contrast import prototype_contrast, supervised_contrast
+from dpmpp_core.losses.contrast import (
+    caption_contrast,
+    multi_view_contrast,
+    prototype_contrast,
+    supervised_contrast,
+)
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.losses.heads import head_diversity
 from dpmpp_core.losses.triplet import batch_hard_triplet
@@ -272,3 +277,57 @@ def test_prototype_contrast_moves_the_prototypes_and_never_the_texts():
     prototype_contrast(prototypes, texts, 0.05).backward()
     assert prototypes.grad.isfinite().all() and prototypes.grad.abs().sum() > 0
     assert texts.grad is None
+
+
+# --- contrasts of pre-training ------------------------------------------------------------------
+
+
+@given(SEEDS, st.integers(2, 5), st.integers(2, 4))
+@settings(max_examples=30, deadline=None)
+def test_multi_view_contrast_is_the_mean_over_pairs(seed, people, pictures):
+    labels = torch.arange(people).repeat_interleave(pictures)
+    features = nn.functional.normalize(normal(seed, len(labels), 8), dim=1)
+    terms = []
+    for i in range(len(labels)):
+        others = [j for j in range(len(labels)) if j != i]
+        total = sum(math.exp(float(features[i] @ features[j]) / 0.1) for j in others)
+        same = [j for j in others if labels[j] == labels[i]]
+        terms.append(
+            -sum(float(features[i] @ features[j]) / 0.1 - math.log(total) for j in same) / len(same)
+        )
+    close(multi_view_contrast(features, labels, 0.1), sum(terms) / len(terms), atol=1e-4)
+
+
+@given(SEEDS)
+@settings(max_examples=30, deadline=None)
+def test_caption_contrast_counts_equal_captions_as_right(seed):
+    images = nn.functional.normalize(normal(seed, 6, 5), dim=1)
+    texts = nn.functional.normalize(normal(seed + 1, 3, 5), dim=1)
+    texts[2] = texts[0]
+    index = torch.tensor([0, 0, 1, 1, 2, 2])
+    same = torch.tensor([[True, False, True], [False, True, False], [True, False, True]])
+    logits = (7.0 * images @ texts.T).double()
+    rows = [
+        -sum(float(logits[i, c] - logits[i].logsumexp(0)) for c in range(3) if same[index[i], c])
+        / int(same[index[i]].sum())
+        for i in range(6)
+    ]
+    columns = []
+    for c in range(3):
+        right = [i for i in range(6) if same[c, index[i]]]
+        columns.append(
+            -sum(float(logits[i, c] - logits[:, c].logsumexp(0)) for i in right) / len(right)
+        )
+    expected = (sum(rows) / 6 + sum(columns) / 3) / 2
+    close(caption_contrast(images, texts, index, same, torch.tensor(7.0)), expected)
+
+
+def test_contrasts_of_pretraining_have_finite_gradients():
+    features = nn.functional.normalize(normal(3, 8, 4), dim=1).requires_grad_()
+    labels = torch.arange(4).repeat_interleave(2)
+    texts = nn.functional.normalize(normal(4, 4, 4), dim=1).requires_grad_()
+    loss = multi_view_contrast(features, labels, 0.1)
+    loss = loss + caption_contrast(
+        features, texts, labels, torch.eye(4, dtype=torch.bool), torch.tensor(14.0)
+    )
+    assert finite_gradient(loss, features, texts)

@@ -7,8 +7,9 @@ import shutil
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpmpp_core.config import DemoConfig
-from dpmpp_core.data.demo.cameras import make_cameras
+from dpmpp_core.data.demo.cameras import Camera, make_camera
 from dpmpp_core.data.demo.identity import caption, identity
 from dpmpp_core.data.demo.occluders import hidden_part
 from dpmpp_core.data.demo.plan import FOLDERS, Shot, plan_shots
@@ -27,6 +28,7 @@ from dpmpp_core.data.demo.render import Picture, render
 from dpmpp_core.errors import DataError
 
 ANNOTATIONS = "annotations.parquet"
+TASK_SHOTS = 128  # half a second goes into painting a camera's scenes, two into the pictures
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -52,8 +54,30 @@ class DemoSummary:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A finished picture: its path in the data set, its JPEG, its row of the annotations."""
+
+    path: str
+    jpeg: bytes
+    row: dict[str, Any]
+
+
+Task = tuple[DemoConfig, list[Shot]]
+
+
+def draw_shots(task: Task) -> list[Drawn]:
+    """Draw pictures of one camera; the unit of work that can be sent to another process."""
+    config, shots = task
+    camera = make_camera(config.seed, config.cameras, shots[0].camid)
+    return [_draw(shot, camera, config.seed) for shot in shots]
+
+
 def generate(
-    out: Path, config: DemoConfig, progress: Callable[[int, int], None] | None = None
+    out: Path,
+    config: DemoConfig,
+    progress: Callable[[int, int], None] | None = None,
+    run: Callable[[list[Task]], Iterable[list[Drawn]]] = partial(map, draw_shots),
 ) -> DemoSummary:
     """Draw a demo data set into a new or empty folder (ours).
 
@@ -64,7 +88,8 @@ def generate(
     Nothing appears at `out` before all is written.
 
     Args:
-        progress: called with (images done, images in all) after every image.
+        progress: called with (images done, images in all), again and again.
+        run: applies `draw_shots` to every task, in any order and any process.
 
     Raises:
         DataError: `out` is not an empty or absent folder.
@@ -72,15 +97,15 @@ def generate(
     _refuse_used(out)
     start = time.perf_counter()
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    unfinished = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        images = _write_all(partial, config, progress)
+        images = _write_all(unfinished, config, progress, run)
         if out.exists():
             out.rmdir()
-        partial.rename(out)
+        unfinished.rename(out)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     identities = config.train_identities + config.test_identities
     return DemoSummary(images, identities, time.perf_counter() - start)
 
@@ -104,29 +129,53 @@ def _refuse_used(out: Path) -> None:
 
 
 def _write_all(
-    folder: Path, config: DemoConfig, progress: Callable[[int, int], None] | None
+    folder: Path,
+    config: DemoConfig,
+    progress: Callable[[int, int], None] | None,
+    run: Callable[[list[Task]], Iterable[list[Drawn]]],
 ) -> dict[str, int]:
     for name in FOLDERS:
         (folder / name).mkdir(parents=True)
-    cameras = make_cameras(config.seed, config.cameras)
     shots = plan_shots(config)
-    rows = []
-    for done, shot in enumerate(shots, 1):
-        picture = render(shot, cameras[shot.camid - 1], config.seed)
-        coding = [cv2.IMWRITE_JPEG_QUALITY, picture.jpeg_quality]
-        coded = cv2.imencode(".jpg", picture.image, coding)[1]
-        (folder / shot.folder / shot.name).write_bytes(coded.tobytes())
-        rows.append(_annotate(shot, picture, config.seed))
+    rows: dict[str, dict[str, Any]] = {}
+    for drawn in run(_tasks(config, shots)):
+        for picture in drawn:
+            (folder / picture.path).write_bytes(picture.jpeg)
+            rows[picture.path] = picture.row
         if progress is not None:
-            progress(done, len(shots))
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / ANNOTATIONS)
+            progress(len(rows), len(shots))
+    table = pa.Table.from_pylist([rows[_path(shot)] for shot in shots], SCHEMA)
+    pq.write_table(table, folder / ANNOTATIONS)
     counts = Counter(shot.folder for shot in shots)
     return {name: counts[name] for name in FOLDERS}
 
 
+def _tasks(config: DemoConfig, shots: list[Shot]) -> list[Task]:
+    """Shots by camera, at most `TASK_SHOTS` a task."""
+    by_camera: dict[int, list[Shot]] = {}
+    for shot in shots:
+        by_camera.setdefault(shot.camid, []).append(shot)
+    return [
+        (config, own[i : i + TASK_SHOTS])
+        for _, own in sorted(by_camera.items())
+        for i in range(0, len(own), TASK_SHOTS)
+    ]
+
+
+def _path(shot: Shot) -> str:
+    return f"{shot.folder}/{shot.name}"
+
+
+def _draw(shot: Shot, camera: Camera, seed: int) -> Drawn:
+    picture = render(shot, camera, seed)
+    coding = [cv2.IMWRITE_JPEG_QUALITY, picture.jpeg_quality]
+    coded = cv2.imencode(".jpg", picture.image, coding)[1]
+    return Drawn(_path(shot), coded.tobytes(), _annotate(shot, picture, seed))
+
+
 def _annotate(shot: Shot, picture: Picture, seed: int) -> dict[str, Any]:
     return {
-        "path": f"{shot.folder}/{shot.name}",
+        "path": _path(shot),
         "pid": shot.pid,
         "camid": shot.camid,
         "split": shot.folder,

@@ -1,0 +1,138 @@
+"""Pre-training: a small CLIP from generated people and what is said about them (ours).
+
+Two contrasts in one batch of P identities x K pictures: pictures of one person against those of
+the others (supervised contrast, Khosla et al. 2020), in both spaces that retrieval uses, and
+pictures against captions (CLIP). Most of the time the encoder is shown a random share of the
+patches only (FLIP, Li et al. 2023), which costs a third and hides what an occluder might.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from dpmpp_core.config import Config
+from dpmpp_core.data.plan import Draw, stream
+from dpmpp_core.losses.contrast import caption_contrast, multi_view_contrast
+from dpmpp_core.models.reid import start_clip
+from dpmpp_core.tasks.distributed import gather
+from dpmpp_core.tasks.metric import computes_bf16, normalise_images
+from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
+
+
+class PretrainTask(nn.Module):
+    """Contrasts of pictures with pictures and with captions.
+
+    Args:
+        config: the run's configuration.
+        captions: what is said about each training identity, in the order of the class labels.
+        steps_per_epoch: length of the step plan.
+    """
+
+    tokens: Tensor
+
+    def __init__(self, config: Config, captions: Sequence[str], steps_per_epoch: int) -> None:
+        super().__init__()
+        self.config, self.steps_per_epoch = config, steps_per_epoch
+        self.clip = start_clip(config)
+        self.register_buffer("tokens", tokenise(config.model.backbone, captions), persistent=False)
+
+    @property
+    def epochs(self) -> int:
+        return self.config.pretrain.epochs
+
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One step's losses.
+
+        Args:
+            batch: `images` uint8 [B, H, W, 3]; `labels` int64 [B]; `step` int, the global step.
+        """
+        section = self.config.pretrain
+        images = normalise_images(batch["images"], self.config.data)
+        kept = self._kept_patches(int(batch["step"]), len(images)).to(images.device)
+        enabled = computes_bf16(images.device)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=enabled):
+            visual, joint = encode_patches(self.clip.visual, images, kept)
+            labels = gather(batch["labels"])
+            classes, index = labels.unique(return_inverse=True)
+            text = self.clip.encode_text(self.tokens[classes], normalize=True)
+        spaces = {
+            name: nn.functional.normalize(gather(feature.float()), dim=1)
+            for name, feature in {"visual": visual, "joint": joint}.items()
+        }
+        losses = {
+            f"image_{name}": 0.5 * multi_view_contrast(feature, labels, section.temperature)
+            for name, feature in spaces.items()
+        }
+        scale = self.clip.logit_scale.exp().clamp(max=100)
+        same = (self.tokens[classes][:, None] == self.tokens[classes][None]).all(dim=2)
+        losses["text"] = section.text * caption_contrast(
+            spaces["joint"], text.float(), index, same, scale
+        )
+        correct = (spaces["joint"].detach() @ text.detach().float().T).argmax(dim=1) == index
+        return losses, {"caption_accuracy": correct.float().mean(), "scale": scale.detach()}
+
+    def _kept_patches(self, step: int, images: int) -> Tensor:
+        """Numbers of the patches shown, int64 [B, kept], each row drawn without repetition."""
+        section = self.config.pretrain
+        epoch, at = divmod(step, self.steps_per_epoch)
+        patches = self.clip.visual.positional_embedding.shape[0] - 1
+        whole = epoch >= section.epochs - section.whole_epochs
+        kept = patches if whole else max(1, round(section.kept_patches * patches))
+        rng = stream(self.config.seed, epoch, at, 0, Draw.PATCHES)
+        order = rng.random((images, patches)).argsort(axis=1)[:, :kept]
+        return torch.from_numpy(np.ascontiguousarray(order))
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        section = self.config.pretrain
+        named = self.clip.named_parameters()
+        groups = parameter_group(named, section.lr, 1.0, section.weight_decay)
+        return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+    def lr_factor(self, step: int) -> float:
+        section = self.config.pretrain
+        epoch = step / self.steps_per_epoch
+        return warmup_cosine(epoch, section.warmup_epochs, section.epochs, 0.005)
+
+    def clip_gradients(self) -> None:
+        nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold."""
+        return {name: tensor.detach() for name, tensor in self.clip.state_dict().items()}
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        self.clip.load_state_dict(dict(state))
+
+
+def tokenise(backbone: str, captions: Sequence[str]) -> Tensor:
+    """Token numbers int64 [N, context], each caption between start and end marks."""
+    return open_clip.get_tokenizer(backbone)(list(captions))
+
+
+def encode_patches(
+    tower: VisionTransformer, images: Tensor, kept: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Encode some of the patches of each image.
+
+    Args:
+        tower: an open_clip image tower with a class token.
+        images: normalised float [B, 3, H, W].
+        kept: int64 [B, n], numbers of the patches shown.
+
+    Returns:
+        class token after the last layer norm [B, D], and its projection [B, P].
+    """
+    x = tower.conv1(images).flatten(2).transpose(1, 2)
+    x = x + tower.positional_embedding[1:].to(x.dtype)
+    if kept.shape[1] < x.shape[1]:
+        x = x.gather(1, kept[..., None].expand(-1, -1, x.shape[2]))
+    cls = (tower.class_embedding + tower.positional_embedding[0]).to(x.dtype)
+    x = tower.ln_pre(torch.cat([cls.expand(len(x), 1, -1), x], dim=1))
+    visual = tower.ln_post(tower.transformer(x)[:, 0])
+    return visual, visual @ tower.proj
