@@ -72,7 +72,7 @@ def _pipeline_command(name: str, until: str, help_text: str) -> None:
     def command(
         overrides: Overrides = None,
         data: Data = None,
-        config: ConfigName = "demo",
+        config: ConfigName = "pretrain" if name == "pretrain" else "demo",
         storage: StorageUri = "runs",
         tracking_uri: TrackingUri = None,
         address: Address = None,
@@ -89,6 +89,7 @@ for _name, _until, _help in (
     ("saliency", "saliency", "... and compute the person masks (stage 0)."),
     ("prompts", "prompts", "... and learn the text prototypes (stage 1)."),
     ("train", "metric", "... and train the model (stages 1 and 2)."),
+    ("pretrain", "pretrain", "Make weights for a small CLIP from generated people."),
     ("report", "report", "... and evaluate and write the report; nothing is registered."),
 ):
     _pipeline_command(_name, _until, _help)

@@ -94,6 +94,30 @@ def contact_sheet(images: Sequence[Image], captions: Sequence[str], columns: int
     return _stack(lines)
 
 
+def caption_lists(
+    captions: Sequence[str],
+    scores: NDArray[np.float32],
+    right: NDArray[np.bool_],
+    load: Callable[[int], Image],
+    k: int = 10,
+) -> Image:
+    """Each caption over the k pictures of the gallery that it finds first.
+
+    `scores`, `right`: [len(captions), N]. Right pictures have a thick green frame and a tick.
+    """
+    blocks = []
+    for caption, line, hits in zip(captions, scores, right, strict=True):
+        frames = []
+        for item in np.argsort(-line, kind="stable")[:k]:
+            mark, colour, thickness = ("✓ ", RIGHT, 5) if hits[item] else ("", WRONG, 2)
+            frames.append(_Frame(load(int(item)), f"{mark}{line[item]:.2f}", colour, thickness))
+        found = _beside([*map(_framed, frames)])
+        head = np.full((28, found.shape[1], 3), 255, np.uint8)
+        _write(head, caption, baseline=20)
+        blocks.append(_stack([head, found]))
+    return _stack(blocks, gap=GAP)
+
+
 def cmc_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], ranks: int = 20) -> Image:
     """CMC curves, a panel for each query set.
 

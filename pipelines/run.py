@@ -18,6 +18,7 @@ from pipelines.cluster import connect
 from pipelines.embed import features
 from pipelines.evaluate import evaluate_model
 from pipelines.prepare import Source, demo_data, find_data, prepare
+from pipelines.pretrain import captions, pretrain
 from pipelines.register import register
 from pipelines.results import build_report
 from pipelines.saliency import PATCH, saliency
@@ -28,7 +29,17 @@ from pipelines.train import train_metric, train_prompts
 
 log = logging.getLogger(__name__)
 
-STAGES = ("prepare", "saliency", "features", "prompts", "metric", "evaluate", "report", "register")
+STAGES = (
+    "prepare",
+    "saliency",
+    "pretrain",
+    "features",
+    "prompts",
+    "metric",
+    "evaluate",
+    "report",
+    "register",
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,11 @@ def _stages(run: Run, source: Source | None, until: str, model: str | None) -> N
         )
     masks = saliency(run, prepared)
     if until == "saliency":
+        return
+    if until == "pretrain":
+        pretrained = pretrain(run, prepared, masks)
+        evaluated = evaluate_model(run, prepared, run.storage.uri, pretrained.key)
+        captions(run, prepared, pretrained, evaluated)
         return
     cached = features(run, prepared)
     prompts = train_prompts(run, prepared, masks, cached)
@@ -180,6 +196,12 @@ def _result(run: Run) -> dict[str, Any]:
             "weights_sha256": s.summary["weights_sha256"],
             "model": str(run.folder(s) / "model"),
         },
+        "pretrain": lambda s: {
+            "weights": str(run.folder(s) / s.summary["weights"]),
+            "weights_sha256": s.summary["weights_sha256"],
+            "model": str(run.folder(s) / "model"),
+        },
+        "captions": lambda s: {"captions": s.summary["captions"]},
         "evaluate": lambda s: {"metrics": s.summary["metrics"], "masks": s.summary["masks"]},
         "report": lambda s: {"report": run.storage.location(f"{name}/report.html")},
         "register": lambda s: {"model_uri": s.summary["model_uri"]},

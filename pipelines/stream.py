@@ -7,13 +7,14 @@ gets it plans the whole batch from (seed, epoch, step) and makes its share of it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray.data
 from ray.data import ActorPoolStrategy
 
 from dpmpp_core.config import Config
+from dpmpp_core.data.captions import read_captions
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
@@ -30,12 +31,14 @@ class TrainingSet:
         config: the run's configuration.
         storage: URI of the storage.
         prepared, saliency: keys of those stages.
+        section: the configuration's section that says how large a batch is.
     """
 
     config: Config
     storage: str
     prepared: str
     saliency: str
+    section: Literal["metric", "pretrain"] = "metric"
 
     def rows(self) -> tuple[str, list[str], np.ndarray, np.ndarray]:
         """Root, paths, class labels int64 [N] and cameras int64 [N] of the training images."""
@@ -44,13 +47,19 @@ class TrainingSet:
         labels, _ = class_labels(table["pid"].to_numpy())
         return manifest.root, table["path"].to_pylist(), labels, table["camid"].to_numpy()
 
+    def captions(self) -> list[str]:
+        """What is said about each training identity, in the order of the class labels."""
+        root, paths, labels, _ = self.rows()
+        _, first = np.unique(labels, return_index=True)
+        return read_captions(root, [paths[row] for row in first])
+
     def plan(self) -> StepPlan:
         """The identity-balanced batches of every epoch."""
         _, _, labels, camids = self.rows()
         return self._plan(labels, camids)
 
     def _plan(self, labels: np.ndarray, camids: np.ndarray) -> StepPlan:
-        section = self.config.metric
+        section = getattr(self.config, self.section)
         return StepPlan(labels, camids, section.identities, section.images, self.config.seed)
 
     def step_maker(self) -> StepMaker:

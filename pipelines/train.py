@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from dpmpp_core.models.reid import save_model
 from dpmpp_core.tasks.metric import MetricTask
+from dpmpp_core.tasks.pretrain import PretrainTask
 from dpmpp_core.tasks.prompts import PromptTask
 from pipelines.progress import Board, follow
 from pipelines.stage import Run, Stage, stage_key, training_key
@@ -32,7 +33,7 @@ from pipelines.stream import TrainingSet, step_stream
 STATE = "state.pt"
 PROMPT_CHECKPOINTS = 10  # epochs between them; an epoch takes a second
 AHEAD_BYTES = 512 * 2**20  # batches made ahead of training, in the object store
-Task = PromptTask | MetricTask
+Task = PromptTask | MetricTask | PretrainTask
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Job:
     """What a train worker needs, on whatever node it wakes up.
 
     Attributes:
-        kind: `prompts` or `metric`.
+        kind: `prompts`, `metric` or `pretrain`.
         inputs: key of the stage whose files the task starts from: cached features, text prototypes.
         threads: torch threads of a worker.
         board: the progress board's actor handle.
@@ -58,6 +59,9 @@ class Job:
         if self.kind == "prompts":
             cached = load_file(folder / "features.safetensors")
             return PromptTask(config, cached["features"], cached["labels"])
+        if self.kind == "pretrain":
+            captions = self.training_set.captions()
+            return PretrainTask(config, captions, self.training_set.plan().steps_per_epoch)
         texts = load_file(folder / "texts.safetensors")
         steps = self.training_set.plan().steps_per_epoch
         return MetricTask(config, texts["texts"], float(texts["scale"]), steps)
@@ -79,7 +83,7 @@ def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -
 
     def build(folder: Path) -> dict[str, Any]:
         training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key)
-        task, summary = _fit(run, "prompts", training_set, features.key, key, workers=1)
+        task, summary = fit(run, "prompts", training_set, features.key, key, workers=1)
         assert isinstance(task, PromptTask)
         results = task.results()
         save_file(results, folder / "texts.safetensors")
@@ -108,7 +112,7 @@ def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage) -> 
     def build(folder: Path) -> dict[str, Any]:
         training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key)
         workers = run.plan.train_workers
-        task, summary = _fit(run, "metric", training_set, prompts.key, key, workers)
+        task, summary = fit(run, "metric", training_set, prompts.key, key, workers)
         assert isinstance(task, MetricTask)
         facts = {
             "dataset": prepared.summary["dataset_id"],
@@ -122,7 +126,7 @@ def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage) -> 
     return run.stage("metric", identity, build)
 
 
-def _fit(
+def fit(
     run: Run, kind: str, training_set: TrainingSet, inputs: str, key: str, workers: int
 ) -> tuple[Task, dict[str, Any]]:
     """Run the loop on Ray Train, from its last checkpoint if there is one; the trained task."""
@@ -133,7 +137,7 @@ def _fit(
     name = training_key(key)
     storage = run.storage
     datasets: dict[str, Callable[[], ray.data.Dataset]] = {}
-    if kind == "metric":
+    if kind != "prompts":
         data_workers = run.plan.data_workers
 
         def stream() -> ray.data.Dataset:  # called again whenever the worker group starts anew
@@ -200,6 +204,9 @@ def train_loop(settings: dict[str, Any]) -> None:
     job: Job = settings["job"]
     total: int = settings["total"]
     torch.set_num_threads(job.threads)
+    # On CPUs plain attention takes a sixth less time than the fused kernels, whose backward pass
+    # is slow for the few tokens of a person crop.
+    torch.backends.cuda.enable_flash_sdp(get_device().type != "cpu")
     context = ray.train.get_context()
     leader = context.get_world_rank() == 0
     device = get_device()
@@ -213,12 +220,13 @@ def train_loop(settings: dict[str, Any]) -> None:
     if context.get_world_size() > 1:
         model = torch.nn.parallel.DistributedDataParallel(task)
 
-    every = task.config.metric.checkpoint_epochs if job.kind == "metric" else PROMPT_CHECKPOINTS
+    every = _checkpoint_epochs(task)
     sums: dict[str, torch.Tensor] = {}
     clock = _Clock()
     for batch in _batches(task, step):
         clock.waited()
         on_device = {name: value.to(device) for name, value in batch.items()}
+        on_device["step"] = torch.tensor(step)
         figures = _train_step(task, model, optimiser, on_device, step)
         sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()}
         step += 1
@@ -237,6 +245,13 @@ def train_loop(settings: dict[str, Any]) -> None:
                 job.board.figures.remote(epoch, means)
             if epoch % every == 0 or step == total:
                 _report(task, optimiser, step, history, leader)
+
+
+def _checkpoint_epochs(task: Task) -> int:
+    if isinstance(task, PromptTask):
+        return PROMPT_CHECKPOINTS
+    section = task.config.pretrain if isinstance(task, PretrainTask) else task.config.metric
+    return section.checkpoint_epochs
 
 
 def _resume(task: Task, optimiser: torch.optim.Optimizer) -> tuple[int, list[dict[str, float]]]:

@@ -9,6 +9,7 @@ patches only (FLIP, Li et al. 2023), which costs a third and hides what an occlu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -16,12 +17,12 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dpmpp_core.config import Config
+from dpmpp_core.config import Config, DataConfig
 from dpmpp_core.data.plan import Draw, stream
 from dpmpp_core.losses.contrast import caption_contrast, multi_view_contrast
 from dpmpp_core.models.reid import start_clip
 from dpmpp_core.tasks.distributed import gather
-from dpmpp_core.tasks.metric import computes_bf16, normalise_images
+from dpmpp_core.tasks.metric import computes_bf16
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
 
 
@@ -40,7 +41,8 @@ class PretrainTask(nn.Module):
         super().__init__()
         self.config, self.steps_per_epoch = config, steps_per_epoch
         self.clip = start_clip(config)
-        self.register_buffer("tokens", tokenise(config.model.backbone, captions), persistent=False)
+        tokens = open_clip.get_tokenizer(config.model.backbone)(list(captions))
+        self.register_buffer("tokens", tokens, persistent=False)
 
     @property
     def epochs(self) -> int:
@@ -53,14 +55,14 @@ class PretrainTask(nn.Module):
             batch: `images` uint8 [B, H, W, 3]; `labels` int64 [B]; `step` int, the global step.
         """
         section = self.config.pretrain
-        images = normalise_images(batch["images"], self.config.data)
+        images = batch["images"]
         kept = self._kept_patches(int(batch["step"]), len(images)).to(images.device)
         enabled = computes_bf16(images.device)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=enabled):
-            visual, joint = encode_patches(self.clip.visual, images, kept)
+            visual, joint = encode_patches(self.clip.visual, images, kept, self.config.data)
             labels = gather(batch["labels"])
             classes, index = labels.unique(return_inverse=True)
-            text = self.clip.encode_text(self.tokens[classes], normalize=True)
+            text = nn.functional.normalize(self.clip.encode_text(self.tokens[classes]).float(), dim=1)
         spaces = {
             name: nn.functional.normalize(gather(feature.float()), dim=1)
             for name, feature in {"visual": visual, "joint": joint}.items()
@@ -72,9 +74,9 @@ class PretrainTask(nn.Module):
         scale = self.clip.logit_scale.exp().clamp(max=100)
         same = (self.tokens[classes][:, None] == self.tokens[classes][None]).all(dim=2)
         losses["text"] = section.text * caption_contrast(
-            spaces["joint"], text.float(), index, same, scale
+            spaces["joint"], text, index, same, scale
         )
-        correct = (spaces["joint"].detach() @ text.detach().float().T).argmax(dim=1) == index
+        correct = (spaces["joint"].detach() @ text.detach().T).argmax(dim=1) == index
         return losses, {"caption_accuracy": correct.float().mean(), "scale": scale.detach()}
 
     def _kept_patches(self, step: int, images: int) -> Tensor:
@@ -110,29 +112,40 @@ class PretrainTask(nn.Module):
         self.clip.load_state_dict(dict(state))
 
 
-def tokenise(backbone: str, captions: Sequence[str]) -> Tensor:
-    """Token numbers int64 [N, context], each caption between start and end marks."""
-    return open_clip.get_tokenizer(backbone)(list(captions))
+@torch.inference_mode()
+def encode_captions(clip: Any, backbone: str, captions: Sequence[str]) -> Tensor:
+    """Unit text features of captions, float32 [N, P]."""
+    tokenizer = open_clip.get_tokenizer(backbone)
+    parts = [
+        clip.encode_text(tokenizer(list(captions[i : i + 256])), normalize=True)
+        for i in range(0, len(captions), 256)
+    ]
+    return torch.cat(parts).float()
 
 
 def encode_patches(
-    tower: VisionTransformer, images: Tensor, kept: Tensor
+    tower: VisionTransformer, images: Tensor, kept: Tensor, data: DataConfig
 ) -> tuple[Tensor, Tensor]:
-    """Encode some of the patches of each image.
+    """Encode some of the patches of each image; the others are not even normalised.
 
     Args:
-        tower: an open_clip image tower with a class token.
-        images: normalised float [B, 3, H, W].
+        tower: an open_clip image tower with a class token and patches that do not overlap.
+        images: uint8 [B, H, W, 3].
         kept: int64 [B, n], numbers of the patches shown.
 
     Returns:
         class token after the last layer norm [B, D], and its projection [B, P].
     """
-    x = tower.conv1(images).flatten(2).transpose(1, 2)
-    x = x + tower.positional_embedding[1:].to(x.dtype)
-    if kept.shape[1] < x.shape[1]:
-        x = x.gather(1, kept[..., None].expand(-1, -1, x.shape[2]))
+    size, weight = tower.conv1.kernel_size[0], tower.conv1.weight
+    batch, height, width, _ = images.shape
+    patches = images.view(batch, height // size, size, width // size, size, 3)
+    patches = patches.transpose(2, 3).reshape(batch, -1, size * size * 3)
+    shown = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[2])).float()
+    mean, std = (255 * torch.tensor(v, device=images.device) for v in (data.mean, data.std))
+    shown = ((shown.unflatten(2, (-1, 3)) - mean) / std).flatten(2)
+    x = nn.functional.linear(shown, weight.permute(0, 2, 3, 1).flatten(1))
+    x = x + tower.positional_embedding[1:][kept].to(x.dtype)
     cls = (tower.class_embedding + tower.positional_embedding[0]).to(x.dtype)
-    x = tower.ln_pre(torch.cat([cls.expand(len(x), 1, -1), x], dim=1))
+    x = tower.ln_pre(torch.cat([cls.expand(batch, 1, -1), x], dim=1))
     visual = tower.ln_post(tower.transformer(x)[:, 0])
     return visual, visual @ tower.proj

@@ -1,0 +1,118 @@
+"""Pre-training: some patches, two contrasts, captions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dpmpp_core.config import load_config
+from dpmpp_core.data.captions import read_captions
+from dpmpp_core.errors import DataError
+from dpmpp_core.models.encoder import ImageEncoder
+from dpmpp_core.retrieval.captions import caption_retrieval
+from dpmpp_core.tasks.metric import normalise_images
+from dpmpp_core.tasks.pretrain import PretrainTask, encode_captions, encode_patches
+
+CAPTIONS = ["a person in red", "a person in blue", "a person in green", "a person in red"]
+
+
+@pytest.fixture(scope="module")
+def task():
+    config = load_config(
+        "pretrain", ["data.height=64", "data.width=32", "pretrain.epochs=3",
+                     "pretrain.whole_epochs=1"]
+    )  # fmt: skip
+    return PretrainTask(config, CAPTIONS, steps_per_epoch=5)
+
+
+def batch(step=0):
+    images = np.random.default_rng(0).integers(0, 256, (8, 64, 32, 3), np.uint8)
+    labels = torch.arange(4).repeat_interleave(2)
+    return {"images": torch.from_numpy(images), "labels": labels, "step": torch.tensor(step)}
+
+
+def test_all_patches_are_what_the_encoder_sees(task):
+    images = batch()["images"]
+    encoder = ImageEncoder(task.clip.visual, (1, 2, 4, 6)).eval()
+    everything = torch.arange(8).expand(len(images), -1)
+    with torch.inference_mode():
+        visual, joint = encode_patches(task.clip.visual, images, everything, task.config.data)
+        whole = encoder(normalise_images(images, task.config.data))
+        shuffled = everything[:, torch.randperm(8)]
+        again, _ = encode_patches(task.clip.visual, images, shuffled, task.config.data)
+    torch.testing.assert_close(visual, whole.visual, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(joint, whole.joint, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(again, visual, atol=2e-5, rtol=1e-4)
+
+
+def test_hidden_patches_are_not_seen(task):
+    images = batch()["images"]
+    kept = torch.tensor([[0, 3, 5]]).expand(len(images), -1)
+    changed = images.clone()
+    changed[:, 0:16, 16:32] = 0  # patch 1
+    with torch.inference_mode():
+        before, _ = encode_patches(task.clip.visual, images, kept, task.config.data)
+        after, _ = encode_patches(task.clip.visual, changed, kept, task.config.data)
+    assert torch.equal(before, after)
+
+
+def test_patches_are_drawn_by_the_step_and_all_are_shown_at_the_end(task):
+    shares = [task._kept_patches(step, 4).shape[1] for step in (0, 9, 10, 14)]
+    assert shares == [2, 2, 8, 8]
+    assert torch.equal(task._kept_patches(3, 4), task._kept_patches(3, 4))
+    assert not torch.equal(task._kept_patches(10, 4), task._kept_patches(11, 4))
+    assert all(len(set(row)) == 8 for row in task._kept_patches(12, 4).tolist())
+
+
+def test_losses_fall_and_a_checkpoint_gives_the_same_task(task):
+    optimiser = task.optimiser()
+    first = None
+    for _ in range(12):
+        losses, report = task(batch())
+        total = sum(losses.values())
+        first = first or total.item()
+        optimiser.zero_grad()
+        total.backward()
+        task.clip_gradients()
+        optimiser.step()
+    assert set(losses) == {"image_visual", "image_joint", "text"}
+    assert total.item() < first
+    assert 0 <= report["caption_accuracy"] <= 1
+    other = PretrainTask(task.config, CAPTIONS, 5)
+    other.load_trained_state(task.trained_state())
+    with torch.no_grad():
+        expected, _ = task(batch(7))
+        found, _ = other(batch(7))
+    assert {k: v.item() for k, v in found.items()} == {k: v.item() for k, v in expected.items()}
+
+
+def test_captions_are_unit_vectors_and_equal_ones_agree(task):
+    features = encode_captions(task.clip, "dpmpp-small", CAPTIONS)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(features[0], features[3])
+    assert not torch.allclose(features[0], features[1])
+
+
+def test_caption_retrieval_counts_right_answers_among_the_first():
+    scores = np.array([[0.9, 0.1, 0.5], [0.2, 0.3, 0.8]], np.float32)
+    right = np.array([[True, False, False], [False, True, False]])
+    right[1, 2] = False
+    found = caption_retrieval(scores, right | np.array([[False, False, True], [False] * 3]))
+    assert found["caption_to_image"]["recall1"] == 0.5
+    assert found["caption_to_image"]["recall5"] == 1.0
+    assert found["image_to_caption"]["recall1"] == pytest.approx(2 / 3)
+    assert found["caption_to_image"]["chance1"] == pytest.approx(0.5)
+
+
+def test_captions_are_read_by_path_and_missing_ones_are_named(tmp_path):
+    rows = {"path": ["a.jpg", "b.jpg"], "caption": ["red", ""]}
+    pq.write_table(pa.table(rows), tmp_path / "annotations.parquet")
+    assert read_captions(str(tmp_path), ["a.jpg"]) == ["red"]
+    with pytest.raises(DataError, match=r"no caption for b\.jpg"):
+        read_captions(str(tmp_path), ["a.jpg", "b.jpg"])
+    pq.write_table(pa.table({"path": ["a.jpg"]}), tmp_path / "annotations.parquet")
+    with pytest.raises(DataError, match="no columns path and caption"):
+        read_captions(str(tmp_path), ["a.jpg"])
