@@ -148,15 +148,15 @@ class PretrainConfig(Section):
 
     identities: Annotated[int, Field(ge=2)] = Field(64, description="identities a batch (P)")
     images: Annotated[int, Field(ge=2)] = Field(4, description="images an identity (K)")
-    epochs: PositiveInt = 20
-    lr: Positive = 1e-3
+    epochs: PositiveInt = 12
+    lr: Positive = 5e-4
     weight_decay: NonNegative = 0.05
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     kept_patches: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="share of patches that the encoder sees (FLIP)"
     )
     whole_epochs: Annotated[int, Field(ge=0)] = Field(
-        3, description="last epochs, in which the encoder sees all patches"
+        1, description="last epochs, in which the encoder sees all patches"
     )
     temperature: Positive = Field(0.1, description="of the contrast between images")
     text: NonNegative = Field(1.0, description="weight of the contrast with captions")

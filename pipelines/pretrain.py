@@ -111,7 +111,7 @@ def captions(run: Run, prepared: Stage, pretrained: Stage, evaluated: Stage) -> 
             right[rows],
             lambda item: read_image(manifest.root, gallery.paths[item]),
         )
-        save_png(picture, folder / "captions.png")
+        save_png(folder / "captions.png", picture)
         (folder / "captions.json").write_text(json.dumps(figures, indent=2))
         return {"captions": figures}
 

@@ -29,17 +29,7 @@ from pipelines.train import train_metric, train_prompts
 
 log = logging.getLogger(__name__)
 
-STAGES = (
-    "prepare",
-    "saliency",
-    "pretrain",
-    "features",
-    "prompts",
-    "metric",
-    "evaluate",
-    "report",
-    "register",
-)
+STAGES = ("prepare", "saliency", "features", "prompts", "metric", "evaluate", "report", "register")
 
 
 @dataclass(frozen=True)
@@ -129,7 +119,7 @@ def _demo_root(run: Run) -> str:
 def _check(config: Config, options: Options, until: str) -> None:
     """Refuse what would fail later."""
     if options.model is None:
-        if STAGES.index(until) >= STAGES.index("features"):
+        if until == "pretrain" or STAGES.index(until) >= STAGES.index("features"):
             check_weights(config.model)
     elif not (Path(options.model) / "model.json").is_file():
         raise ConfigError(f"--model {options.model}: holds no model.json, not a saved model")
