@@ -18,7 +18,7 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
 from pipelines.cluster import pace
-from pipelines.saliency import load_masks, transfer_grid
+from pipelines.masks import load_masks, transfer_grid
 from pipelines.storage import Storage
 
 
@@ -29,13 +29,14 @@ class TrainingSet:
     Attributes:
         config: the run's configuration.
         storage: URI of the storage.
-        prepared, saliency: keys of those stages.
+        prepared, saliency: keys of those stages; no `saliency` while stage 0 itself trains: its own
+            batch size, nothing mixed, nothing erased.
     """
 
     config: Config
     storage: str
     prepared: str
-    saliency: str
+    saliency: str | None
 
     def rows(self) -> tuple[str, list[str], np.ndarray, np.ndarray]:
         """Root, paths, class labels int64 [N] and cameras int64 [N] of the training images."""
@@ -50,16 +51,20 @@ class TrainingSet:
         return self._plan(labels, camids)
 
     def _plan(self, labels: np.ndarray, camids: np.ndarray) -> StepPlan:
-        section = self.config.metric
+        section = self.config.metric if self.saliency else self.config.saliency
         return StepPlan(labels, camids, section.identities, section.images, self.config.seed)
 
     def step_maker(self) -> StepMaker:
         """What makes the arrays of a step, on the machine that calls this."""
         root, paths, labels, camids = self.rows()
         grid = transfer_grid(self.config)
-        masks = load_masks(Storage(self.storage).fetch(self.saliency), paths, grid)
         plan = self._plan(labels, camids)
         data, augment, occlusion = self.config.data, self.config.augment, self.config.occlusion
+        if self.saliency:
+            masks = load_masks(Storage(self.storage).fetch(self.saliency), paths, grid)
+        else:
+            masks = np.zeros((len(paths), *grid), np.bool_)  # empty masks are never paired
+            augment = augment.model_copy(update={"erase": 0.0})
         return StepMaker(root, paths, labels, camids, masks, plan, data, augment, occlusion, grid)
 
 

@@ -1,4 +1,4 @@
-"""Stages 1 and 2 on Ray Train: one loop for any task."""
+"""Stages 0, 1 and 2 on Ray Train: one loop for any task."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from ray.train.torch import TorchTrainer, get_device
 from safetensors.torch import load_file, save_file
 
 from dpmpp_core.models.reid import save_model
+from dpmpp_core.models.saliency import SaliencyModel
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
+from dpmpp_core.tasks.saliency import SaliencyTask
 from pipelines.progress import Board, follow
 from pipelines.stage import Run, Stage, stage_key, training_key
 from pipelines.storage import Storage
@@ -32,7 +34,7 @@ from pipelines.stream import TrainingSet, step_stream
 STATE = "state.pt"
 PROMPT_CHECKPOINTS = 10  # epochs between them; an epoch takes a second
 AHEAD_BYTES = 512 * 2**20  # batches made ahead of training, in the object store
-Task = PromptTask | MetricTask
+Task = SaliencyTask | PromptTask | MetricTask
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Job:
     """What a train worker needs, on whatever node it wakes up.
 
     Attributes:
-        kind: `prompts` or `metric`.
-        inputs: key of the stage whose files the task starts from: cached features, text prototypes.
+        kind: `saliency`, `prompts` or `metric`.
+        inputs: key of the stage whose files the task starts from: manifest, cached features, text
+            prototypes.
         threads: torch threads of a worker.
         board: the progress board's actor handle.
     """
@@ -58,9 +61,21 @@ class Job:
         if self.kind == "prompts":
             cached = load_file(folder / "features.safetensors")
             return PromptTask(config, cached["features"], cached["labels"])
-        texts = load_file(folder / "texts.safetensors")
         steps = self.training_set.plan().steps_per_epoch
+        if self.kind == "saliency":
+            _, _, labels, _ = self.training_set.rows()
+            return SaliencyTask(config, int(labels.max()) + 1, steps)
+        texts = load_file(folder / "texts.safetensors")
         return MetricTask(config, texts["texts"], float(texts["scale"]), steps)
+
+
+def train_saliency(run: Run, prepared: Stage, key: str) -> tuple[SaliencyModel, dict[str, Any]]:
+    """Stage 0: learn where the person is; the model and a summary for the stage of that key."""
+    training_set = TrainingSet(run.config, run.storage.uri, prepared.key, None)
+    workers = run.plan.train_workers
+    task, summary = _fit(run, "saliency", training_set, prepared.key, key, workers)
+    assert isinstance(task, SaliencyTask)
+    return task.model, summary
 
 
 def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -> Stage:
@@ -133,7 +148,7 @@ def _fit(
     name = training_key(key)
     storage = run.storage
     datasets: dict[str, Callable[[], ray.data.Dataset]] = {}
-    if kind == "metric":
+    if kind != "prompts":
         data_workers = run.plan.data_workers
 
         def stream() -> ray.data.Dataset:  # called again whenever the worker group starts anew
@@ -213,7 +228,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     if context.get_world_size() > 1:
         model = torch.nn.parallel.DistributedDataParallel(task)
 
-    every = task.config.metric.checkpoint_epochs if job.kind == "metric" else PROMPT_CHECKPOINTS
+    every = PROMPT_CHECKPOINTS if job.kind == "prompts" else task.config.metric.checkpoint_epochs
     sums: dict[str, torch.Tensor] = {}
     clock = _Clock()
     for batch in _batches(task, step):
@@ -303,7 +318,7 @@ class _Clock:
 
 
 def _batches(task: Task, step: int) -> Iterable[dict[str, torch.Tensor]]:
-    """Batches from `step` on: prompts plan theirs in memory, Ray Data streams the metric's."""
+    """Batches from `step` on: prompts plan theirs in memory, Ray Data streams the others'."""
     if isinstance(task, PromptTask):
         return task.batches(step)
     return _streamed(step)
