@@ -82,9 +82,24 @@ class ModelConfig(Section):
 
 
 class SaliencyConfig(Section):
-    """Stage 0: where the person is, one bitmask of patches an image."""
+    """Stage 0: where the person is, one bitmask of patches an image (SPT)."""
 
     target_ratio: Probability = Field(0.3, description="share of patches called person (SPT)")
+    provider: Literal["sps", "attention", "spectral", "given"] = Field(
+        "sps",
+        description="sps: learned from identities (SPT); attention: of the starting encoder; "
+        "spectral: no model; given: annotations.parquet or masks/ beside the data",
+    )
+    identities: Annotated[int, Field(ge=2)] = Field(16, description="identities a batch; sps")
+    images: Annotated[int, Field(ge=2)] = Field(4, description="images an identity; sps")
+    epochs: PositiveInt = Field(20, description="sps")
+    encoder_lr: Positive = Field(5e-6, description="sps")
+    lr: Positive = Field(1e-4, description="of the mask head and the classifier; sps")
+    area_weight: NonNegative = Field(50.0, description="of the share's distance to target_ratio")
+    penalty_weight: NonNegative = Field(
+        0.1, description="of identity left in the background, summed over the batch"
+    )
+    triplet_weight: NonNegative = 1.0
 
 
 class PromptsConfig(Section):

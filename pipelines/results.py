@@ -15,6 +15,7 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import Embeddings, top_matches
 from pipelines.evaluate import METRICS_FILE, load_embeddings
+from pipelines.masks import load_masks, transfer_grid
 from pipelines.pictures import (
     cmc_curves,
     contact_sheet,
@@ -24,7 +25,6 @@ from pipelines.pictures import (
     save_png,
 )
 from pipelines.report import Picture, Quarantined, ReportData, StageTime, write_report
-from pipelines.saliency import load_masks, transfer_grid
 from pipelines.stage import Run, Stage
 from pipelines.stream import TrainingSet
 from pipelines.tracking import environment

@@ -17,11 +17,12 @@ from dpmpp_core.models.clip import check_weights, grid_size
 from pipelines.cluster import connect
 from pipelines.embed import features
 from pipelines.evaluate import evaluate_model
+from pipelines.masks import PATCH
 from pipelines.prepare import Source, demo_data, find_data, prepare
 from pipelines.pretrain import captions, pretrain
 from pipelines.register import register
 from pipelines.results import build_report
-from pipelines.saliency import PATCH, saliency
+from pipelines.saliency import saliency
 from pipelines.stage import Run, Stage
 from pipelines.storage import Storage
 from pipelines.tracking import Tracking
@@ -119,7 +120,9 @@ def _demo_root(run: Run) -> str:
 def _check(config: Config, options: Options, until: str) -> None:
     """Refuse what would fail later."""
     if options.model is None:
-        if until == "pretrain" or STAGES.index(until) >= STAGES.index("features"):
+        looks = config.saliency.provider in ("sps", "attention")  # with the starting encoder
+        needing = "saliency" if looks else "features"
+        if until == "pretrain" or STAGES.index(until) >= STAGES.index(needing):
             check_weights(config.model)
     elif not (Path(options.model) / "model.json").is_file():
         raise ConfigError(f"--model {options.model}: holds no model.json, not a saved model")
@@ -128,12 +131,16 @@ def _check(config: Config, options: Options, until: str) -> None:
         raise ConfigError(
             f"data.height and data.width: whole multiples of {PATCH} pixels are needed"
         )
-    workers, identities = config.cluster.train_workers, config.metric.identities
-    if identities % workers:
-        raise ConfigError(
-            f"metric.identities {identities} cannot be shared by cluster.train_workers {workers}: "
-            "make it a multiple"
-        )
+    workers = config.cluster.train_workers
+    shared = {"metric.identities": config.metric.identities}
+    if config.saliency.provider == "sps":
+        shared["saliency.identities"] = config.saliency.identities
+    for key, identities in shared.items():
+        if identities % workers:
+            raise ConfigError(
+                f"{key} {identities} cannot be shared by cluster.train_workers {workers}: "
+                "make it a multiple"
+            )
 
 
 def _tracking(options: Options, storage: Storage) -> tuple[str, str | None]:

@@ -1,4 +1,4 @@
-"""Stage 0: one person mask an image of the training set, made once by Ray Data."""
+"""Stage 0: one person mask an image of the data set, by Ray Data, learned first if asked for."""
 
 from __future__ import annotations
 
@@ -6,78 +6,100 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
-from ray.data import TaskPoolStrategy
+import torch
 
 from dpmpp_core.config import Config
+from dpmpp_core.data.given_masks import GivenMasks, has_true_masks, masks_fingerprint
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import Manifest
-from dpmpp_core.occlusion.saliency import pack_mask, spectral_saliency, unpack_mask
-from pipelines.progress import bar
-from pipelines.stage import Run, Stage
+from dpmpp_core.models.person_masks import person_masks
+from dpmpp_core.models.saliency import SaliencyModel, save_saliency
+from dpmpp_core.occlusion.saliency import mask_iou
+from pipelines.embed import embed
+from pipelines.masks import save_masks, transfer_grid
+from pipelines.stage import Run, Stage, stage_key
+from pipelines.train import train_saliency
 
-FILE = "masks.parquet"  # path: string, mask: binary, np.packbits of the patch grid, row by row
-PATCH = 16  # pixels; the grid of the patch transfer, whatever the encoder's stride
-ROWS = 256  # images a task
+MODEL = "model"  # folder of the learned saliency model in the stage's
 
 
-def transfer_grid(config: Config) -> tuple[int, int]:
-    """Rows and columns of the patches that masks and transfers are made of."""
-    return config.data.height // PATCH, config.data.width // PATCH
+class FindPersons:
+    """Data worker: paths -> masks, with the provider that the configuration names.
+
+    `model` is the object reference of the trained saliency model, for `sps`.
+    """
+
+    def __init__(self, root: str, config: Config, model: ray.ObjectRef | None) -> None:
+        torch.set_num_threads(1)
+        trained: SaliencyModel | None = None if model is None else ray.get(model)
+        self._find = person_masks(config, root, transfer_grid(config), trained)
+        self._root, self._data = root, config.data
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        paths = [str(path) for path in batch["path"]]
+        size = self._data.height, self._data.width
+        images = np.stack([resize(read_image(self._root, path), *size) for path in paths])
+        return {"row": batch["row"], "mask": self._find(images, paths)}
 
 
 def saliency(run: Run, prepared: Stage) -> Stage:
-    """Compute and store the masks of the training images."""
+    """Find and store the person masks of all images: training, queries and gallery."""
     manifest = Manifest.load(run.folder(prepared))
-    section, data = run.config.saliency, run.config.data
-    grid = transfer_grid(run.config)
-    identity = {
-        "dataset": manifest.dataset_id,
-        "saliency": section,
-        "size": [data.height, data.width],
-    }
-
-    def mask_of(path: str) -> npt.NDArray[np.bool_]:
-        image = resize(read_image(manifest.root, path), data.height, data.width)
-        return spectral_saliency(image, grid, section.target_ratio)
-
-    def look(table: pa.Table) -> pa.Table:
-        masks = [mask_of(path) for path in table["path"].to_pylist()]
-        share = [float(mask.mean()) for mask in masks]
-        packed = pa.array([pack_mask(mask) for mask in masks], pa.binary())
-        return pa.table({"path": table["path"], "mask": packed, "share": pa.array(share)})
+    config = run.config
+    grid = transfer_grid(config)
+    identity = _identity(run, manifest)
+    key = stage_key("saliency", identity)
 
     def build(folder: Path) -> dict[str, Any]:
-        paths = manifest.subset("train").select(["path"])
-        tables = [paths.slice(i, ROWS).combine_chunks() for i in range(0, len(paths), ROWS)]
-        dataset = ray.data.from_arrow(tables).map_batches(
-            look,
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=TaskPoolStrategy(size=run.plan.embed_workers),
+        trained, summary = None, {}
+        if config.saliency.provider == "sps":
+            model, summary = train_saliency(run, prepared, key)
+            summary["weights_sha256"] = save_saliency(model, folder / MODEL)
+            trained = ray.put(model)
+        paths = sorted(set(manifest.images["path"].to_pylist()))
+        arguments = (manifest.root, config, trained)
+        columns = embed(
+            paths, FindPersons, arguments, run.plan, config.evaluation.batch, "person masks"
         )
-        parts = []
-        with bar("person masks", len(paths)) as shown:
-            for part in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                parts.append(part)
-                shown.update(sum(map(len, parts)))
-        table = pa.concat_tables(parts).sort_by("path")
-        pq.write_table(table.select(["path", "mask"]), folder / FILE)
-        share = table["share"].to_numpy()
-        return {
-            "images": len(table),
+        masks = columns["mask"].astype(bool)
+        save_masks(folder, paths, masks)
+        share = masks.mean(axis=(1, 2))
+        figures = {
+            "images": len(paths),
             "person_share_mean": float(share.mean()),
             "empty_masks": int((share == 0).sum()),
         }
+        if has_true_masks(manifest.root):
+            truth = GivenMasks(manifest.root, grid)(np.empty(0, np.uint8), paths)
+            figures["iou_with_truth"] = float(mask_iou(masks, truth).mean())
+        return {"provider": config.saliency.provider, **figures, **summary}
 
     return run.stage("saliency", identity, build)
 
 
-def load_masks(folder: Path, paths: list[str], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Masks bool [N, rows, columns] of the images `paths`, in their order."""
-    table = pq.read_table(folder / FILE)
-    packed = dict(zip(table["path"].to_pylist(), table["mask"].to_pylist(), strict=True))
-    return np.stack([unpack_mask(packed[path], grid) for path in paths])
+def _identity(run: Run, manifest: Manifest) -> dict[str, Any]:
+    """What decides the masks: each provider reads another part of the configuration."""
+    config, section = run.config, run.config.saliency
+    identity: dict[str, Any] = {
+        "dataset": manifest.dataset_id,
+        "provider": section.provider,
+        "size": [config.data.height, config.data.width],
+    }
+    if section.provider == "given":
+        return identity | {"masks": masks_fingerprint(manifest.root)}
+    if section.provider == "spectral":
+        return identity | {"target_ratio": section.target_ratio}
+    identity |= {
+        "model": config.model,
+        "seed": config.seed,
+        "colours": [config.data.mean, config.data.std],
+    }
+    if section.provider == "attention":
+        return identity | {"target_ratio": section.target_ratio}
+    return identity | {
+        "saliency": section,
+        "geometry": [config.augment.flip, config.augment.pad],
+        "precision": config.metric.precision,
+        "workers": run.plan.train_workers,
+    }

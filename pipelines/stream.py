@@ -19,7 +19,7 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
 from pipelines.cluster import pace
-from pipelines.saliency import load_masks, transfer_grid
+from pipelines.masks import load_masks, transfer_grid
 from pipelines.storage import Storage
 
 
@@ -30,15 +30,16 @@ class TrainingSet:
     Attributes:
         config: the run's configuration.
         storage: URI of the storage.
-        prepared, saliency: keys of those stages.
+        prepared, saliency: keys of those stages; without masks (stage 0 itself trains) nothing is
+            mixed and nothing erased.
         section: the configuration's section that says how large a batch is.
     """
 
     config: Config
     storage: str
     prepared: str
-    saliency: str
-    section: Literal["metric", "pretrain"] = "metric"
+    saliency: str | None
+    section: Literal["saliency", "metric", "pretrain"] = "metric"
 
     def rows(self) -> tuple[str, list[str], np.ndarray, np.ndarray]:
         """Root, paths, class labels int64 [N] and cameras int64 [N] of the training images."""
@@ -66,9 +67,13 @@ class TrainingSet:
         """What makes the arrays of a step, on the machine that calls this."""
         root, paths, labels, camids = self.rows()
         grid = transfer_grid(self.config)
-        masks = load_masks(Storage(self.storage).fetch(self.saliency), paths, grid)
         plan = self._plan(labels, camids)
         data, augment, occlusion = self.config.data, self.config.augment, self.config.occlusion
+        if self.saliency:
+            masks = load_masks(Storage(self.storage).fetch(self.saliency), paths, grid)
+        else:
+            masks = np.zeros((len(paths), *grid), np.bool_)  # empty masks are never paired
+            augment = augment.model_copy(update={"erase": 0.0})
         return StepMaker(root, paths, labels, camids, masks, plan, data, augment, occlusion, grid)
 
 

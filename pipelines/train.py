@@ -1,4 +1,4 @@
-"""Stages 1 and 2 on Ray Train: one loop for any task."""
+"""Stages 0, 1 and 2 on Ray Train: one loop for any task."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from ray.train.torch import TorchTrainer, get_device
 from safetensors.torch import load_file, save_file
 
 from dpmpp_core.models.reid import save_model
+from dpmpp_core.models.saliency import SaliencyModel
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.pretrain import PretrainTask
 from dpmpp_core.tasks.prompts import PromptTask
+from dpmpp_core.tasks.saliency import SaliencyTask
 from pipelines.progress import Board, follow
 from pipelines.stage import Run, Stage, stage_key, training_key
 from pipelines.storage import Storage
@@ -33,7 +35,7 @@ from pipelines.stream import TrainingSet, step_stream
 STATE = "state.pt"
 PROMPT_CHECKPOINTS = 10  # epochs between them; an epoch takes a second
 AHEAD_BYTES = 512 * 2**20  # batches made ahead of training, in the object store
-Task = PromptTask | MetricTask | PretrainTask
+Task = SaliencyTask | PromptTask | MetricTask | PretrainTask
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,9 @@ class Job:
     """What a train worker needs, on whatever node it wakes up.
 
     Attributes:
-        kind: `prompts`, `metric` or `pretrain`.
-        inputs: key of the stage whose files the task starts from: cached features, text prototypes.
+        kind: `saliency`, `prompts`, `metric` or `pretrain`.
+        inputs: key of the stage whose files the task starts from: manifest, cached features, text
+            prototypes.
         threads: torch threads of a worker.
         board: the progress board's actor handle.
     """
@@ -59,12 +62,23 @@ class Job:
         if self.kind == "prompts":
             cached = load_file(folder / "features.safetensors")
             return PromptTask(config, cached["features"], cached["labels"])
-        if self.kind == "pretrain":
-            captions = self.training_set.captions()
-            return PretrainTask(config, captions, self.training_set.plan().steps_per_epoch)
-        texts = load_file(folder / "texts.safetensors")
         steps = self.training_set.plan().steps_per_epoch
+        if self.kind == "pretrain":
+            return PretrainTask(config, self.training_set.captions(), steps)
+        if self.kind == "saliency":
+            _, _, labels, _ = self.training_set.rows()
+            return SaliencyTask(config, int(labels.max()) + 1, steps)
+        texts = load_file(folder / "texts.safetensors")
         return MetricTask(config, texts["texts"], float(texts["scale"]), steps)
+
+
+def train_saliency(run: Run, prepared: Stage, key: str) -> tuple[SaliencyModel, dict[str, Any]]:
+    """Stage 0: learn where the person is; the model and a summary for the stage of that key."""
+    training_set = TrainingSet(run.config, run.storage.uri, prepared.key, None, "saliency")
+    workers = run.plan.train_workers
+    task, summary = fit(run, "saliency", training_set, prepared.key, key, workers)
+    assert isinstance(task, SaliencyTask)
+    return task.model, summary
 
 
 def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -> Stage:
@@ -318,7 +332,7 @@ class _Clock:
 
 
 def _batches(task: Task, step: int) -> Iterable[dict[str, torch.Tensor]]:
-    """Batches from `step` on: prompts plan theirs in memory, Ray Data streams the metric's."""
+    """Batches from `step` on: prompts plan theirs in memory, Ray Data streams the others'."""
     if isinstance(task, PromptTask):
         return task.batches(step)
     return _streamed(step)

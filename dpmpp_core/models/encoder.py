@@ -62,12 +62,19 @@ class ImageEncoder(nn.Module):
     def joint_width(self) -> int:
         return int(self.tower.proj.shape[1])
 
-    def forward(self, images: Tensor) -> Encoded:
-        """Encode normalised images, float [B, 3, height, width]."""
+    def forward(self, images: Tensor, patch_weights: Tensor | None = None) -> Encoded:
+        """Encode normalised images, float [B, 3, height, width].
+
+        Args:
+            patch_weights: float [B, N], factors on the patch embeddings before positions are added
+                (SPT); None = all one.
+        """
         tower = self.tower
         patches = tower.conv1(images)
         rows, columns = patches.shape[-2:]
         x = patches.flatten(2).transpose(1, 2)
+        if patch_weights is not None:
+            x = x * patch_weights[..., None].to(x.dtype)
         cls = tower.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([cls, x], dim=1) + tower.positional_embedding.to(x.dtype)
         x = tower.ln_pre(tower.patch_dropout(x))

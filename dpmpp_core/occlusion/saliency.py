@@ -1,10 +1,11 @@
-"""Where the person is: a patch mask of a person crop without any trained model (ours).
+"""Where the person is: patch masks, and a way to make one without any trained model (ours).
 
-A soft segmentation in the manner of GrabCut (Rother et al. 2004), small enough for milliseconds.
-An affinity matrix, as spectral segmentation has it (Shi and Malik 2000; its eigenvectors are not
-needed here), compares each pixel of a thumbnail with every other in colour and place. From a prior
-of where people stand in a crop, a pixel's odds of being person are then corrected, a few times
-over, by how much it resembles what is called person so far and what is called background.
+That way is a soft segmentation in the manner of GrabCut (Rother et al. 2004), small enough for
+milliseconds. An affinity matrix, as spectral segmentation has it (Shi and Malik 2000; its
+eigenvectors are not needed here), compares each pixel of a thumbnail with every other in colour and
+place. From a prior of where people stand in a crop, a pixel's odds of being person are then
+corrected, a few times over, by how much it resembles what is called person so far and what is
+called background.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ PLACE_SCALE = 0.2  # of the image's height and width
 EVIDENCE = 1.5  # weight of the likelihood ratio against the prior
 BIAS = 1.0  # log odds against person in the prior: without it the street beside the legs is taken
 ROUNDS = 6
+BLUR = 0.7  # patches; of attention
 SHARE_RANGE = (0.5, 1.7)  # times the target ratio: bounds of the share called person
 
 # Half the width of a person, of the image's width, at heights from the top (0) to the bottom (1).
@@ -57,12 +59,58 @@ def spectral_saliency(
         person = _sigmoid(prior + EVIDENCE * np.log((as_person + 1e-6) / (as_background + 1e-6)))
 
     smooth = cv2.GaussianBlur(person.reshape(height, width), (0, 0), PIXELS / 2)
-    score = smooth.reshape(grid[0], PIXELS, grid[1], PIXELS).mean(axis=(1, 3)).ravel()
-    low, high = SHARE_RANGE
-    share = np.clip(np.mean(score > 0.5), low * target_ratio, min(1.0, high * target_ratio))
-    mask = np.zeros(score.size, np.bool_)
-    mask[np.argsort(-score, kind="stable")[: round(share * score.size)]] = True
-    return mask.reshape(grid)
+    score = smooth.reshape(grid[0], PIXELS, grid[1], PIXELS).mean(axis=(1, 3))
+    return _above(score, 0.5, target_ratio)
+
+
+def attention_saliency(
+    attention: NDArray[np.float32], grid: tuple[int, int], target_ratio: float
+) -> NDArray[np.bool_]:
+    """Patches that the class token attends to, cut by Otsu's threshold (ours).
+
+    The threshold is on its logarithm: a few patches take most of the attention, and a cut in the
+    attention itself leaves little more than those. Slightly blurred, as neighbours are mostly of
+    one kind. The share is bounded as in `spectral_saliency`.
+
+    Args:
+        attention: float32 [gh', gw'], above 0, mean over heads of the attention after softmax.
+        grid: (gh, gw) wanted.
+        target_ratio: in [0, 1].
+
+    Returns:
+        bool [gh, gw], True = person.
+    """
+    smooth = np.log(cv2.GaussianBlur(attention, (0, 0), BLUR))
+    score = resample_area(smooth[None], grid)[0]
+    levels = np.interp(score, (score.min(), score.max()), (0, 255)).astype(np.uint8)
+    cut, _ = cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    return _above(levels, cut, target_ratio)
+
+
+def resample_area(values: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[np.float32]:
+    """Another grid over the same picture: each cell is the mean of the area that it covers (ours).
+
+    Both grids are taken as equal tiles of the whole picture, also that of overlapping patches,
+    whose middles are then at most an eighth of a patch off.
+
+    Args:
+        values: float32 [N, H, W], of patches or pixels.
+        grid: (gh, gw) wanted, coarser or finer.
+
+    Returns:
+        float32 [N, gh, gw]; `values` itself where the grid is theirs.
+    """
+    if values.shape[1:] == grid:
+        return values
+    rows, columns = _shares(values.shape[1], grid[0]), _shares(values.shape[2], grid[1])
+    return np.einsum("ra,nab,cb->nrc", rows, values, columns, optimize=True).astype(np.float32)
+
+
+def mask_iou(masks: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Intersection over union of each bool [N, gh, gw] pair, float64 [N]; two empty masks: 1."""
+    both = (masks & truth).sum(axis=(1, 2))
+    either = (masks | truth).sum(axis=(1, 2))
+    return np.where(either > 0, both / either.clip(1), 1.0)
 
 
 def pack_mask(mask: NDArray[np.bool_]) -> bytes:
@@ -81,6 +129,24 @@ def unpack_mask(data: bytes, grid: tuple[int, int]) -> NDArray[np.bool_]:
         raise ValueError(f"{len(data)} bytes are no mask of {grid[0]}x{grid[1]} patches")
     bits = np.unpackbits(np.frombuffer(data, np.uint8), count=patches)
     return bits.astype(np.bool_).reshape(grid)
+
+
+def _shares(cells: int, wanted: int) -> NDArray[np.float64]:
+    """Share of `cells` equal intervals in each of `wanted` ones, [wanted, cells], rows sum to 1."""
+    edge, new_edge = np.arange(cells + 1) / cells, np.arange(wanted + 1) / wanted
+    start = np.maximum(edge[:-1], new_edge[:-1, None])
+    end = np.minimum(edge[1:], new_edge[1:, None])
+    return (end - start).clip(0) * wanted
+
+
+def _above(score: NDArray, threshold: float, target_ratio: float) -> NDArray[np.bool_]:
+    """The patches of highest score: as many as exceed the threshold, within SHARE_RANGE."""
+    low, high = SHARE_RANGE
+    share = np.clip(np.mean(score > threshold), low * target_ratio, min(1.0, high * target_ratio))
+    mask = np.zeros(score.size, np.bool_)
+    order = np.argsort(-score.ravel().astype(np.float32), kind="stable")
+    mask[order[: round(share * score.size)]] = True
+    return mask.reshape(score.shape)
 
 
 def _resemblance(image: cv2.typing.MatLike) -> NDArray[np.float32]:

@@ -1,0 +1,135 @@
+"""Person masks that come with the data: in `annotations.parquet`, or as pictures below `masks/`."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dpmpp_core.data.demo.generate import ANNOTATIONS, unpack_mask
+from dpmpp_core.data.files import list_files, listing_fingerprint, read_bytes
+from dpmpp_core.data.images import read_image
+from dpmpp_core.errors import DataError
+from dpmpp_core.occlusion.saliency import resample_area
+
+FOLDER = "masks"
+COLUMNS = ["path", "person_mask"]
+
+
+class GivenMasks:
+    """Reads the masks of a data folder (ours).
+
+    `annotations.parquet` is taken if the folder has one: column `path` as in the manifest, column
+    `person_mask` the zlib-packed bits of 256x128 pixels, row by row, as the demo generator writes
+    them. Else each image PATH has a picture `masks/PATH.png` of its own size, person where it is
+    not black: `masks/query/a.jpg.png` for `query/a.jpg`.
+
+    Args:
+        root: the data folder, local or S3.
+        grid: (gh, gw) patches; a patch is person if half of its pixels are.
+
+    Raises:
+        DataError: neither is there, or the table is not of that kind.
+    """
+
+    def __init__(self, root: str, grid: tuple[int, int]) -> None:
+        self._root, self._grid = root, grid
+        self._packed = _read_annotations(root)
+        if self._packed is None and not _has_folder(root):
+            raise DataError(
+                f"saliency.provider=given: {root} has neither {ANNOTATIONS} (columns "
+                f"{', '.join(COLUMNS)}) nor a folder {FOLDER}/ of PNG masks: add one of them or "
+                "choose another provider"
+            )
+
+    def __call__(self, images: NDArray[np.uint8], paths: Sequence[str]) -> NDArray[np.bool_]:
+        """The masks of `paths`, bool [N, gh, gw]; the pictures are not looked at.
+
+        Raises:
+            DataError: an image has no mask, or one of another size; names the file.
+        """
+        read = self._from_folder if self._packed is None else self._from_table
+        masks = [resample_area(read(path)[None], self._grid)[0] for path in paths]
+        return np.stack(masks) >= 0.5
+
+    def _from_table(self, path: str) -> NDArray[np.float32]:
+        assert self._packed is not None
+        packed = self._packed.get(path)
+        if packed is None:
+            raise DataError(
+                f"{ANNOTATIONS} in {self._root} has no person_mask of {path}: add that row, or "
+                "take the image out of the data"
+            )
+        if not _is_packed(packed):
+            raise DataError(
+                f"{ANNOTATIONS} in {self._root}: the person_mask of {path} is not the zlib-packed "
+                "bits of 256x128 pixels: pack it like dpmpp_core.data.demo.generate.pack_mask"
+            )
+        return unpack_mask(packed).astype(np.float32)
+
+    def _from_folder(self, path: str) -> NDArray[np.float32]:
+        name = f"{FOLDER}/{path}.png"
+        try:
+            data = read_bytes(self._root, name)
+        except DataError as error:
+            raise DataError(f"no mask of {path}: {error}; a mask an image is needed") from None
+        mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+        if mask is None:
+            raise DataError(f"{name} in {self._root} does not decode as a picture: write it anew")
+        size = read_image(self._root, path).shape[:2]
+        if mask.shape != size:
+            raise DataError(
+                f"{name} in {self._root} is {mask.shape[0]}x{mask.shape[1]} pixels, its image "
+                f"{size[0]}x{size[1]}: a mask must be as large as its image"
+            )
+        return (mask > 0).astype(np.float32)
+
+
+def has_true_masks(root: str) -> bool:
+    """Whether `annotations.parquet` at the root has masks to measure against."""
+    return _read_annotations(root) is not None
+
+
+def masks_fingerprint(root: str) -> str:
+    """SHA-256 (hex) that changes when the masks of a data folder do."""
+    try:
+        return hashlib.sha256(read_bytes(root, ANNOTATIONS)).hexdigest()
+    except DataError:
+        return listing_fingerprint(list_files(f"{root}/{FOLDER}")) if _has_folder(root) else ""
+
+
+def _read_annotations(root: str) -> dict[str, bytes] | None:
+    """path -> packed mask; None without the file or without the two columns."""
+    try:
+        data = read_bytes(root, ANNOTATIONS)
+    except DataError:
+        return None
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except pa.ArrowException as error:
+        raise DataError(f"{ANNOTATIONS} in {root} is not a Parquet table: {error}") from None
+    if not set(COLUMNS) <= set(table.column_names):
+        return None
+    paths, masks = (table[name].to_pylist() for name in COLUMNS)
+    return {path: mask for path, mask in zip(paths, masks, strict=True) if mask is not None}
+
+
+def _is_packed(packed: bytes) -> bool:
+    """Whether these are the bytes of `pack_mask` of 256x128 pixels."""
+    try:
+        return len(zlib.decompress(packed)) == 256 * 128 // 8
+    except (zlib.error, TypeError):
+        return False
+
+
+def _has_folder(root: str) -> bool:
+    try:
+        return bool(list_files(f"{root}/{FOLDER}").files)
+    except DataError:
+        return False

@@ -1,0 +1,97 @@
+"""The saliency model (SPT, AAAI 2024): which patches carry the identity; its file format."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dpmpp_core.config import DataConfig, ModelConfig
+from dpmpp_core.errors import WeightsError
+from dpmpp_core.models.clip import build_clip
+from dpmpp_core.models.encoder import Encoded, ImageEncoder
+from dpmpp_core.models.reid import weights_sha256
+
+FORMAT = 1
+WEIGHTS_FILE, CARD_FILE = "saliency.safetensors", "saliency.json"
+
+
+class SaliencyModel(nn.Module):
+    """An image encoder, and ONE 1x1 convolution on the patch tokens of its tapped blocks (SPT).
+
+    Args:
+        config, data: sections of the run's configuration; both are stored with the weights.
+        clip: the open_clip model to start from; its image tower is taken over.
+        target_ratio: in (0, 1), the share of the picture that the untrained mask starts near.
+    """
+
+    def __init__(
+        self, config: ModelConfig, data: DataConfig, clip: Any, target_ratio: float = 0.3
+    ) -> None:
+        super().__init__()
+        self.config, self.data = config, data
+        self.encoder = ImageEncoder(clip.visual, config.taps)
+        self.head = nn.Conv2d(len(self.encoder.taps) * self.encoder.width, 1, 1)
+        nn.init.constant_(self.head.bias, math.log(target_ratio / (1 - target_ratio)))
+
+    def forward(self, images: Tensor) -> tuple[Encoded, Tensor]:
+        """Normalised images float [B, 3, H, W] -> what the encoder saw, and M~.
+
+        M~ is float32 [B, rows, columns] in (0, 1) on the encoder's grid, high = person. No gradient
+        flows from it into the tokens that it is read from.
+        """
+        encoded = self.encoder(images)
+        return encoded, self.head(encoded.taps.detach()).squeeze(1).float().sigmoid()
+
+
+def save_saliency(model: SaliencyModel, folder: Path) -> str:
+    """Write `saliency.safetensors` and `saliency.json` into `folder`; the weights' SHA-256."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    digest = weights_sha256(state)
+    card = {
+        "format": FORMAT,
+        "model": model.config.model_dump(mode="json"),
+        "data": model.data.model_dump(mode="json", exclude={"demo", "layout"}),
+        "clip": open_clip.get_model_config(model.config.backbone),
+        "weights_sha256": digest,
+    }
+    save_file(state, folder / WEIGHTS_FILE)
+    (folder / CARD_FILE).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+    return digest
+
+
+def load_saliency(path: str | Path) -> SaliencyModel:
+    """Read what `save_saliency` wrote, in evaluation mode, to mask other pictures with.
+
+    Raises:
+        WeightsError: files missing or damaged, another format, or weights whose hash is not the
+            card's.
+    """
+    folder = Path(path)
+    try:
+        card = json.loads((folder / CARD_FILE).read_text())
+        if card["format"] != FORMAT:
+            raise WeightsError(f"{folder}: format {card['format']}, this code reads {FORMAT}")
+        config = ModelConfig.model_validate(card["model"])
+        data = DataConfig.model_validate(card["data"])
+        state = load_file(folder / WEIGHTS_FILE)
+        digest = card["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, ValidationError, SafetensorError) as error:
+        problem = " ".join(str(error).split())
+        raise WeightsError(f"{folder}: not a saved saliency model: {problem}") from None
+    if weights_sha256(state) != digest:
+        raise WeightsError(f"{folder}/{WEIGHTS_FILE}: its hash is not the one in {CARD_FILE}")
+    with torch.random.fork_rng():
+        clip = build_clip(config, data.height, data.width, load_weights=False)
+        model = SaliencyModel(config, data, clip)
+    model.load_state_dict(state)
+    return model.eval()

@@ -1,0 +1,129 @@
+"""Stage 0: learn where the person is from identity labels alone (SPT, AAAI 2024).
+
+A patch belongs to the person if the identity can be told with it and not without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dpmpp_core.config import Config
+from dpmpp_core.losses.cross_entropy import cross_entropy
+from dpmpp_core.losses.saliency import area_loss, background_penalty
+from dpmpp_core.losses.triplet import batch_hard_triplet
+from dpmpp_core.models.reid import start_clip
+from dpmpp_core.models.saliency import SaliencyModel
+from dpmpp_core.tasks.distributed import gather
+from dpmpp_core.tasks.metric import computes_bf16
+from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
+
+WARMUP_EPOCHS = 1
+WEIGHT_DECAY = 1e-4
+TRIPLET_MARGIN = 0.3
+
+
+class SaliencyTask(nn.Module):
+    """Three passes with shared weights: the whole picture, its person, its background.
+
+    Args:
+        config: the run's configuration.
+        classes: number of training identities.
+        steps_per_epoch: length of the step plan.
+    """
+
+    def __init__(self, config: Config, classes: int, steps_per_epoch: int) -> None:
+        super().__init__()
+        self.config, self.steps_per_epoch = config, steps_per_epoch
+        ratio = config.saliency.target_ratio
+        with torch.random.fork_rng():
+            clip = start_clip(config)
+            torch.manual_seed(config.seed)
+            self.model = SaliencyModel(config.model, config.data, clip, ratio)
+            width = self.model.encoder.width
+            self.neck = nn.BatchNorm1d(width)
+            self.neck.bias.requires_grad_(False)
+            self.classifier = nn.Linear(width, classes, bias=False)
+            nn.init.normal_(self.classifier.weight, std=0.001)
+        self.model.encoder.tower.proj.requires_grad_(False)  # no loss is in the joint space
+
+    @property
+    def epochs(self) -> int:
+        return self.config.saliency.epochs
+
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One step's losses.
+
+        Args:
+            batch: `images` uint8 [B, H, W, 3]; `labels` int64 [B].
+
+        Returns:
+            weighted losses; the accuracy of each pass, and the mask's share and spread.
+        """
+        section = self.config.saliency
+        images = self._normalise(batch["images"])
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16(images.device)):
+            encoded, person = self.model(images)
+            weights = person.flatten(1)
+            kept = self.model.encoder(images, weights).visual
+            rest = self.model.encoder(images, 1 - weights).visual
+        labels, person = gather(batch["labels"]), gather(weights)
+        feature = gather(encoded.visual.float())
+        whole = self._logits(feature)
+        kept, rest = self._logits(gather(kept.float())), self._logits(gather(rest.float()))
+        losses = {
+            "whole": cross_entropy(whole, labels),
+            "person": cross_entropy(kept, labels),
+            "triplet": section.triplet_weight * batch_hard_triplet(feature, labels, TRIPLET_MARGIN),
+            "area": section.area_weight * area_loss(person, section.target_ratio),
+            "background": section.penalty_weight * background_penalty(whole, rest),
+        }
+        passes = {"whole": whole, "person": kept, "background": rest}
+        with torch.no_grad():
+            report = {
+                f"accuracy_{name}": (logits.argmax(dim=1) == labels).float().mean()
+                for name, logits in passes.items()
+            }
+            report["share"] = (person >= 0.5).float().mean()
+            report["undecided"] = ((person > 0.1) & (person < 0.9)).float().mean()
+        return losses, report
+
+    def _logits(self, features: Tensor) -> Tensor:
+        return self.classifier(self.neck(features))
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        data = self.config.data
+        mean = torch.tensor(data.mean, device=images.device) * 255
+        std = torch.tensor(data.std, device=images.device) * 255
+        return ((images - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+    def _bf16(self, device: torch.device) -> bool:
+        precision = self.config.metric.precision
+        return precision == "bf16" or (precision == "auto" and computes_bf16(device))
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        section = self.config.saliency
+        new = [
+            (name, parameter)
+            for name, parameter in self.named_parameters()
+            if not name.startswith("model.encoder.")
+        ]
+        encoder = self.model.encoder.named_parameters()
+        groups = parameter_group(encoder, section.encoder_lr, 1.0, WEIGHT_DECAY)
+        groups += parameter_group(new, section.lr, 1.0, WEIGHT_DECAY)
+        return torch.optim.Adam(groups, fused=True)
+
+    def lr_factor(self, step: int) -> float:
+        return warmup_cosine(step / self.steps_per_epoch, WARMUP_EPOCHS, self.epochs, 0.01)
+
+    def clip_gradients(self) -> None:
+        """Nothing to clip: the losses are bounded or logarithmic."""
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold."""
+        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        self.load_state_dict(dict(state))

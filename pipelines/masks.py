@@ -1,0 +1,34 @@
+"""The file of person masks: what stage 0 leaves and everything after it reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpmpp_core.config import Config
+from dpmpp_core.occlusion.saliency import pack_mask, unpack_mask
+
+FILE = "masks.parquet"  # path: string, mask: binary, np.packbits of the patch grid, row by row
+PATCH = 16  # pixels; the grid of the patch transfer, whatever the encoder's stride
+
+
+def transfer_grid(config: Config) -> tuple[int, int]:
+    """Rows and columns of the patches that masks and transfers are made of."""
+    return config.data.height // PATCH, config.data.width // PATCH
+
+
+def save_masks(folder: Path, paths: list[str], masks: npt.NDArray[np.bool_]) -> None:
+    """Write the masks bool [N, rows, columns] of the images `paths`, ordered by path."""
+    packed = pa.array([pack_mask(mask) for mask in masks], pa.binary())
+    pq.write_table(pa.table({"path": paths, "mask": packed}).sort_by("path"), folder / FILE)
+
+
+def load_masks(folder: Path, paths: list[str], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Masks bool [N, rows, columns] of the images `paths`, in their order."""
+    table = pq.read_table(folder / FILE)
+    packed = dict(zip(table["path"].to_pylist(), table["mask"].to_pylist(), strict=True))
+    return np.stack([unpack_mask(packed[path], grid) for path in paths])
