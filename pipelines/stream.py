@@ -60,7 +60,10 @@ class TrainingSet:
         masks = load_masks(Storage(self.storage).fetch(self.saliency), paths, grid)
         plan = self._plan(labels, camids)
         data, augment, occlusion = self.config.data, self.config.augment, self.config.occlusion
-        return StepMaker(root, paths, labels, camids, masks, plan, data, augment, occlusion, grid)
+        twins = self.config.metric.loss.visibility > 0
+        return StepMaker(
+            root, paths, labels, camids, masks, plan, data, augment, occlusion, grid, twins=twins
+        )
 
 
 class MakeStep:
@@ -73,7 +76,8 @@ class MakeStep:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         step, rank = divmod(int(row["id"]), self._world)
         made = self._maker.make(self._first + step, rank, self._world)
-        return {name: made[name] for name in ("step", "images", "labels", "donor_labels")}
+        wanted = ("step", "images", "labels", "donor_labels", "twins")
+        return {name: made[name] for name in wanted if name in made}
 
 
 def step_stream(
