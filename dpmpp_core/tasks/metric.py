@@ -199,10 +199,11 @@ class MetricTask(nn.Module):
 
     def keep_gradients(self, phase: str) -> None:
         """Drop the gradients of what `phase` leaves alone; clip those of the mask generator."""
-        generator = set(self.model.mask_generator.parameters())
-        for parameter in self.parameters():
-            if phase != "joint" and (parameter in generator) != (phase == "mask"):
+        for name, parameter in self.named_parameters():
+            of_generator = name.startswith("model.mask_generator.")
+            if phase != "joint" and of_generator != (phase == "mask"):
                 parameter.grad = None
+        generator = self.model.mask_generator.parameters()
         nn.utils.clip_grad_norm_(generator, self.config.metric.mask_grad_clip)
 
     def alarms(self, epoch: int, figures: Mapping[str, float]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How stage 2 updates: its passes, what they step, what it watches, what a GPU must not wait for."""
+"""How stage 2 updates: its passes, what they step, what it watches, what no GPU waits for."""
 
 from __future__ import annotations
 
