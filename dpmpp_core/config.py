@@ -156,6 +156,9 @@ class LossConfig(Section):
     arcface_margin: Annotated[float, Field(ge=0, lt=1.57)] = 0.3
     triplet_margin: NonNegative = 0.3
     transfer_temperature: Positive = 0.05
+    visibility: NonNegative = Field(
+        0.0, description="likelihood of the occlusion's errors under the mask, each space (ours)"
+    )
 
 
 class PretrainConfig(Section):
@@ -198,6 +201,21 @@ class MetricConfig(Section):
     )
     checkpoint_epochs: PositiveInt = Field(1, description="epochs between checkpoints")
     loss: LossConfig = LossConfig()
+    update: Literal["joint", "alternating"] = Field(
+        "joint",
+        description="joint (ours): one pass a step; alternating (DPM): a second one for the mask",
+    )
+
+    @model_validator(mode="after")
+    def _learns(self) -> MetricConfig:
+        loss = self.loss
+        of_masks = loss.masked or loss.visibility
+        others = loss.identity or loss.triplet or loss.text
+        if not (loss.masked or others):
+            raise ValueError("loss: identity, masked, triplet or text needs a weight above 0")
+        if self.update == "alternating" and not of_masks:
+            raise ValueError("update alternating needs loss.masked or loss.visibility above 0")
+        return self
 
 
 class EvaluationConfig(Section):

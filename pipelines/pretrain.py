@@ -58,7 +58,9 @@ def pretrain(run: Run, prepared: Stage, saliency: Stage) -> Stage:
         weights.with_suffix(".card.json").write_text(json.dumps(card, indent=2) + "\n")
         clip = build_clip(config.model, config.data.height, config.data.width, load_weights=False)
         clip.load_state_dict(state)
-        save_model(ReidModel(config.model, config.data, clip), folder / "model", {"zero_shot": True})
+        save_model(
+            ReidModel(config.model, config.data, clip), folder / "model", {"zero_shot": True}
+        )
         return {**summary, "weights": weights.name, "weights_sha256": digest}
 
     return run.stage("pretrain", identity, build)

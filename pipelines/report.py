@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
+from dpmpp_core.retrieval.masks import DEAD_MASK
 from pipelines.pictures import loss_curves, png_bytes
 
 Image = NDArray[np.uint8]
@@ -31,7 +32,6 @@ FIGURES = {
 }
 BASELINES = "baselines"
 NONE = "—"
-DEAD_MASK = 0.01
 LISTED = 100
 MISSING: Mapping[str, float] = {}
 
@@ -71,6 +71,7 @@ class ReportData:
     thumbnails: path of a quarantined file -> RGB picture, None where it cannot be decoded.
     pictures: shown in this order.
     history: one mapping an epoch, "epoch" and the losses.
+    warnings: sentences on what went wrong in training.
     """
 
     title: str
@@ -82,6 +83,7 @@ class ReportData:
     thumbnails: Mapping[str, Image | None] = field(default_factory=dict)
     pictures: Sequence[Picture] = ()
     history: Sequence[Mapping[str, float]] = ()
+    warnings: Sequence[str] = ()
 
 
 class Row(NamedTuple):

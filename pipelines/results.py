@@ -75,6 +75,7 @@ def build_report(
                 thumbnails=_thumbnails(manifest, quarantine),
                 pictures=pictures,
                 history=history,
+                warnings=metric.summary["warnings"],
             ),
         )
         return {"pictures": len(pictures)}

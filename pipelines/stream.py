@@ -74,7 +74,10 @@ class TrainingSet:
         else:
             masks = np.zeros((len(paths), *grid), np.bool_)  # empty masks are never paired
             augment = augment.model_copy(update={"erase": 0.0})
-        return StepMaker(root, paths, labels, camids, masks, plan, data, augment, occlusion, grid)
+        twins = self.section == "metric" and self.config.metric.loss.visibility > 0
+        return StepMaker(
+            root, paths, labels, camids, masks, plan, data, augment, occlusion, grid, twins=twins
+        )
 
 
 class MakeStep:
@@ -87,7 +90,8 @@ class MakeStep:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         step, rank = divmod(int(row["id"]), self._world)
         made = self._maker.make(self._first + step, rank, self._world)
-        return {name: made[name] for name in ("step", "images", "labels", "donor_labels")}
+        wanted = ("step", "images", "labels", "donor_labels", "twins")
+        return {name: made[name] for name in wanted if name in made}
 
 
 def step_stream(

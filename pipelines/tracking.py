@@ -130,6 +130,12 @@ class Tracking:
             metrics = [Metric(name, value, now, step) for name, value in values.items()]
             self._open.log_batch(self._stage_run, metrics=metrics)
 
+    def alarm(self, name: str, sentence: str) -> None:
+        """Tag the stage that is under way and the pipeline's run, for a search to find them."""
+        if self._stage_run is not None:
+            for run in (self._stage_run, str(self.run_id)):
+                self._open.set_tag(run, f"dpmpp.{name}", sentence)
+
     def stage_ended(self, stage: Stage) -> None:
         """Record a finished stage; one that this run already recorded is left alone."""
         if self.run_id is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import tempfile
@@ -31,6 +32,8 @@ from pipelines.progress import Board, follow
 from pipelines.stage import Run, Stage, stage_key, training_key
 from pipelines.storage import Storage
 from pipelines.stream import TrainingSet, step_stream
+
+log = logging.getLogger(__name__)
 
 STATE = "state.pt"
 PROMPT_CHECKPOINTS = 10  # epochs between them; an epoch takes a second
@@ -186,12 +189,29 @@ def fit(
             enable_shard_locality=False,
         ),
     )
-    with follow(board, f"{kind} steps", total, run.tracking.figures):
+    with follow(board, f"{kind} steps", total, _watch(run, task)):
         result = _fit_or_stop(trainer)
     state = load_checkpoint(result.checkpoint)
     task.load_trained_state(state["task"])
     storage.delete(name)
-    return task, {"steps": total, "epochs": task.epochs, "history": state["history"]}
+    history = state["history"]
+    warnings = list(task.alarms(history[-1]["epoch"], history[-1]).values()) if history else []
+    return task, {"steps": total, "epochs": task.epochs, "history": history, "warnings": warnings}
+
+
+def _watch(run: Run, task: Task) -> Callable[[int, dict[str, float]], None]:
+    """Takes each epoch's figures to MLflow, and the first alarm of each name to the log too."""
+    raised: set[str] = set()
+
+    def on_figures(epoch: int, figures: dict[str, float]) -> None:
+        run.tracking.figures(epoch, figures)
+        for name, sentence in task.alarms(epoch, figures).items():
+            if name not in raised:
+                raised.add(name)
+                log.warning("training: %s", sentence)
+                run.tracking.alarm(name, sentence)
+
+    return on_figures
 
 
 def _fit_or_stop(trainer: TorchTrainer) -> ray.train.Result:
@@ -232,7 +252,9 @@ def train_loop(settings: dict[str, Any]) -> None:
         return
     model: torch.nn.Module = task
     if context.get_world_size() > 1:
-        model = torch.nn.parallel.DistributedDataParallel(task)
+        model = torch.nn.parallel.DistributedDataParallel(
+            task, find_unused_parameters=not task.updates_all
+        )
 
     every = _checkpoint_epochs(task)
     sums: dict[str, torch.Tensor] = {}
@@ -286,16 +308,19 @@ def _train_step(
     batch: dict[str, torch.Tensor],
     step: int,
 ) -> dict[str, torch.Tensor]:
-    """One update; `model` is the task or its data-parallel wrapper. Losses and report, detached."""
+    """One step; `model` is the task or its data-parallel wrapper. Losses and report, detached."""
     for group in optimiser.param_groups:
         group["lr"] = group["base_lr"] * task.lr_factor(step)
-    losses, report = model(batch)
-    loss = torch.stack(list(losses.values())).sum()
-    optimiser.zero_grad()
-    loss.backward()
-    task.clip_gradients()
-    optimiser.step()
-    return {name: value.detach() for name, value in {"loss": loss, **losses, **report}.items()}
+    figures: dict[str, torch.Tensor] = {}
+    for phase in task.phases:
+        losses, report = model(batch, phase)
+        loss = torch.stack(list(losses.values())).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        task.keep_gradients(phase)
+        optimiser.step()
+        figures = {"loss": loss, **losses, **report} | figures  # the first pass knows most
+    return {name: value.detach() for name, value in figures.items()}
 
 
 def _mean_figures(sums: dict[str, torch.Tensor], steps: int) -> dict[str, float]:

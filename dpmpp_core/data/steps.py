@@ -43,6 +43,7 @@ class StepMaker:
         grid: (gh, gw) patches of the transfer; must divide the image's height and width.
         cache_bytes: at most so many bytes of decoded and resized images are kept; a result never
             depends on it.
+        twins: whether a step also holds its mixed images without their donors.
 
     Raises:
         ConfigError: the grid does not divide the image size.
@@ -62,6 +63,7 @@ class StepMaker:
         occlusion: OcclusionConfig,
         grid: tuple[int, int],
         cache_bytes: int = CACHE_BYTES,
+        twins: bool = False,
     ) -> None:
         if data.height % grid[0] or data.width % grid[1]:
             raise ConfigError(
@@ -76,6 +78,7 @@ class StepMaker:
         self._labels, self._camids, self._masks, self._plan = labels, camids, masks, plan
         self._data, self._augment, self._occlusion = data, augment, occlusion
         self._images = _ImageCache(root, paths, data.height, data.width, cache_bytes)
+        self._twins = twins
 
     def make(self, global_step: int, rank: int = 0, world: int = 1) -> dict[str, NDArray]:
         """The arrays of one rank; b = P * K / world, whole identities, in the order of the ranks.
@@ -89,7 +92,8 @@ class StepMaker:
             donor_labels int64 [b] class index of the donor, -1 = not mixed;
             visible bool [b, gh, gw] patches that show the person (the mask itself if not mixed);
             rows int64 [b] row numbers in the training set;
-            step int64, the global step.
+            step int64, the global step;
+            with `twins` also twins, as images: the mixed ones as they were before, the rest black.
 
         Raises:
             ConfigError: the P identities are not the same number for each rank.
@@ -112,6 +116,7 @@ class StepMaker:
             for i in needed
         }
         images = np.empty((share, self._data.height, self._data.width, 3), np.uint8)
+        twins = np.zeros_like(images) if self._twins else None
         visible = masks[own].copy()
         for k, i in enumerate(items):
             j, shift = int(pairs.donor[i]), int(pairs.shift[i])
@@ -124,6 +129,8 @@ class StepMaker:
                 )
                 images[k] = mixed.transpose(1, 2, 0)
                 visible[k] = visible_patches(masks[i], masks[j], shift)
+                if twins is not None:
+                    twins[k] = augmented[i]
             else:
                 images[k] = self._maybe_erase(augmented[i], epoch, step, i)
             if self._augment.camera:  # one camera records recipient and donor alike
@@ -138,6 +145,7 @@ class StepMaker:
             "visible": visible,
             "rows": rows[own],
             "step": np.array(global_step, np.int64),
+            **({} if twins is None else {"twins": twins}),
         }
 
     def _plan_step(

@@ -22,19 +22,29 @@ def supervised_contrast(anchors: Tensor, others: Tensor, labels: Tensor, scale: 
     return -((logp * positive).sum(dim=1) / positive.sum(dim=1)).mean()
 
 
-def prototype_contrast(prototypes: Tensor, texts: Tensor, temperature: float) -> Tensor:
+def prototype_contrast(
+    prototypes: Tensor, texts: Tensor, temperature: float, labels: Tensor | None = None
+) -> Tensor:
     """-mean_c log softmax_c'(cos(W_c, T_c') / temperature)[c]; no gradient flows to the texts.
 
     Args:
-        prototypes: float [M, D], one a different identity each.
+        prototypes: float [M, D], one an identity.
         texts: float [M, D], the same identities in the same order.
+        labels: int64 [M], the identity of each row, where one may come more than once; it then
+            still counts once. None = all different.
 
     Returns:
         float32 scalar.
     """
     w = nn.functional.normalize(prototypes.float(), dim=1)
     t = nn.functional.normalize(texts.detach().float(), dim=1)
-    return -((w @ t.T) / temperature).log_softmax(dim=1).diagonal().mean()
+    logits = (w @ t.T) / temperature
+    if labels is None:
+        return -logits.log_softmax(dim=1).diagonal().mean()
+    # Weights instead of `unique`, whose size a GPU would have to tell the host.
+    times = (labels[:, None] == labels[None]).sum(dim=1).float()
+    nats = (logits - times.log()).logsumexp(dim=1) - logits.diagonal()
+    return (nats / times).sum() / (1 / times).sum()
 
 
 def multi_view_contrast(features: Tensor, labels: Tensor, temperature: float) -> Tensor:

@@ -24,16 +24,23 @@ def cross_entropy(
         float32 scalar.
     """
     logits = logits.float()
-    classes = logits.shape[1]
-    kept = torch.ones_like(logits, dtype=torch.bool)
-    if ignored is not None:
+    count: int | Tensor = logits.shape[1]
+    if ignored is None:
+        logp = kept = logits.log_softmax(dim=1)
+    else:
         drop = (ignored >= 0) & (ignored != labels)
         index = torch.where(drop, ignored, labels)
-        kept = kept.scatter(1, index[:, None], (~drop)[:, None])
-    logp = logits.masked_fill(~kept, float("-inf")).log_softmax(dim=1)
+        count = count - drop.long()
+        logp = _filled(logits, index, drop, float("-inf")).log_softmax(dim=1)
+        kept = _filled(logp, index, drop, 0.0) if smoothing else logp
     picked = logp.gather(1, labels[:, None]).squeeze(1)
     if not smoothing:
         return -picked.mean()
-    count = kept.sum(dim=1).clamp(max=classes)
-    spread = logp.masked_fill(~kept, 0.0).sum(dim=1) / count
+    spread = kept.sum(dim=1) / count
     return -((1 - smoothing) * picked + smoothing * spread).mean()
+
+
+def _filled(x: Tensor, index: Tensor, where: Tensor, value: float) -> Tensor:
+    """`x` [B, C] with `value` at column index[i] of the rows that `where` marks."""
+    there = x.gather(1, index[:, None]).masked_fill(where[:, None], value)
+    return x.scatter(1, index[:, None], there)

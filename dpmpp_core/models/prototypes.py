@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dpmpp_core.retrieval import masked_similarity
+from dpmpp_core.retrieval.similarity import masked_cosine
 
 
 class Prototypes(nn.Module):
@@ -41,4 +41,4 @@ class Prototypes(nn.Module):
 
     def masked(self, space: str, features: Tensor, masks: Tensor) -> Tensor:
         """Masked cosine [B, C] in [-1, 1], float32: the masks re-weight the prototypes."""
-        return masked_similarity(features.float(), masks.float(), self.weight[space].float())
+        return masked_cosine(features.float(), masks.float(), self.weight[space].float())

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.floating[Any]]
+DEAD_MASK = 0.01  # a std over pictures below this: the same mask for all (ours)
 
 
 @overload

@@ -8,16 +8,19 @@ The query's mask re-weights the other side, which is then normalised again (DPM,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import normalize
 
 Array = Tensor | NDArray[np.floating]
 Spaces = Array | Mapping[str, Array]
 
-# Guards of the two divisions. Their product bounds a gradient, and must stay below 1e38.
+# Guards of the divisions. Their product bounds a gradient, and must stay below 1e38.
 SMALLEST = 1e-24
 VANISHED = 1e-12
 
@@ -66,20 +69,63 @@ def _one_space(space: str, query: Array, mask: Array | None, gallery: Array) -> 
         raise ValueError(
             f"query{_of(space)} has {q.shape[1]} dimensions but gallery has {g.shape[1]}"
         )
-    with torch.autocast(q.device.type, enabled=False):
-        q_hat, g_hat = _unit("query", space, q), _unit("gallery", space, g)
-        if mask is None:
-            return q_hat @ g_hat.T
-        m = _matrix("query_mask", space, mask)
-        if m.shape != q.shape:
-            raise ValueError(
-                f"query_mask{_of(space)} has shape {tuple(m.shape)} but query {tuple(q.shape)}"
-            )
-        m = _scaled_mask(space, m)
-        dtype = torch.promote_types(q_hat.dtype, m.dtype)
-        q_hat, m, g_hat = q_hat.to(dtype), m.to(dtype), g_hat.to(dtype)
-        length = (m.square() @ g_hat.square().T).clamp_min(VANISHED**2).sqrt()
-        return ((q_hat * m) @ g_hat.T) / length
+    q = q / _largest("query", space, q, "is a feature vector of length zero")
+    g = g / _largest("gallery", space, g, "is a feature vector of length zero")
+    if mask is None:
+        with torch.autocast(q.device.type, enabled=False):
+            return normalize(q) @ normalize(g).T
+    m = _matrix("query_mask", space, mask)
+    if m.shape != q.shape:
+        raise ValueError(
+            f"query_mask{_of(space)} has shape {tuple(m.shape)} but query {tuple(q.shape)}"
+        )
+    _largest("query_mask", space, m, "is all zero")
+    _refuse("query_mask", space, (m < 0).any(1), "has a negative value")
+    dtype = torch.promote_types(q.dtype, m.dtype)
+    return masked_cosine(q.to(dtype), m.to(dtype), g.to(dtype))
+
+
+def masked_cosine(query: Tensor, mask: Tensor, gallery: Tensor) -> Tensor:
+    """`masked_similarity` of one space for training: its arguments are taken as they are.
+
+    Nothing is looked at, so a GPU is never waited for.
+
+    Args:
+        query: [Q, D] float32 or float64, whose squares fit the type, as for the gallery.
+        mask: [Q, D], same type, >= 0.
+        gallery: [G, D], same type.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        # The metric ignores the mask's scale, but the squares of a small one would underflow.
+        mask = mask / mask.detach().amax(1, keepdim=True).clamp_min(SMALLEST)
+        return _MaskedCosine.apply(normalize(query), mask, gallery)
+
+
+class _MaskedCosine(torch.autograd.Function):
+    """The closed form and its gradient, with two matrix products an argument and nothing else.
+
+    psi = A / L with A = (q * m) @ g.T and L^2 = (m * m) @ (g * g).T. Lengths of the gallery cancel,
+    so that it is not normalised, and its gradient comes out orthogonal to it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, m: Tensor, g: Tensor) -> Tensor:
+        squares = g.square()
+        inverse = (m.square() @ squares.T).clamp_min_(VANISHED**2).rsqrt_()
+        psi = ((q * m) @ g.T).mul_(inverse)
+        ctx.save_for_backward(q, m, g, squares, inverse, psi)
+        return psi
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, m, g, squares, inverse, psi = ctx.saved_tensors
+        by_product = grad * inverse  # d loss / d A
+        by_square = (by_product * psi).mul_(inverse).neg_()  # 2 d loss / d L^2
+        pulled = by_product @ g
+        grad_m = (by_square @ squares).mul_(m).addcmul_(q, pulled)
+        grad_g = (by_square.T @ m.square()).mul_(g).addmm_(by_product.T, q * m)
+        return pulled.mul_(m), grad_m, grad_g
 
 
 def _by_space(value: Spaces) -> dict[str, Array]:
@@ -100,20 +146,8 @@ def _matrix(name: str, space: str, value: Array) -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
-def _unit(name: str, space: str, x: Tensor) -> Tensor:
-    """Rows at length 1. Divides by the largest entry first: squares then never overflow."""
-    x = x / _largest(name, space, x, "is a feature vector of length zero")
-    return x / x.norm(dim=1, keepdim=True)
-
-
-def _scaled_mask(space: str, m: Tensor) -> Tensor:
-    """Masks with a largest entry of 1: the metric ignores scale, the squares must not underflow."""
-    largest = _largest("query_mask", space, m, "is all zero")
-    _refuse("query_mask", space, (m < 0).any(1), "has a negative value")
-    return m / largest
-
-
 def _largest(name: str, space: str, x: Tensor, when_zero: str) -> Tensor:
+    """Largest size in each row, [N, 1]: divided by it, squares neither overflow nor underflow."""
     largest = x.detach().abs().amax(1, keepdim=True)
     _refuse(name, space, ~largest.isfinite()[:, 0], "has NaN or infinity")
     _refuse(name, space, largest[:, 0] == 0, when_zero)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,20 @@ from dpmpp_core.losses.contrast import prototype_contrast
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.losses.heads import head_diversity
 from dpmpp_core.losses.triplet import batch_hard_triplet
+from dpmpp_core.losses.visibility import visibility_likelihood
 from dpmpp_core.models.prototypes import Prototypes
 from dpmpp_core.models.reid import ReidModel, start_clip
+from dpmpp_core.retrieval.masks import DEAD_MASK
 from dpmpp_core.tasks.distributed import gather
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine, warmup_steps
 
 
 class MetricTask(nn.Module):
-    """All losses of stage 2 in one pass (the `joint` schedule).
+    """All losses of stage 2.
+
+    With `metric.update: joint` a step is one pass that updates everything. With `alternating` (DPM)
+    it is two over the same batch: `model` updates all but the mask generator, then `mask` the
+    generator alone, by the losses that read its masks.
 
     Args:
         config: the run's configuration.
@@ -30,6 +37,8 @@ class MetricTask(nn.Module):
     """
 
     texts: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, config: Config, texts: Tensor, scale: float, steps_per_epoch: int) -> None:
         super().__init__()
@@ -41,63 +50,88 @@ class MetricTask(nn.Module):
             self.prototypes = Prototypes(len(texts), self.model.spaces)
         self.prototypes.init_from_text("joint", texts)
         self.register_buffer("texts", texts.float())
+        mean, std = (255 * torch.tensor(value) for value in (config.data.mean, config.data.std))
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
 
     @property
     def epochs(self) -> int:
         return self.config.metric.epochs
 
-    def forward(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One step's losses.
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The passes of one step, in order."""
+        return ("model", "mask") if self.config.metric.update == "alternating" else ("joint",)
+
+    @property
+    def updates_all(self) -> bool:
+        """Whether every pass gives every parameter a gradient."""
+        return self.phases == ("joint",) and self.config.metric.loss.masked > 0
+
+    def forward(
+        self, batch: Mapping[str, Tensor], phase: str = "joint"
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses of one pass. One of weight 0 is neither computed nor returned.
 
         Args:
             batch: `images` uint8 [B, H, W, 3]; `labels` int64 [B]; `donor_labels` int64 [B], the
-                class of the person whose scene hides the sample, -1 = none.
+                class of the person whose scene hides the sample, -1 = none; with a visibility
+                loss also `twins`, the images without that scene (read where there is a donor).
+            phase: one of `phases`.
 
         Returns:
             weighted losses, and the mask figures and accuracy.
         """
-        weights = self.config.metric.loss
-        images = normalise_images(batch["images"], self.config.data)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16(images.device)):
-            encoded, masks = self.model(images)
-        block11 = gather(encoded.block11.float())
-        features = {
-            "visual": gather(encoded.visual.float()),
-            "joint": gather(encoded.joint.float()),
-        }
-        masks = {name: gather(mask) for name, mask in masks.items()}
         labels, donors = gather(batch["labels"]), gather(batch["donor_labels"])
+        frozen = torch.no_grad() if phase == "mask" else nullcontext()
+        with self._autocast():
+            with frozen:
+                encoded = self.model.encoder(self._normalise(batch["images"]))
+            masks = self.model.mask_generator(encoded.taps)
+        with frozen:
+            own = {"visual": encoded.visual.float(), "joint": encoded.joint.float()}
+            features = {name: gather(feature) for name, feature in own.items()}
+            necked = {name: self.model.necks[name](feature) for name, feature in features.items()}
+        masks = {name: gather(mask) for name, mask in masks.items()}
+        report = {
+            f"mask_{name}_{key}": figure
+            for name, mask in masks.items()
+            for key, figure in mask_figures(mask).items()
+        }
 
-        losses = {"heads": weights.heads * head_diversity(encoded.heads)}
-        report: dict[str, Tensor] = {}
-        margin = weights.triplet_margin
-        triplet = batch_hard_triplet(block11, labels, margin, donors)
-        for name, feature in features.items():
-            triplet = triplet + batch_hard_triplet(feature, labels, margin, donors)
-            plain, masked, correct = self._identity(name, feature, masks[name], labels, donors)
-            losses[f"identity_{name}"] = weights.identity * plain
-            losses[f"masked_{name}"] = weights.masked * masked
-            report[f"accuracy_{name}"] = correct
-            report |= {f"mask_{name}_{key}": v for key, v in mask_figures(masks[name]).items()}
-        losses["triplet"] = weights.triplet * triplet
-        losses["text"] = weights.text * self._text(features["joint"], labels, donors)
-        losses["text_transfer"] = weights.text_transfer * self._text_transfer(labels)
-        return losses, report
-
-    def _identity(
-        self, space: str, features: Tensor, masks: Tensor, labels: Tensor, donors: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
         weights = self.config.metric.loss
-        necked = self.model.necks[space](features)
-        plain = self.prototypes.plain(space, necked)
-        cosine = self.prototypes.masked(space, necked, masks)
-        arc = arcface_logits(cosine, labels, weights.arcface_scale, weights.arcface_margin)
-        correct = (cosine.detach().argmax(dim=1) == labels).float().mean()
-        return (
-            cross_entropy(plain, labels, weights.label_smoothing, donors),
-            cross_entropy(arc, labels, 0.0, donors),
-            correct,
-        )
+        losses: dict[str, Tensor] = {}
+        if weights.masked:
+            for name, feature in necked.items():
+                cosine = self.prototypes.masked(name, feature, masks[name])
+                arc = arcface_logits(cosine, labels, weights.arcface_scale, weights.arcface_margin)
+                losses[f"masked_{name}"] = weights.masked * cross_entropy(arc, labels, 0.0, donors)
+                report[f"accuracy_{name}"] = _accuracy(cosine, labels)
+        if weights.visibility and phase != "model":
+            errors = self._occlusion_errors(batch, own)
+            for name, mask in masks.items():
+                likelihood = visibility_likelihood(mask, gather(errors[name]), donors >= 0)
+                losses[f"visibility_{name}"] = weights.visibility * likelihood
+        if phase == "mask":
+            return losses, report
+        if weights.identity:
+            for name, feature in necked.items():
+                logits = self.prototypes.plain(name, feature)
+                loss = cross_entropy(logits, labels, weights.label_smoothing, donors)
+                losses[f"identity_{name}"] = weights.identity * loss
+                report.setdefault(f"accuracy_{name}", _accuracy(logits, labels))
+        if weights.triplet:
+            compared = (gather(encoded.block11.float()), *features.values())
+            margin = weights.triplet_margin
+            triplets = [batch_hard_triplet(f, labels, margin, donors) for f in compared]
+            losses["triplet"] = weights.triplet * torch.stack(triplets).sum()
+        if weights.text:
+            losses["text"] = weights.text * self._text(features["joint"], labels, donors)
+        if weights.text_transfer:
+            losses["text_transfer"] = weights.text_transfer * self._text_transfer(labels)
+        if weights.heads:
+            losses["heads"] = weights.heads * head_diversity(encoded.heads)
+        return losses, report
 
     def _text(self, joint: Tensor, labels: Tensor, donors: Tensor) -> Tensor:
         if self.config.model.normalise_text:
@@ -107,14 +141,37 @@ class MetricTask(nn.Module):
 
     def _text_transfer(self, labels: Tensor) -> Tensor:
         """Prototypes of the batch's identities against their texts, in both spaces (ours)."""
-        classes = labels.unique()
-        texts = self.texts[classes]
+        texts, weight = self.texts[labels], self.prototypes.weight
         temperature = self.config.metric.loss.transfer_temperature
-        weight = self.prototypes.weight
-        projected = weight["visual"][classes] @ self.model.encoder.tower.proj.float()
-        return prototype_contrast(weight["joint"][classes], texts, temperature) + (
-            prototype_contrast(projected, texts, temperature)
+        projected = weight["visual"][labels] @ self.model.encoder.tower.proj.float()
+        return prototype_contrast(weight["joint"][labels], texts, temperature, labels) + (
+            prototype_contrast(projected, texts, temperature, labels)
         )
+
+    @torch.no_grad()
+    def _occlusion_errors(
+        self, batch: Mapping[str, Tensor], features: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Squared differences of unit features behind the neck, image - twin; 0 where not mixed."""
+        rows = (batch["donor_labels"] >= 0).nonzero()[:, 0]
+        errors = {name: torch.zeros_like(feature) for name, feature in features.items()}
+        if len(rows) == 0:
+            return errors
+        with self._autocast():
+            twins = self.model.encoder(self._normalise(batch["twins"][rows]))
+        for name, twin in (("visual", twins.visual.float()), ("joint", twins.joint.float())):
+            neck = self.model.necks[name]
+            seen, clean = (_behind(neck, feature) for feature in (features[name][rows], twin))
+            errors[name][rows] = (seen - clean).square()
+        return errors
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        pixels = (images - self.pixel_mean) / self.pixel_std
+        return pixels.permute(0, 3, 1, 2).contiguous()
+
+    def _autocast(self) -> torch.autocast:
+        device = self.texts.device
+        return torch.autocast(device.type, torch.bfloat16, enabled=self._bf16(device))
 
     def _bf16(self, device: torch.device) -> bool:
         precision = self.config.metric.precision
@@ -140,9 +197,32 @@ class MetricTask(nn.Module):
             return warmup_cosine(epoch, section.warmup_epochs, section.epochs, 0.01)
         return warmup_steps(epoch, section.warmup_epochs, section.milestones, section.gamma)
 
-    def clip_gradients(self) -> None:
-        limit = self.config.metric.mask_grad_clip
-        nn.utils.clip_grad_norm_(self.model.mask_generator.parameters(), limit)
+    def keep_gradients(self, phase: str) -> None:
+        """Drop the gradients of what `phase` leaves alone; clip those of the mask generator."""
+        for name, parameter in self.named_parameters():
+            of_generator = name.startswith("model.mask_generator.")
+            if phase != "joint" and of_generator != (phase == "mask"):
+                parameter.grad = None
+        generator = self.model.mask_generator.parameters()
+        nn.utils.clip_grad_norm_(generator, self.config.metric.mask_grad_clip)
+
+    def alarms(self, epoch: int, figures: Mapping[str, float]) -> dict[str, str]:
+        """What is wrong with an epoch's mean figures, by name; each says what it means.
+
+        A mask that differs less than `DEAD_MASK` between pictures is dead once warm-up and half
+        of the training are over; before that it may still wake.
+        """
+        section = self.config.metric
+        trained = section.loss.masked or section.loss.visibility
+        if not trained or epoch <= max(section.warmup_epochs, section.epochs / 2):
+            return {}
+        return {
+            f"dead_mask_{space}": f"dead mask in the {space} space: std over pictures {std:.4f} in "
+            f"epoch {epoch} of {section.epochs} (alive: {DEAD_MASK} or more); it weights all "
+            "queries alike, so another query's mask would do as well"
+            for space in self.model.spaces
+            if (std := figures[f"mask_{space}_std_samples"]) < DEAD_MASK
+        }
 
     def trained_state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""
@@ -165,6 +245,22 @@ def computes_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported()
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, test, bool)() for test in tests)
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.detach().argmax(dim=1) == labels).float().mean()
+
+
+def _behind(neck: nn.Module, features: Tensor) -> Tensor:
+    """Unit features behind a batch-norm neck as retrieval sees them, with its running statistics.
+
+    The neck itself is not touched, whether it is in training or not.
+    """
+    assert isinstance(neck, nn.BatchNorm1d)
+    scaled = nn.functional.batch_norm(
+        features, neck.running_mean, neck.running_var, neck.weight, neck.bias, eps=neck.eps
+    )
+    return nn.functional.normalize(scaled, dim=1)
 
 
 @torch.no_grad()

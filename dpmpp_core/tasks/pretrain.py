@@ -62,7 +62,9 @@ class PretrainTask(nn.Module):
             visual, joint = encode_patches(self.clip.visual, images, kept, self.config.data)
             labels = gather(batch["labels"])
             classes, index = labels.unique(return_inverse=True)
-            text = nn.functional.normalize(self.clip.encode_text(self.tokens[classes]).float(), dim=1)
+            text = nn.functional.normalize(
+                self.clip.encode_text(self.tokens[classes]).float(), dim=1
+            )
         spaces = {
             name: nn.functional.normalize(gather(feature.float()), dim=1)
             for name, feature in {"visual": visual, "joint": joint}.items()
@@ -73,9 +75,7 @@ class PretrainTask(nn.Module):
         }
         scale = self.clip.logit_scale.exp().clamp(max=100)
         same = (self.tokens[classes][:, None] == self.tokens[classes][None]).all(dim=2)
-        losses["text"] = section.text * caption_contrast(
-            spaces["joint"], text, index, same, scale
-        )
+        losses["text"] = section.text * caption_contrast(spaces["joint"], text, index, same, scale)
         correct = (spaces["joint"].detach() @ text.detach().T).argmax(dim=1) == index
         return losses, {"caption_accuracy": correct.float().mean(), "scale": scale.detach()}
 

@@ -61,7 +61,13 @@ class PromptTask(nn.Module):
             for step in range(max(0, start - epoch * per_epoch), per_epoch):
                 yield {"rows": torch.from_numpy(order[step * size : (step + 1) * size])}
 
-    def forward(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    phases = ("joint",)
+    """One pass a step, which updates all there is."""
+    updates_all = True
+
+    def forward(
+        self, batch: Mapping[str, Tensor], phase: str = "joint"
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """`rows` int64 [B] -> losses `image_to_text` and `text_to_image`."""
         labels = self.labels[batch["rows"]]
         image = self.features[batch["rows"]]
@@ -93,8 +99,12 @@ class PromptTask(nn.Module):
         with torch.no_grad():
             self.prompts.tokens.copy_(state["tokens"])
 
-    def clip_gradients(self) -> None:
-        """Nothing to clip: one tensor under Adam."""
+    def keep_gradients(self, phase: str) -> None:
+        """Nothing to drop and nothing to clip: one tensor under Adam."""
+
+    def alarms(self, epoch: int, figures: Mapping[str, float]) -> dict[str, str]:
+        """Nothing to watch."""
+        return {}
 
     @torch.no_grad()
     def results(self) -> dict[str, Tensor]:

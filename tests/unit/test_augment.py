@@ -76,7 +76,9 @@ def test_erasing_fills_one_rectangle_of_the_stated_area(seed):
 def test_another_camera_changes_colours_by_its_strength_and_only_by_the_seed():
     image = np.random.default_rng(0).integers(0, 256, (64, 32, 3), np.uint8)
     kept = image.copy()
-    assert np.abs(another_camera(image, 0.0, np.random.default_rng(1)).astype(int) - image).max() <= 1
+    assert (
+        np.abs(another_camera(image, 0.0, np.random.default_rng(1)).astype(int) - image).max() <= 1
+    )
     changes = []
     for strength in (0.2, 1.0):
         out = [another_camera(image, strength, np.random.default_rng(s)) for s in range(40)]

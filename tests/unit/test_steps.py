@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     return root
 
 
-def maker(folder, occlusion=BOUNDS, augment=None, cache_bytes=2**20, seed=7):
+def maker(folder, occlusion=BOUNDS, augment=None, cache_bytes=2**20, seed=7, twins=False):
     labels, camids = np.arange(30) % 6, np.arange(30) % 5
     masks = np.random.default_rng(1).random((30, *GRID)) < 0.7
     return StepMaker(
@@ -41,6 +41,7 @@ def maker(folder, occlusion=BOUNDS, augment=None, cache_bytes=2**20, seed=7):
         occlusion=occlusion,
         grid=GRID,
         cache_bytes=cache_bytes,
+        twins=twins,
     )
 
 
@@ -160,6 +161,20 @@ def test_only_images_that_were_not_mixed_are_erased(folder):
         same = (left["images"] == right["images"]).all(axis=(1, 2, 3))
         assert np.array_equal(same, left["donor_labels"] >= 0)
         assert np.array_equal(left["visible"], right["visible"])
+
+
+def test_twins_are_the_mixed_images_before_they_were_mixed(folder):
+    never = BOUNDS.model_copy(update={"probability": 0.0})
+    clean = maker(folder, never, AugmentConfig(erase=0))
+    seen = 0
+    for global_step in range(4):
+        made = maker(folder, twins=True).make(global_step)
+        twins, mixed = made.pop("twins"), made["donor_labels"] >= 0
+        assert_same(made, maker(folder).make(global_step))
+        assert not twins[~mixed].any()
+        assert np.array_equal(twins[mixed], clean.make(global_step)["images"][mixed])
+        seen += mixed.sum()
+    assert seen > 5
 
 
 def test_a_missing_image_is_named(folder):

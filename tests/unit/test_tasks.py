@@ -69,7 +69,7 @@ def same_state(a, b):
 @pytest.mark.parametrize("donors", [True, False])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_metric_losses_are_finite_and_so_are_the_figures(donors, precision):
-    task = metric_task(f"metric.precision={precision}").train()
+    task = metric_task(f"metric.precision={precision}", "metric.loss.triplet=1").train()
     losses, report = task(metric_batch(donors))
     assert set(losses) == {
         "heads", "triplet", "text", "text_transfer",
@@ -118,14 +118,14 @@ def test_metric_loss_falls_on_one_batch():
         course.append(total(losses).item())
         optimiser.zero_grad()
         total(losses).backward()
-        task.clip_gradients()
+        task.keep_gradients("joint")
         optimiser.step()
     assert course[-1] < 0.7 * course[0]
     assert report["accuracy_visual"] == 1 and report["mask_visual_std_samples"] > 0
 
 
-def test_a_loss_weight_scales_its_own_loss():
-    whole, _ = metric_task().eval()(metric_batch())
+def test_a_loss_weight_scales_its_own_loss_and_zero_leaves_it_out():
+    whole, _ = metric_task("metric.loss.triplet=1").eval()(metric_batch())
     for key, names in {
         "identity": ["identity_visual", "identity_joint"],
         "masked": ["masked_visual", "masked_joint"],
@@ -134,11 +134,18 @@ def test_a_loss_weight_scales_its_own_loss():
         "text_transfer": ["text_transfer"],
         "heads": ["heads"],
     }.items():
-        weight = getattr(config().metric.loss, key)
-        doubled, _ = metric_task(f"metric.loss.{key}={2 * weight}").eval()(metric_batch())
-        for name, loss in whole.items():
-            expected = 2 * loss if name in names else loss
-            torch.testing.assert_close(doubled[name], expected)
+        weight = 1.0 if key == "triplet" else getattr(config().metric.loss, key)
+        for factor in (2, 0):
+            changed = ["metric.loss.triplet=1", f"metric.loss.{key}={factor * weight}"]
+            losses, report = metric_task(*changed).eval()(metric_batch())
+            expected = {
+                name: factor * loss if name in names else loss
+                for name, loss in whole.items()
+                if factor or name not in names
+            }
+            assert losses.keys() == expected.keys() and "accuracy_joint" in report
+            for name, loss in losses.items():
+                torch.testing.assert_close(loss, expected[name])
 
 
 def test_metric_task_starts_from_its_seed_and_the_texts_alone():
@@ -165,7 +172,7 @@ def test_clipping_bounds_the_mask_generator_alone():
     task = metric_task("metric.mask_grad_clip=0.5")
     for parameter in task.parameters():
         parameter.grad = torch.ones_like(parameter)
-    task.clip_gradients()
+    task.keep_gradients("joint")
     norm = torch.stack([p.grad.norm() for p in task.model.mask_generator.parameters()]).norm()
     assert norm == pytest.approx(0.5, rel=1e-3)
     assert all((p.grad == 1).all() for p in task.model.encoder.parameters())

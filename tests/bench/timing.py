@@ -1,0 +1,53 @@
+"""Times of rival implementations in one run, fair to each on a machine that others use too."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from dpmpp_core.tasks.metric import computes_bf16
+from pipelines.tracking import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleaved(variants: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, ABAB..., after one call of each to warm up.
+
+    On one thread processor time, which leaves out what other processes take; on more wall time.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for i in range(rounds + 1):
+        for name, call in variants.items():
+            start = clock()
+            call()
+            if i:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def write(name: str, command: str, lines: list[str]) -> None:
+    """Write and print `results/NAME.md`: command, versions, machine class, then `lines`."""
+    packages = environment()["packages"]
+    versions = ", ".join(f"{key} {packages[key]}" for key in ("torch", "open_clip_torch", "numpy"))
+    bf16 = "bf16 arithmetic" if computes_bf16(torch.device("cpu")) else "no bf16 arithmetic"
+    threads = torch.get_num_threads()
+    clock = "processor time" if threads == 1 else "wall time"
+    head = [
+        f"# {name}",
+        "",
+        f"`{command}`; {date.today().isoformat()}. Python {platform.python_version()}, {versions}; "
+        f"{environment()['cpus']}-core {platform.machine()} CPU, {bf16}; {threads} thread(s), "
+        f"{clock}, variants in turn (ABAB...), least and median of the calls.",
+        "",
+    ]
+    text = "\n".join([*head, *lines]) + "\n"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)
+    print(text)
