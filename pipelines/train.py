@@ -41,7 +41,8 @@ class Job:
 
     Attributes:
         kind: `prompts` or `metric`.
-        inputs: key of the stage whose files the task starts from: cached features, text prototypes.
+        inputs: key of the stage whose files the task starts from: cached features, text prototypes;
+            empty for a backbone without text.
         threads: torch threads of a worker.
         board: the progress board's actor handle.
     """
@@ -54,13 +55,18 @@ class Job:
 
     def task(self) -> Task:
         config = self.training_set.config
-        folder = Storage(self.training_set.storage).fetch(self.inputs)
         if self.kind == "prompts":
-            cached = load_file(folder / "features.safetensors")
+            cached = self._load("features.safetensors")
             return PromptTask(config, cached["features"], cached["labels"])
-        texts = load_file(folder / "texts.safetensors")
         steps = self.training_set.plan().steps_per_epoch
+        if not self.inputs:
+            labels = self.training_set.rows()[2]
+            return MetricTask(config, torch.zeros(int(labels.max()) + 1, 0), 1.0, steps)
+        texts = self._load("texts.safetensors")
         return MetricTask(config, texts["texts"], float(texts["scale"]), steps)
+
+    def _load(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(Storage(self.training_set.storage).fetch(self.inputs) / name)
 
 
 def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -> Stage:
@@ -88,13 +94,17 @@ def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -
     return run.stage("prompts", identity, build)
 
 
-def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage) -> Stage:
-    """Stage 2: learn encoder, mask generator and prototypes; leaves the model folder."""
+def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage | None) -> Stage:
+    """Stage 2: learn encoder, mask generator and prototypes; leaves the model folder.
+
+    Without `prompts` for a backbone without text.
+    """
     config = run.config
+    inputs = prompts.key if prompts else ""
     identity = {
         "dataset": prepared.summary["dataset_id"],
         "saliency": saliency.key,
-        "prompts": prompts.key,
+        "prompts": inputs,
         "model": config.model,
         "metric": config.metric,
         "augment": config.augment,
@@ -108,7 +118,7 @@ def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage) -> 
     def build(folder: Path) -> dict[str, Any]:
         training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key)
         workers = run.plan.train_workers
-        task, summary = _fit(run, "metric", training_set, prompts.key, key, workers)
+        task, summary = _fit(run, "metric", training_set, inputs, key, workers)
         assert isinstance(task, MetricTask)
         facts = {
             "dataset": prepared.summary["dataset_id"],

@@ -14,7 +14,7 @@ from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.losses.heads import head_diversity
 from dpmpp_core.losses.triplet import batch_hard_triplet
 from dpmpp_core.models.prototypes import Prototypes
-from dpmpp_core.models.reid import ReidModel, start_clip
+from dpmpp_core.models.reid import ReidModel, features_of, start_clip
 from dpmpp_core.tasks.distributed import gather
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine, warmup_steps
 
@@ -24,7 +24,8 @@ class MetricTask(nn.Module):
 
     Args:
         config: the run's configuration.
-        texts: float32 [C, P], text prototypes of stage 1.
+        texts: float32 [C, P], text prototypes of stage 1; [C, 0] for a backbone without text,
+            whose losses in the `joint` space and with text are left out.
         scale: factor on image-text products, from stage 1.
         steps_per_epoch: length of the step plan.
     """
@@ -39,7 +40,8 @@ class MetricTask(nn.Module):
             torch.manual_seed(config.seed)
             self.model = ReidModel(config.model, config.data, clip)
             self.prototypes = Prototypes(len(texts), self.model.spaces)
-        self.prototypes.init_from_text("joint", texts)
+        if "joint" in self.model.spaces:
+            self.prototypes.init_from_text("joint", texts)
         self.register_buffer("texts", texts.float())
 
     @property
@@ -61,14 +63,13 @@ class MetricTask(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16(images.device)):
             encoded, masks = self.model(images)
         block11 = gather(encoded.block11.float())
-        features = {
-            "visual": gather(encoded.visual.float()),
-            "joint": gather(encoded.joint.float()),
-        }
+        features = {name: gather(f) for name, f in features_of(encoded).items()}
         masks = {name: gather(mask) for name, mask in masks.items()}
         labels, donors = gather(batch["labels"]), gather(batch["donor_labels"])
 
-        losses = {"heads": weights.heads * head_diversity(encoded.heads)}
+        losses: dict[str, Tensor] = {}
+        if encoded.heads is not None:
+            losses["heads"] = weights.heads * head_diversity(encoded.heads)
         report: dict[str, Tensor] = {}
         margin = weights.triplet_margin
         triplet = batch_hard_triplet(block11, labels, margin, donors)
@@ -80,8 +81,9 @@ class MetricTask(nn.Module):
             report[f"accuracy_{name}"] = correct
             report |= {f"mask_{name}_{key}": v for key, v in mask_figures(masks[name]).items()}
         losses["triplet"] = weights.triplet * triplet
-        losses["text"] = weights.text * self._text(features["joint"], labels, donors)
-        losses["text_transfer"] = weights.text_transfer * self._text_transfer(labels)
+        if "joint" in features:
+            losses["text"] = weights.text * self._text(features["joint"], labels, donors)
+            losses["text_transfer"] = weights.text_transfer * self._text_transfer(labels)
         return losses, report
 
     def _identity(
@@ -100,21 +102,25 @@ class MetricTask(nn.Module):
         )
 
     def _text(self, joint: Tensor, labels: Tensor, donors: Tensor) -> Tensor:
-        if self.config.model.normalise_text:
+        if self.config.model.unit_text:
             joint = nn.functional.normalize(joint, dim=1)
         logits = self.scale * joint @ self.texts.T
         return cross_entropy(logits, labels, self.config.metric.loss.label_smoothing, donors)
 
     def _text_transfer(self, labels: Tensor) -> Tensor:
-        """Prototypes of the batch's identities against their texts, in both spaces (ours)."""
+        """Prototypes of the batch's identities against their texts (ours).
+
+        Those of the visual space too, where a linear projection leads from there to the texts.
+        """
         classes = labels.unique()
         texts = self.texts[classes]
         temperature = self.config.metric.loss.transfer_temperature
         weight = self.prototypes.weight
-        projected = weight["visual"][classes] @ self.model.encoder.tower.proj.float()
-        return prototype_contrast(weight["joint"][classes], texts, temperature) + (
-            prototype_contrast(projected, texts, temperature)
-        )
+        loss = prototype_contrast(weight["joint"][classes], texts, temperature)
+        projected = self.model.encoder.project(weight["visual"][classes])
+        if projected is not None:
+            loss = loss + prototype_contrast(projected, texts, temperature)
+        return loss
 
     def _normalise(self, images: Tensor) -> Tensor:
         data = self.config.data
@@ -137,6 +143,8 @@ class MetricTask(nn.Module):
         encoder = self.model.encoder.named_parameters()
         groups = parameter_group(encoder, section.encoder_lr, factor, decay)
         groups += parameter_group(new, section.lr, factor, decay)
+        if section.optimiser == "sgd":
+            return torch.optim.SGD(groups, momentum=0.9, fused=True)
         return torch.optim.Adam(groups, fused=True)
 
     def lr_factor(self, step: int) -> float:

@@ -31,7 +31,7 @@ class PromptTask(nn.Module):
         super().__init__()
         self.config = config
         clip = start_clip(config)
-        self.scale = clip.logit_scale.exp().item() if config.model.normalise_text else 1.0
+        self.scale = clip.logit_scale.exp().item() if config.model.unit_text else 1.0
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.prompts = PromptLearner(clip, config.model, int(labels.max()) + 1)
@@ -39,7 +39,7 @@ class PromptTask(nn.Module):
         self.register_buffer("labels", labels, persistent=False)
 
     def _comparable(self, features: Tensor) -> Tensor:
-        if self.config.model.normalise_text:
+        if self.config.model.unit_text:
             return nn.functional.normalize(features.float(), dim=1)
         return features.float()
 
