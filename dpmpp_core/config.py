@@ -61,8 +61,12 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The image encoder, the mask generator and the prompts."""
 
-    backbone: str = Field("ViT-B-16", description="any open_clip model with a ViT image tower")
-    pretrained: str | None = Field("openai", description="open_clip tag; null = random weights")
+    backbone: str = Field(
+        "ViT-B-16", description="an open_clip model with a ViT image tower, or timm/NAME (no text)"
+    )
+    pretrained: str | None = Field(
+        "openai", description="open_clip or timm tag; null = random weights; timm/NAME.TAG wins"
+    )
     checkpoint: str | None = Field(
         None, description="local file of weights; `pretrained` still decides the activation"
     )
@@ -76,9 +80,18 @@ class ModelConfig(Section):
     )
     prompt_tokens: PositiveInt = Field(4, description="learnable words an identity (CLIP-ReID)")
     prompt: str = Field("A photo of a {} person.", description="{} = the learnable words")
-    normalise_text: bool = Field(
-        False, description="prompts on unit vectors and the model's logit scale (not for CLIP)"
+    normalise_text: bool | None = Field(
+        None,
+        description="text and images compared as unit vectors at the model's logit scale; null = "
+        "unless the weights are OpenAI's (CLIP-ReID)",
     )
+
+    @property
+    def unit_text(self) -> bool:
+        """`normalise_text`, resolved: raw features of OpenAI's CLIP are as long as its scale."""
+        if self.normalise_text is None:
+            return self.pretrained != "openai"
+        return self.normalise_text
 
 
 class SaliencyConfig(Section):
@@ -154,7 +167,7 @@ class LossConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     arcface_scale: Positive = 30.0
     arcface_margin: Annotated[float, Field(ge=0, lt=1.57)] = 0.3
-    triplet_margin: NonNegative = 0.3
+    triplet_margin: NonNegative | None = Field(0.3, description="null = soft margin (softplus)")
     transfer_temperature: Positive = 0.05
     visibility: NonNegative = Field(
         0.0, description="likelihood of the occlusion's errors under the mask, each space (ours)"
@@ -189,6 +202,7 @@ class MetricConfig(Section):
     epochs: PositiveInt = 60
     encoder_lr: Positive = 5e-6
     lr: Positive = Field(1e-4, description="of everything that is new")
+    optimiser: Literal["adam", "sgd"] = Field("adam", description="sgd has a momentum of 0.9")
     bias_lr_factor: Positive = 2.0
     weight_decay: NonNegative = 1e-4
     warmup_epochs: Annotated[int, Field(ge=0)] = 10

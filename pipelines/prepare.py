@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def demo_data(run: Run) -> Stage:
 def draw_demo(
     out: Path,
     section: DemoConfig,
-    run: Callable[[list[demo.Task]], Iterable[list[demo.Drawn]]] = partial(map, demo.draw_shots),
+    run: Callable[[list[demo.Task]], Iterable[list[demo.Drawn]]] = demo.draw_here,
 ) -> demo.DemoSummary:
     """Generate a demo data set into `out`, showing progress; raises as `demo.generate`."""
     images = section.train_identities * section.train_images

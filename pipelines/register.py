@@ -19,7 +19,7 @@ from mlflow.types.schema import Array
 from pipelines.stage import Run, Stage
 
 ALIAS = "candidate"
-REQUIREMENTS = ("torch", "open_clip_torch", "opencv-python-headless", "pyarrow", "pydantic")
+REQUIREMENTS = ("torch", "open_clip_torch", "timm", "opencv-python-headless", "pyarrow", "pydantic")
 
 
 def register(run: Run, metric: Stage, evaluated: Stage) -> Stage:

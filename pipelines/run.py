@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dpmpp_core.config import Config, fingerprint, load_config
+from dpmpp_core.config import Config, ModelConfig, fingerprint, load_config
 from dpmpp_core.errors import ConfigError, DataError
-from dpmpp_core.models.clip import check_weights, grid_size
+from dpmpp_core.models.clip import check_weights, find_tokenizer, grid_size, has_text
 from pipelines.cluster import connect
 from pipelines.embed import features
 from pipelines.evaluate import evaluate_model
@@ -96,8 +96,10 @@ def _stages(run: Run, source: Source | None, until: str, model: str | None) -> N
         evaluated = evaluate_model(run, prepared, run.storage.uri, pretrained.key)
         captions(run, prepared, pretrained, evaluated)
         return
-    cached = features(run, prepared)
-    prompts = train_prompts(run, prepared, masks, cached)
+    prompts = None
+    if has_text(run.config.model):
+        cached = features(run, prepared)
+        prompts = train_prompts(run, prepared, masks, cached)
     if until == "prompts":
         return
     metric = train_metric(run, prepared, masks, prompts)
@@ -123,7 +125,7 @@ def _check(config: Config, options: Options, until: str) -> None:
         looks = config.saliency.provider in ("sps", "attention")  # with the starting encoder
         needing = "saliency" if looks else "features"
         if until == "pretrain" or STAGES.index(until) >= STAGES.index(needing):
-            check_weights(config.model)
+            _check_model(config.model, until)
     elif not (Path(options.model) / "model.json").is_file():
         raise ConfigError(f"--model {options.model}: holds no model.json, not a saved model")
     grid_size(config.model, config.data.height, config.data.width)
@@ -141,6 +143,17 @@ def _check(config: Config, options: Options, until: str) -> None:
                 f"{key} {identities} cannot be shared by cluster.train_workers {workers}: "
                 "make it a multiple"
             )
+
+
+def _check_model(config: ModelConfig, until: str) -> None:
+    if has_text(config):
+        find_tokenizer(config.backbone)
+    elif until in ("features", "prompts"):
+        raise ConfigError(
+            f"model.backbone {config.backbone} has no text tower, so there are no prompts to "
+            "learn: go on with `dpmpp train`, or take an open_clip backbone"
+        )
+    check_weights(config)
 
 
 def _tracking(options: Options, storage: Storage) -> tuple[str, str | None]:

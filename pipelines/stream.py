@@ -48,6 +48,10 @@ class TrainingSet:
         labels, _ = class_labels(table["pid"].to_numpy())
         return manifest.root, table["path"].to_pylist(), labels, table["camid"].to_numpy()
 
+    def classes(self) -> int:
+        """Number of training identities."""
+        return int(self.rows()[2].max()) + 1
+
     def captions(self) -> list[str]:
         """What is said about each training identity, in the order of the class labels."""
         root, paths, labels, _ = self.rows()

@@ -28,6 +28,7 @@ from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.pretrain import PretrainTask
 from dpmpp_core.tasks.prompts import PromptTask
 from dpmpp_core.tasks.saliency import SaliencyTask
+from dpmpp_core.tasks.task import Task
 from pipelines.progress import Board, follow
 from pipelines.stage import Run, Stage, stage_key, training_key
 from pipelines.storage import Storage
@@ -36,9 +37,7 @@ from pipelines.stream import TrainingSet, step_stream
 log = logging.getLogger(__name__)
 
 STATE = "state.pt"
-PROMPT_CHECKPOINTS = 10  # epochs between them; an epoch takes a second
 AHEAD_BYTES = 512 * 2**20  # batches made ahead of training, in the object store
-Task = SaliencyTask | PromptTask | MetricTask | PretrainTask
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Job:
     Attributes:
         kind: `saliency`, `prompts`, `metric` or `pretrain`.
         inputs: key of the stage whose files the task starts from: manifest, cached features, text
-            prototypes.
+            prototypes; empty for a backbone without text.
         threads: torch threads of a worker.
         board: the progress board's actor handle.
     """
@@ -61,18 +60,22 @@ class Job:
 
     def task(self) -> Task:
         config = self.training_set.config
-        folder = Storage(self.training_set.storage).fetch(self.inputs)
         if self.kind == "prompts":
-            cached = load_file(folder / "features.safetensors")
+            cached = self._load("features.safetensors")
             return PromptTask(config, cached["features"], cached["labels"])
         steps = self.training_set.plan().steps_per_epoch
         if self.kind == "pretrain":
             return PretrainTask(config, self.training_set.captions(), steps)
         if self.kind == "saliency":
-            _, _, labels, _ = self.training_set.rows()
-            return SaliencyTask(config, int(labels.max()) + 1, steps)
-        texts = load_file(folder / "texts.safetensors")
-        return MetricTask(config, texts["texts"], float(texts["scale"]), steps)
+            return SaliencyTask(config, self.training_set.classes(), steps)
+        if not self.inputs:
+            texts = torch.zeros(self.training_set.classes(), 0)
+            return MetricTask(config, texts, 1.0, steps)
+        learned = self._load("texts.safetensors")
+        return MetricTask(config, learned["texts"], float(learned["scale"]), steps)
+
+    def _load(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(Storage(self.training_set.storage).fetch(self.inputs) / name)
 
 
 def train_saliency(run: Run, prepared: Stage, key: str) -> tuple[SaliencyModel, dict[str, Any]]:
@@ -109,13 +112,17 @@ def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -
     return run.stage("prompts", identity, build)
 
 
-def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage) -> Stage:
-    """Stage 2: learn encoder, mask generator and prototypes; leaves the model folder."""
+def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage | None) -> Stage:
+    """Stage 2: learn encoder, mask generator and prototypes; leaves the model folder.
+
+    Without `prompts` for a backbone without text.
+    """
     config = run.config
+    inputs = prompts.key if prompts else ""
     identity = {
         "dataset": prepared.summary["dataset_id"],
         "saliency": saliency.key,
-        "prompts": prompts.key,
+        "prompts": inputs,
         "model": config.model,
         "metric": config.metric,
         "augment": config.augment,
@@ -129,7 +136,7 @@ def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage) -> 
     def build(folder: Path) -> dict[str, Any]:
         training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key)
         workers = run.plan.train_workers
-        task, summary = fit(run, "metric", training_set, prompts.key, key, workers)
+        task, summary = fit(run, "metric", training_set, inputs, key, workers)
         assert isinstance(task, MetricTask)
         facts = {
             "dataset": prepared.summary["dataset_id"],
@@ -256,7 +263,7 @@ def train_loop(settings: dict[str, Any]) -> None:
             task, find_unused_parameters=not task.updates_all
         )
 
-    every = _checkpoint_epochs(task)
+    every = task.checkpoint_epochs
     sums: dict[str, torch.Tensor] = {}
     clock = _Clock()
     for batch in _batches(task, step):
@@ -281,13 +288,6 @@ def train_loop(settings: dict[str, Any]) -> None:
                 job.board.figures.remote(epoch, means)
             if epoch % every == 0 or step == total:
                 _report(task, optimiser, step, history, leader)
-
-
-def _checkpoint_epochs(task: Task) -> int:
-    if isinstance(task, PromptTask):
-        return PROMPT_CHECKPOINTS
-    section = task.config.pretrain if isinstance(task, PretrainTask) else task.config.metric
-    return section.checkpoint_epochs
 
 
 def _resume(task: Task, optimiser: torch.optim.Optimizer) -> tuple[int, list[dict[str, float]]]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def batch_hard_triplet(
-    features: Tensor, labels: Tensor, margin: float, ignored: Tensor | None = None
+    features: Tensor, labels: Tensor, margin: float | None, ignored: Tensor | None = None
 ) -> Tensor:
     """Mean over anchors of relu(hardest positive - hardest negative + margin), Euclidean.
+
+    With a soft margin: softplus(hardest positive - hardest negative).
 
     Args:
         features: float [B, D].
         labels: int64 [B].
-        margin: in the features' own units.
+        margin: in the features' own units; None = soft.
         ignored: int64 [B], an identity that is no negative of the sample (its donor's: class-
             ignoring, SPT), -1 = none.
 
@@ -34,5 +36,6 @@ def batch_hard_triplet(
     hardest_positive = distance.masked_fill(~positive, float("-inf")).amax(dim=1)
     hardest_negative = distance.masked_fill(~negative, float("inf")).amin(dim=1)
     usable = positive.any(dim=1) & negative.any(dim=1)
-    gap = torch.where(usable, hardest_positive - hardest_negative + margin, 0.0)
-    return gap.relu().sum() / usable.sum().clamp(min=1)
+    gap = torch.where(usable, hardest_positive - hardest_negative, 0.0)
+    loss = nn.functional.softplus(gap) if margin is None else (gap + margin).relu()
+    return torch.where(usable, loss, 0.0).sum() / usable.sum().clamp(min=1)

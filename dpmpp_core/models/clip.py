@@ -1,21 +1,33 @@
-"""The vision-language model that everything starts from: any open_clip model with a ViT tower."""
+"""The model that everything starts from: any open_clip model with a ViT tower, or a timm ViT."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import open_clip
+from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
 
 from dpmpp_core.config import ModelConfig
 from dpmpp_core.errors import ConfigError, WeightsError
+from dpmpp_core.models.timm_vit import (
+    PREFIX,
+    build_timm,
+    fetch_timm,
+    fit_grid,
+    is_timm,
+    patch_size,
+    timm_tag,
+)
 
 for _file in (resources.files("dpmpp_core") / "recipes" / "models").iterdir():
     open_clip.add_model_config(Path(str(_file)))
@@ -37,6 +49,11 @@ def grid_size(config: ModelConfig, height: int, width: int) -> tuple[int, int]:
     return grid
 
 
+def has_text(config: ModelConfig) -> bool:
+    """Whether the backbone has a text tower: open_clip's have, timm's have not."""
+    return not is_timm(config.backbone)
+
+
 def check_weights(config: ModelConfig) -> Path | None:
     """Find the weights that `config` names, downloading a known tag; None = random weights.
 
@@ -44,7 +61,7 @@ def check_weights(config: ModelConfig) -> Path | None:
         ConfigError: unknown backbone or tag.
         WeightsError: the file is absent and cannot be downloaded; says which and what to do.
     """
-    _model_settings(config.backbone)
+    _patch_size(config)
     if config.checkpoint is not None:
         path = Path(config.checkpoint).expanduser()
         if not path.is_file():
@@ -52,50 +69,100 @@ def check_weights(config: ModelConfig) -> Path | None:
         return path
     if config.pretrained is None:
         return None
-    tags = open_clip.list_pretrained_tags_by_model(config.backbone)
-    tag = open_clip.get_pretrained_cfg(config.backbone, config.pretrained)
-    if not tag:
-        raise ConfigError(
-            f"model.pretrained: {config.backbone} has no tag {config.pretrained!r} "
-            f"(tags: {', '.join(tags) or 'none'}; null = random weights)"
-        )
-    source = tag.get("hf_hub") or tag.get("url") or "its published place"
+    if is_timm(config.backbone):
+        tagged = timm_tag(config)
+        name, source = f"{PREFIX}{tagged}", f"{PREFIX}{tagged}"
+    else:
+        tag = _open_clip_tag(config)
+        name = f"{config.backbone}/{config.pretrained}"
+        source = tag.get("hf_hub") or tag.get("url") or "its published place"
     try:
         with _quiet():
+            if is_timm(config.backbone):
+                return fetch_timm(tagged)
             return Path(open_clip.download_pretrained(tag))
     except Exception as error:  # the hub's client raises many kinds, all meaning: no file
         raise WeightsError(
-            f"weights {config.backbone}/{config.pretrained} ({source}) are not in the local cache "
+            f"weights {name} ({source}) are not in the local cache "
             f"and could not be downloaded ({type(error).__name__}); fetch that file where there is "
             "a network and pass it with model.checkpoint=FILE, or model.pretrained=null for "
             "random weights"
         ) from None
 
 
-def build_clip(config: ModelConfig, height: int, width: int, load_weights: bool = True) -> Any:
-    """The open_clip model with positions interpolated to the grid of height x width images.
+def find_tokenizer(backbone: str) -> Callable[[list[str]], Tensor]:
+    """The tokenizer of an open_clip model: sentences -> int64 [M, context length].
 
-    With overlapping patches (`stride` below the patch size) the model is built for the image whose
-    plain grid has as many patches, so that open_clip interpolates the positions, and then the
-    stride of the patch projection is lowered.
+    Raises:
+        WeightsError: it has to be downloaded and cannot be.
+    """
+    source = _model_settings(backbone)["text_cfg"].get("hf_tokenizer_name")
+    try:
+        with _quiet():
+            return open_clip.get_tokenizer(backbone)
+    except Exception as error:
+        problem = "the package transformers is not installed"
+        if importlib.util.find_spec("transformers") is not None:
+            problem = type(error).__name__
+        raise WeightsError(
+            f"the tokenizer of {backbone} ({source or 'built in'}) is not in the local cache and "
+            f"could not be downloaded ({problem}); fetch it once where there is a network, or take "
+            "a backbone with CLIP's own tokenizer (ViT-B-16, EVA02-B-16, ...)"
+        ) from None
+
+
+class ImageOnly(nn.Module):
+    """A timm model in the place of an open_clip model: an image tower and no text."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+
+
+def build_clip(config: ModelConfig, height: int, width: int, load_weights: bool = True) -> Any:
+    """The model with positions interpolated to the grid of height x width images.
+
+    With overlapping patches (`stride` below the patch size) it is built for the image whose plain
+    grid has as many patches, and then the stride of the patch projection is lowered.
 
     Without `load_weights` the weights stay random, for a caller that has its own, but the
     activation still is the one that the `pretrained` tag was trained with (OpenAI's QuickGELU).
 
+    Returns:
+        an open_clip model, or `ImageOnly`; `visual` is its image tower.
+
     Raises:
         ConfigError, WeightsError: as `grid_size` and `check_weights`; also for weights that do not
-            fit and towers other than a ViT with a class token.
+            fit and towers other than a ViT.
     """
     weights = check_weights(config) if load_weights else None
-    rows, columns = grid_size(config, height, width)
+    grid = grid_size(config, height, width)
     patch = _patch_size(config)
+    stride = config.stride or patch
+    if is_timm(config.backbone):
+        with _quiet():
+            model: Any = ImageOnly(build_timm(config, weights))
+            fit_grid(model.visual, height, width, grid, stride)
+        return model
+    model = _build_open_clip(config, weights, (grid[0] * patch, grid[1] * patch))
+    tower = model.visual
+    if isinstance(tower, TimmModel):
+        fit_grid(tower.trunk, height, width, grid, stride)
+    elif isinstance(tower, VisionTransformer) and getattr(tower, "attn_pool_contrastive", None):
+        raise ConfigError(f"model.backbone {config.backbone}: two pooling attentions in a row")
+    else:
+        tower.conv1.stride = (stride, stride)
+    return model
+
+
+def _build_open_clip(config: ModelConfig, weights: Path | None, size: tuple[int, int]) -> Any:
     tag = open_clip.get_pretrained_cfg(config.backbone, config.pretrained or "") or {}
     try:
         with _quiet():
-            model = open_clip.create_model(
+            return open_clip.create_model(
                 config.backbone,
                 pretrained=str(weights) if weights else None,
-                force_image_size=(rows * patch, columns * patch),
+                force_image_size=size,
                 force_quick_gelu=bool(tag.get("quick_gelu", False)),
                 weights_only=True,
             )
@@ -104,15 +171,17 @@ def build_clip(config: ModelConfig, height: int, width: int, load_weights: bool 
             raise
         problem = " ".join(str(error).split())[:300]
         raise WeightsError(f"{weights} does not load as {config.backbone}: {problem}") from None
-    tower = model.visual
-    plain = isinstance(tower, VisionTransformer) and tower.attn_pool is None
-    if not plain or tower.pool_type != "tok":
+
+
+def _open_clip_tag(config: ModelConfig) -> dict:
+    tags = open_clip.list_pretrained_tags_by_model(config.backbone)
+    tag = open_clip.get_pretrained_cfg(config.backbone, config.pretrained or "")
+    if not tag:
         raise ConfigError(
-            f"model.backbone {config.backbone}: its image tower is a {type(tower).__name__}; "
-            "an open_clip VisionTransformer with a class token is needed (ViT-B-16, ViT-L-14, ...)"
+            f"model.pretrained: {config.backbone} has no tag {config.pretrained!r} "
+            f"(tags: {', '.join(tags) or 'none'}; null = random weights)"
         )
-    tower.conv1.stride = (config.stride or patch,) * 2
-    return model
+    return tag
 
 
 @contextmanager
@@ -128,11 +197,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _patch_size(config: ModelConfig) -> int:
+    if is_timm(config.backbone):
+        return patch_size(config.backbone.removeprefix(PREFIX))
     vision = _model_settings(config.backbone)["vision_cfg"]
-    patch = vision.get("patch_size")
-    if patch is None or "timm_model_name" in vision:
+    if "timm_model_name" in vision:
+        return patch_size(vision["timm_model_name"])
+    if vision.get("patch_size") is None:
         raise ConfigError(f"model.backbone {config.backbone}: its image tower has no ViT patches")
-    return int(patch)
+    return int(vision["patch_size"])
 
 
 def _model_settings(backbone: str) -> dict:

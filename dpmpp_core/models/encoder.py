@@ -1,17 +1,20 @@
-"""The image encoder: an open_clip ViT that also shows what its blocks see.
+"""The image encoder: a ViT that also shows what its blocks see.
 
 Shape letters: B images, N patches, D width of the tower, P width of the joint space.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from dpmpp_core.errors import ConfigError
+from dpmpp_core.models.attention import reading_logits
+from dpmpp_core.models.towers import OpenClipTower, TimmTower, parts_of
 
 
 @dataclass
@@ -19,105 +22,113 @@ class Encoded:
     """What one forward pass of the encoder gives.
 
     Attributes:
-        block11: [B, D], class token after the last block but one.
-        visual: [B, D], class token after the last block and its layer norm.
-        joint: [B, P], `visual` projected into the space shared with text.
+        block11: [B, D], class token after the last block but one; the mean of the patch tokens
+            where the tower is not read at a class token.
+        visual: [B, D], the tower's feature before its projection to the joint space.
+        joint: [B, P], the feature in the space shared with text; None without such a space.
         taps: [B, len(taps) * D, rows, columns], patch tokens of the tapped blocks.
-        heads: [B, heads, N], class-to-patch attention logits (before softmax) of the last block.
+        heads: [B, heads, N], attention logits (before softmax) of the query that reads the
+            patches: the class token's in the last block, or the pooling query's; None where a
+            mean reads them.
     """
 
     block11: Tensor
     visual: Tensor
-    joint: Tensor
+    joint: Tensor | None
     taps: Tensor
-    heads: Tensor
+    heads: Tensor | None
 
 
 class ImageEncoder(nn.Module):
-    """Runs an open_clip VisionTransformer block by block (DPM, CLIP-ReID).
+    """Runs an image tower and watches its blocks (DPM, CLIP-ReID).
 
     Args:
-        tower: the image tower of an open_clip model.
+        tower: the image tower of a model from `build_clip`.
         taps: 1-based block numbers whose patch tokens feed the mask generator; numbers above the
             tower's depth are scaled down from a depth of 12, so that one recipe serves all sizes.
-
-    Raises:
-        ConfigError: a block that is not the plain pre-norm residual attention block.
     """
 
-    def __init__(self, tower: VisionTransformer, taps: tuple[int, ...]) -> None:
+    def __init__(self, tower: nn.Module, taps: tuple[int, ...]) -> None:
         super().__init__()
-        blocks = tower.transformer.resblocks
-        if not all(isinstance(block, ResidualAttentionBlock) for block in blocks):
-            raise ConfigError("the image tower's blocks are of a custom type; take a plain ViT")
         self.tower = tower
-        depth = len(blocks)
+        parts = parts_of(tower)
+        depth = len(parts.blocks)
         self.taps = taps if max(taps) <= depth else tuple(max(1, t * depth // 12) for t in taps)
-
-    @property
-    def width(self) -> int:
-        return int(self.tower.transformer.width)
-
-    @property
-    def joint_width(self) -> int:
-        return int(self.tower.proj.shape[1])
+        self.token_width = parts.token_width
+        self.spaces = {"visual": parts.visual_width}
+        if parts.joint_width is not None:
+            self.spaces["joint"] = parts.joint_width
 
     def forward(self, images: Tensor, patch_weights: Tensor | None = None) -> Encoded:
-        """Encode normalised images, float [B, 3, height, width].
+        """Encode images.
 
         Args:
-            patch_weights: float [B, N], factors on the patch embeddings before positions are added
-                (SPT); None = all one.
+            images: normalised, float [B, 3, height, width].
+            patch_weights: float [B, N], factors on the patch embeddings, before positions are
+                added; None = all 1.
         """
-        tower = self.tower
-        patches = tower.conv1(images)
-        rows, columns = patches.shape[-2:]
-        x = patches.flatten(2).transpose(1, 2)
-        if patch_weights is not None:
-            x = x * patch_weights[..., None].to(x.dtype)
-        cls = tower.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
-        x = torch.cat([cls, x], dim=1) + tower.positional_embedding.to(x.dtype)
-        x = tower.ln_pre(tower.patch_dropout(x))
-        blocks = tower.transformer.resblocks
-        outputs = []
-        for block in blocks:
-            before_last = x
-            x = block(x)
-            outputs.append(x)
-        visual = tower.ln_post(x[:, 0])
+        parts = parts_of(self.tower)
+        with _watch(parts, patch_weights) as seen:
+            visual, joint = parts.run(images)
+        rows, columns = seen.grid
+        patches = rows * columns
+        taps = [seen.outputs[tap - 1][:, -patches:] for tap in self.taps]
+        before, heads = seen.last_input, None
+        if parts.reader is not None:
+            heads = reading_logits(parts.reader, seen.reading, patches, seen.rope)
         return Encoded(
-            block11=before_last[:, 0],
+            block11=before[:, 0] if parts.classed else before[:, -patches:].mean(dim=1),
             visual=visual,
-            joint=visual @ tower.proj,
-            taps=torch.cat(
-                [
-                    outputs[tap - 1][:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
-                    for tap in self.taps
-                ],
-                dim=1,
-            ),
-            heads=class_attention(blocks[-1], before_last),
+            joint=joint,
+            taps=torch.cat([tap.transpose(1, 2).unflatten(2, seen.grid) for tap in taps], dim=1),
+            heads=heads,
         )
 
+    def project(self, directions: Tensor) -> Tensor | None:
+        """Directions [C, D] of the visual space in the joint one, [C, P]; no bias is added.
 
-def class_attention(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """Attention logits of the class token over the patches, per head, before softmax.
+        None where no linear map leads from one to the other.
+        """
+        projection = parts_of(self.tower).projection
+        return None if projection is None else directions @ projection.to(directions.dtype).T
 
-    Only the class token's query is computed, so this costs one key projection.
 
-    Args:
-        block: an open_clip residual attention block.
-        x: [B, 1 + N, D], its input.
+@dataclass
+class _Seen:
+    grid: tuple[int, int] = (0, 0)
+    outputs: list[Tensor] = field(default_factory=list)
+    last_input: Tensor = field(default_factory=lambda: torch.empty(0))
+    reading: Tensor = field(default_factory=lambda: torch.empty(0))
+    rope: Tensor | None = None
 
-    Returns:
-        [B, heads, N].
-    """
-    attention = block.attn
-    heads, width = attention.num_heads, attention.embed_dim
-    x = block.ln_1(x)
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    q = nn.functional.linear(x[:, 0], weight[:width], bias[:width])
-    k = nn.functional.linear(x[:, 1:], weight[width : 2 * width], bias[width : 2 * width])
-    q = q.unflatten(-1, (heads, -1))
-    k = k.unflatten(-1, (heads, -1))
-    return torch.einsum("bhd,bnhd->bhn", q, k) * (width // heads) ** -0.5
+
+@contextmanager
+def _watch(parts: OpenClipTower | TimmTower, patch_weights: Tensor | None) -> Iterator[_Seen]:
+    """Weigh the patch embeddings and note what passes, during one forward pass of the tower."""
+    seen = _Seen()
+
+    def embedded(_module: nn.Module, _inputs: Any, patches: Tensor) -> Tensor:
+        seen.grid = patches.shape[2], patches.shape[3]
+        if patch_weights is None:
+            return patches
+        return patches * patch_weights.to(patches.dtype).unflatten(1, seen.grid)[:, None]
+
+    def block_ended(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        seen.outputs.append(output)
+
+    def last_block_starts(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.last_input = inputs[0]
+
+    def reader_starts(_module: nn.Module, inputs: tuple[Tensor, ...], options: dict) -> None:
+        seen.reading, seen.rope = inputs[0], options.get("rope")
+
+    hooks = [parts.convolution.register_forward_hook(embedded)]
+    hooks += [block.register_forward_hook(block_ended) for block in parts.blocks]
+    hooks.append(parts.blocks[-1].register_forward_pre_hook(last_block_starts))
+    if parts.reader is not None:
+        hooks.append(parts.reader.register_forward_pre_hook(reader_starts, with_kwargs=True))
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -4,61 +4,56 @@ from __future__ import annotations
 
 from typing import Any
 
-import open_clip
 import torch
 from torch import Tensor, nn
 
 from dpmpp_core.config import ModelConfig
 from dpmpp_core.errors import ConfigError
+from dpmpp_core.models.clip import find_tokenizer
 
 
 class PromptLearner(nn.Module):
     """`A photo of a X X X X person.` with its own X for each identity.
 
-    The text tower is causal and is read at the end-of-text token, so the sequence is cut right
-    behind that token: the same numbers as with the full context, at a sixth of the work (ours).
+    Serves every open_clip transformer over words: CLIP's (causal, read at the end-of-text token),
+    SigLIP's (all words see all, read at the last place), CoCa's (a class token behind the words).
+    Nothing behind the place of reading matters in a causal tower, so there the sequence is cut:
+    the same numbers as with the full context, at a sixth of the work (ours).
 
     Args:
-        clip: an open_clip model; its text tower is kept, frozen.
+        clip: a model from `build_clip`; its text tower is kept, frozen.
         config: `backbone` (for the tokenizer), `prompt`, `prompt_tokens`.
         classes: number of identities C.
 
     Raises:
-        ConfigError: a prompt without `{}` or with no room for the words, or a text tower that is
-            not a causal transformer read at its end-of-text token.
+        ConfigError: a prompt without `{}` or with no room for the words, or a backbone without
+            a text tower of this kind.
+        WeightsError: as `find_tokenizer`.
     """
 
     ids: Tensor
-    causal_mask: Tensor
+    attention_mask: Tensor | None
 
     def __init__(self, clip: nn.Module, config: ModelConfig, classes: int) -> None:
         super().__init__()
         text: Any = getattr(clip, "text", clip)
-        mask = getattr(text, "attn_mask", None)
         pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
-        if mask is None or not hasattr(text, "token_embedding") or pool != "argmax":
+        if not hasattr(text, "token_embedding") or pool not in ("argmax", "eos", "last", "first"):
             raise ConfigError(
-                f"model.backbone {config.backbone}: its text tower is not a causal open_clip "
-                "transformer read at the end-of-text token, which the prompts need"
+                f"model.backbone {config.backbone}: it has no open_clip transformer over words, "
+                "which the prompts need"
             )
-        prefix, hole, suffix = config.prompt.partition("{}")
-        if not hole:
-            raise ConfigError(f"model.prompt {config.prompt!r} lacks the {{}} for learnable words")
-        tokenizer = open_clip.get_tokenizer(config.backbone)
-        words = " ".join(["x"] * config.prompt_tokens)
-        ids = tokenizer([prefix + words + suffix])[0]
-        self.eot = int(ids.argmax())
-        self.first = int(tokenizer([prefix.strip()])[0].argmax())  # SOT and prefix come before
-        slot = ids[self.first : self.first + config.prompt_tokens]
-        # The tokenizer cuts a long sentence in silence and then ends it at its last place.
-        if (slot != tokenizer(["x"])[0, 1]).any() or self.eot == len(ids) - 1:
-            raise ConfigError(
-                f"model.prompt {config.prompt!r} with {config.prompt_tokens} learnable words: "
-                f"leave a space around the {{}} and stay below the text tower's {len(ids)} tokens"
-            )
-        self.register_buffer("ids", ids[: self.eot + 1].clone(), persistent=False)
-        cut = mask[: self.eot + 1, : self.eot + 1].clone()
-        self.register_buffer("causal_mask", cut, persistent=False)
+        ids, self.first = _tokenise(config)
+        class_token = getattr(text, "cls_emb", None)
+        self.read = len(ids) if class_token is not None else _reading_place(text, pool, ids)
+        # A class token behind the words and the masks of padding are TextTransformer's own matter.
+        mask = text._embeds(ids[None])[1] if hasattr(text, "_embeds") else text.attn_mask
+        if mask is not None and mask.ndim == 2:  # causal
+            ids, mask = ids[: self.read + 1], mask[: self.read + 1, : self.read + 1]
+        self.register_buffer("ids", ids.clone(), persistent=False)
+        kept = None if mask is None else mask.detach().clone()
+        self.register_buffer("attention_mask", kept, persistent=False)
+        self.class_token: nn.Parameter | None = class_token
         self.token_embedding: nn.Embedding = text.token_embedding
         self.positional_embedding: nn.Parameter = text.positional_embedding
         self.transformer: nn.Module = text.transformer
@@ -71,21 +66,49 @@ class PromptLearner(nn.Module):
     def forward(self, labels: Tensor) -> Tensor:
         """Text features of identities int64 [M] -> [M, P], not normalised."""
         frozen = self.token_embedding(self.ids).expand(len(labels), -1, -1)
-        count = self.tokens.shape[1]
-        x = torch.cat(
-            [
-                frozen[:, : self.first],
-                self.tokens[labels].to(frozen.dtype),
-                frozen[:, self.first + count :],
-            ],
-            dim=1,
-        )
+        behind = self.first + self.tokens.shape[1]
+        own = self.tokens[labels].to(frozen.dtype)
+        parts = [frozen[:, : self.first], own, frozen[:, behind:]]
+        if self.class_token is not None:
+            parts.append(self.class_token.expand(len(labels), 1, -1))
+        x = torch.cat(parts, dim=1)
         x = x + self.positional_embedding[: x.shape[1]].to(x.dtype)
-        x = self.transformer(x, attn_mask=self.causal_mask)
-        return self._project(self.ln_final(x)[:, self.eot])
+        mask = self.attention_mask
+        if mask is not None and mask.ndim == 3:  # [heads, L, L] -> [M x heads, L, L]
+            mask = mask.repeat(len(labels), 1, 1)
+        x = self.transformer(x, attn_mask=mask)
+        return self._project(self.ln_final(x[:, self.read]))
 
     def _project(self, pooled: Tensor) -> Tensor:
         projection = self.text_projection
         if projection is None:
             return pooled
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+
+def _tokenise(config: ModelConfig) -> tuple[Tensor, int]:
+    """Token numbers [L] of the prompt with any words in it, and the place of the first of them."""
+    before, hole, after = config.prompt.partition("{}")
+    if not hole:
+        raise ConfigError(f"model.prompt {config.prompt!r} lacks the {{}} for learnable words")
+    tokenizer, count = find_tokenizer(config.backbone), config.prompt_tokens
+    sentences = [before + " ".join([word] * count) + after for word in ("x", "y")]
+    ids, others, longer = tokenizer([*sentences, sentences[0] + " x"])
+    slots = (ids != others).nonzero()[:, 0]  # where one word in place of another is seen
+    together = len(slots) == count and int(slots[-1] - slots[0]) == count - 1
+    spaced = before[-1:] in ("", " ") and not after[:1].isalnum()
+    # A tokenizer cuts a long sentence in silence: what is then added to it makes no difference.
+    if not (together and spaced) or torch.equal(ids, longer):
+        raise ConfigError(
+            f"model.prompt {config.prompt!r} with {count} learnable words: "
+            f"leave a space around the {{}} and stay below the text tower's {len(ids)} tokens"
+        )
+    return ids, int(slots[0])
+
+
+def _reading_place(text: Any, pool: str, ids: Tensor) -> int:
+    """Where open_clip reads the text: its `text_global_pool` for one sentence."""
+    if pool == "eos":
+        eos: Any = getattr(text, "eos_id", getattr(text, "text_eos_id", None))
+        return int(torch.eq(ids, eos).int().argmax())
+    return {"argmax": int(ids.argmax()), "last": len(ids) - 1, "first": 0}[pool]

@@ -38,21 +38,20 @@ class Embedded:
 
 
 class ReidModel(nn.Module):
-    """Encoder, mask generator and batch-norm necks; two metric spaces, `visual` and `joint`.
+    """Encoder, mask generator and batch-norm necks; metric spaces `visual` and, with text, `joint`.
 
     Args:
         config, data: the sections of the run's configuration; both are stored with the weights.
-        clip: the open_clip model to start from; its image tower is taken over.
+        clip: the model to start from, see `build_clip`; its image tower is taken over.
     """
 
     def __init__(self, config: ModelConfig, data: DataConfig, clip: Any) -> None:
         super().__init__()
         self.config, self.data = config, data
         self.encoder = ImageEncoder(clip.visual, config.taps)
-        self.spaces = {"visual": self.encoder.width, "joint": self.encoder.joint_width}
-        self.mask_generator = MaskGenerator(
-            len(self.encoder.taps) * self.encoder.width, self.spaces, config.mask_generator
-        )
+        self.spaces = self.encoder.spaces
+        channels = len(self.encoder.taps) * self.encoder.token_width
+        self.mask_generator = MaskGenerator(channels, self.spaces, config.mask_generator)
         self.necks = nn.ModuleDict({name: _neck(d) for name, d in self.spaces.items()})
 
     def forward(self, images: Tensor) -> tuple[Encoded, dict[str, Tensor]]:
@@ -62,7 +61,7 @@ class ReidModel(nn.Module):
 
     def retrieval_features(self, encoded: Encoded) -> dict[str, Tensor]:
         """Features in the space that `config.retrieval_features` names, float32 [B, width]."""
-        plain = {"visual": encoded.visual.float(), "joint": encoded.joint.float()}
+        plain = features_of(encoded)
         if self.config.retrieval_features == "pre_bn":
             return plain
         return {name: self.necks[name](feature) for name, feature in plain.items()}
@@ -119,6 +118,14 @@ class ReidModel(nn.Module):
             else np.zeros((0, width), np.float32)
             for name, width in self.spaces.items()
         }
+
+
+def features_of(encoded: Encoded) -> dict[str, Tensor]:
+    """The features of each metric space before its neck, float32 [B, width]."""
+    features = {"visual": encoded.visual.float()}
+    if encoded.joint is not None:
+        features["joint"] = encoded.joint.float()
+    return features
 
 
 def start_clip(config: Config) -> Any:

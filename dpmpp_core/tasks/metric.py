@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from dpmpp_core.config import Config, DataConfig
+from dpmpp_core.config import Config
 from dpmpp_core.losses.arcface import arcface_logits
 from dpmpp_core.losses.contrast import prototype_contrast
 from dpmpp_core.losses.cross_entropy import cross_entropy
@@ -16,13 +16,14 @@ from dpmpp_core.losses.heads import head_diversity
 from dpmpp_core.losses.triplet import batch_hard_triplet
 from dpmpp_core.losses.visibility import visibility_likelihood
 from dpmpp_core.models.prototypes import Prototypes
-from dpmpp_core.models.reid import ReidModel, start_clip
+from dpmpp_core.models.reid import ReidModel, features_of, start_clip
 from dpmpp_core.retrieval.masks import DEAD_MASK
 from dpmpp_core.tasks.distributed import gather
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine, warmup_steps
+from dpmpp_core.tasks.task import Task
 
 
-class MetricTask(nn.Module):
+class MetricTask(Task):
     """All losses of stage 2.
 
     With `metric.update: joint` a step is one pass that updates everything. With `alternating` (DPM)
@@ -31,32 +32,26 @@ class MetricTask(nn.Module):
 
     Args:
         config: the run's configuration.
-        texts: float32 [C, P], text prototypes of stage 1.
+        texts: float32 [C, P], text prototypes of stage 1; [C, 0] for a backbone without text,
+            whose losses in the `joint` space and with text are left out.
         scale: factor on image-text products, from stage 1.
         steps_per_epoch: length of the step plan.
     """
 
     texts: Tensor
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     def __init__(self, config: Config, texts: Tensor, scale: float, steps_per_epoch: int) -> None:
-        super().__init__()
-        self.config, self.scale, self.steps_per_epoch = config, scale, steps_per_epoch
+        section = config.metric
+        super().__init__(config, section.epochs, steps_per_epoch, section.checkpoint_epochs)
+        self.scale = scale
         with torch.random.fork_rng():
             clip = start_clip(config)
             torch.manual_seed(config.seed)
             self.model = ReidModel(config.model, config.data, clip)
             self.prototypes = Prototypes(len(texts), self.model.spaces)
-        self.prototypes.init_from_text("joint", texts)
+        if "joint" in self.model.spaces:
+            self.prototypes.init_from_text("joint", texts)
         self.register_buffer("texts", texts.float())
-        mean, std = (255 * torch.tensor(value) for value in (config.data.mean, config.data.std))
-        self.register_buffer("pixel_mean", mean, persistent=False)
-        self.register_buffer("pixel_std", std, persistent=False)
-
-    @property
-    def epochs(self) -> int:
-        return self.config.metric.epochs
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -84,12 +79,12 @@ class MetricTask(nn.Module):
         """
         labels, donors = gather(batch["labels"]), gather(batch["donor_labels"])
         frozen = torch.no_grad() if phase == "mask" else nullcontext()
-        with self._autocast():
+        with self.autocast():
             with frozen:
-                encoded = self.model.encoder(self._normalise(batch["images"]))
+                encoded = self.model.encoder(self.normalise(batch["images"]))
             masks = self.model.mask_generator(encoded.taps)
         with frozen:
-            own = {"visual": encoded.visual.float(), "joint": encoded.joint.float()}
+            own = features_of(encoded)
             features = {name: gather(feature) for name, feature in own.items()}
             necked = {name: self.model.necks[name](feature) for name, feature in features.items()}
         masks = {name: gather(mask) for name, mask in masks.items()}
@@ -125,28 +120,32 @@ class MetricTask(nn.Module):
             margin = weights.triplet_margin
             triplets = [batch_hard_triplet(f, labels, margin, donors) for f in compared]
             losses["triplet"] = weights.triplet * torch.stack(triplets).sum()
-        if weights.text:
+        if weights.text and "joint" in features:
             losses["text"] = weights.text * self._text(features["joint"], labels, donors)
-        if weights.text_transfer:
+        if weights.text_transfer and "joint" in features:
             losses["text_transfer"] = weights.text_transfer * self._text_transfer(labels)
-        if weights.heads:
+        if weights.heads and encoded.heads is not None:
             losses["heads"] = weights.heads * head_diversity(encoded.heads)
         return losses, report
 
     def _text(self, joint: Tensor, labels: Tensor, donors: Tensor) -> Tensor:
-        if self.config.model.normalise_text:
+        if self.config.model.unit_text:
             joint = nn.functional.normalize(joint, dim=1)
         logits = self.scale * joint @ self.texts.T
         return cross_entropy(logits, labels, self.config.metric.loss.label_smoothing, donors)
 
     def _text_transfer(self, labels: Tensor) -> Tensor:
-        """Prototypes of the batch's identities against their texts, in both spaces (ours)."""
+        """Prototypes of the batch's identities against their texts (ours).
+
+        Those of the visual space too, where a linear projection leads from there to the texts.
+        """
         texts, weight = self.texts[labels], self.prototypes.weight
         temperature = self.config.metric.loss.transfer_temperature
-        projected = weight["visual"][labels] @ self.model.encoder.tower.proj.float()
-        return prototype_contrast(weight["joint"][labels], texts, temperature, labels) + (
-            prototype_contrast(projected, texts, temperature, labels)
-        )
+        loss = prototype_contrast(weight["joint"][labels], texts, temperature, labels)
+        projected = self.model.encoder.project(weight["visual"][labels])
+        if projected is not None:
+            loss = loss + prototype_contrast(projected, texts, temperature, labels)
+        return loss
 
     @torch.no_grad()
     def _occlusion_errors(
@@ -157,25 +156,13 @@ class MetricTask(nn.Module):
         errors = {name: torch.zeros_like(feature) for name, feature in features.items()}
         if len(rows) == 0:
             return errors
-        with self._autocast():
-            twins = self.model.encoder(self._normalise(batch["twins"][rows]))
-        for name, twin in (("visual", twins.visual.float()), ("joint", twins.joint.float())):
+        with self.autocast():
+            twins = self.model.encoder(self.normalise(batch["twins"][rows]))
+        for name, twin in features_of(twins).items():
             neck = self.model.necks[name]
             seen, clean = (_behind(neck, feature) for feature in (features[name][rows], twin))
             errors[name][rows] = (seen - clean).square()
         return errors
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        pixels = (images - self.pixel_mean) / self.pixel_std
-        return pixels.permute(0, 3, 1, 2).contiguous()
-
-    def _autocast(self) -> torch.autocast:
-        device = self.texts.device
-        return torch.autocast(device.type, torch.bfloat16, enabled=self._bf16(device))
-
-    def _bf16(self, device: torch.device) -> bool:
-        precision = self.config.metric.precision
-        return precision == "bf16" or (precision == "auto" and computes_bf16(device))
 
     def optimiser(self) -> torch.optim.Optimizer:
         section = self.config.metric
@@ -188,6 +175,8 @@ class MetricTask(nn.Module):
         encoder = self.model.encoder.named_parameters()
         groups = parameter_group(encoder, section.encoder_lr, factor, decay)
         groups += parameter_group(new, section.lr, factor, decay)
+        if section.optimiser == "sgd":
+            return torch.optim.SGD(groups, momentum=0.9, fused=True)
         return torch.optim.Adam(groups, fused=True)
 
     def lr_factor(self, step: int) -> float:
@@ -223,28 +212,6 @@ class MetricTask(nn.Module):
             for space in self.model.spaces
             if (std := figures[f"mask_{space}_std_samples"]) < DEAD_MASK
         }
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold."""
-        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
-
-    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        self.load_state_dict(dict(state))
-
-
-def normalise_images(images: Tensor, data: DataConfig) -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] with the configured mean and std."""
-    mean = torch.tensor(data.mean, device=images.device) * 255
-    std = torch.tensor(data.std, device=images.device) * 255
-    return ((images - mean) / std).permute(0, 3, 1, 2).contiguous()
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether the device has bf16 arithmetic, so that autocast gains time."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, test, bool)() for test in tests)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -17,16 +17,16 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dpmpp_core.config import Config, DataConfig
+from dpmpp_core.config import Config
 from dpmpp_core.data.plan import Draw, stream
 from dpmpp_core.losses.contrast import caption_contrast, multi_view_contrast
 from dpmpp_core.models.reid import start_clip
 from dpmpp_core.tasks.distributed import gather
-from dpmpp_core.tasks.metric import computes_bf16
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
+from dpmpp_core.tasks.task import Task
 
 
-class PretrainTask(nn.Module):
+class PretrainTask(Task):
     """Contrasts of pictures with pictures and with captions.
 
     Args:
@@ -38,17 +38,15 @@ class PretrainTask(nn.Module):
     tokens: Tensor
 
     def __init__(self, config: Config, captions: Sequence[str], steps_per_epoch: int) -> None:
-        super().__init__()
-        self.config, self.steps_per_epoch = config, steps_per_epoch
+        section = config.pretrain
+        super().__init__(config, section.epochs, steps_per_epoch, section.checkpoint_epochs)
         self.clip = start_clip(config)
         tokens = open_clip.get_tokenizer(config.model.backbone)(list(captions))
         self.register_buffer("tokens", tokens, persistent=False)
 
-    @property
-    def epochs(self) -> int:
-        return self.config.pretrain.epochs
-
-    def forward(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(
+        self, batch: Mapping[str, Tensor], phase: str = "joint"
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One step's losses.
 
         Args:
@@ -57,9 +55,9 @@ class PretrainTask(nn.Module):
         section = self.config.pretrain
         images = batch["images"]
         kept = self._kept_patches(int(batch["step"]), len(images)).to(images.device)
-        enabled = computes_bf16(images.device)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=enabled):
-            visual, joint = encode_patches(self.clip.visual, images, kept, self.config.data)
+        with self.autocast():
+            shown = self._shown(images, kept)
+            visual, joint = encode_patches(self.clip.visual, shown, kept)
             labels = gather(batch["labels"])
             classes, index = labels.unique(return_inverse=True)
             text = nn.functional.normalize(
@@ -78,6 +76,16 @@ class PretrainTask(nn.Module):
         losses["text"] = section.text * caption_contrast(spaces["joint"], text, index, same, scale)
         correct = (spaces["joint"].detach() @ text.detach().T).argmax(dim=1) == index
         return losses, {"caption_accuracy": correct.float().mean(), "scale": scale.detach()}
+
+    def _shown(self, images: Tensor, kept: Tensor) -> Tensor:
+        """The patches `kept`, normalised, float32 [B, n, values]; the others are not touched."""
+        size = self.clip.visual.conv1.kernel_size[0]
+        batch, height, width, _ = images.shape
+        patches = images.view(batch, height // size, size, width // size, size, 3)
+        patches = patches.transpose(2, 3).reshape(batch, -1, size * size * 3)
+        shown = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[2]))
+        pixels = shown.unflatten(2, (-1, 3)) - self.pixel_mean
+        return (pixels / self.pixel_std).flatten(2)
 
     def _kept_patches(self, step: int, images: int) -> Tensor:
         """Numbers of the patches shown, int64 [B, kept], each row drawn without repetition."""
@@ -101,7 +109,7 @@ class PretrainTask(nn.Module):
         epoch = step / self.steps_per_epoch
         return warmup_cosine(epoch, section.warmup_epochs, section.epochs, 0.005)
 
-    def clip_gradients(self) -> None:
+    def keep_gradients(self, phase: str) -> None:
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
 
     def trained_state(self) -> dict[str, Tensor]:
@@ -124,28 +132,22 @@ def encode_captions(clip: Any, backbone: str, captions: Sequence[str]) -> Tensor
 
 
 def encode_patches(
-    tower: VisionTransformer, images: Tensor, kept: Tensor, data: DataConfig
+    tower: VisionTransformer, patches: Tensor, places: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Encode some of the patches of each image; the others are not even normalised.
+    """Encode some of the patches of each image.
 
     Args:
         tower: an open_clip image tower with a class token and patches that do not overlap.
-        images: uint8 [B, H, W, 3].
-        kept: int64 [B, n], numbers of the patches shown.
+        patches: normalised float [B, n, patch * patch * 3], pixel by pixel, colours innermost.
+        places: int64 [B, n], the number of each patch in the grid.
 
     Returns:
         class token after the last layer norm [B, D], and its projection [B, P].
     """
-    size, weight = tower.conv1.kernel_size[0], tower.conv1.weight
-    batch, height, width, _ = images.shape
-    patches = images.view(batch, height // size, size, width // size, size, 3)
-    patches = patches.transpose(2, 3).reshape(batch, -1, size * size * 3)
-    shown = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[2])).float()
-    mean, std = (255 * torch.tensor(v, device=images.device) for v in (data.mean, data.std))
-    shown = ((shown.unflatten(2, (-1, 3)) - mean) / std).flatten(2)
-    x = nn.functional.linear(shown, weight.permute(0, 2, 3, 1).flatten(1))
-    x = x + tower.positional_embedding[1:][kept].to(x.dtype)
+    weight = tower.conv1.weight.permute(0, 2, 3, 1).flatten(1)
+    x = nn.functional.linear(patches, weight)
+    x = x + tower.positional_embedding[1:][places].to(x.dtype)
     cls = (tower.class_embedding + tower.positional_embedding[0]).to(x.dtype)
-    x = tower.ln_pre(torch.cat([cls.expand(batch, 1, -1), x], dim=1))
+    x = tower.ln_pre(torch.cat([cls.expand(len(x), 1, -1), x], dim=1))
     visual = tower.ln_post(tower.transformer(x)[:, 0])
     return visual, visual @ tower.proj

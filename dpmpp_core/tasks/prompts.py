@@ -13,9 +13,12 @@ from dpmpp_core.losses.contrast import supervised_contrast
 from dpmpp_core.models.prompts import PromptLearner
 from dpmpp_core.models.reid import start_clip
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
+from dpmpp_core.tasks.task import Task
+
+CHECKPOINT_EPOCHS = 10  # an epoch takes a second
 
 
-class PromptTask(nn.Module):
+class PromptTask(Task):
     """Image-to-text and text-to-image contrast over random batches of cached features.
 
     Args:
@@ -28,10 +31,10 @@ class PromptTask(nn.Module):
     labels: Tensor
 
     def __init__(self, config: Config, features: Tensor, labels: Tensor) -> None:
-        super().__init__()
-        self.config = config
+        steps = -(-len(labels) // config.prompts.batch)  # the last one may be short, never empty
+        super().__init__(config, config.prompts.epochs, steps, CHECKPOINT_EPOCHS)
         clip = start_clip(config)
-        self.scale = clip.logit_scale.exp().item() if config.model.normalise_text else 1.0
+        self.scale = clip.logit_scale.exp().item() if config.model.unit_text else 1.0
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.prompts = PromptLearner(clip, config.model, int(labels.max()) + 1)
@@ -39,18 +42,9 @@ class PromptTask(nn.Module):
         self.register_buffer("labels", labels, persistent=False)
 
     def _comparable(self, features: Tensor) -> Tensor:
-        if self.config.model.normalise_text:
+        if self.config.model.unit_text:
             return nn.functional.normalize(features.float(), dim=1)
         return features.float()
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches an epoch; the last one may be short, never empty."""
-        return -(-len(self.labels) // self.config.prompts.batch)
-
-    @property
-    def epochs(self) -> int:
-        return self.config.prompts.epochs
 
     def batches(self, start: int) -> Iterator[dict[str, Tensor]]:
         """Batches of row numbers from step `start` on, each from (seed, epoch, step) alone."""
@@ -60,10 +54,6 @@ class PromptTask(nn.Module):
             order = draw.permutation(len(self.labels))
             for step in range(max(0, start - epoch * per_epoch), per_epoch):
                 yield {"rows": torch.from_numpy(order[step * size : (step + 1) * size])}
-
-    phases = ("joint",)
-    """One pass a step, which updates all there is."""
-    updates_all = True
 
     def forward(
         self, batch: Mapping[str, Tensor], phase: str = "joint"
@@ -98,13 +88,6 @@ class PromptTask(nn.Module):
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             self.prompts.tokens.copy_(state["tokens"])
-
-    def keep_gradients(self, phase: str) -> None:
-        """Nothing to drop and nothing to clip: one tensor under Adam."""
-
-    def alarms(self, epoch: int, figures: Mapping[str, float]) -> dict[str, str]:
-        """Nothing to watch."""
-        return {}
 
     @torch.no_grad()
     def results(self) -> dict[str, Tensor]:

@@ -17,15 +17,15 @@ from dpmpp_core.losses.triplet import batch_hard_triplet
 from dpmpp_core.models.reid import start_clip
 from dpmpp_core.models.saliency import SaliencyModel
 from dpmpp_core.tasks.distributed import gather
-from dpmpp_core.tasks.metric import computes_bf16
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
+from dpmpp_core.tasks.task import Task
 
 WARMUP_EPOCHS = 1
 WEIGHT_DECAY = 1e-4
 TRIPLET_MARGIN = 0.3
 
 
-class SaliencyTask(nn.Module):
+class SaliencyTask(Task):
     """Three passes with shared weights: the whole picture, its person, its background.
 
     Args:
@@ -35,25 +35,26 @@ class SaliencyTask(nn.Module):
     """
 
     def __init__(self, config: Config, classes: int, steps_per_epoch: int) -> None:
-        super().__init__()
-        self.config, self.steps_per_epoch = config, steps_per_epoch
+        every = config.metric.checkpoint_epochs
+        super().__init__(config, config.saliency.epochs, steps_per_epoch, every)
         ratio = config.saliency.target_ratio
         with torch.random.fork_rng():
             clip = start_clip(config)
             torch.manual_seed(config.seed)
             self.model = SaliencyModel(config.model, config.data, clip, ratio)
-            width = self.model.encoder.width
+            width = self.model.encoder.spaces["visual"]
             self.neck = nn.BatchNorm1d(width)
             self.neck.bias.requires_grad_(False)
             self.classifier = nn.Linear(width, classes, bias=False)
             nn.init.normal_(self.classifier.weight, std=0.001)
-        self.model.encoder.tower.proj.requires_grad_(False)  # no loss is in the joint space
 
     @property
-    def epochs(self) -> int:
-        return self.config.saliency.epochs
+    def updates_all(self) -> bool:
+        return False  # no loss is in the joint space
 
-    def forward(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(
+        self, batch: Mapping[str, Tensor], phase: str = "joint"
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One step's losses.
 
         Args:
@@ -63,8 +64,8 @@ class SaliencyTask(nn.Module):
             weighted losses; the accuracy of each pass, and the mask's share and spread.
         """
         section = self.config.saliency
-        images = self._normalise(batch["images"])
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bf16(images.device)):
+        images = self.normalise(batch["images"])
+        with self.autocast():
             encoded, person = self.model(images)
             weights = person.flatten(1)
             kept = self.model.encoder(images, weights).visual
@@ -93,16 +94,6 @@ class SaliencyTask(nn.Module):
     def _logits(self, features: Tensor) -> Tensor:
         return self.classifier(self.neck(features))
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        data = self.config.data
-        mean = torch.tensor(data.mean, device=images.device) * 255
-        std = torch.tensor(data.std, device=images.device) * 255
-        return ((images - mean) / std).permute(0, 3, 1, 2).contiguous()
-
-    def _bf16(self, device: torch.device) -> bool:
-        precision = self.config.metric.precision
-        return precision == "bf16" or (precision == "auto" and computes_bf16(device))
-
     def optimiser(self) -> torch.optim.Optimizer:
         section = self.config.saliency
         new = [
@@ -117,13 +108,3 @@ class SaliencyTask(nn.Module):
 
     def lr_factor(self, step: int) -> float:
         return warmup_cosine(step / self.steps_per_epoch, WARMUP_EPOCHS, self.epochs, 0.01)
-
-    def clip_gradients(self) -> None:
-        """Nothing to clip: the losses are bounded or logarithmic."""
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold."""
-        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
-
-    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        self.load_state_dict(dict(state))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dpmpp_core.tasks.metric import computes_bf16
+from dpmpp_core.tasks.task import computes_bf16
 from pipelines.tracking import environment
 
 RESULTS = Path(__file__).parent / "results"

@@ -4,9 +4,10 @@ from dpmpp_core.data.demo.generate import (
     DemoSummary,
     Drawn,
     Task,
+    draw_here,
     draw_shots,
     generate,
     unpack_mask,
 )
 
-__all__ = ["DemoSummary", "Drawn", "Task", "draw_shots", "generate", "unpack_mask"]
+__all__ = ["DemoSummary", "Drawn", "Task", "draw_here", "draw_shots", "generate", "unpack_mask"]

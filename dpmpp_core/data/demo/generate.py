@@ -9,7 +9,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +72,16 @@ def draw_shots(task: Task) -> list[Drawn]:
     return [_draw(shot, camera, config.seed) for shot in shots]
 
 
+def draw_here(tasks: list[Task]) -> Iterable[list[Drawn]]:
+    """`draw_shots` of every task, one after the other."""
+    return map(draw_shots, tasks)
+
+
 def generate(
     out: Path,
     config: DemoConfig,
     progress: Callable[[int, int], None] | None = None,
-    run: Callable[[list[Task]], Iterable[list[Drawn]]] = partial(map, draw_shots),
+    run: Callable[[list[Task]], Iterable[list[Drawn]]] = draw_here,
 ) -> DemoSummary:
     """Draw a demo data set into a new or empty folder (ours).
 

@@ -1,0 +1,124 @@
+"""timm's vision transformers: which of them serve, their weights, and their fit to a grid."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from timm.layers import PatchEmbed
+from timm.models import Beit, Eva, VisionTransformer
+from torch import nn
+
+from dpmpp_core.config import ModelConfig
+from dpmpp_core.errors import ConfigError, WeightsError
+
+PREFIX = "timm/"
+
+
+def is_timm(backbone: str) -> bool:
+    """Whether `model.backbone` names a model of timm, which has no text tower."""
+    return backbone.startswith(PREFIX)
+
+
+@cache
+def patch_size(name: str) -> int:
+    """Patch size in pixels of timm's model `name`.
+
+    Raises:
+        ConfigError: an unknown model, or one that is not a ViT with patch tokens in all blocks.
+    """
+    architecture = name.split(".", 1)[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"model.backbone: timm has no model {architecture!r}{hint}")
+    with torch.device("meta"):
+        model = timm.create_model(architecture, num_classes=0)
+    embed = getattr(model, "patch_embed", None)
+    if not isinstance(model, (VisionTransformer, Eva, Beit)) or type(embed) is not PatchEmbed:
+        raise ConfigError(
+            f"model.backbone: timm's {architecture} is a {type(model).__name__} with a "
+            f"{type(embed).__name__}; a ViT with plain patches is needed (vit, deit, deit3, "
+            "dinov2, dinov3, eva02, beit, siglip, ...)"
+        )
+    return int(embed.patch_size[0])
+
+
+def timm_tag(config: ModelConfig) -> str:
+    """`NAME.TAG` of the weights that `config` names; a tag in the backbone's name wins.
+
+    Raises:
+        ConfigError: no such tag.
+    """
+    name = config.backbone.removeprefix(PREFIX)
+    known = timm.models.get_arch_pretrained_cfgs(name)
+    tagged = name if "." in name else f"{name}.{config.pretrained}"
+    if tagged not in known:
+        tags = ", ".join(key.split(".", 1)[1] for key in known if "." in key)
+        name, tag = tagged.split(".", 1)
+        raise ConfigError(
+            f"model.pretrained: {PREFIX}{name} has no tag {tag!r} "
+            f"(tags: {tags or 'none'}; null = random weights)"
+        )
+    return tagged
+
+
+def fetch_timm(tagged: str) -> Path:
+    """The weights file of `NAME.TAG`, downloaded if it is not in the cache.
+
+    Raises:
+        Exception: as the hub's client, which has many kinds.
+    """
+    source: Any = timm.get_pretrained_cfg(tagged)
+    if not source.hf_hub_id:
+        raise FileNotFoundError(f"not on the hub but at {source.url}")
+    try:
+        return Path(hf_hub_download(source.hf_hub_id, "model.safetensors"))
+    except LocalEntryNotFoundError:  # no network
+        raise
+    except EntryNotFoundError:
+        return Path(hf_hub_download(source.hf_hub_id, "pytorch_model.bin"))
+
+
+def build_timm(config: ModelConfig, weights: Path | None) -> nn.Module:
+    """timm's model without its classifier, at its own image size.
+
+    Raises:
+        WeightsError: a file that does not hold every weight of the model.
+    """
+    architecture = config.backbone.removeprefix(PREFIX).split(".", 1)[0]
+    model = timm.create_model(architecture, num_classes=0)
+    if weights is None:
+        return model
+    try:
+        state = timm.models.load_state_dict(str(weights))  # weights only: no code is run
+        state = sys.modules[type(model).__module__].checkpoint_filter_fn(state, model)
+        missing = model.load_state_dict(state, strict=False).missing_keys
+    except Exception as error:
+        problem = " ".join(str(error).split())[:300]
+        raise WeightsError(f"{weights} does not load as {config.backbone}: {problem}") from None
+    if missing:  # what it has besides, such as a classifier, is of no use here
+        raise WeightsError(
+            f"{weights} does not load as {config.backbone}: it lacks {len(missing)} tensors "
+            f"({', '.join(missing[:3])}, ...)"
+        )
+    return model
+
+
+def fit_grid(trunk: nn.Module, height: int, width: int, grid: tuple[int, int], stride: int) -> None:
+    """Make a timm ViT take images of height x width pixels as a grid of patches, `stride` apart.
+
+    Positions are interpolated by timm, for the image whose plain grid has as many patches.
+    """
+    embed: Any = trunk.patch_embed
+    patch = embed.patch_size[0]
+    trunk.set_input_size((grid[0] * patch, grid[1] * patch))  # type: ignore[operator]
+    embed.img_size, embed.strict_img_size = (height, width), True
+    embed.proj.stride = (stride, stride)

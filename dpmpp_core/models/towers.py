@@ -1,0 +1,88 @@
+"""Where the parts of an image tower are: open_clip's own ViT, or a timm ViT with or without text.
+
+The towers are run by their own code; what happens inside is watched from outside (`encoder.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+
+class OpenClipTower:
+    """An open_clip VisionTransformer: read by its class token, a mean, or a pooling attention.
+
+    Attributes:
+        convolution: makes the patch embeddings, [B, D, rows, columns].
+        blocks: the transformer's.
+        classed: whether the image is read at the class token.
+        reader: the attention module that reads the patches; None where a mean does.
+        projection: [P, D], linear map from the visual into the joint space; None where there is
+            no linear one.
+        token_width, visual_width, joint_width: D of tokens and of features, P (None without text).
+    """
+
+    def __init__(self, tower: VisionTransformer) -> None:
+        self._tower = tower
+        self.convolution: nn.Conv2d = tower.conv1
+        self.blocks: Sequence[nn.Module] = tower.transformer.resblocks
+        self.classed = tower.attn_pool is None and tower.pool_type == "tok"
+        own = self.blocks[-1].attn if self.classed else None
+        self.reader: nn.Module | None = own if tower.attn_pool is None else tower.attn_pool
+        self.projection: Tensor | None = tower.proj.T
+        self.token_width = int(tower.conv1.out_channels)
+        self.visual_width, self.joint_width = (int(width) for width in tower.proj.shape)
+
+    def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Visual [B, D] and joint [B, P] features."""
+        tower = self._tower
+        visual, _ = tower._pool(tower.transformer(tower._embeds(images)))
+        return visual, visual @ tower.proj
+
+
+class TimmTower:
+    """A timm ViT (VisionTransformer, Eva, Beit), alone or as the image tower of an open_clip model.
+
+    Where the pooled feature is in the joint space already (SigLIP), the visual feature is the mean
+    of the last patch tokens, as CLIP-ReID takes it from CLIP's attention-pooled ResNets.
+
+    Attributes: as `OpenClipTower`.
+    """
+
+    def __init__(self, tower: Any) -> None:
+        self._head = tower.head if isinstance(tower, TimmModel) else None
+        self._trunk: Any
+        self._trunk = trunk = tower.trunk if isinstance(tower, TimmModel) else tower
+        self.convolution: nn.Conv2d = trunk.patch_embed.proj
+        self.blocks: Sequence[nn.Module] = trunk.blocks
+        self.classed = trunk.global_pool == "token"
+        own = getattr(self.blocks[-1], "attn", None) if self.classed else None
+        self.reader: nn.Module | None = getattr(trunk, "attn_pool", None) or own
+        heads = [] if self._head is None else [*trunk.head.modules(), *self._head.modules()]
+        self._linear = [layer for layer in heads if isinstance(layer, nn.Linear)]
+        self.projection: Tensor | None = self._linear[0].weight if len(self._linear) == 1 else None
+        self.token_width = int(trunk.embed_dim)
+        self.visual_width = int(trunk.num_features)
+        self.joint_width: int | None = None
+        if self._head is not None:
+            self.joint_width = self._linear[-1].out_features if self._linear else self.visual_width
+
+    def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Visual [B, D] and joint [B, P] features; joint None without a text space."""
+        tokens = self._trunk.forward_features(images)
+        pooled = self._trunk.forward_head(tokens, pre_logits=True)
+        if self._head is None:
+            return pooled, None
+        joint = self._head(self._trunk.head(pooled))
+        if self._linear:
+            return pooled, joint
+        return tokens[:, self._trunk.num_prefix_tokens :].mean(dim=1), joint
+
+
+def parts_of(tower: nn.Module) -> OpenClipTower | TimmTower:
+    """The parts of a tower that `build_clip` made."""
+    return OpenClipTower(tower) if isinstance(tower, VisionTransformer) else TimmTower(tower)

@@ -1,0 +1,88 @@
+"""What a stage of training is to the loop that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dpmpp_core.config import Config
+
+Figures = dict[str, Tensor]
+
+
+class Task(nn.Module):
+    """A module whose forward(batch, phase) gives one pass's losses; here is what most share.
+
+    Args:
+        config: the run's configuration.
+        epochs, steps_per_epoch: how long the training is.
+        checkpoint_epochs: epochs between checkpoints.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self, config: Config, epochs: int, steps_per_epoch: int, checkpoint_epochs: int
+    ) -> None:
+        super().__init__()
+        self.config, self.epochs = config, epochs
+        self.steps_per_epoch, self.checkpoint_epochs = steps_per_epoch, checkpoint_epochs
+        for name, value in (("pixel_mean", config.data.mean), ("pixel_std", config.data.std)):
+            self.register_buffer(name, 255 * torch.tensor(value), persistent=False)
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The passes of one step, in order; each is an update."""
+        return ("joint",)
+
+    @property
+    def updates_all(self) -> bool:
+        """Whether every pass gives every parameter a gradient."""
+        return True
+
+    def forward(self, batch: Mapping[str, Tensor], phase: str = "joint") -> tuple[Figures, Figures]:
+        """Weighted losses to be summed, and detached figures to be shown."""
+        raise NotImplementedError
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """An optimiser whose groups know their `base_lr`."""
+        raise NotImplementedError
+
+    def lr_factor(self, step: int) -> float:
+        """Factor on the base rates at a step."""
+        raise NotImplementedError
+
+    def keep_gradients(self, phase: str) -> None:
+        """Drop or clip gradients between the backward pass and the update."""
+
+    def alarms(self, epoch: int, figures: Mapping[str, float]) -> dict[str, str]:
+        """What is wrong with an epoch's mean figures, by name; each says what it means."""
+        return {}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold."""
+        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        self.load_state_dict(dict(state))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] with the configured mean and std."""
+        return ((images - self.pixel_mean) / self.pixel_std).permute(0, 3, 1, 2).contiguous()
+
+    def autocast(self) -> torch.autocast:
+        """bf16 where `metric.precision` asks for it or, on `auto`, where the device computes it."""
+        device, precision = self.pixel_mean.device, self.config.metric.precision
+        enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
+        return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has bf16 arithmetic, so that autocast gains time."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, test, bool)() for test in tests)

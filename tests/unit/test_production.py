@@ -1,0 +1,82 @@
+"""The production recipe at full size, one step of each stage on the CPU, with random weights."""
+
+from __future__ import annotations
+
+import resource
+
+import numpy as np
+import pytest
+import torch
+
+from dpmpp_core.config import load_config
+from dpmpp_core.models.reid import features_of
+from dpmpp_core.tasks.metric import MetricTask
+from dpmpp_core.tasks.prompts import PromptTask
+
+CLASSES = 2
+OVERRIDES = ["model.pretrained=null", "model.normalise_text=false", "metric.precision=fp32"]
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config("market1501", OVERRIDES)
+
+
+def batch():
+    draw = np.random.default_rng(0)
+    return {
+        "images": torch.from_numpy(draw.integers(0, 256, (4, 256, 128, 3), np.uint8)),
+        "labels": torch.arange(CLASSES).repeat_interleave(2),
+        "donor_labels": torch.tensor([1, -1, -1, 0]),
+    }
+
+
+def step(task, given):
+    """One step of the training loop; losses, and the seconds are the caller's."""
+    optimiser = task.optimiser()
+    losses, report = task(given)
+    torch.stack(list(losses.values())).sum().backward()
+    task.keep_gradients("joint")
+    optimiser.step()
+    assert all(value.isfinite() for value in (*losses.values(), *report.values()))
+    return losses
+
+
+# Stage 0, the learned saliency model, has its own step here once it is part of the recipe.
+
+
+def test_stage_1_at_full_size(config):
+    features = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
+    task = PromptTask(config, features, torch.arange(CLASSES).repeat_interleave(2)).train()
+    before = task.prompts.tokens.detach().clone()
+    losses = step(task, {"rows": torch.arange(4)})
+    assert set(losses) == {"image_to_text", "text_to_image"}
+    assert task.prompts.tokens.shape == (CLASSES, 4, 512) and len(task.prompts.ids) == 12
+    assert (task.prompts.tokens != before).all()
+    results = task.results()
+    assert results["texts"].shape == (CLASSES, 512) and results["scale"] == 1
+
+
+def test_stage_2_at_full_size(config, record_property):
+    texts = torch.randn(CLASSES, 512, generator=torch.Generator().manual_seed(0))
+    task = MetricTask(config, texts, 1.0, steps_per_epoch=200).train()
+    losses = step(task, batch())
+    assert {"identity_visual", "masked_joint", "triplet", "text", "text_transfer", "heads"} <= set(
+        losses
+    )
+    encoder = task.model.encoder
+    assert encoder.taps == (2, 4, 10, 12) and task.model.spaces == {"visual": 768, "joint": 512}
+
+    other = MetricTask(config, texts, 1.0, steps_per_epoch=200)
+    other.load_trained_state(task.trained_state())
+    images = torch.randn(1, 3, 256, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        (ours, our_masks), (theirs, their_masks) = (t.eval().model(images) for t in (task, other))
+    assert ours.taps.shape == (1, 4 * 768, 16, 8) and ours.heads.shape == (1, 12, 128)
+    for name, feature in features_of(ours).items():
+        assert torch.equal(feature, features_of(theirs)[name])
+        assert torch.equal(our_masks[name], their_masks[name])
+    # Weights, gradients and Adam's two moments of 90 M parameters, the copy, and the activations.
+    gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    record_property("resident_gigabytes", round(gigabytes, 2))
+    assert gigabytes < 6
