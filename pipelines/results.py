@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.steps import CLEAN
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import Embeddings, top_matches
 from pipelines.evaluate import METRICS_FILE, load_embeddings
@@ -170,7 +171,7 @@ def _training_pictures(
     ]
     maker = TrainingSet(config, run.storage.uri, prepared.key, saliency.key).step_maker()
     batch = maker.make(0)
-    captions = ["mixed" if donor >= 0 else "not mixed" for donor in batch["donor_labels"]]
+    captions = ["not mixed" if donor == CLEAN else "mixed" for donor in batch["donor_labels"]]
     shown = range(min(2 * SHEET, len(captions)))
     return [
         Picture(

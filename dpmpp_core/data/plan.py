@@ -23,6 +23,8 @@ class Draw(IntEnum):
     GEOMETRY = 2
     PAIRING = 3
     ERASING = 4
+    BANK = 5
+    SYNTHESIS = 6
 
 
 def stream(seed: int, epoch: int, step: int, item: int, purpose: Draw) -> np.random.Generator:

@@ -164,7 +164,7 @@ def test_only_images_that_were_not_mixed_are_erased(folder):
 
 def test_a_missing_image_is_named(folder):
     steps = maker(folder)
-    steps._images._paths = [f"gone{row}.png" for row in range(30)]
+    steps._images.paths = [f"gone{row}.png" for row in range(30)]
     with pytest.raises(DataError, match="gone"):
         steps.make(0)
 
