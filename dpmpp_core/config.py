@@ -175,6 +175,9 @@ class MetricConfig(Section):
 
 class EvaluationConfig(Section):
     batch: PositiveInt = 64
+    robustness: bool = Field(
+        False, description="measure clean queries hidden more and more, for the report (ours)"
+    )
 
 
 class ClusterConfig(Section):

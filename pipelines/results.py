@@ -22,6 +22,7 @@ from pipelines.pictures import (
     loss_curves,
     mask_picture,
     ranked_lists,
+    robustness_curve,
     save_png,
 )
 from pipelines.report import Picture, Quarantined, ReportData, StageTime, write_report
@@ -40,10 +41,16 @@ HISTORY = ("loss", "triplet", "masked_visual", "masked_joint", "identity_visual"
 
 
 def build_report(
-    run: Run, prepared: Stage, saliency: Stage, metric: Stage, evaluated: Stage
+    run: Run,
+    prepared: Stage,
+    saliency: Stage,
+    metric: Stage,
+    evaluated: Stage,
+    robustness: Stage | None = None,
 ) -> Stage:
     """Write `report.html`, self-contained, and its pictures as PNG files."""
     identity = {"evaluate": evaluated.key, "metric": metric.key, "prepare": prepared.key}
+    identity |= {"robustness": robustness.key} if robustness else {}
 
     def build(folder: Path) -> dict[str, Any]:
         manifest = Manifest.load(run.folder(prepared))
@@ -58,6 +65,8 @@ def build_report(
             for row in metric.summary["history"]
         ]
         pictures = _retrieval_pictures(manifest, measured, queries, gallery)
+        if robustness is not None:
+            pictures.insert(1, _robustness_picture(robustness))
         pictures += _training_pictures(run, prepared, saliency, manifest, history)
         for picture in pictures:
             assert not isinstance(picture.image, bytes)
@@ -141,6 +150,18 @@ def _retrieval_pictures(
             )
         )
     return made
+
+
+def _robustness_picture(stage: Stage) -> Picture:
+    bands = stage.summary["bands"]
+    missed = sum(band["missed"] for band in bands.values())
+    left_out = f" {missed} times no donor hid the wanted share of a query." if missed else ""
+    return Picture(
+        "Robustness",
+        "Clean queries, more and more hidden behind scenes of the training images, against the "
+        f"clean gallery.{left_out}",
+        robustness_curve(bands),
+    )
 
 
 def _examples(query: Embeddings, gallery: Embeddings) -> list[int]:

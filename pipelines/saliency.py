@@ -1,4 +1,4 @@
-"""Stage 0: one person mask an image of the training set, made once by Ray Data."""
+"""Stage 0: one person mask an image, made once by Ray Data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def transfer_grid(config: Config) -> tuple[int, int]:
 
 
 def saliency(run: Run, prepared: Stage) -> Stage:
-    """Compute and store the masks of the training images."""
+    """Compute and store the masks of all images: test images are occluded by them too."""
     manifest = Manifest.load(run.folder(prepared))
     section, data = run.config.saliency, run.config.data
     grid = transfer_grid(run.config)
@@ -51,7 +51,7 @@ def saliency(run: Run, prepared: Stage) -> Stage:
         return pa.table({"path": table["path"], "mask": packed, "share": pa.array(share)})
 
     def build(folder: Path) -> dict[str, Any]:
-        paths = manifest.subset("train").select(["path"])
+        paths = manifest.images.select(["path"])
         tables = [paths.slice(i, ROWS).combine_chunks() for i in range(0, len(paths), ROWS)]
         dataset = ray.data.from_arrow(tables).map_batches(
             look,

@@ -67,9 +67,9 @@ class Donors:
         self._share = occlusion.background_share if occlusion.backgrounds else 0.0
         self._backgrounds: ImageCache | None = None
         if occlusion.backgrounds:
-            paths = list_backgrounds(occlusion.backgrounds)
+            root, (height, width) = occlusion.backgrounds, images.size
             self._backgrounds = ImageCache(
-                occlusion.backgrounds, paths, *images.size, images.max_bytes, cover=True
+                root, list_backgrounds(root), height, width, images.max_bytes, cover=True
             )
 
     def draw(self, count: int, rng: np.random.Generator) -> Bank:

@@ -97,6 +97,54 @@ def draw_pairs(
     return Pairs(donor, shift, drawn_score, drawn_hidden)
 
 
+@dataclass(frozen=True)
+class Placement:
+    """One donor and one shift for one sample."""
+
+    donor: int
+    shift: int
+    """Columns of patches by which the recipient is rolled to the right."""
+    oiou: float
+    hidden: float
+    """Share of the recipient's person that is hidden, in [0, 1]."""
+
+
+def place(
+    person_mask: NDArray[np.bool_],
+    donor_masks: NDArray[np.bool_],
+    hidden: tuple[int, int],
+    rng: np.random.Generator,
+    excluded: NDArray[np.bool_] | None = None,
+) -> Placement | None:
+    """The donor and shift that hide a wanted share of the person with the best OIoU (ours).
+
+    Equal OIoU is decided by lot.
+
+    Args:
+        person_mask: bool [H, W], the recipient.
+        donor_masks: bool [D, H, W].
+        hidden: least share hidden and the share it must stay below, in percent; counted in whole
+            patches, so exactly.
+        excluded: bool [D], donors not to be taken.
+
+    Returns:
+        None if no donor hides such a share at any shift.
+    """
+    area = int(person_mask.sum())
+    shared = overlap(person_mask[None], donor_masks, person_mask.shape[1])[0]
+    lost = 100 * (area - shared)
+    score = shared / _area(donor_masks).clip(1)[:, None]
+    score[(lost < hidden[0] * area) | (lost >= hidden[1] * area) | (shared == 0)] = -1
+    if excluded is not None:
+        score[excluded] = -1
+    best = np.flatnonzero(score == score.max(initial=0))
+    if not len(best):
+        return None
+    donor, shift = divmod(int(rng.choice(best)), score.shape[1])
+    share = 1 - float(shared[donor, shift]) / area
+    return Placement(donor, shift, float(score[donor, shift]), share)
+
+
 def overlap(
     person_masks: NDArray[np.bool_], donor_masks: NDArray[np.bool_], shifts: int
 ) -> NDArray[np.float32]:
