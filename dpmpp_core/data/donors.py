@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmpp_core.config import AugmentConfig, OcclusionConfig
-from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_mask
+from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_masks
 from dpmpp_core.data.files import list_files
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.errors import DataError
@@ -87,9 +87,7 @@ class Donors:
             for flip, (dy, dx) in zip(flips, offsets, strict=True)
         ]
         height, width = self._images.size
-        masks = np.empty((count, *self._masks.shape[1:]), np.bool_)
-        for k, (row, geometry) in enumerate(zip(rows, geometries, strict=True)):
-            masks[k] = apply_to_mask(self._masks[row], geometry, pad, height, width)
+        masks = apply_to_masks(self._masks[rows], geometries, pad, height, width)
         return Bank(rows, backgrounds, geometries, rng.random(count), masks)
 
     def picture(self, bank: Bank, donor: int) -> Image:

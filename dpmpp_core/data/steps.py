@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmpp_core.config import AugmentConfig, DataConfig, OcclusionConfig
-from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_mask, random_erase
+from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_masks, random_erase
 from dpmpp_core.data.donors import CACHE_BYTES, Bank, Donors, ImageCache
 from dpmpp_core.data.plan import Draw, StepPlan, stream
 from dpmpp_core.errors import ConfigError
@@ -155,12 +155,7 @@ class StepMaker:
             Geometry.draw(self._augment, stream(seed, epoch, step, i, Draw.GEOMETRY))
             for i in range(len(rows))
         ]
-        masks = np.stack(
-            [
-                apply_to_mask(self._masks[row], geometry, pad, height, width)
-                for row, geometry in zip(rows, geometries, strict=True)
-            ]
-        )
+        masks = apply_to_masks(self._masks[rows], geometries, pad, height, width)
         bank = self._donors.draw(self._occlusion.bank, stream(seed, epoch, step, 0, Draw.BANK))
         donor_masks = np.concatenate([masks, bank.masks])
         # The row of a background is that of its mask; its picture is nobody's.
