@@ -147,11 +147,22 @@ class OcclusionConfig(Section):
     min_donor: Probability = Field(0.05, description="least share of patches in the donor's mask")
     top_share: Probability = Field(0.1, description="draw from this best share of candidates")
     rolling: bool = True
+    bank: Annotated[int, Field(ge=0)] = Field(
+        64, description="donors a step beyond the batch, from all training images (ours)"
+    )
+    backgrounds: str | None = Field(
+        None, description="folder or s3://bucket/prefix of pictures without people, for the bank"
+    )
+    background_share: Probability = Field(
+        0.5, description="share of the bank that shows `backgrounds`; 0 where there are none"
+    )
 
     @model_validator(mode="after")
     def _range(self) -> OcclusionConfig:
         if self.min_ratio > self.max_ratio:
             raise ValueError(f"min_ratio {self.min_ratio} is above max_ratio {self.max_ratio}")
+        if self.backgrounds and not self.bank:
+            raise ValueError("backgrounds are donors of the bank, which is empty: raise bank")
         return self
 
 
@@ -234,6 +245,9 @@ class MetricConfig(Section):
 
 class EvaluationConfig(Section):
     batch: PositiveInt = 64
+    robustness: bool = Field(
+        False, description="measure clean queries hidden more and more, for the report (ours)"
+    )
 
 
 class ClusterConfig(Section):

@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +52,10 @@ Address = Annotated[
     str | None, typer.Option("--address", help="Ray cluster. Default: a local one is started.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Make every stage anew.")]
+Bands = Annotated[
+    str | None,
+    typer.Option("--bands", help="Percent hidden, 10-20,20-30,...; default: 0-10 to 60-70."),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one result object as the last line of stdout.")
 ]
@@ -113,6 +118,68 @@ def evaluate(
     """Measure a model: the one trained on the data, or any saved one."""
     arguments = (data, config, overrides or [], storage, tracking_uri, address, fresh, model)
     _run(arguments, "evaluate", as_json)
+
+
+@app.command()
+def robustness(
+    overrides: Overrides = None,
+    data: Data = None,
+    config: ConfigName = "demo",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Folder of a saved model. Default: train one on the data."),
+    ] = None,
+    bands: Bands = None,
+    storage: StorageUri = "runs",
+    tracking_uri: TrackingUri = None,
+    address: Address = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on clean queries hidden more and more: mAP and rank-1 by share hidden."""
+    arguments = (data, config, overrides or [], storage, tracking_uri, address, fresh, model)
+    _run(arguments, "robustness", as_json, bands)
+
+
+@app.command()
+def synthesize(
+    out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
+    overrides: Overrides = None,
+    data: Data = None,
+    config: ConfigName = "demo",
+    bands: Bands = None,
+    splits: Annotated[
+        str, typer.Option(help="What to hide: query, or query,train (hidden beside the clean).")
+    ] = "query",
+    seed: Annotated[int | None, typer.Option(help="Default: the configuration's.")] = None,
+    storage: StorageUri = "runs",
+    tracking_uri: TrackingUri = None,
+    address: Address = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Write a data set whose queries are hidden as much as asked, in Market-1501 layout."""
+    changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.config import load_config
+
+        load_config(config, changes)
+        from dpmpp_core.data.synthesis import BANDS, parse_bands
+        from pipelines.run import Options, run_pipeline
+        from pipelines.synthesis import Order
+
+        chosen = parse_bands(bands) if bands else BANDS
+        order = Order(out.absolute(), chosen, tuple(splits.split(",")))
+        options = Options(data, config, changes, storage, tracking_uri, address, fresh)
+        return run_pipeline(options, "saliency", order)
+
+    def show(result: dict[str, Any]) -> None:
+        from pipelines.show import show_synthesis
+
+        show_synthesis(result)
+
+    _guarded(work, show, as_json)
 
 
 @data_app.command("check")
@@ -201,16 +268,18 @@ def config_list() -> None:
     typer.echo("\n".join(recipe_names()))
 
 
-def _run(arguments: tuple, until: str, as_json: bool) -> None:
+def _run(arguments: tuple, until: str, as_json: bool, bands: str | None = None) -> None:
     """Run the pipeline with the fields of `pipelines.run.Options`, in their order."""
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config import load_config
 
         load_config(arguments[1], arguments[2])  # a typo must not wait for torch and Ray
+        from dpmpp_core.data.synthesis import BANDS, parse_bands
         from pipelines.run import Options, run_pipeline
 
-        return run_pipeline(Options(*arguments), until)
+        options = replace(Options(*arguments), bands=parse_bands(bands) if bands else BANDS)
+        return run_pipeline(options, until)
 
     def show(result: dict[str, Any]) -> None:
         from pipelines.show import show_result

@@ -17,7 +17,7 @@ from dpmpp_core.data.images import read_image, resize, to_tensor_batch
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.plan import class_labels
 from dpmpp_core.models.encoder import ImageEncoder
-from dpmpp_core.models.reid import load_model, start_clip
+from dpmpp_core.models.reid import ReidModel, load_model, start_clip
 from dpmpp_core.retrieval import Embeddings, from_columns, stripe_histogram, to_columns
 from pipelines.cluster import Plan
 from pipelines.progress import bar
@@ -29,10 +29,7 @@ class EmbedWithModel:
     """A trained model: features and masks of each metric space, and the baseline's colours."""
 
     def __init__(self, root: str, storage: str, key: str) -> None:
-        torch.set_num_threads(1)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        folder = Storage(storage).fetch(key) / "model" if key else Path(storage)
-        self._model = load_model(folder, device)
+        self._model = trained_model(storage, key)
         self._root = root
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -41,6 +38,14 @@ class EmbedWithModel:
         columns = to_columns(embedded.features, embedded.masks)
         colours = np.stack([stripe_histogram(image) for image in images])
         return {"row": batch["row"], "colours": colours, **columns}
+
+
+def trained_model(storage: str, key: str) -> ReidModel:
+    """The model of a stage, or with an empty key that in the folder `storage`, on one thread."""
+    torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder = Storage(storage).fetch(key) / "model" if key else Path(storage)
+    return load_model(folder, device)
 
 
 class EmbedWithStart:

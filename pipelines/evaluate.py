@@ -41,7 +41,7 @@ def evaluate_model(run: Run, prepared: Stage, model_storage: str, model_key: str
     identity = {
         "dataset": manifest.dataset_id,
         "model": model_key or _weights(model_storage),
-        "evaluation": config.evaluation,
+        "batch": config.evaluation.batch,
         "seed": config.seed,
     }
 

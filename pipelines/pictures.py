@@ -145,6 +145,26 @@ def cmc_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], ranks: int =
     return _drawn(figure)
 
 
+def robustness_curve(bands: Mapping[str, Mapping[str, Any]]) -> Image:
+    """mAP and rank-1 over the share of the person hidden, with and without masks.
+
+    `bands`: name -> `hidden` (mean share), and `mAP_masked`, `mAP_unmasked`, `rank1_masked`,
+    `rank1_unmasked`, all in [0, 1]; a band whose `hidden` is None has no point.
+    """
+    figure, panels = _panels(2, width=4.6, height=3.4)
+    points = [values for values in bands.values() if values["hidden"] is not None]
+    x = [100 * values["hidden"] for values in points]
+    for axes, (key, title) in zip(panels, {"mAP": "mAP", "rank1": "rank-1"}.items(), strict=True):
+        for label, mode in {"with mask": "masked", "no mask": "unmasked"}.items():
+            colour, style = LINES[label]
+            y = [100 * values[f"{key}_{mode}"] for values in points]
+            axes.plot(x, y, style, color=colour, label=label, lw=2, marker="o", ms=4)
+        axes.set(xlabel="of the person hidden (%)", ylabel=f"{title} (%)", title=title)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, loc="lower left")
+    return _drawn(figure)
+
+
 def mask_picture(masks: Mapping[str, NDArray[np.floating[Any]]]) -> Image:
     """Which part of the identity space each mask kept.
 

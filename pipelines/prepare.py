@@ -73,11 +73,15 @@ def find_data(config: DataConfig, root: str) -> Source:
     Raises:
         DataError: no such folder, or an unknown layout.
     """
-    if "://" not in root:
-        root = str(Path(root).expanduser().absolute())
+    root = absolute(root)
     listing = list_files(root)
     found = scan(root, config.layout, config.occluded_queries, listing)
     return Source(root, listing_fingerprint(listing), found)
+
+
+def absolute(root: str) -> str:
+    """A folder as workers elsewhere find it: an absolute path, or the URI as it is."""
+    return root if "://" in root else str(Path(root).expanduser().absolute())
 
 
 def prepare(run: Run, source: Source) -> Stage:

@@ -183,6 +183,19 @@ def results_table(metrics: Metrics) -> Table:
     return table
 
 
+def robustness_table(bands: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Figures by share of the person hidden, for the terminal; `bands` as in robustness.json."""
+    table = Table(title="Robustness")
+    for i, column in enumerate(
+        ("hidden (%)", "queries", "mAP with mask", "no mask", "rank-1 with mask", "no mask")
+    ):
+        table.add_column(column, justify="right" if i else "left")
+    for name, values in bands.items():
+        keys = ("mAP_masked", "mAP_unmasked", "rank1_masked", "rank1_unmasked")
+        table.add_row(name, f"{values['queries']:,}", *(_percent(values[key]) for key in keys))
+    return table
+
+
 def results_markdown(metrics: Metrics) -> str:
     """The results as a Markdown table, ending in a newline."""
     lines = [COLUMNS, ("---", "---", *["---:"] * (len(COLUMNS) - 2)), *result_rows(metrics)]

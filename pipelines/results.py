@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.steps import CLEAN
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import Embeddings, top_matches
 from pipelines.evaluate import METRICS_FILE, load_embeddings
@@ -22,6 +23,7 @@ from pipelines.pictures import (
     loss_curves,
     mask_picture,
     ranked_lists,
+    robustness_curve,
     save_png,
 )
 from pipelines.report import Picture, Quarantined, ReportData, StageTime, write_report
@@ -39,10 +41,16 @@ HISTORY = ("loss", "triplet", "masked_visual", "masked_joint", "identity_visual"
 
 
 def build_report(
-    run: Run, prepared: Stage, saliency: Stage, metric: Stage, evaluated: Stage
+    run: Run,
+    prepared: Stage,
+    saliency: Stage,
+    metric: Stage,
+    evaluated: Stage,
+    robustness: Stage | None = None,
 ) -> Stage:
     """Write `report.html`, self-contained, and its pictures as PNG files."""
     identity = {"evaluate": evaluated.key, "metric": metric.key, "prepare": prepared.key}
+    identity |= {"robustness": robustness.key} if robustness else {}
 
     def build(folder: Path) -> dict[str, Any]:
         manifest = Manifest.load(run.folder(prepared))
@@ -57,6 +65,8 @@ def build_report(
             for row in metric.summary["history"]
         ]
         pictures = _retrieval_pictures(manifest, measured, queries, gallery)
+        if robustness is not None:
+            pictures.insert(1, _robustness_picture(robustness))
         pictures += _training_pictures(run, prepared, saliency, manifest, history)
         for picture in pictures:
             assert not isinstance(picture.image, bytes)
@@ -143,6 +153,18 @@ def _retrieval_pictures(
     return made
 
 
+def _robustness_picture(stage: Stage) -> Picture:
+    bands = stage.summary["bands"]
+    missed = sum(band["missed"] for band in bands.values())
+    left_out = f" {missed} times no donor hid the wanted share of a query." if missed else ""
+    return Picture(
+        "Robustness",
+        "Clean queries, more and more hidden behind scenes of the training images, against the "
+        f"clean gallery.{left_out}",
+        robustness_curve(bands),
+    )
+
+
 def _examples(query: Embeddings, gallery: Embeddings) -> list[int]:
     """Queries right at rank 1 and queries wrong, half each where possible, evenly picked."""
     rows = range(len(query))
@@ -171,7 +193,7 @@ def _training_pictures(
     ]
     maker = TrainingSet(config, run.storage.uri, prepared.key, saliency.key).step_maker()
     batch = maker.make(0)
-    captions = ["mixed" if donor >= 0 else "not mixed" for donor in batch["donor_labels"]]
+    captions = ["not mixed" if donor == CLEAN else "mixed" for donor in batch["donor_labels"]]
     shown = range(min(2 * SHEET, len(captions)))
     return [
         Picture(

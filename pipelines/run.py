@@ -12,25 +12,32 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dpmpp_core.config import Config, ModelConfig, fingerprint, load_config
+from dpmpp_core.data.donors import list_backgrounds
+from dpmpp_core.data.synthesis import BANDS, Band
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.models.clip import check_weights, find_tokenizer, grid_size, has_text
 from pipelines.cluster import connect
 from pipelines.embed import features
 from pipelines.evaluate import evaluate_model
 from pipelines.masks import PATCH
-from pipelines.prepare import Source, demo_data, find_data, prepare
+from pipelines.prepare import Source, absolute, demo_data, find_data, prepare
 from pipelines.pretrain import captions, pretrain
 from pipelines.register import register
 from pipelines.results import build_report
+from pipelines.robustness import has_clean_queries, robustness
 from pipelines.saliency import saliency
 from pipelines.stage import Run, Stage
 from pipelines.storage import Storage
+from pipelines.synthesis import Order, synthesize
 from pipelines.tracking import Tracking
 from pipelines.train import train_metric, train_prompts
 
 log = logging.getLogger(__name__)
 
-STAGES = ("prepare", "saliency", "features", "prompts", "metric", "evaluate", "report", "register")
+STAGES = (
+    "prepare", "saliency", "features", "prompts", "metric", "evaluate", "robustness", "report",
+    "register",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,25 +52,30 @@ class Options:
     address: str | None = None
     fresh: bool = False
     model: str | None = None
+    bands: tuple[Band, ...] = BANDS
 
 
-def run_pipeline(options: Options, until: str = "register") -> dict[str, Any]:
+def run_pipeline(
+    options: Options, until: str = "register", order: Order | None = None
+) -> dict[str, Any]:
     """Run the stages up to `until`, reusing what is done; the result that `--json` prints.
+
+    With an `order`, an occluded data set is written after the person masks, and nothing else done.
 
     Everything a user can get wrong is looked at before anything starts or is written.
 
     Raises:
         UserError: configuration, weights or data.
     """
-    config = load_config(options.config, options.overrides)
+    config = _with_backgrounds(load_config(options.config, options.overrides))
     _check(config, options, until)
     source = find_data(config.data, options.data) if options.data else None
     storage = Storage(options.storage)
     tracking = Tracking(*_tracking(options, storage))
     run = Run(config, storage, tracking, connect(options.address, config.cluster), options.fresh)
     try:
-        _stages(run, source, until, options.model)
-        result = _result(run)
+        made = _stages(run, source, until, options, order)
+        result = _result(run) | made
         tracking.end("FINISHED")
         return result
     except KeyboardInterrupt:
@@ -74,28 +86,44 @@ def run_pipeline(options: Options, until: str = "register") -> dict[str, Any]:
         raise
 
 
-def _stages(run: Run, source: Source | None, until: str, model: str | None) -> None:
-    """The pipeline. Each stage takes the ones before it that it reads."""
+def _stages(
+    run: Run, source: Source | None, until: str, options: Options, order: Order | None
+) -> dict[str, Any]:
+    """The pipeline. Each stage takes the ones before it that it reads.
+
+    Returns what is no stage's: the occluded data set that was ordered.
+    """
     prepared = prepare(run, source or find_data(run.config.data, _demo_root(run)))
     _begin(run, prepared)
     if until == "prepare":
-        return
-    if model is not None:
-        evaluate_model(run, prepared, str(Path(model).absolute()), "")
-        return
+        return {}
+    if order is not None:
+        return {"synthesis": synthesize(run, prepared, saliency(run, prepared), order)}
+    if options.model is not None:
+        folder = str(Path(options.model).absolute())
+        evaluated = evaluate_model(run, prepared, folder, "")
+        if until == "robustness":
+            masks = saliency(run, prepared)
+            robustness(run, prepared, masks, evaluated, folder, "", options.bands)
+        return {}
     if prepared.summary["counts"].get("train", {}).get("images", 0) == 0:
         raise DataError(
             f"{prepared.summary['root']} ({prepared.summary['layout']}) has no training images: "
             "measure an existing model on it with `dpmpp evaluate --model FOLDER`"
         )
     masks = saliency(run, prepared)
-    if until == "saliency":
-        return
     if until == "pretrain":
         pretrained = pretrain(run, prepared, masks)
         evaluated = evaluate_model(run, prepared, run.storage.uri, pretrained.key)
         captions(run, prepared, pretrained, evaluated)
-        return
+    elif until != "saliency":
+        _train_and_measure(run, prepared, masks, until, options.bands)
+    return {}
+
+
+def _train_and_measure(
+    run: Run, prepared: Stage, masks: Stage, until: str, bands: tuple[Band, ...]
+) -> None:
     prompts = None
     if has_text(run.config.model):
         cached = features(run, prepared)
@@ -109,7 +137,13 @@ def _stages(run: Run, source: Source | None, until: str, model: str | None) -> N
     run.tracking.metrics(evaluated.summary["metrics"])
     if until == "evaluate":
         return
-    build_report(run, prepared, masks, metric, evaluated)
+    curve = None
+    if until == "robustness" or (run.config.evaluation.robustness and has_clean_queries(prepared)):
+        model = run.storage.uri, metric.key
+        curve = robustness(run, prepared, masks, evaluated, *model, bands)
+    if until == "robustness":
+        return
+    build_report(run, prepared, masks, metric, evaluated, curve)
     if until == "report":
         return
     register(run, metric, evaluated)
@@ -117,6 +151,16 @@ def _stages(run: Run, source: Source | None, until: str, model: str | None) -> N
 
 def _demo_root(run: Run) -> str:
     return run.storage.location(demo_data(run).key) + "/data"
+
+
+def _with_backgrounds(config: Config) -> Config:
+    """The configuration with backgrounds that are there and that workers elsewhere find."""
+    root = config.occlusion.backgrounds
+    if not root:
+        return config
+    list_backgrounds(absolute(root))
+    occlusion = config.occlusion.model_copy(update={"backgrounds": absolute(root)})
+    return config.model_copy(update={"occlusion": occlusion})
 
 
 def _check(config: Config, options: Options, until: str) -> None:
@@ -213,6 +257,7 @@ def _result(run: Run) -> dict[str, Any]:
         },
         "captions": lambda s: {"captions": s.summary["captions"]},
         "evaluate": lambda s: {"metrics": s.summary["metrics"], "masks": s.summary["masks"]},
+        "robustness": lambda s: {"robustness": s.summary["bands"], "curve": str(run.folder(s))},
         "report": lambda s: {"report": run.storage.location(f"{name}/report.html")},
         "register": lambda s: {"model_uri": s.summary["model_uri"]},
     }

@@ -44,7 +44,7 @@ class FindPersons:
 
 
 def saliency(run: Run, prepared: Stage) -> Stage:
-    """Find and store the person masks of all images: training, queries and gallery."""
+    """Find and store the person masks of all images: test images are occluded by them too."""
     manifest = Manifest.load(run.folder(prepared))
     config = run.config
     grid = transfer_grid(config)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.report import results_table
+from pipelines.report import results_table, robustness_table
 
 SHOWN = 20
 
@@ -27,6 +27,8 @@ def show_result(result: dict[str, Any]) -> None:
     console.print(stages)
     if "metrics" in result:
         console.print(results_table(result["metrics"]))
+    if "robustness" in result:
+        console.print(robustness_table(result["robustness"]))
     places = {
         "report": result.get("report"),
         "model": result.get("model_uri") or result.get("model"),
@@ -66,3 +68,18 @@ def show_demo(result: dict[str, Any]) -> None:
     """What was generated, and where."""
     listed = ", ".join(f"{number} in {name}" for name, number in result["images"].items())
     Console().print(f"{result['root']}: {listed}, {result['seconds']:.1f} s", highlight=False)
+
+
+def show_synthesis(result: dict[str, Any]) -> None:
+    """What was written, by band."""
+    console = Console()
+    made = result["synthesis"]
+    table = Table(title="Hidden")
+    for column in ("percent", "pictures", "without a donor", "mean hidden"):
+        table.add_column(column, justify="left" if column == "percent" else "right")
+    for name, band in made["bands"].items():
+        mean = "" if band["hidden_mean"] is None else f"{100 * band['hidden_mean']:.1f}"
+        table.add_row(name, f"{band['images']:,}", f"{band['missed']:,}", mean)
+    console.print(table)
+    listed = ", ".join(f"{number:,} in {name}" for name, number in made["files"].items())
+    console.print(f"{made['root']}: {listed}", highlight=False, markup=False, soft_wrap=True)

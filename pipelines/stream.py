@@ -18,6 +18,7 @@ from dpmpp_core.data.captions import read_captions
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
+from dpmpp_core.data.synthesis import Synthesiser
 from pipelines.cluster import pace
 from pipelines.masks import load_masks, transfer_grid
 from pipelines.storage import Storage
@@ -82,6 +83,17 @@ class TrainingSet:
         return StepMaker(
             root, paths, labels, camids, masks, plan, data, augment, occlusion, grid, twins=twins
         )
+
+    def synthesiser(self) -> Synthesiser:
+        """What hides any image of the manifest behind training images."""
+        manifest = Manifest.load(Storage(self.storage).fetch(self.prepared))
+        paths = manifest.images["path"].to_pylist()
+        masks = load_masks(
+            Storage(self.storage).fetch(self.saliency), paths, transfer_grid(self.config)
+        )
+        lenders = np.flatnonzero(manifest.images["split"].to_numpy() == "train")
+        data, occlusion = self.config.data, self.config.occlusion
+        return Synthesiser(manifest.root, paths, masks, lenders, data, occlusion, self.config.seed)
 
 
 class MakeStep:

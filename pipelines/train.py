@@ -22,6 +22,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device
 from safetensors.torch import load_file, save_file
 
+from dpmpp_core.data.files import list_files, listing_fingerprint
 from dpmpp_core.models.reid import save_model
 from dpmpp_core.models.saliency import SaliencyModel
 from dpmpp_core.tasks.metric import MetricTask
@@ -112,6 +113,11 @@ def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -
     return run.stage("prompts", identity, build)
 
 
+def _backgrounds(root: str | None) -> str | None:
+    """Fingerprint of the folder of backgrounds: other pictures make another model."""
+    return listing_fingerprint(list_files(root)) if root else None
+
+
 def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage | None) -> Stage:
     """Stage 2: learn encoder, mask generator and prototypes; leaves the model folder.
 
@@ -127,6 +133,7 @@ def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage | No
         "metric": config.metric,
         "augment": config.augment,
         "occlusion": config.occlusion,
+        "backgrounds": _backgrounds(config.occlusion.backgrounds),
         "size": [config.data.height, config.data.width, config.data.mean, config.data.std],
         "seed": config.seed,
         "workers": run.plan.train_workers,

@@ -6,6 +6,7 @@ computed once an image and never again (ours; SPT runs a second network on each 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -59,24 +60,36 @@ def apply_to_image(image: NDArray[np.uint8], geometry: Geometry, pad: int) -> ND
 def apply_to_mask(
     mask: NDArray[np.bool_], geometry: Geometry, pad: int, height: int, width: int
 ) -> NDArray[np.bool_]:
-    """The mask of `apply_to_image`'s result (ours).
+    """`apply_to_masks` of a single mask, bool [H, W]."""
+    return apply_to_masks(mask[None], [geometry], pad, height, width)[0]
+
+
+def apply_to_masks(
+    masks: NDArray[np.bool_], geometries: Sequence[Geometry], pad: int, height: int, width: int
+) -> NDArray[np.bool_]:
+    """The masks of `apply_to_image`'s results (ours).
 
     A patch is person if at least half of its pixels come from person patches, counted exactly; the
     padding is background.
 
     Args:
-        mask: bool [H, W] patches.
-        height, width: pixels of the image; whole multiples of the mask's rows and columns.
+        masks: bool [D, H, W] patches.
+        geometries: D of them.
+        height, width: pixels of the images; whole multiples of the masks' rows and columns.
 
     Returns:
-        bool [H, W].
+        bool [D, H, W].
     """
-    rows, columns = mask.shape
-    source = mask[:, ::-1] if geometry.flip else mask
-    down = _shared_pixels(rows, height // rows, geometry.dy - pad)
-    across = _shared_pixels(columns, width // columns, geometry.dx - pad)
-    person = down @ source.astype(np.float32) @ across.T
-    return 2 * person >= (height // rows) * (width // columns)
+    count, rows, columns = masks.shape
+    patch = height // rows, width // columns
+    down = np.empty((count, rows, rows), np.float32)
+    across = np.empty((count, columns, columns), np.float32)
+    for k, geometry in enumerate(geometries):
+        down[k] = _shared_pixels(rows, patch[0], geometry.dy - pad)
+        shared = _shared_pixels(columns, patch[1], geometry.dx - pad).T
+        across[k] = shared[::-1] if geometry.flip else shared
+    person = down @ masks.astype(np.float32) @ across
+    return 2 * person >= patch[0] * patch[1]
 
 
 def _kept(size: int, offset: int) -> tuple[slice, slice]:

@@ -11,9 +11,13 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -99,6 +103,34 @@ def read_bytes(root: str, path: str, limit: int | None = None) -> bytes:
             raise
         reason = os.strerror(error.errno)
         raise DataError(f"{path} in {root} cannot be read: {reason}") from error
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when the block ends well; else nothing is left.
+
+    Raises DataError if `out` is not an empty or absent folder.
+    """
+    refuse_used(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_used(out: Path) -> None:
+    """Raise DataError if `out` is not an empty or absent folder."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: is a file; name a new or empty folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise DataError(f"{out}: the folder is not empty; name a new one or empty it first")
 
 
 def is_inside(path: str) -> bool:

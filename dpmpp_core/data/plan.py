@@ -25,6 +25,8 @@ class Draw(IntEnum):
     ERASING = 4
     CAMERA = 5
     PATCHES = 6
+    BANK = 7
+    SYNTHESIS = 8
 
 
 def stream(seed: int, epoch: int, step: int, item: int, purpose: Draw) -> np.random.Generator:

@@ -6,8 +6,8 @@ P x K batch and whatever the number of ranks, so a rank's arrays are a slice of 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +17,34 @@ from dpmpp_core.data.augment import (
     Geometry,
     another_camera,
     apply_to_image,
-    apply_to_mask,
+    apply_to_masks,
     random_erase,
 )
-from dpmpp_core.data.images import read_image, resize
+from dpmpp_core.data.donors import CACHE_BYTES, Bank, Donors, ImageCache
 from dpmpp_core.data.plan import Draw, StepPlan, stream
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.occlusion.pairing import Pairs, draw_pairs
 from dpmpp_core.occlusion.transfer import transfer_patches, visible_patches
 
 Image = NDArray[np.uint8]
-CACHE_BYTES = 256 * 2**20
+CLEAN = -1
+"""Donor label of a sample that is not mixed."""
+BACKGROUND = -2
+"""Donor label of a sample mixed with a picture without people: no class is to be ignored."""
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A whole batch on paper, no pixel touched. The donors are its B samples, then the bank."""
+
+    epoch: int
+    step: int
+    rows: NDArray[np.int64]  # [B]
+    geometries: list[Geometry]
+    bank: Bank
+    donor_masks: NDArray[np.bool_]  # [B + D, gh, gw] after augmentation
+    donor_labels: NDArray[np.int64]  # [B + D]
+    pairs: Pairs
 
 
 class StepMaker:
@@ -77,7 +94,8 @@ class StepMaker:
             raise ValueError(f"masks are {masks.shape[1:]}, the grid is {grid}")
         self._labels, self._camids, self._masks, self._plan = labels, camids, masks, plan
         self._data, self._augment, self._occlusion = data, augment, occlusion
-        self._images = _ImageCache(root, paths, data.height, data.width, cache_bytes)
+        self._images = ImageCache(root, paths, data.height, data.width, cache_bytes)
+        self._donors = Donors(self._images, masks, augment, occlusion)
         self._twins = twins
 
     def make(self, global_step: int, rank: int = 0, world: int = 1) -> dict[str, NDArray]:
@@ -89,7 +107,8 @@ class StepMaker:
             images uint8 [b, height, width, 3] RGB;
             labels int64 [b] class index of the identity that is kept;
             camids int64 [b] camera of the image in `rows`;
-            donor_labels int64 [b] class index of the donor, -1 = not mixed;
+            donor_labels int64 [b] class index of the donor, CLEAN (-1) = not mixed, BACKGROUND (-2)
+                = mixed with a picture without people;
             visible bool [b, gh, gw] patches that show the person (the mask itself if not mixed);
             rows int64 [b] row numbers in the training set;
             step int64, the global step;
@@ -104,54 +123,48 @@ class StepMaker:
                 f"metric.identities {self._plan.identities} cannot be shared by {world} train "
                 "workers: make it a multiple of cluster.train_workers"
             )
-        epoch, step = divmod(global_step, self._plan.steps_per_epoch)
-        rows, geometries, masks, pairs = self._plan_step(epoch, step)
+        planned = self._plan_step(*divmod(global_step, self._plan.steps_per_epoch))
+        rows, pairs, masks = planned.rows, planned.pairs, planned.donor_masks
         share = len(rows) // world
         own = slice(rank * share, (rank + 1) * share)
 
         items = range(len(rows))[own]
         needed = sorted({*items, *(int(j) for j in pairs.donor[own] if j >= 0)})
-        augmented = {
-            i: apply_to_image(self._images[int(rows[i])], geometries[i], self._augment.pad)
-            for i in needed
-        }
+        pictures = {i: self._picture(planned, i) for i in needed}
         images = np.empty((share, self._data.height, self._data.width, 3), np.uint8)
         twins = np.zeros_like(images) if self._twins else None
-        visible = masks[own].copy()
+        visible = masks[: len(rows)][own].copy()
         for k, i in enumerate(items):
             j, shift = int(pairs.donor[i]), int(pairs.shift[i])
             if j >= 0:
                 mixed = transfer_patches(
-                    augmented[i].transpose(2, 0, 1),
-                    augmented[j].transpose(2, 0, 1),
+                    pictures[i].transpose(2, 0, 1),
+                    pictures[j].transpose(2, 0, 1),
                     masks[j],
                     shift,
                 )
                 images[k] = mixed.transpose(1, 2, 0)
                 visible[k] = visible_patches(masks[i], masks[j], shift)
                 if twins is not None:
-                    twins[k] = augmented[i]
+                    twins[k] = pictures[i]
             else:
-                images[k] = self._maybe_erase(augmented[i], epoch, step, i)
+                images[k] = self._maybe_erase(pictures[i], planned, i)
             if self._augment.camera:  # one camera records recipient and donor alike
-                rng = stream(self._plan.seed, epoch, step, i, Draw.CAMERA)
+                rng = stream(self._plan.seed, planned.epoch, planned.step, i, Draw.CAMERA)
                 images[k] = another_camera(images[k], self._augment.camera, rng)
-        labels = self._labels[rows]
+        donor_labels = np.where(pairs.donor >= 0, planned.donor_labels[pairs.donor], CLEAN)
         return {
             "images": images,
-            "labels": labels[own],
+            "labels": self._labels[rows[own]],
             "camids": self._camids[rows[own]],
-            "donor_labels": np.where(pairs.donor >= 0, labels[pairs.donor], -1)[own],
+            "donor_labels": donor_labels[own],
             "visible": visible,
             "rows": rows[own],
             "step": np.array(global_step, np.int64),
             **({} if twins is None else {"twins": twins}),
         }
 
-    def _plan_step(
-        self, epoch: int, step: int
-    ) -> tuple[NDArray[np.int64], list[Geometry], NDArray[np.bool_], Pairs]:
-        """Rows, geometries, augmented masks and pairs of the whole batch; no pixel is touched."""
+    def _plan_step(self, epoch: int, step: int) -> _Planned:
         seed, pad = self._plan.seed, self._augment.pad
         height, width = self._data.height, self._data.width
         rows = self._plan.rows(epoch, step)
@@ -159,40 +172,25 @@ class StepMaker:
             Geometry.draw(self._augment, stream(seed, epoch, step, i, Draw.GEOMETRY))
             for i in range(len(rows))
         ]
-        masks = np.stack(
-            [
-                apply_to_mask(self._masks[row], geometry, pad, height, width)
-                for row, geometry in zip(rows, geometries, strict=True)
-            ]
-        )
-        pairs = draw_pairs(masks, self._occlusion, stream(seed, epoch, step, 0, Draw.PAIRING))
-        return rows, geometries, masks, pairs
+        masks = apply_to_masks(self._masks[rows], geometries, pad, height, width)
+        bank = self._donors.draw(self._occlusion.bank, stream(seed, epoch, step, 0, Draw.BANK))
+        donor_masks = np.concatenate([masks, bank.masks])
+        # The row of a background is that of its mask; its picture is nobody's.
+        shown = np.where(bank.backgrounds < 0, bank.rows, -1)
+        excluded = rows[:, None] == np.concatenate([rows, shown])[None, :]
+        rng = stream(seed, epoch, step, 0, Draw.PAIRING)
+        pairs = draw_pairs(masks, self._occlusion, rng, donor_masks, excluded)
+        bank_labels = np.where(bank.backgrounds < 0, self._labels[bank.rows], BACKGROUND)
+        labels = np.concatenate([self._labels[rows], bank_labels])
+        return _Planned(epoch, step, rows, geometries, bank, donor_masks, labels, pairs)
 
-    def _maybe_erase(self, image: Image, epoch: int, step: int, item: int) -> Image:
-        rng = stream(self._plan.seed, epoch, step, item, Draw.ERASING)
+    def _picture(self, planned: _Planned, donor: int) -> Image:
+        """Augmented pixels of a sample, or of a donor of the bank."""
+        if donor >= len(planned.rows):
+            return self._donors.picture(planned.bank, donor - len(planned.rows))
+        image = self._images[int(planned.rows[donor])]
+        return apply_to_image(image, planned.geometries[donor], self._augment.pad)
+
+    def _maybe_erase(self, image: Image, planned: _Planned, item: int) -> Image:
+        rng = stream(self._plan.seed, planned.epoch, planned.step, item, Draw.ERASING)
         return random_erase(image, rng) if rng.random() < self._augment.erase else image
-
-
-class _ImageCache:
-    """Decoded and resized training images, the most recently used ones kept in memory."""
-
-    def __init__(
-        self, root: str, paths: Sequence[str], height: int, width: int, max_bytes: int
-    ) -> None:
-        self._root, self._paths, self._height, self._width = root, paths, height, width
-        self._max_images = max_bytes // (height * width * 3)
-        self._kept: OrderedDict[int, Image] = OrderedDict()
-
-    def __getitem__(self, row: int) -> Image:
-        """Training image `row`, uint8 [height, width, 3], not to be written to."""
-        image = self._kept.get(row)
-        if image is None:
-            pixels = read_image(self._root, self._paths[row])
-            image = resize(pixels, self._height, self._width)
-            image.setflags(write=False)
-            self._kept[row] = image
-            if len(self._kept) > self._max_images:
-                self._kept.popitem(last=False)
-        else:
-            self._kept.move_to_end(row)
-        return image

@@ -18,7 +18,7 @@ def cross_entropy(
         logits: float [B, C].
         labels: int64 [B].
         smoothing: e, in [0, 1).
-        ignored: int64 [B], the class to leave out, -1 = none; equal to the label = none.
+        ignored: int64 [B], the class to leave out, negative = none; equal to the label = none.
 
     Returns:
         float32 scalar.

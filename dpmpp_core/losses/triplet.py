@@ -18,7 +18,7 @@ def batch_hard_triplet(
         labels: int64 [B].
         margin: in the features' own units; None = soft.
         ignored: int64 [B], an identity that is no negative of the sample (its donor's: class-
-            ignoring, SPT), -1 = none.
+            ignoring, SPT), negative = none.
 
     Returns:
         float32 scalar; anchors without a positive or a negative are left out, none left = 0.

@@ -19,7 +19,7 @@ class Pairs:
     """One donor and one shift for each of B samples; a sample without donor stays clean."""
 
     donor: NDArray[np.int64]
-    """[B] index in the batch, -1 = clean."""
+    """[B] index among the donors, -1 = clean."""
     shift: NDArray[np.int64]
     """[B] columns of patches by which the recipient is rolled to the right; 0 where clean."""
     oiou: NDArray[np.float32]
@@ -40,16 +40,21 @@ def oiou(person_masks: NDArray[np.bool_]) -> NDArray[np.float32]:
     Returns:
         float32 [B, B, W]: recipient i, donor j, recipient rolled s columns to the right.
     """
-    return _overlap(person_masks) / _area(person_masks).clip(1)[None, :, None]
+    shared = overlap(person_masks, person_masks, person_masks.shape[2])
+    return shared / _area(person_masks).clip(1)[None, :, None]
 
 
 def draw_pairs(
-    person_masks: NDArray[np.bool_], config: OcclusionConfig, rng: np.random.Generator
+    person_masks: NDArray[np.bool_],
+    config: OcclusionConfig,
+    rng: np.random.Generator,
+    donor_masks: NDArray[np.bool_] | None = None,
+    excluded: NDArray[np.bool_] | None = None,
 ) -> Pairs:
     """Draw a donor and a shift for each sample (rules: SPT; bounds: ours, see OcclusionConfig).
 
-    A sample is mixed with `config.probability`. Its candidates are all (j, s) with j != i, a donor
-    mask of at least `min_donor` of the patches, OIoU >= `min_oiou` and a hidden share
+    A sample is mixed with `config.probability`. Its candidates are all (j, s) with j not excluded,
+    a donor mask of at least `min_donor` of the patches, OIoU >= `min_oiou` and a hidden share
     1 - |roll(M_i, s) & M_j| / |M_i| in [min_ratio, max_ratio]. One is drawn uniformly from the best
     `top_share` of them by OIoU, at least one; equal OIoU is ordered by lot, so that no place in the
     batch is preferred. Without a candidate the sample stays clean.
@@ -57,44 +62,113 @@ def draw_pairs(
     Args:
         person_masks: bool [B, H, W], as the samples look after augmentation.
         rng: the only source of chance: the same state gives the same pairs.
+        donor_masks: bool [D, H, W], as the donors look after augmentation; None = the samples lend
+            to each other.
+        excluded: bool [B, D], donors that a sample must not take; None = itself, where the samples
+            lend to each other, else nobody.
     """
     samples, _, width = person_masks.shape
-    area = _area(person_masks)
+    if donor_masks is None:
+        donor_masks = person_masks
+        excluded = np.eye(samples, dtype=np.bool_) if excluded is None else excluded
     shifts = width if config.rolling else 1
-    overlap = _overlap(person_masks)[:, :, :shifts]
-    score = overlap / area.clip(1)[None, :, None]
-    hidden = 1 - overlap / area.clip(1)[:, None, None]
-
-    allowed = (score >= config.min_oiou) & (overlap > 0)
-    allowed &= (hidden >= config.min_ratio) & (hidden <= config.max_ratio)
-    allowed[:, person_masks.mean(axis=(1, 2)) < config.min_donor] = False
-    allowed[np.arange(samples), np.arange(samples)] = False
-    allowed[rng.random((samples,)) >= config.probability] = False
+    recipients = np.flatnonzero(rng.random(samples) < config.probability)
     lots = rng.random((samples, 2))
+
+    # Only what can be drawn is compared: half the samples, at the default probability.
+    lenders = np.flatnonzero(donor_masks.mean(axis=(1, 2)) >= config.min_donor)
+    shared = overlap(person_masks[recipients], donor_masks[lenders], shifts)
+    score = shared / _area(donor_masks[lenders]).clip(1)[None, :, None]
+    hidden = 1 - shared / _area(person_masks[recipients]).clip(1)[:, None, None]
+    allowed = (score >= config.min_oiou) & (shared > 0)
+    allowed &= (hidden >= config.min_ratio) & (hidden <= config.max_ratio)
+    if excluded is not None:
+        allowed &= ~excluded[np.ix_(recipients, lenders)][:, :, None]
 
     donor, shift = np.full(samples, -1, np.int64), np.zeros(samples, np.int64)
     drawn_score, drawn_hidden = np.zeros(samples, np.float32), np.zeros(samples, np.float32)
-    for i in np.flatnonzero(allowed.any(axis=(1, 2))):
-        candidates = np.flatnonzero(allowed[i])
-        chosen = candidates[_draw_best(score[i].flat[candidates], config.top_share, lots[i])]
-        donor[i], shift[i] = divmod(int(chosen), shifts)
-        drawn_score[i], drawn_hidden[i] = score[i].flat[chosen], hidden[i].flat[chosen]
+    for k in np.flatnonzero(allowed.any(axis=(1, 2))):
+        i = recipients[k]
+        candidates = np.flatnonzero(allowed[k])
+        chosen = candidates[_draw_best(score[k].flat[candidates], config.top_share, lots[i])]
+        lender, shift[i] = divmod(int(chosen), shifts)
+        donor[i] = lenders[lender]
+        drawn_score[i], drawn_hidden[i] = score[k].flat[chosen], hidden[k].flat[chosen]
     return Pairs(donor, shift, drawn_score, drawn_hidden)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One donor and one shift for one sample."""
+
+    donor: int
+    shift: int
+    """Columns of patches by which the recipient is rolled to the right."""
+    oiou: float
+    hidden: float
+    """Share of the recipient's person that is hidden, in [0, 1]."""
+
+
+def place(
+    person_mask: NDArray[np.bool_],
+    donor_masks: NDArray[np.bool_],
+    hidden: tuple[int, int],
+    rng: np.random.Generator,
+    excluded: NDArray[np.bool_] | None = None,
+) -> Placement | None:
+    """The donor and shift that hide a wanted share of the person with the best OIoU (ours).
+
+    Equal OIoU is decided by lot.
+
+    Args:
+        person_mask: bool [H, W], the recipient.
+        donor_masks: bool [D, H, W].
+        hidden: least share hidden and the share it must stay below, in percent; counted in whole
+            patches, so exactly.
+        excluded: bool [D], donors not to be taken.
+
+    Returns:
+        None if no donor hides such a share at any shift.
+    """
+    area = int(person_mask.sum())
+    shared = overlap(person_mask[None], donor_masks, person_mask.shape[1])[0]
+    lost = 100 * (area - shared)
+    score = shared / _area(donor_masks).clip(1)[:, None]
+    score[(lost < hidden[0] * area) | (lost >= hidden[1] * area) | (shared == 0)] = -1
+    if excluded is not None:
+        score[excluded] = -1
+    best = np.flatnonzero(score == score.max(initial=0))
+    if not len(best):
+        return None
+    donor, shift = divmod(int(rng.choice(best)), score.shape[1])
+    share = 1 - float(shared[donor, shift]) / area
+    return Placement(donor, shift, float(score[donor, shift]), share)
+
+
+def overlap(
+    person_masks: NDArray[np.bool_], donor_masks: NDArray[np.bool_], shifts: int
+) -> NDArray[np.float32]:
+    """|roll(M_i, s) & M_j| for s = 0..shifts-1, exact: counts are small whole numbers.
+
+    Args:
+        person_masks: bool [B, H, W], the recipients.
+        donor_masks: bool [D, H, W].
+
+    Returns:
+        float32 [B, D, shifts]: patches shared.
+    """
+    samples, height, width = person_masks.shape
+    donors = len(donor_masks)
+    columns = (np.arange(width)[None, :] - np.arange(shifts)[:, None]) % width
+    rolled = person_masks.astype(np.float32)[:, :, columns].transpose(2, 0, 1, 3)
+    flat = donor_masks.reshape(donors, height * width).astype(np.float32)
+    counts = rolled.reshape(shifts * samples, height * width) @ flat.T
+    return np.ascontiguousarray(counts.reshape(shifts, samples, donors).transpose(1, 2, 0))
 
 
 def _area(person_masks: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Person patches of each mask, float32 [B]."""
     return person_masks.sum(axis=(1, 2), dtype=np.float32)
-
-
-def _overlap(person_masks: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """|roll(M_i, s) & M_j| as float32 [B, B, W], exact: counts are small whole numbers."""
-    samples, height, width = person_masks.shape
-    columns = (np.arange(width)[None, :] - np.arange(width)[:, None]) % width
-    rolled = person_masks.astype(np.float32)[:, :, columns].transpose(2, 0, 1, 3)
-    flat = person_masks.reshape(samples, height * width).astype(np.float32)
-    counts = rolled.reshape(width * samples, height * width) @ flat.T
-    return np.ascontiguousarray(counts.reshape(width, samples, samples).transpose(1, 2, 0))
 
 
 def _draw_best(

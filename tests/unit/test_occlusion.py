@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpmpp_core.config import OcclusionConfig
-from dpmpp_core.occlusion.pairing import draw_pairs, oiou
+from dpmpp_core.occlusion.pairing import draw_pairs, oiou, overlap, place
 from dpmpp_core.occlusion.saliency import pack_mask, spectral_saliency, unpack_mask
 from dpmpp_core.occlusion.transfer import transfer_patches, visible_patches
 
@@ -131,6 +131,69 @@ def test_pairs_come_from_the_generator_alone():
     )
     assert np.array_equal(first.donor, again.donor) and np.array_equal(first.shift, again.shift)
     assert not np.array_equal(first.donor, other.donor)
+
+
+@given(mask_batches(), st.integers(0, 2**16))
+@settings(max_examples=50, deadline=None)
+def test_a_bank_that_is_the_batch_lends_as_the_batch(masks, seed):
+    batch = draw_pairs(masks, EVERYTHING, np.random.default_rng(seed))
+    itself = np.eye(len(masks), dtype=bool)
+    bank = draw_pairs(masks, EVERYTHING, np.random.default_rng(seed), masks.copy(), itself)
+    for name in ("donor", "shift", "oiou", "hidden"):
+        assert np.array_equal(getattr(bank, name), getattr(batch, name))
+
+
+@given(mask_batches(), mask_batches(), st.integers(0, 2**16))
+@settings(max_examples=50, deadline=None)
+def test_donors_of_a_bank_are_scored_as_in_a_batch_and_never_excluded_ones(one, other, seed):
+    height, width = (min(a, b) for a, b in zip(one.shape[1:], other.shape[1:], strict=True))
+    masks, bank = one[:, :height, :width], other[:, :height, :width]
+    excluded = np.random.default_rng(seed).random((len(masks), len(bank))) < 0.5
+    pairs = draw_pairs(masks, EVERYTHING, np.random.default_rng(seed), bank, excluded)
+    together = oiou(np.concatenate([masks, bank]))[: len(masks), len(masks) :]
+    assert np.array_equal(overlap(masks, bank, 1)[:, :, 0] > 0, together[:, :, 0] > 0)
+    possible = (together > 0).any(axis=2) & ~excluded
+    assert np.array_equal(pairs.donor >= 0, possible.any(axis=1))
+    for i in np.flatnonzero(pairs.donor >= 0):
+        assert possible[i, pairs.donor[i]]
+        assert pairs.oiou[i] == together[i, pairs.donor[i], pairs.shift[i]]
+
+
+def test_an_empty_bank_lends_nothing():
+    pairs = draw_pairs(people(4), EVERYTHING, np.random.default_rng(0), people(0))
+    assert (pairs.donor == -1).all()
+
+
+@given(mask_batches(), st.integers(0, 9), st.integers(0, 2**16))
+@settings(max_examples=100, deadline=None)
+def test_a_placement_is_the_best_that_hides_the_wanted_share(masks, tens, seed):
+    person, donors = masks[0], masks
+    excluded = np.random.default_rng(seed).random(len(masks)) < 0.3
+    wanted = 10 * tens, 10 * tens + 10
+    found = place(person, donors, wanted, np.random.default_rng(seed), excluded)
+    candidates = {}
+    for j, donor in enumerate(donors):
+        for s in range(person.shape[1]):
+            shared = (np.roll(person, s, axis=1) & donor).sum()
+            lost = 100 * (person.sum() - shared)
+            within = wanted[0] * person.sum() <= lost < wanted[1] * person.sum()
+            if shared and within and not excluded[j]:
+                candidates[j, s] = shared / donor.sum()
+    if found is None:
+        assert not candidates
+        return
+    assert found.oiou == pytest.approx(max(candidates.values()))
+    assert candidates[found.donor, found.shift] == pytest.approx(found.oiou)
+    seen = visible_patches(person, donors[found.donor], found.shift).sum()
+    assert found.hidden == pytest.approx(1 - seen / person.sum())
+
+
+def test_nobody_is_placed_where_nobody_is():
+    rng = np.random.default_rng(0)
+    empty = np.zeros((16, 8), bool)
+    assert place(empty, people(5), (0, 90), rng) is None
+    assert place(people(1)[0], np.stack([empty]), (0, 90), rng) is None
+    assert place(people(1)[0], people(0), (0, 90), rng) is None
 
 
 def test_probability_is_the_share_of_mixed_samples():

@@ -3,17 +3,24 @@
 import cv2
 import numpy as np
 import pytest
+import torch
+from pydantic import ValidationError
 
 from dpmpp_core.config import AugmentConfig, DataConfig, OcclusionConfig
-from dpmpp_core.data.augment import Geometry, apply_to_image
+from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_mask
+from dpmpp_core.data.donors import Donors, ImageCache
+from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.plan import Draw, StepPlan, class_labels, stream
-from dpmpp_core.data.steps import StepMaker
+from dpmpp_core.data.steps import BACKGROUND, CLEAN, StepMaker
 from dpmpp_core.errors import ConfigError, DataError
+from dpmpp_core.losses.cross_entropy import cross_entropy
+from dpmpp_core.losses.triplet import batch_hard_triplet
 from dpmpp_core.occlusion.saliency import spectral_saliency
 
 DATA = DataConfig(height=64, width=32)
 GRID = (4, 2)
-BOUNDS = OcclusionConfig(min_ratio=0, max_ratio=0.9, min_oiou=0.5)
+BOUNDS = OcclusionConfig(min_ratio=0, max_ratio=0.9, min_oiou=0.5, bank=0)
+BANK = BOUNDS.model_copy(update={"bank": 40})
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +78,11 @@ def test_shapes_types_and_meaning_of_a_step(folder):
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_the_ranks_together_make_the_batch_of_one(folder, world):
+@pytest.mark.parametrize("occlusion", [BOUNDS, BANK])
+def test_the_ranks_together_make_the_batch_of_one(folder, world, occlusion):
     for global_step in (0, 3, 9):
-        whole = maker(folder).make(global_step)
-        parts = [maker(folder).make(global_step, rank, world) for rank in range(world)]
+        whole = maker(folder, occlusion).make(global_step)
+        parts = [maker(folder, occlusion).make(global_step, rank, world) for rank in range(world)]
         joined = {key: np.concatenate([p[key] for p in parts]) for key in whole if key != "step"}
         assert_same(joined | {"step": parts[0]["step"]}, whole)
         assert all(len(set(p["labels"])) == 4 // world for p in parts)
@@ -177,9 +185,87 @@ def test_twins_are_the_mixed_images_before_they_were_mixed(folder):
     assert seen > 5
 
 
+def test_the_bank_lends_beyond_the_batch_and_nobody_himself(folder):
+    always, still = {"probability": 1.0, "top_share": 1.0}, AugmentConfig(flip=0, pad=0, erase=0)
+    steps = maker(folder, BANK.model_copy(update=always), still)
+    kept = [resize(read_image(str(folder), f"{row}.png"), 64, 32) for row in range(30)]
+    seen, foreign = 0, 0
+    for global_step in range(6):
+        made = steps.make(global_step)
+        foreign += (~np.isin(made["donor_labels"], [-1, *made["labels"]])).sum()
+        for item in np.flatnonzero(made["donor_labels"] >= 0):
+            patches, row = patched(made["images"][item]), made["rows"][item]
+            shared = [(patches == patched(image)).all(axis=(2, 3, 4)).sum() for image in kept]
+            others = [n for k, n in enumerate(shared) if k != row]
+            donor = np.argmax(np.where(np.arange(30) == row, -1, shared))
+            if max(others):
+                assert donor % 6 == made["donor_labels"][item]
+                seen += 1
+    assert seen > 20 and foreign > 5
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    """Pictures of one grey each, which no training image has, of several sizes."""
+    root = tmp_path_factory.mktemp("streets")
+    for number, size in enumerate([(64, 32), (90, 200), (300, 40), (20, 20)]):
+        cv2.imwrite(str(root / f"{number}.png"), np.zeros((*size, 3), np.uint8))
+    (root / "notes.txt").write_text("no picture")
+    return root
+
+
+def test_backgrounds_hide_but_no_class_is_ignored_for_them(folder, streets):
+    changes = {"backgrounds": str(streets), "background_share": 1.0, "probability": 1.0}
+    occlusion = BANK.model_copy(update=changes)
+    steps = maker(folder, occlusion, AugmentConfig(erase=0, pad=0))
+    shown = 0
+    for global_step in range(6):
+        made = steps.make(global_step)
+        assert_same(made, maker(folder, occlusion, AugmentConfig(erase=0, pad=0)).make(global_step))
+        for item in np.flatnonzero(made["donor_labels"] == BACKGROUND):
+            black = (patched(made["images"][item]) == 0).all(axis=(2, 3, 4))
+            assert not (black & made["visible"][item]).any()
+            shown += black.any()
+        assert ((made["donor_labels"] >= CLEAN) | (made["donor_labels"] == BACKGROUND)).all()
+    assert shown > 10
+
+
+def test_the_losses_ignore_no_class_for_a_background():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(6, 4, generator=generator), torch.tensor([0, 0, 1, 1, 2, 2])
+    background = torch.full((6,), BACKGROUND)
+    assert cross_entropy(logits, labels, 0.1, background) == cross_entropy(logits, labels, 0.1)
+    hard = batch_hard_triplet(logits, labels, 0.3, background)
+    assert hard == batch_hard_triplet(logits, labels, 0.3)
+
+
+def test_a_bank_holds_its_share_of_backgrounds_and_no_row_twice(folder, streets):
+    images = ImageCache(str(folder), [f"{row}.png" for row in range(30)], 64, 32)
+    masks = np.random.default_rng(1).random((30, *GRID)) < 0.7
+    occlusion = BANK.model_copy(update={"backgrounds": str(streets), "background_share": 0.25})
+    donors = Donors(images, masks, AugmentConfig(pad=4), occlusion)
+    bank = donors.draw(20, np.random.default_rng(0))
+    assert (bank.backgrounds >= 0).sum() == 5 and len(set(bank.rows)) == 20
+    assert len({(g.flip, g.dy, g.dx) for g in bank.geometries}) > 10
+    for k in range(20):
+        expected = apply_to_mask(masks[bank.rows[k]], bank.geometries[k], 4, 64, 32)
+        assert np.array_equal(bank.masks[k], expected)
+        assert donors.picture(bank, k).shape == (64, 32, 3)
+        assert donors.source(bank, k).startswith(str(streets)) == (bank.backgrounds[k] >= 0)
+    assert len(donors.draw(50, np.random.default_rng(0)).rows) == 50  # more than there are
+
+
+def test_a_folder_without_backgrounds_is_refused(folder, tmp_path):
+    empty = BANK.model_copy(update={"backgrounds": str(tmp_path)})
+    with pytest.raises(DataError, match="holds no image"):
+        maker(folder, empty)
+    with pytest.raises(ValidationError, match="raise bank"):
+        OcclusionConfig(backgrounds="streets", bank=0)
+
+
 def test_a_missing_image_is_named(folder):
     steps = maker(folder)
-    steps._images._paths = [f"gone{row}.png" for row in range(30)]
+    steps._images.paths = [f"gone{row}.png" for row in range(30)]
     with pytest.raises(DataError, match="gone"):
         steps.make(0)
 

@@ -1,0 +1,179 @@
+"""Who may lend an occlusion: any training image, or a picture without people in the shape of one.
+
+The pairing looks at masks alone, so a bank of many donors costs masks; only the pictures of those
+that are drawn are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dpmpp_core.config import AugmentConfig, OcclusionConfig
+from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_masks
+from dpmpp_core.data.files import list_files
+from dpmpp_core.data.images import read_image, resize
+from dpmpp_core.errors import DataError
+
+Image = NDArray[np.uint8]
+CACHE_BYTES = 256 * 2**20
+_PICTURE = re.compile(r"\.(jpe?g|png|bmp|tiff?)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """D donors, each with a geometry of its own; no picture is read yet."""
+
+    rows: NDArray[np.int64]
+    """[D] training row whose mask the donor has."""
+    backgrounds: NDArray[np.int64]
+    """[D] index of the background that it shows in place of the row's image, -1 = none."""
+    geometries: list[Geometry]
+    places: NDArray[np.float64]
+    """[D] where the background's window lies along its longer side, in [0, 1)."""
+    masks: NDArray[np.bool_]
+    """[D, gh, gw] after augmentation, True = person."""
+
+
+class Donors:
+    """Draws banks of donors from all training images, and makes the pictures of single donors.
+
+    A background has nobody in it: it borrows the mask of the training row drawn in its place, and
+    the recipient is seen through that shape (ours).
+
+    Args:
+        images: the training images.
+        masks: bool [N, gh, gw] saliency, True = person.
+        occlusion: `backgrounds` and `background_share` are read.
+
+    Raises:
+        DataError: the folder of backgrounds cannot be read or holds no image.
+    """
+
+    def __init__(
+        self,
+        images: ImageCache,
+        masks: NDArray[np.bool_],
+        augment: AugmentConfig,
+        occlusion: OcclusionConfig,
+    ) -> None:
+        self._images, self._masks, self._augment = images, masks, augment
+        self._share = occlusion.background_share if occlusion.backgrounds else 0.0
+        self._backgrounds: ImageCache | None = None
+        if occlusion.backgrounds:
+            root, (height, width) = occlusion.backgrounds, images.size
+            self._backgrounds = ImageCache(
+                root, list_backgrounds(root), height, width, images.max_bytes, cover=True
+            )
+
+    def draw(self, count: int, rng: np.random.Generator) -> Bank:
+        """Donors drawn from all rows, none twice unless there are fewer; backgrounds come first."""
+        population, pad = len(self._masks), self._augment.pad
+        rows = rng.choice(population, count, replace=count > population)
+        backgrounds = np.full(count, -1, np.int64)
+        if self._backgrounds is not None:
+            shown = round(self._share * count)
+            backgrounds[:shown] = rng.integers(0, len(self._backgrounds), shown)
+        offsets = rng.integers(0, 2 * pad, (count, 2), endpoint=True)
+        flips = rng.random(count) < self._augment.flip
+        geometries = [
+            Geometry(bool(flip), int(dy), int(dx))
+            for flip, (dy, dx) in zip(flips, offsets, strict=True)
+        ]
+        height, width = self._images.size
+        masks = apply_to_masks(self._masks[rows], geometries, pad, height, width)
+        return Bank(rows, backgrounds, geometries, rng.random(count), masks)
+
+    def picture(self, bank: Bank, donor: int) -> Image:
+        """The donor's pixels, uint8 [height, width, 3]; a new array. DataError: not readable."""
+        geometry, shown = bank.geometries[donor], int(bank.backgrounds[donor])
+        if shown < 0:
+            image = self._images[int(bank.rows[donor])]
+            return apply_to_image(image, geometry, self._augment.pad)
+        assert self._backgrounds is not None
+        return _window(
+            self._backgrounds[shown], geometry.flip, bank.places[donor], *self._images.size
+        )
+
+    def source(self, bank: Bank, donor: int) -> str:
+        """Where the donor's pixels come from: a path below the data's root, or a background's."""
+        shown = int(bank.backgrounds[donor])
+        if shown < 0:
+            return self._images.paths[int(bank.rows[donor])]
+        assert self._backgrounds is not None
+        return f"{self._backgrounds.root}/{self._backgrounds.paths[shown]}"
+
+
+def list_backgrounds(root: str) -> list[str]:
+    """Paths of the images below `root`, sorted; DataError if there are none."""
+    paths = [file.path for file in list_files(root).files if _PICTURE.search(file.path)]
+    if not paths:
+        raise DataError(
+            f"occlusion.backgrounds {root} holds no image (.jpg, .jpeg, .png, .bmp, .tif): name a "
+            "folder of pictures without people"
+        )
+    return paths
+
+
+def _window(image: Image, flip: bool, place: float, height: int, width: int) -> Image:
+    """height x width pixels of a picture that covers them, `place` of the way along it."""
+    top = int(place * (image.shape[0] - height + 1))
+    left = int(place * (image.shape[1] - width + 1))
+    window = image[top : top + height, left : left + width]
+    return (cv2.flip(window, 1) if flip else window.copy()).astype(np.uint8, copy=False)
+
+
+class ImageCache:
+    """Decoded and resized images by number, the most recently used ones kept in memory.
+
+    Args:
+        root: folder of the images.
+        paths: relative to root.
+        height, width: pixels of every image; with `cover`, the least ones: the aspect ratio stays.
+        max_bytes: at most so many bytes are kept.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        paths: Sequence[str],
+        height: int,
+        width: int,
+        max_bytes: int = CACHE_BYTES,
+        cover: bool = False,
+    ) -> None:
+        self.root, self.paths, self.size, self.max_bytes = root, paths, (height, width), max_bytes
+        self._cover = cover
+        self._kept: OrderedDict[int, Image] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> Image:
+        """Image `number`, uint8 [H, W, 3], not to be written to; DataError names a bad file."""
+        image = self._kept.get(number)
+        if image is not None:
+            self._kept.move_to_end(number)
+            return image
+        image = self._resized(read_image(self.root, self.paths[number]))
+        image.setflags(write=False)
+        self._kept[number] = image
+        self._bytes += image.nbytes
+        while self._bytes > self.max_bytes:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return image
+
+    def _resized(self, pixels: Image) -> Image:
+        height, width = self.size
+        if self._cover:
+            scale = max(height / pixels.shape[0], width / pixels.shape[1])
+            height = max(height, round(scale * pixels.shape[0]))
+            width = max(width, round(scale * pixels.shape[1]))
+        return resize(pixels, height, width)

@@ -1,0 +1,134 @@
+"""Occlusion to order: pictures of which a wanted share of the person is hidden (ours).
+
+By the patch transfer of training, so what hides the person is the scene of a training image; the
+person is the one of the saliency mask, and the share is counted in its patches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpmpp_core.config import AugmentConfig, DataConfig, OcclusionConfig
+from dpmpp_core.data.donors import Donors, ImageCache
+from dpmpp_core.data.plan import Draw, stream
+from dpmpp_core.errors import ConfigError
+from dpmpp_core.occlusion.pairing import place
+from dpmpp_core.occlusion.transfer import transfer_patches
+
+Image = NDArray[np.uint8]
+CANDIDATES = 256  # donors looked at for a picture: with fewer, small shares find none
+MOST_HIDDEN = 90  # percent; beyond, nobody is left to be recognised
+
+
+class Band(NamedTuple):
+    """Share of the person hidden, percent: at least `low`, less than `high`."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return f"{self.low}-{self.high}"
+
+
+BANDS = tuple(Band(low, low + 10) for low in range(0, 70, 10))
+
+
+def parse_bands(text: str) -> tuple[Band, ...]:
+    """Bands written as `10-20,20-30`; ConfigError says how to write them."""
+    bands = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,2})-(\d{1,2})\s*", part)
+        band = Band(int(match[1]), int(match[2])) if match else None
+        if band is None or not band.low < band.high <= MOST_HIDDEN:
+            raise ConfigError(
+                f"band {part.strip()!r}: write the percent hidden as LOW-HIGH, such as 10-20, with "
+                f"0 <= LOW < HIGH <= {MOST_HIDDEN}"
+            )
+        bands.append(band)
+    if len(set(bands)) < len(bands):
+        raise ConfigError(f"bands {text}: one is named twice")
+    return tuple(bands)
+
+
+@dataclass(frozen=True)
+class Synthesised:
+    """An occluded picture and how it was made."""
+
+    image: Image
+    """uint8 [height, width, 3] RGB."""
+    donor: str
+    """Path of the picture that hides, below the data's root; of a background, its whole path."""
+    shift: int
+    """Patches by which the person is rolled to the right."""
+    oiou: float
+    hidden: float
+    """Share of the person's patches that is hidden, in [0, 1]."""
+
+
+class Synthesiser:
+    """Hides images of a data set, each from (seed, image, band) alone.
+
+    Args:
+        root: folder of the images.
+        paths: N paths relative to root.
+        masks: bool [N, gh, gw] saliency, True = person; the grid divides the image size.
+        lenders: int64 [L] rows whose images may hide others: the training images.
+        occlusion: `backgrounds` and `background_share` are read.
+        seed: non-negative.
+
+    Raises:
+        DataError: the folder of backgrounds cannot be read or holds no image.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        paths: Sequence[str],
+        masks: NDArray[np.bool_],
+        lenders: NDArray[np.int64],
+        data: DataConfig,
+        occlusion: OcclusionConfig,
+        seed: int,
+    ) -> None:
+        self._paths, self._masks, self._seed = paths, masks, seed
+        self._images = ImageCache(root, paths, data.height, data.width)
+        lent = ImageCache(root, [paths[row] for row in lenders], data.height, data.width)
+        still = AugmentConfig(pad=0)  # flipped, but not moved: no black edges
+        self._donors = Donors(lent, masks[lenders], still, occlusion)
+        self._candidates = min(CANDIDATES, len(lenders))
+
+    def clean(self, row: int) -> Image:
+        """Image `row`, uint8 [height, width, 3], not to be written to; DataError: not readable."""
+        return self._images[row]
+
+    def make(self, row: int, band: Band) -> Synthesised | None:
+        """Image `row` with a share of its person hidden that lies in the band.
+
+        Returns:
+            None if none of the donors drawn hides such a share: no person in the mask, or so large
+            a one that no donor's shape takes it in.
+
+        Raises:
+            DataError: an image cannot be read; names the file.
+        """
+        rng = stream(self._seed, *band, row, Draw.SYNTHESIS)
+        bank = self._donors.draw(self._candidates, rng)
+        sources = [self._donors.source(bank, k) for k in range(self._candidates)]
+        itself = np.array([source == self._paths[row] for source in sources])
+        found = place(self._masks[row], bank.masks, band, rng, itself)
+        if found is None:
+            return None
+        mixed = transfer_patches(
+            self.clean(row).transpose(2, 0, 1),
+            self._donors.picture(bank, found.donor).transpose(2, 0, 1),
+            bank.masks[found.donor],
+            found.shift,
+        )
+        image = mixed.transpose(1, 2, 0)
+        return Synthesised(image, sources[found.donor], found.shift, found.oiou, found.hidden)

@@ -1,0 +1,125 @@
+"""`dpmpp synthesize` as a user runs it: a data set that our readers take, hidden as ordered."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pyarrow.parquet as pq
+import pytest
+
+from dpmpp_core.config import load_config
+from dpmpp_core.data.layouts import scan
+from dpmpp_core.data.manifest import Manifest, read_manifest
+from dpmpp_core.data.synthesis import Band
+from pipelines.stream import TrainingSet
+from pipelines.synthesis import JPEG_QUALITY, SHEET, TABLE
+
+DPMPP = str(Path(sys.executable).with_name("dpmpp"))
+SIZE = ["data.height=128", "data.width=64"]
+
+
+def synthesize(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [DPMPP, "synthesize", *arguments], capture_output=True, text=True, timeout=500, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def made(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("synthesis")
+    done = synthesize(
+        *("--data", str(small_demo), "--out", str(folder / "out"), "--bands", "10-30,40-60"),
+        *("--splits", "query,train", "--seed", "3", "--storage", str(folder / "runs"), "--json"),
+        *SIZE,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_layout_is_read_and_holds_what_was_ordered(
+    made: tuple[Path, dict[str, Any]], small_demo: Path
+) -> None:
+    folder, result = made
+    found = scan(str(folder / "out"))
+    assert found.layout == "market1501" and not found.rejected
+    manifest, source = read_manifest(str(folder / "out")), read_manifest(str(small_demo))
+    assert not manifest.quarantine.num_rows
+    for name in ("query_holistic", "gallery"):
+        assert manifest.counts()[name] == source.counts()[name]
+    bands = result["synthesis"]["bands"]
+    clean = source.counts()["query_holistic"]["images"] + source.counts()["train"]["images"]
+    assert set(bands) == {"10-30", "40-60"}
+    for band in bands.values():
+        assert band["images"] + band["missed"] == clean
+        assert band["images"] > 0.8 * clean
+    files = result["synthesis"]["files"]
+    assert files == {p.name: len(list(p.iterdir())) for p in (folder / "out").iterdir()
+                     if p.is_dir()}  # fmt: skip
+
+
+def test_every_file_is_noted_and_hidden_by_training_images_within_its_band(
+    made: tuple[Path, dict[str, Any]], small_demo: Path
+) -> None:
+    out = made[0] / "out"
+    rows = pq.read_table(out / TABLE).to_pylist()
+    files = {str(p.relative_to(out)) for p in out.rglob("*.jpg")}
+    assert {row["path"] for row in rows} == files
+    for row in rows:
+        if row["band"] is None:
+            assert (out / row["path"]).read_bytes() == (small_demo / row["source"]).read_bytes()
+            continue
+        low, high = map(int, row["band"].split("-"))
+        assert low - 1e-9 <= 100 * row["hidden"] < high
+        assert row["donor"].startswith("bounding_box_train/") and row["donor"] != row["source"]
+        assert row["path"].startswith(("query/", "bounding_box_train/"))
+        assert cv2.imread(str(out / row["path"])).shape == (128, 64, 3)
+    sheet = cv2.imread(str(out / SHEET))
+    assert sheet.shape[0] > 8 * 128 // 2
+
+
+def test_one_process_makes_the_same_bytes_as_the_workers(made: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = made
+    keys = {stage["name"]: stage["key"] for stage in result["stages"]}
+    config = load_config("demo", [*SIZE, "seed=3"])
+    training_set = TrainingSet(config, str(folder / "runs"), keys["prepare"], keys["saliency"])
+    paths = Manifest.load(folder / "runs" / keys["prepare"]).images["path"].to_pylist()
+    maker = training_set.synthesiser()
+    rows = [r for r in pq.read_table(folder / "out" / TABLE).to_pylist() if r["band"]]
+    for row in rows[::5]:
+        again = maker.make(paths.index(row["source"]), Band(*map(int, row["band"].split("-"))))
+        assert again is not None and again.donor == row["donor"]
+        pixels = cv2.cvtColor(again.image, cv2.COLOR_RGB2BGR)
+        jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+        assert (folder / "out" / row["path"]).read_bytes() == jpeg.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--bands", "30-20"], "LOW-HIGH"),
+        (["--splits", "gallery"], "query, train"),
+        (["--out", "s3://bucket/out"], "local folder"),
+        (["occlusion.backgrounds=/nowhere/streets"], "/nowhere/streets"),
+        (["--data", "/nowhere/data"], "/nowhere/data"),
+    ],
+)
+def test_mistakes_exit_2_with_one_line_and_write_nothing(
+    arguments: list[str], says: str, tmp_path: Path
+) -> None:
+    places = ["--out", str(tmp_path / "out"), "--storage", str(tmp_path / "runs")]
+    done = synthesize(*places, *arguments)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    done = synthesize("--out", str(tmp_path))
+    assert done.returncode == 2 and "not empty" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
