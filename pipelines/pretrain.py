@@ -21,10 +21,10 @@ from dpmpp_core.models.reid import ReidModel, save_model, weights_sha256
 from dpmpp_core.retrieval.captions import caption_retrieval
 from dpmpp_core.tasks.pretrain import PretrainTask, encode_captions
 from pipelines.evaluate import load_embeddings
+from pipelines.fit import fit
 from pipelines.pictures import caption_lists, save_png
 from pipelines.stage import Run, Stage, stage_key
 from pipelines.stream import TrainingSet
-from pipelines.train import fit
 
 SHOWN_CAPTIONS = 6
 

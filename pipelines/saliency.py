@@ -52,7 +52,8 @@ def saliency(run: Run, prepared: Stage) -> Stage:
     key = stage_key("saliency", identity)
 
     def build(folder: Path) -> dict[str, Any]:
-        trained, summary = None, {}
+        trained: ray.ObjectRef | None = None
+        summary: dict[str, Any] = {}
         if config.saliency.provider == "sps":
             model, summary = train_saliency(run, prepared, key)
             summary["weights_sha256"] = save_saliency(model, folder / MODEL)

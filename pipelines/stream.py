@@ -86,6 +86,7 @@ class TrainingSet:
 
     def synthesiser(self) -> Synthesiser:
         """What hides any image of the manifest behind training images."""
+        assert self.saliency is not None
         manifest = Manifest.load(Storage(self.storage).fetch(self.prepared))
         paths = manifest.images["path"].to_pylist()
         masks = load_masks(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpmpp_core.config import Config
+from dpmpp_core.data.donors import CLEAN
 from dpmpp_core.losses.arcface import arcface_logits
 from dpmpp_core.losses.contrast import prototype_contrast
 from dpmpp_core.losses.cross_entropy import cross_entropy
@@ -70,7 +71,7 @@ class MetricTask(Task):
 
         Args:
             batch: `images` uint8 [B, H, W, 3]; `labels` int64 [B]; `donor_labels` int64 [B], the
-                class of the person whose scene hides the sample, -1 = none; with a visibility
+                class of the person whose scene hides the sample, negative = none; with a visibility
                 loss also `twins`, the images without that scene (read where there is a donor).
             phase: one of `phases`.
 
@@ -105,7 +106,7 @@ class MetricTask(Task):
         if weights.visibility and phase != "model":
             errors = self._occlusion_errors(batch, own)
             for name, mask in masks.items():
-                likelihood = visibility_likelihood(mask, gather(errors[name]), donors >= 0)
+                likelihood = visibility_likelihood(mask, gather(errors[name]), donors != CLEAN)
                 losses[f"visibility_{name}"] = weights.visibility * likelihood
         if phase == "mask":
             return losses, report
@@ -152,7 +153,7 @@ class MetricTask(Task):
         self, batch: Mapping[str, Tensor], features: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Squared differences of unit features behind the neck, image - twin; 0 where not mixed."""
-        rows = (batch["donor_labels"] >= 0).nonzero()[:, 0]
+        rows = (batch["donor_labels"] != CLEAN).nonzero()[:, 0]
         errors = {name: torch.zeros_like(feature) for name, feature in features.items()}
         if len(rows) == 0:
             return errors

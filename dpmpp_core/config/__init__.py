@@ -1,0 +1,48 @@
+"""The configuration: one typed, frozen object a run.
+
+A recipe (a YAML file in `recipes/` or one of the user's) plus dotted overrides gives a `Config`.
+Everything is validated before anything starts; unknown keys are refused with the nearest valid one.
+"""
+
+from dpmpp_core.config.reading import config_keys, fingerprint, load_config, recipe_names
+from dpmpp_core.config.sections import (
+    LAYOUTS,
+    AugmentConfig,
+    ClusterConfig,
+    Config,
+    DataConfig,
+    DemoConfig,
+    EvaluationConfig,
+    LossConfig,
+    MetricConfig,
+    ModelConfig,
+    OcclusionConfig,
+    PretrainConfig,
+    PromptsConfig,
+    SaliencyConfig,
+    Section,
+    TrackingConfig,
+)
+
+__all__ = [
+    "LAYOUTS",
+    "AugmentConfig",
+    "ClusterConfig",
+    "Config",
+    "DataConfig",
+    "DemoConfig",
+    "EvaluationConfig",
+    "LossConfig",
+    "MetricConfig",
+    "ModelConfig",
+    "OcclusionConfig",
+    "PretrainConfig",
+    "PromptsConfig",
+    "SaliencyConfig",
+    "Section",
+    "TrackingConfig",
+    "config_keys",
+    "fingerprint",
+    "load_config",
+    "recipe_names",
+]

@@ -1,0 +1,146 @@
+"""Recipes and overrides -> one validated `Config`."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dpmpp_core.config.sections import Config
+from dpmpp_core.errors import ConfigError
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes shipped with the package."""
+    folder = resources.files("dpmpp_core") / "recipes"
+    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_config(source: str = "demo", overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe by name or a YAML file by path, apply `section.key=value` overrides, validate.
+
+    A YAML file may start from a shipped recipe with a top-level `extends: NAME`.
+    Values of overrides are read as YAML (`metric.epochs=3`, `metric.milestones=[10,20]`).
+
+    Raises:
+        ConfigError: an unknown recipe, key or value; names it and the nearest valid one.
+    """
+    tree = _read_tree(source)
+    for override in overrides:
+        _apply_override(tree, override)
+    _refuse_unknown_keys(tree, source)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_problem(error)}") from None
+
+
+def _read_tree(source: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
+    if source in recipe_names():
+        text = (resources.files("dpmpp_core") / "recipes" / f"{source}.yaml").read_text()
+        default_name = source
+    elif Path(source).is_file():
+        default_name = Path(source).stem
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ConfigError(f"{source}: not a text file in UTF-8") from None
+    else:
+        names = recipe_names()
+        near = difflib.get_close_matches(source, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"no recipe or file named {source!r}{hint} (recipes: {', '.join(names)})")
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: a mapping of sections is needed, not {type(tree).__name__}")
+    tree.setdefault("name", default_name)
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    lineage = (*children, source)
+    if parent in lineage:
+        raise ConfigError(f"{' extends '.join((*lineage, parent))}: a circle")
+    return _merge(_read_tree(str(parent), lineage), tree)
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(old, dict)
+        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {override!r}: write it as section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
+    *sections, leaf = key.strip().split(".")
+    for section in sections:
+        child = tree.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
+        tree = child
+    tree[leaf] = value
+
+
+def _refuse_unknown_keys(tree: Mapping[str, Any], source: str) -> None:
+    valid = set(config_keys())
+    sections = {key.rsplit(".", 1)[0] for key in valid if "." in key}
+    for key in _tree_keys(tree):
+        if key in valid or key in sections:
+            continue
+        leaf = key.rsplit(".", 1)[-1]
+        elsewhere = sorted(name for name in valid if name.rsplit(".", 1)[-1] == leaf)
+        cutoff = 0.0 if elsewhere else 0.5  # a right leaf in a wrong section counts most
+        near = difflib.get_close_matches(key, elsewhere or sorted(valid), n=1, cutoff=cutoff)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{source}: unknown configuration key {key!r}{hint}")
+
+
+def config_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key that holds a value, in the order of definition."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from config_keys(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _tree_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _tree_keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    shown = "" if isinstance(given, dict) else f" (it is {given!r})"
+    return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 (hex) of JSON-able values and sections; equal values give equal ones anywhere."""
+    plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
