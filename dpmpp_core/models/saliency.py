@@ -40,6 +40,7 @@ class SaliencyModel(nn.Module):
         self.config, self.data = config, data
         self.encoder = ImageEncoder(clip.visual, config.taps)
         self.head = nn.Conv2d(len(self.encoder.taps) * self.encoder.width, 1, 1)
+        assert self.head.bias is not None
         nn.init.constant_(self.head.bias, math.log(target_ratio / (1 - target_ratio)))
 
     def forward(self, images: Tensor) -> tuple[Encoded, Tensor]:
