@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from pipelines.embed import embed
 from pipelines.masks import save_masks, transfer_grid
 from pipelines.stage import Run, Stage, stage_key
 from pipelines.train import train_saliency
+
+log = logging.getLogger(__name__)
 
 MODEL = "model"  # folder of the learned saliency model in the stage's
 
@@ -71,6 +74,13 @@ def saliency(run: Run, prepared: Stage) -> Stage:
             "person_share_mean": float(share.mean()),
             "empty_masks": int((share == 0).sum()),
         }
+        if figures["empty_masks"] > 0.1 * len(paths):
+            log.warning(
+                "saliency: %d of %d masks are empty, so few images can be occluded in stage 2: "
+                "train longer (saliency.epochs) or choose another saliency.provider",
+                figures["empty_masks"],
+                len(paths),
+            )
         if has_true_masks(manifest.root):
             truth = GivenMasks(manifest.root, grid)(np.empty(0, np.uint8), paths)
             figures["iou_with_truth"] = float(mask_iou(masks, truth).mean())

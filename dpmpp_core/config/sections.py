@@ -90,7 +90,9 @@ class ModelConfig(Section):
 class SaliencyConfig(Section):
     """Stage 0: where the person is, one bitmask of patches an image (SPT)."""
 
-    target_ratio: Probability = Field(0.3, description="share of patches called person (SPT)")
+    target_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.3, description="share of patches called person (SPT)"
+    )
     provider: Literal["sps", "attention", "spectral", "given"] = Field(
         "sps",
         description="sps: learned from identities (SPT); attention: of the starting encoder; "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpmpp_core.config import Config
-from dpmpp_core.data.donors import CLEAN
+from dpmpp_core.data.steps import CLEAN
 from dpmpp_core.losses.arcface import arcface_logits
 from dpmpp_core.losses.contrast import prototype_contrast
 from dpmpp_core.losses.cross_entropy import cross_entropy

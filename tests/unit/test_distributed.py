@@ -11,6 +11,8 @@ from torch import multiprocessing, nn
 
 from dpmpp_core.losses.triplet import batch_hard_triplet
 from dpmpp_core.tasks.distributed import gather
+from tests.unit.test_saliency import batch as saliency_batch
+from tests.unit.test_saliency import saliency_task
 from tests.unit.test_tasks import metric_batch, metric_task, total
 
 
@@ -53,6 +55,11 @@ def metric_on(batch, average=False):
     return outcome(task, total(task(batch)[0]), average)
 
 
+def saliency_on(batch, average=False):
+    task = saliency_task("saliency.triplet_weight=1").train()
+    return outcome(task, total(task(batch)[0]), average)
+
+
 def triplet_rows():
     rows = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
     return rows, torch.tensor([0, 1, 0, 1, 2, 2, 0, 1])
@@ -67,6 +74,9 @@ def worker(rank, folder):
         "labels": gather(labels[shard]),
         "linear": vars(linear_on(rows[shard], labels[shard], average=True)),
         "shared": vars(shared_gradient_on(rows[shard], average=True)),
+        "saliency": vars(
+            saliency_on({k: v[shard] for k, v in saliency_batch().items()}, average=True)
+        ),
         "metric": vars(metric_on({k: v[shard] for k, v in metric_batch().items()}, average=True)),
     }
     torch.save(results, f"{folder}/{rank}.pt")
@@ -90,12 +100,13 @@ def test_labels_are_gathered_in_rank_order(two_workers):
         assert torch.equal(results["labels"], triplet_rows()[1])
 
 
-@pytest.mark.parametrize("name", ["linear", "shared", "metric"])
+@pytest.mark.parametrize("name", ["linear", "shared", "saliency", "metric"])
 def test_two_workers_compute_what_one_does(two_workers, name):
     rows, labels = triplet_rows()
     alone = {
         "linear": lambda: linear_on(rows, labels),
         "shared": lambda: shared_gradient_on(rows),
+        "saliency": lambda: saliency_on(saliency_batch()),
         "metric": lambda: metric_on(metric_batch()),
     }[name]()
     for results in two_workers:
