@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpmpp_core.losses.visibility import visibility_likelihood
-from tests.unit.test_tasks import metric_batch, metric_task, total
-from tests.unit.test_updates import awake
+from tests.unit.test_tasks import awake, metric_batch, metric_task, total
 
 FLOOR = 1e-3
 
