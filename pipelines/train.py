@@ -29,7 +29,6 @@ from pipelines.progress import Board, follow
 from pipelines.stage import Run, Stage, stage_key, training_key
 from pipelines.storage import Storage
 from pipelines.stream import TrainingSet, step_stream
-from pipelines.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +171,7 @@ def _fit(
             enable_shard_locality=False,
         ),
     )
-    with follow(board, f"{kind} steps", total, _watch(run.tracking, task)):
+    with follow(board, f"{kind} steps", total, _watch(run, task)):
         result = _fit_or_stop(trainer)
     state = load_checkpoint(result.checkpoint)
     task.load_trained_state(state["task"])
@@ -182,17 +181,17 @@ def _fit(
     return task, {"steps": total, "epochs": task.epochs, "history": history, "warnings": warnings}
 
 
-def _watch(tracking: Tracking, task: Task) -> Callable[[int, dict[str, float]], None]:
+def _watch(run: Run, task: Task) -> Callable[[int, dict[str, float]], None]:
     """Takes each epoch's figures to MLflow, and the first alarm of each name to the log too."""
     raised: set[str] = set()
 
     def on_figures(epoch: int, figures: dict[str, float]) -> None:
-        tracking.figures(epoch, figures)
+        run.tracking.figures(epoch, figures)
         for name, sentence in task.alarms(epoch, figures).items():
             if name not in raised:
                 raised.add(name)
                 log.warning("training: %s", sentence)
-                tracking.alarm(name, sentence)
+                run.tracking.alarm(name, sentence)
 
     return on_figures
 

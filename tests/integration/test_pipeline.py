@@ -14,7 +14,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 import dpmpp_core
+from pipelines.cluster import plan
 from pipelines.run import STAGES, Options, run_pipeline
+from pipelines.stage import Run
+from pipelines.storage import Storage
 from pipelines.tracking import Tracking
 from pipelines.train import _watch
 from tests.integration.conftest import SMALL
@@ -121,7 +124,9 @@ def test_a_dead_mask_reaches_the_log_and_mlflow_once(
     tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db", tmp_path.as_uri())
     tracking.begin(task.config, "dead", {"id": "0" * 64, "root": "data", "counts": {}})
     tracking.stage_started("metric")
-    on_figures = _watch(tracking, task)
+    config = task.config
+    one = plan(cpus=2, gpus=0, config=config.cluster, shared=True)
+    on_figures = _watch(Run(config, Storage(str(tmp_path)), tracking, one), task)
     for epoch in range(1, 5):
         figures = {"mask_visual_std_samples": 0.003, "mask_joint_std_samples": 0.2}
         on_figures(epoch, figures)

@@ -11,7 +11,7 @@ from torch import multiprocessing, nn
 
 from dpmpp_core.losses.triplet import batch_hard_triplet
 from dpmpp_core.tasks.distributed import gather
-from tests.unit.test_tasks import awake, metric_batch, metric_task, total
+from tests.unit.test_tasks import metric_batch, metric_task, total
 
 
 @dataclasses.dataclass
@@ -44,30 +44,18 @@ def shared_gradient_on(rows, average=False):
     return outcome(module, (gather(rows * module.scale) + offset).exp().sum(), average)
 
 
-def metric_on(batch, average=False):
-    task = awake(metric_task())
+def awake(*overrides):
+    task = metric_task(*overrides).train()
     task.model.mask_generator.eval()  # its batch norm sees a worker's own shard
+    with torch.no_grad():
+        for linear in task.model.mask_generator.spaces.values():
+            nn.init.normal_(linear.weight, generator=torch.Generator().manual_seed(3))
+    return task
+
+
+def metric_on(batch, average=False):
+    task = awake()
     return outcome(task, total(task(batch)[0]), average)
-
-
-def pass_on(batch, phase, average=False):
-    """One pass of an alternating step, wrapped as train workers wrap it: it averages by itself."""
-    overrides = ("update=alternating", "loss.visibility=1", "mask_grad_clip=1e9")
-    task = awake(metric_task(*(f"metric.{override}" for override in overrides)))
-    task.model.mask_generator.eval()
-    model = task
-    if average:
-        model = nn.parallel.DistributedDataParallel(
-            task, find_unused_parameters=not task.updates_all
-        )
-    result = outcome(task, total(model(batch, phase)[0]), average=False)
-    task.keep_gradients(phase)
-    kept = {n: p.grad for n, p in task.named_parameters() if p.grad is not None}
-    return Outcome(result.loss, kept)
-
-
-def with_twins(batch):
-    return batch | {"twins": batch["images"].flip(2)}
 
 
 def triplet_rows():
@@ -75,20 +63,39 @@ def triplet_rows():
     return rows, torch.tensor([0, 1, 0, 1, 2, 2, 0, 1])
 
 
+def pass_on(batch, phase, average=False):
+    """One pass of an alternating step, wrapped as train workers wrap it: that averages by itself."""
+    changes = ("update=alternating", "loss.visibility=1", "mask_grad_clip=1e9")
+    task = model = awake(*(f"metric.{change}" for change in changes))
+    if average:
+        unused = not task.updates_all
+        model = nn.parallel.DistributedDataParallel(task, find_unused_parameters=unused)
+    loss = total(model(batch, phase)[0])
+    loss.backward()
+    task.keep_gradients(phase)
+    kept = {n: p.grad for n, p in task.named_parameters() if p.grad is not None}
+    return Outcome(loss.item(), kept)
+
+
+def twin_batch(rows=slice(None)):
+    batch = metric_batch()
+    batch |= {"twins": batch["images"].flip(2)}
+    return {name: values[rows] for name, values in batch.items()}
+
+
 def worker(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     shard = slice(4 * rank, 4 * rank + 4)
     rows, labels = triplet_rows()
-    batch = {k: v[shard] for k, v in with_twins(metric_batch()).items()}
     results = {
         "labels": gather(labels[shard]),
         "linear": vars(linear_on(rows[shard], labels[shard], average=True)),
         "shared": vars(shared_gradient_on(rows[shard], average=True)),
-        "metric": vars(metric_on(batch, average=True)),
-        "model": vars(pass_on(batch, "model", average=True)),
-        "mask": vars(pass_on(batch, "mask", average=True)),
+        "metric": vars(metric_on({k: v[shard] for k, v in metric_batch().items()}, average=True)),
     }
+    for phase in ("model", "mask"):
+        results[phase] = vars(pass_on(twin_batch(shard), phase, average=True))
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -110,19 +117,17 @@ def test_labels_are_gathered_in_rank_order(two_workers):
         assert torch.equal(results["labels"], triplet_rows()[1])
 
 
-@pytest.mark.parametrize("name", ["linear", "shared", "metric", "model", "mask"])
+@pytest.mark.parametrize("name", ["linear", "shared", "metric"])
 def test_two_workers_compute_what_one_does(two_workers, name):
     rows, labels = triplet_rows()
     alone = {
         "linear": lambda: linear_on(rows, labels),
         "shared": lambda: shared_gradient_on(rows),
         "metric": lambda: metric_on(metric_batch()),
-        "model": lambda: pass_on(with_twins(metric_batch()), "model"),
-        "mask": lambda: pass_on(with_twins(metric_batch()), "mask"),
     }[name]()
     for results in two_workers:
-        if name in ("metric", "model"):  # the heads' loss is each worker's own, averaged later
-            losses = [other[name].loss for other in two_workers]
+        if name == "metric":  # the heads' loss is each worker's own, averaged with the gradients
+            losses = [other["metric"].loss for other in two_workers]
             assert sum(losses) / 2 == pytest.approx(alone.loss, rel=1e-4)
         else:
             assert results[name].loss == pytest.approx(alone.loss, rel=1e-5)
@@ -132,6 +137,20 @@ def test_two_workers_compute_what_one_does(two_workers, name):
                 results[name].gradients[parameter], gradient, atol=2e-4, rtol=1e-3,
                 msg=lambda text, parameter=parameter: f"{parameter}: {text}",
             )  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", ["model", "mask"])
+def test_two_workers_take_the_passes_of_one(two_workers, phase):
+    alone = pass_on(twin_batch(), phase)
+    losses = [results[phase].loss for results in two_workers]
+    assert sum(losses) / 2 == pytest.approx(alone.loss, rel=1e-4)
+    for results in two_workers:
+        gradients = results[phase].gradients
+        assert gradients.keys() == alone.gradients.keys()
+        for name, gradient in alone.gradients.items():
+            torch.testing.assert_close(gradients[name], gradient, atol=2e-4, rtol=1e-3)
+    of_generator = {name.startswith("model.mask_generator.") for name in alone.gradients}
+    assert of_generator == {phase == "mask"}
 
 
 def test_gather_on_one_worker_is_the_tensor_itself():

@@ -33,15 +33,6 @@ def metric_task(*overrides):
     return MetricTask(config("metric.precision=fp32", *overrides), texts(), 14.0, 10)
 
 
-def awake(task):
-    """The task with masks that already depend on the picture."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for linear in task.model.mask_generator.spaces.values():
-            nn.init.normal_(linear.weight, std=0.1, generator=generator)
-    return task.train()
-
-
 def metric_batch(donors=True):
     """Two pictures of each of four persons, each person in one flat colour and noise."""
     rng = np.random.default_rng(0)

@@ -8,15 +8,25 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from dpmpp_core.config import load_config
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.retrieval import masked_similarity
 from pipelines.train import _train_step
-from tests.unit.test_tasks import awake, metric_batch, metric_task, prompt_task, total
+from tests.unit.test_tasks import metric_batch, metric_task, prompt_task, total
 
 ALTERNATING = ("metric.update=alternating", "metric.loss.triplet=1")
+
+
+def awake(task):
+    """The task with masks that already depend on the picture."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for linear in task.model.mask_generator.spaces.values():
+            nn.init.normal_(linear.weight, std=0.1, generator=generator)
+    return task.train()
 
 
 def state(task):

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpmpp_core.losses.visibility import visibility_likelihood
-from tests.unit.test_tasks import awake, metric_batch, metric_task, total
+from tests.unit.test_tasks import metric_batch, metric_task, total
+from tests.unit.test_updates import awake
 
 FLOOR = 1e-3
 
@@ -108,14 +109,19 @@ def with_twins(batch):
     return batch | {"twins": batch["images"].flip(2)}
 
 
+def pixels(images):
+    """uint8 [B, H, W, 3] as the demo recipe's encoder takes them."""
+    return (images.permute(0, 3, 1, 2).float() - 127.5) / 127.5
+
+
 def test_the_task_compares_mixed_samples_with_their_twins():
     task, batch = awake(metric_task(ON)), metric_batch()
     task.model.necks.eval()
     losses, _ = task(with_twins(batch))
     assert {"visibility_visual", "visibility_joint"} <= set(losses)
     with torch.no_grad():
-        encoded, masks = task.model(task._normalise(batch["images"]))
-        twins = task.model.encoder(task._normalise(batch["images"].flip(2)))
+        encoded, masks = task.model(pixels(batch["images"]))
+        twins = task.model.encoder(pixels(batch["images"].flip(2)))
         views = [
             torch.nn.functional.normalize(task.model.necks["joint"](e.joint), dim=1)
             for e in (encoded, twins)
