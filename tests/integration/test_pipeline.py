@@ -14,8 +14,14 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 import dpmpp_core
+from pipelines.cluster import plan
 from pipelines.run import STAGES, Options, run_pipeline
+from pipelines.stage import Run
+from pipelines.storage import Storage
+from pipelines.tracking import Tracking
+from pipelines.train import _watch
 from tests.integration.conftest import SMALL
+from tests.unit.test_tasks import metric_task
 
 
 def test_the_result_holds_what_the_readme_promises(result: dict[str, Any], runs: Path) -> None:
@@ -92,10 +98,12 @@ def test_the_report_is_one_file_with_all_in_it(result: dict[str, Any]) -> None:
     assert result["weights_sha256"][:16] in page
 
 
-def test_a_changed_loss_weight_starts_at_stage_2(
+def test_a_changed_stage_2_starts_there(
     result: dict[str, Any], small_demo: Path, runs: Path
 ) -> None:
-    overrides = [*SMALL, "metric.loss.heads=0.5"]
+    """With the parts of the method that are off by default: a second pass, and clean twins."""
+    changes = ["metric.update=alternating", "metric.loss.visibility=0.5"]
+    overrides = [*SMALL, *changes, "occlusion.min_oiou=0.3"]
     options = Options(data=str(small_demo), overrides=overrides, storage=str(runs))
     other = run_pipeline(options, until="metric")
     reused = {stage["name"]: stage["reused"] for stage in other["stages"]}
@@ -104,6 +112,30 @@ def test_a_changed_loss_weight_starts_at_stage_2(
     }  # fmt: skip
     assert other["weights_sha256"] != result["weights_sha256"]
     assert other["run"] != result["run"]
+    stage = json.loads((runs / other["stages"][-1]["key"] / "stage.json").read_text())
+    history = stage["summary"]["history"]
+    assert all(row["visibility_visual"] != 0 for row in history)
+
+
+def test_a_dead_mask_reaches_the_log_and_mlflow_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = metric_task("metric.epochs=4", "metric.warmup_epochs=1")
+    tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db", tmp_path.as_uri())
+    tracking.begin(task.config, "dead", {"id": "0" * 64, "root": "data", "counts": {}})
+    tracking.stage_started("metric")
+    config = task.config
+    one = plan(cpus=2, gpus=0, config=config.cluster, shared=True)
+    on_figures = _watch(Run(config, Storage(str(tmp_path)), tracking, one), task)
+    for epoch in range(1, 5):
+        figures = {"mask_visual_std_samples": 0.003, "mask_joint_std_samples": 0.2}
+        on_figures(epoch, figures)
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING"
+                  and record.name == "pipelines.train")  # fmt: skip
+    assert "visual space" in warning and "0.0030 in epoch 3 of 4" in warning
+    run = MlflowClient(tracking.uri).get_run(str(tracking.run_id))
+    assert "0.0030" in run.data.tags["dpmpp.dead_mask_visual"]
+    assert "dpmpp.dead_mask_joint" not in run.data.tags
 
 
 def test_two_train_workers_learn_what_one_learns(

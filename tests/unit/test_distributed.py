@@ -46,12 +46,17 @@ def shared_gradient_on(rows, average=False):
     return outcome(module, (gather(rows * module.scale) + offset).exp().sum(), average)
 
 
-def metric_on(batch, average=False):
-    task = metric_task().train()
+def awake(*overrides):
+    task = metric_task(*overrides).train()
     task.model.mask_generator.eval()  # its batch norm sees a worker's own shard
     with torch.no_grad():
         for linear in task.model.mask_generator.spaces.values():
             nn.init.normal_(linear.weight, generator=torch.Generator().manual_seed(3))
+    return task
+
+
+def metric_on(batch, average=False):
+    task = awake()
     return outcome(task, total(task(batch)[0]), average)
 
 
@@ -63,6 +68,26 @@ def saliency_on(batch, average=False):
 def triplet_rows():
     rows = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
     return rows, torch.tensor([0, 1, 0, 1, 2, 2, 0, 1])
+
+
+def pass_on(batch, phase, average=False):
+    """One pass of an alternating step, wrapped as train workers wrap it: that averages by itself."""
+    changes = ("update=alternating", "loss.visibility=1", "mask_grad_clip=1e9")
+    task = model = awake(*(f"metric.{change}" for change in changes))
+    if average:
+        unused = not task.updates_all
+        model = nn.parallel.DistributedDataParallel(task, find_unused_parameters=unused)
+    loss = total(model(batch, phase)[0])
+    loss.backward()
+    task.keep_gradients(phase)
+    kept = {n: p.grad for n, p in task.named_parameters() if p.grad is not None}
+    return Outcome(loss.item(), kept)
+
+
+def twin_batch(rows=slice(None)):
+    batch = metric_batch()
+    batch |= {"twins": batch["images"].flip(2)}
+    return {name: values[rows] for name, values in batch.items()}
 
 
 def worker(rank, folder):
@@ -79,6 +104,8 @@ def worker(rank, folder):
         ),
         "metric": vars(metric_on({k: v[shard] for k, v in metric_batch().items()}, average=True)),
     }
+    for phase in ("model", "mask"):
+        results[phase] = vars(pass_on(twin_batch(shard), phase, average=True))
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -121,6 +148,20 @@ def test_two_workers_compute_what_one_does(two_workers, name):
                 results[name].gradients[parameter], gradient, atol=2e-4, rtol=1e-3,
                 msg=lambda text, parameter=parameter: f"{parameter}: {text}",
             )  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", ["model", "mask"])
+def test_two_workers_take_the_passes_of_one(two_workers, phase):
+    alone = pass_on(twin_batch(), phase)
+    losses = [results[phase].loss for results in two_workers]
+    assert sum(losses) / 2 == pytest.approx(alone.loss, rel=1e-4)
+    for results in two_workers:
+        gradients = results[phase].gradients
+        assert gradients.keys() == alone.gradients.keys()
+        for name, gradient in alone.gradients.items():
+            torch.testing.assert_close(gradients[name], gradient, atol=2e-4, rtol=1e-3)
+    of_generator = {name.startswith("model.mask_generator.") for name in alone.gradients}
+    assert of_generator == {phase == "mask"}
 
 
 def test_gather_on_one_worker_is_the_tensor_itself():

@@ -69,6 +69,7 @@ def full(name: str = "plain") -> ReportData:
             Picture(name, name, NOISE),
             Picture("second", "", pictures.png_bytes(FLAT)),
         ],
+        warnings=[f"dead mask {name}"],
         history=[{"epoch": 1, "total": 3.0}, {"epoch": 2, "total": 2.0, name: 0.1}],
     )
 
@@ -139,6 +140,7 @@ def test_report_shows_the_figures(tmp_path: Path) -> None:
     assert "occluded 60.0 51.0 52.0 +9.0" in text
     assert "128 queries, 3 of them skipped" in text
     assert "0.0040 (the same for all)" in text
+    assert "dead mask plain." in text
     assert "1 h 02 min reused" in text and "1 min 01 s" in text
 
 

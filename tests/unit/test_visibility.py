@@ -109,14 +109,19 @@ def with_twins(batch):
     return batch | {"twins": batch["images"].flip(2)}
 
 
+def pixels(images):
+    """uint8 [B, H, W, 3] as the demo recipe's encoder takes them."""
+    return (images.permute(0, 3, 1, 2).float() - 127.5) / 127.5
+
+
 def test_the_task_compares_mixed_samples_with_their_twins():
     task, batch = awake(metric_task(ON)), metric_batch()
     task.model.necks.eval()
     losses, _ = task(with_twins(batch))
     assert {"visibility_visual", "visibility_joint"} <= set(losses)
     with torch.no_grad():
-        encoded, masks = task.model(task._normalise(batch["images"]))
-        twins = task.model.encoder(task._normalise(batch["images"].flip(2)))
+        encoded, masks = task.model(pixels(batch["images"]))
+        twins = task.model.encoder(pixels(batch["images"].flip(2)))
         views = [
             torch.nn.functional.normalize(task.model.necks["joint"](e.joint), dim=1)
             for e in (encoded, twins)
