@@ -16,6 +16,7 @@ from dpmpp_core.config import Config, DataConfig
 from dpmpp_core.data.images import read_image, resize, to_tensor_batch
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.plan import class_labels
+from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.encoder import ImageEncoder
 from dpmpp_core.models.reid import ReidModel, load_model, start_clip
 from dpmpp_core.retrieval import Embeddings, from_columns, stripe_histogram, to_columns
@@ -135,6 +136,7 @@ def features(run: Run, prepared: Stage) -> Stage:
     identity = {
         "dataset": manifest.dataset_id,
         "model": config.model,
+        "weights": weights_fingerprint(config.model),
         "size": [config.data.height, config.data.width, config.data.mean, config.data.std],
         "seed": config.seed,
     }

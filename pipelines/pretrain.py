@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from dpmpp_core.data.captions import read_captions
 from dpmpp_core.data.images import read_image
 from dpmpp_core.data.manifest import Manifest
-from dpmpp_core.models.clip import build_clip
+from dpmpp_core.models.clip import build_clip, weights_fingerprint
 from dpmpp_core.models.reid import ReidModel, save_model, weights_sha256
 from dpmpp_core.retrieval.captions import caption_retrieval
 from dpmpp_core.tasks.pretrain import PretrainTask, encode_captions
@@ -36,6 +36,7 @@ def pretrain(run: Run, prepared: Stage, saliency: Stage) -> Stage:
         "dataset": prepared.summary["dataset_id"],
         "saliency": saliency.key,
         "model": config.model,
+        "weights": weights_fingerprint(config.model),
         "pretrain": config.pretrain,
         "augment": config.augment,
         "occlusion": config.occlusion,

@@ -14,6 +14,7 @@ from dpmpp_core.config import Config
 from dpmpp_core.data.given_masks import GivenMasks, has_true_masks, masks_fingerprint
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.person_masks import person_masks
 from dpmpp_core.models.saliency import SaliencyModel, save_saliency
 from dpmpp_core.occlusion.saliency import mask_iou
@@ -103,6 +104,7 @@ def _identity(run: Run, manifest: Manifest) -> dict[str, Any]:
         return identity | {"target_ratio": section.target_ratio}
     identity |= {
         "model": config.model,
+        "weights": weights_fingerprint(config.model),
         "seed": config.seed,
         "colours": [config.data.mean, config.data.std],
     }

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from dpmpp_core.data.files import list_files, listing_fingerprint
+from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.reid import save_model
 from dpmpp_core.models.saliency import SaliencyModel
 from dpmpp_core.tasks.metric import MetricTask
@@ -37,6 +38,7 @@ def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -
         "features": features.key,
         "prompts": config.prompts,
         "model": config.model,
+        "weights": weights_fingerprint(config.model),
         "seed": config.seed,
     }
     key = stage_key("prompts", identity)
@@ -69,6 +71,7 @@ def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage | No
         "saliency": saliency.key,
         "prompts": inputs,
         "model": config.model,
+        "weights": weights_fingerprint(config.model),
         "metric": config.metric,
         "augment": config.augment,
         "occlusion": config.occlusion,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
 import logging
 import warnings
@@ -29,8 +30,11 @@ from dpmpp_core.models.timm_vit import (
     timm_tag,
 )
 
-for _file in (resources.files("dpmpp_core") / "recipes" / "models").iterdir():
-    open_clip.add_model_config(Path(str(_file)))
+RECIPES = Path(str(resources.files("dpmpp_core"))) / "recipes"
+SHIPPED = "generated"  # the tag of weights in the package, made by `dpmpp pretrain`
+
+for _file in (RECIPES / "models").iterdir():
+    open_clip.add_model_config(_file)
 
 
 def grid_size(config: ModelConfig, height: int, width: int) -> tuple[int, int]:
@@ -69,6 +73,8 @@ def check_weights(config: ModelConfig) -> Path | None:
         return path
     if config.pretrained is None:
         return None
+    if config.pretrained == SHIPPED:
+        return _shipped(config.backbone)
     if is_timm(config.backbone):
         tagged = timm_tag(config)
         name, source = f"{PREFIX}{tagged}", f"{PREFIX}{tagged}"
@@ -88,6 +94,30 @@ def check_weights(config: ModelConfig) -> Path | None:
             "a network and pass it with model.checkpoint=FILE, or model.pretrained=null for "
             "random weights"
         ) from None
+
+
+def weights_fingerprint(config: ModelConfig) -> str | None:
+    """What tells the weights that `config` names from others; None = random ones.
+
+    The SHA-256 (hex) of a file of the user's or of the package, else the tag, whose file is fixed.
+    """
+    if config.checkpoint is None and config.pretrained != SHIPPED:
+        return config.pretrained
+    path = check_weights(config)
+    assert path is not None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shipped(backbone: str) -> Path:
+    path = RECIPES / "weights" / f"{backbone}.safetensors"
+    if not path.is_file():
+        names = ", ".join(sorted(f.stem for f in path.parent.glob("*.safetensors")))
+        raise ConfigError(
+            f"model.pretrained={SHIPPED}: the package has such weights for {names}, not for "
+            f"{backbone}"
+        )
+    return path
 
 
 def find_tokenizer(backbone: str) -> Callable[[list[str]], Tensor]:
