@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import Manifest
-from dpmpp_core.data.steps import CLEAN
+from dpmpp_core.data.steps import CLEAN, StepMaker
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import Embeddings, top_matches
 from pipelines.evaluate import METRICS_FILE, load_embeddings
@@ -33,6 +33,7 @@ from pipelines.tracking import environment
 
 Image = npt.NDArray[np.uint8]
 LISTED_QUERIES = 8
+SHOWN_PAIRS = 8
 SHEET = 16
 HISTORY = ("loss", "triplet", "masked_visual", "masked_joint", "identity_visual", "identity_joint",
            "text", "text_transfer", "heads", "accuracy_visual", "accuracy_joint",
@@ -207,8 +208,31 @@ def _training_pictures(
             "another image of the batch.",
             contact_sheet([batch["images"][i] for i in shown], [captions[i] for i in shown], 8),
         ),
+        *_pairs_picture(maker),
         Picture("Training", "Losses, accuracy and mask figures by epoch.", loss_curves(history)),
     ]
+
+
+def _pairs_picture(maker: StepMaker) -> list[Picture]:
+    """How occlusions of the first step were made; nothing where none was."""
+    cells: list[Image] = []
+    captions: list[str] = []
+    for pair in maker.mixed_pairs(0)[:SHOWN_PAIRS]:
+        cells += [
+            pair.recipient,
+            pair.donor,
+            _shade(pair.donor, pair.donor_mask),
+            pair.mixed,
+            _shade(pair.mixed, pair.visible),
+        ]
+        captions += ["recipient", "donor", "its person", f"{pair.hidden:.0%} hidden", "still seen"]
+    if not cells:
+        return []
+    text = (
+        "The recipient, rolled sideways, is seen where the donor's person was; the donor's scene "
+        "hides the rest."
+    )
+    return [Picture("Pairs and their transfer", text, contact_sheet(cells, captions, 10))]
 
 
 def _shade(image: Image, mask: npt.NDArray[np.bool_]) -> Image:

@@ -47,6 +47,19 @@ class _Planned:
     pairs: Pairs
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """A mixed sample and what it is made of: images uint8 [H, W, 3], masks bool [gh, gw]."""
+
+    recipient: Image
+    donor: Image
+    donor_mask: NDArray[np.bool_]
+    mixed: Image
+    visible: NDArray[np.bool_]
+    hidden: float
+    """Share of the recipient's person that is hidden, in [0, 1]."""
+
+
 class StepMaker:
     """Makes the arrays of any training step, on any machine, in any order.
 
@@ -128,27 +141,17 @@ class StepMaker:
         share = len(rows) // world
         own = slice(rank * share, (rank + 1) * share)
 
-        items = range(len(rows))[own]
-        needed = sorted({*items, *(int(j) for j in pairs.donor[own] if j >= 0)})
-        pictures = {i: self._picture(planned, i) for i in needed}
         images = np.empty((share, self._data.height, self._data.width, 3), np.uint8)
         twins = np.zeros_like(images) if self._twins else None
         visible = masks[: len(rows)][own].copy()
-        for k, i in enumerate(items):
-            j, shift = int(pairs.donor[i]), int(pairs.shift[i])
-            if j >= 0:
-                mixed = transfer_patches(
-                    pictures[i].transpose(2, 0, 1),
-                    pictures[j].transpose(2, 0, 1),
-                    masks[j],
-                    shift,
-                )
-                images[k] = mixed.transpose(1, 2, 0)
-                visible[k] = visible_patches(masks[i], masks[j], shift)
+        for k, i in enumerate(range(len(rows))[own]):
+            if pairs.donor[i] >= 0:
+                mixture = self._mix(planned, i)
+                images[k], visible[k] = mixture.mixed, mixture.visible
                 if twins is not None:
-                    twins[k] = pictures[i]
+                    twins[k] = mixture.recipient
             else:
-                images[k] = self._maybe_erase(pictures[i], planned, i)
+                images[k] = self._maybe_erase(self._picture(planned, i), planned, i)
             if self._augment.camera:  # one camera records recipient and donor alike
                 rng = stream(self._plan.seed, planned.epoch, planned.step, i, Draw.CAMERA)
                 images[k] = another_camera(images[k], self._augment.camera, rng)
@@ -163,6 +166,20 @@ class StepMaker:
             "step": np.array(global_step, np.int64),
             **({} if twins is None else {"twins": twins}),
         }
+
+    def mixed_pairs(self, global_step: int) -> list[Mixture]:
+        """The mixed samples of a step, for showing: who lent what to whom."""
+        planned = self._plan_step(*divmod(global_step, self._plan.steps_per_epoch))
+        return [self._mix(planned, int(i)) for i in np.flatnonzero(planned.pairs.donor >= 0)]
+
+    def _mix(self, planned: _Planned, sample: int) -> Mixture:
+        pairs, masks = planned.pairs, planned.donor_masks
+        j, shift = int(pairs.donor[sample]), int(pairs.shift[sample])
+        recipient, donor = self._picture(planned, sample), self._picture(planned, j)
+        channels = recipient.transpose(2, 0, 1), donor.transpose(2, 0, 1)
+        mixed = transfer_patches(*channels, masks[j], shift).transpose(1, 2, 0)
+        visible = visible_patches(masks[sample], masks[j], shift)
+        return Mixture(recipient, donor, masks[j], mixed, visible, float(pairs.hidden[sample]))
 
     def _plan_step(self, epoch: int, step: int) -> _Planned:
         seed, pad = self._plan.seed, self._augment.pad

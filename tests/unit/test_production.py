@@ -12,6 +12,7 @@ from dpmpp_core.config import load_config
 from dpmpp_core.models.reid import features_of
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
+from dpmpp_core.tasks.saliency import SaliencyTask
 
 CLASSES = 2
 OVERRIDES = ["model.pretrained=null", "model.normalise_text=false", "metric.precision=fp32"]
@@ -42,7 +43,16 @@ def step(task, given):
     return losses
 
 
-# Stage 0, the learned saliency model, has its own step here once it is part of the recipe.
+def test_stage_0_at_full_size(config):
+    task = SaliencyTask(config, CLASSES, steps_per_epoch=200).train()
+    losses = step(task, batch())
+    assert set(losses) == {"whole", "person", "triplet", "area", "background"}
+    other = SaliencyTask(config, CLASSES, steps_per_epoch=200)
+    other.load_trained_state(task.trained_state())
+    images = torch.randn(1, 3, 256, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        (_, ours), (_, theirs) = (t.eval().model(images) for t in (task, other))
+    assert ours.numel() == 16 * 8 and torch.equal(ours, theirs)
 
 
 def test_stage_1_at_full_size(config):
