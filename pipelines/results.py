@@ -161,7 +161,8 @@ def _robustness_picture(stage: Stage) -> Picture:
     return Picture(
         "Robustness",
         "Clean queries, more and more hidden behind scenes of the training images, against the "
-        f"clean gallery.{left_out}",
+        "clean gallery. The first step from the clean pictures also changes the scene around the "
+        f"person.{left_out}",
         robustness_curve(bands),
     )
 
