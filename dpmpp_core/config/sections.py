@@ -55,10 +55,12 @@ class ModelConfig(Section):
     """The image encoder, the mask generator and the prompts."""
 
     backbone: str = Field(
-        "ViT-B-16", description="an open_clip model with a ViT image tower, or timm/NAME (no text)"
+        "ViT-B-16",
+        description="an open_clip model with a ViT image tower, or timm/NAME (no text); "
+        "timm/NAME.TAG sets `pretrained` too",
     )
     pretrained: str | None = Field(
-        "openai", description="open_clip or timm tag; null = random weights; timm/NAME.TAG wins"
+        "openai", description="open_clip or timm tag; null = random weights"
     )
     checkpoint: str | None = Field(
         None, description="local file of weights; `pretrained` still decides the activation"
@@ -78,6 +80,16 @@ class ModelConfig(Section):
         description="text and images compared as unit vectors at the model's logit scale; null = "
         "unless the weights are OpenAI's (CLIP-ReID)",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _timm_tag(cls, values: Any) -> Any:
+        backbone = values.get("backbone") if isinstance(values, Mapping) else None
+        name, dot, tag = str(backbone).partition(".")
+        if not (dot and name.startswith("timm/")):
+            return values
+        random = "pretrained" in values and values["pretrained"] is None
+        return {**values, "backbone": name, "pretrained": None if random else tag}
 
     @property
     def unit_text(self) -> bool:

@@ -177,7 +177,8 @@ def build_clip(config: ModelConfig, height: int, width: int, load_weights: bool 
     model = _build_open_clip(config, weights, (grid[0] * patch, grid[1] * patch))
     tower = model.visual
     if isinstance(tower, TimmModel):
-        fit_grid(tower.trunk, height, width, grid, stride)
+        with _quiet():
+            fit_grid(tower.trunk, height, width, grid, stride)
     elif isinstance(tower, VisionTransformer) and getattr(tower, "attn_pool_contrastive", None):
         raise ConfigError(f"model.backbone {config.backbone}: two pooling attentions in a row")
     else:

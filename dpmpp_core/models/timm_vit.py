@@ -34,17 +34,16 @@ def patch_size(name: str) -> int:
     Raises:
         ConfigError: an unknown model, or one that is not a ViT with patch tokens in all blocks.
     """
-    architecture = name.split(".", 1)[0]
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=1)
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"model.backbone: timm has no model {architecture!r}{hint}")
+        raise ConfigError(f"model.backbone: timm has no model {name!r}{hint}")
     with torch.device("meta"):
-        model = timm.create_model(architecture, num_classes=0)
+        model = timm.create_model(name, num_classes=0)
     embed = getattr(model, "patch_embed", None)
     if not isinstance(model, (VisionTransformer, Eva, Beit)) or type(embed) is not PatchEmbed:
         raise ConfigError(
-            f"model.backbone: timm's {architecture} is a {type(model).__name__} with a "
+            f"model.backbone: timm's {name} is a {type(model).__name__} with a "
             f"{type(embed).__name__}; a ViT with plain patches is needed (vit, deit, deit3, "
             "dinov2, dinov3, eva02, beit, siglip, ...)"
         )
@@ -52,19 +51,18 @@ def patch_size(name: str) -> int:
 
 
 def timm_tag(config: ModelConfig) -> str:
-    """`NAME.TAG` of the weights that `config` names; a tag in the backbone's name wins.
+    """`NAME.TAG` of the weights that `config` names.
 
     Raises:
         ConfigError: no such tag.
     """
     name = config.backbone.removeprefix(PREFIX)
     known = timm.models.get_arch_pretrained_cfgs(name)
-    tagged = name if "." in name else f"{name}.{config.pretrained}"
+    tagged = f"{name}.{config.pretrained}"
     if tagged not in known:
         tags = ", ".join(key.split(".", 1)[1] for key in known if "." in key)
-        name, tag = tagged.split(".", 1)
         raise ConfigError(
-            f"model.pretrained: {PREFIX}{name} has no tag {tag!r} "
+            f"model.pretrained: {config.backbone} has no tag {config.pretrained!r} "
             f"(tags: {tags or 'none'}; null = random weights)"
         )
     return tagged
@@ -93,8 +91,7 @@ def build_timm(config: ModelConfig, weights: Path | None) -> nn.Module:
     Raises:
         WeightsError: a file that does not hold every weight of the model.
     """
-    architecture = config.backbone.removeprefix(PREFIX).split(".", 1)[0]
-    model = timm.create_model(architecture, num_classes=0)
+    model = timm.create_model(config.backbone.removeprefix(PREFIX), num_classes=0)
     if weights is None:
         return model
     try:

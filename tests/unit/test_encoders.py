@@ -343,12 +343,13 @@ def test_timm_tags_are_checked_and_absent_files_explained(monkeypatch, tmp_path)
         check_weights(config)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    for changes in (
-        {"pretrained": "orig_in21k"},
+    for named in (
+        {"backbone": config.backbone, "pretrained": "orig_in21k"},
         {"backbone": "timm/vit_base_patch16_224.orig_in21k"},
+        {"backbone": "timm/vit_base_patch16_224.orig_in21k", "pretrained": "mae"},
     ):
         with pytest.raises(WeightsError) as caught:
-            check_weights(config.model_copy(update=changes))
+            check_weights(ModelConfig(**named))
         for part in ("timm/vit_base_patch16_224.orig_in21k", "model.checkpoint=",
                      "model.pretrained=null"):  # fmt: skip
             assert part in str(caught.value)
