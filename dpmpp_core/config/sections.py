@@ -6,7 +6,8 @@ AAAI 2023; SPT, AAAI 2024) unless marked `ours`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
