@@ -14,12 +14,13 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 import dpmpp_core
+from dpmpp_core.data.synthesis import BANDS
 from pipelines.cluster import plan
 from pipelines.run import STAGES, Options, run_pipeline
 from pipelines.stage import Run
 from pipelines.storage import Storage
 from pipelines.tracking import Tracking
-from pipelines.train import _watch
+from pipelines.fit import _watch
 from tests.integration.conftest import SMALL
 from tests.unit.test_tasks import metric_task
 
@@ -188,3 +189,19 @@ def test_bad_files_are_named_and_the_rest_is_used(
         "holiday.jpg": "misnamed",
         "loop": "symlink_loop",
     }
+
+
+def test_the_robustness_curve_has_every_band_and_starts_at_the_clean_queries(
+    result: dict[str, Any],
+) -> None:
+    curve = result["robustness"]
+    assert list(curve) == ["clean", *map(str, BANDS)]
+    for mode in ("masked", "unmasked"):
+        assert curve["clean"][f"mAP_{mode}"] == result["metrics"]["holistic"][mode]["mAP"]
+    for values in curve.values():
+        assert values["queries"] + values["missed"] == curve["clean"]["queries"]
+    folder = Path(result["curve"])
+    rows = (folder / "robustness.csv").read_text().splitlines()
+    assert len(rows) == 2 + len(BANDS)
+    assert json.loads((folder / "robustness.json").read_text()) == curve
+    assert (folder / "robustness.png").stat().st_size > 10_000
