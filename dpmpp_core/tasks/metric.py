@@ -13,6 +13,7 @@ from dpmpp_core.losses.contrast import prototype_contrast
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.losses.heads import head_diversity
 from dpmpp_core.losses.triplet import batch_hard_triplet
+from dpmpp_core.models.clip import unit_text
 from dpmpp_core.models.prototypes import Prototypes
 from dpmpp_core.models.reid import ReidModel, features_of, start_clip
 from dpmpp_core.tasks.distributed import gather
@@ -102,7 +103,7 @@ class MetricTask(nn.Module):
         )
 
     def _text(self, joint: Tensor, labels: Tensor, donors: Tensor) -> Tensor:
-        if self.config.model.unit_text:
+        if unit_text(self.config.model):
             joint = nn.functional.normalize(joint, dim=1)
         logits = self.scale * joint @ self.texts.T
         return cross_entropy(logits, labels, self.config.metric.loss.label_smoothing, donors)
