@@ -92,13 +92,6 @@ class ModelConfig(Section):
         random = "pretrained" in values and values["pretrained"] is None
         return {**values, "backbone": name, "pretrained": None if random else tag}
 
-    @property
-    def unit_text(self) -> bool:
-        """`normalise_text`, resolved: raw features of OpenAI's CLIP are as long as its scale."""
-        if self.normalise_text is None:
-            return self.pretrained != "openai"
-        return self.normalise_text
-
 
 class SaliencyConfig(Section):
     """Stage 0: where the person is, one bitmask of patches an image (SPT)."""

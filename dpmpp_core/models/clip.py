@@ -58,6 +58,17 @@ def has_text(config: ModelConfig) -> bool:
     return not is_timm(config.backbone)
 
 
+def unit_text(config: ModelConfig) -> bool:
+    """Whether image and text are compared as unit vectors, at the model's logit scale.
+
+    By default for all weights but OpenAI's, whose raw features are as long as their scale
+    (CLIP-ReID).
+    """
+    if config.normalise_text is None:
+        return config.pretrained != "openai"
+    return config.normalise_text
+
+
 def check_weights(config: ModelConfig) -> Path | None:
     """Find the weights that `config` names, downloading a known tag; None = random weights.
 

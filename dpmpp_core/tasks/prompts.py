@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dpmpp_core.config import Config
 from dpmpp_core.losses.contrast import supervised_contrast
+from dpmpp_core.models.clip import unit_text
 from dpmpp_core.models.prompts import PromptLearner
 from dpmpp_core.models.reid import start_clip
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
@@ -34,7 +35,7 @@ class PromptTask(Task):
         steps = -(-len(labels) // config.prompts.batch)  # the last one may be short, never empty
         super().__init__(config, config.prompts.epochs, steps, CHECKPOINT_EPOCHS)
         clip = start_clip(config)
-        self.scale = clip.logit_scale.exp().item() if config.model.unit_text else 1.0
+        self.scale = clip.logit_scale.exp().item() if unit_text(config.model) else 1.0
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.prompts = PromptLearner(clip, config.model, int(labels.max()) + 1)
@@ -42,7 +43,7 @@ class PromptTask(Task):
         self.register_buffer("labels", labels, persistent=False)
 
     def _comparable(self, features: Tensor) -> Tensor:
-        if self.config.model.unit_text:
+        if unit_text(self.config.model):
             return nn.functional.normalize(features.float(), dim=1)
         return features.float()
 

@@ -16,11 +16,11 @@ from mlflow.tracking import MlflowClient
 import dpmpp_core
 from dpmpp_core.data.synthesis import BANDS
 from pipelines.cluster import plan
+from pipelines.fit import _watch
 from pipelines.run import STAGES, Options, run_pipeline
 from pipelines.stage import Run
 from pipelines.storage import Storage
 from pipelines.tracking import Tracking
-from pipelines.fit import _watch
 from tests.integration.conftest import SMALL
 from tests.unit.test_tasks import metric_task
 

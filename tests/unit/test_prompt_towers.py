@@ -8,7 +8,7 @@ import torch
 
 from dpmpp_core.config import ModelConfig, load_config
 from dpmpp_core.errors import ConfigError, WeightsError
-from dpmpp_core.models.clip import build_clip, find_tokenizer
+from dpmpp_core.models.clip import build_clip, find_tokenizer, unit_text
 from dpmpp_core.models.prompts import PromptLearner
 from dpmpp_core.tasks.prompts import PromptTask
 from tests.unit.families import OPEN_CLIP
@@ -95,7 +95,8 @@ def test_stage_1_lowers_its_loss_on_unit_vectors(backbone):
      ("openai", True, True), (None, False, False)],
 )  # fmt: skip
 def test_raw_features_are_compared_for_the_weights_of_openai_alone(pretrained, normalise, unit):
-    assert ModelConfig(pretrained=pretrained, normalise_text=normalise).unit_text is unit
+    config = ModelConfig(pretrained=pretrained, normalise_text=normalise)
+    assert unit_text(config) is unit
 
 
 def test_tokenizer_of_the_hub_is_named_when_it_cannot_be_had(monkeypatch, tmp_path):
