@@ -15,11 +15,8 @@ from dpmpp_core.losses.contrast import prototype_contrast
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.losses.heads import head_diversity
 from dpmpp_core.losses.triplet import batch_hard_triplet
-<<<<<<< HEAD
 from dpmpp_core.losses.visibility import visibility_likelihood
-=======
 from dpmpp_core.models.clip import unit_text
->>>>>>> encoders
 from dpmpp_core.models.prototypes import Prototypes
 from dpmpp_core.models.reid import ReidModel, features_of, start_clip
 from dpmpp_core.retrieval.masks import DEAD_MASK
