@@ -64,7 +64,7 @@ def triplet_rows():
 
 
 def pass_on(batch, phase, average=False):
-    """One pass of an alternating step, wrapped as train workers wrap it: that averages by itself."""
+    """One pass of an alternating step, wrapped as train workers wrap it, which averages."""
     changes = ("update=alternating", "loss.visibility=1", "mask_grad_clip=1e9")
     task = model = awake(*(f"metric.{change}" for change in changes))
     if average:
