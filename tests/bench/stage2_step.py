@@ -64,6 +64,14 @@ def main() -> None:
             "both spaces, three triplets, image-to-text cross entropy (CLIP-ReID). `joint`: "
             "everything of stage 2 with the light mask generator; `alternating`: the same in two "
             "passes; `full`: joint with DPM's generator. Bar: joint 1.15.",
+            "",
+            "Multiply-adds an image, counted: encoder 11.3 G; light generator 0.12 G (1.1 %), of "
+            "which the 1x1 convolution over the four taps 0.10 G; class attention, one key "
+            "projection, 0.08 G (0.7 %); masked logits 0.004 G. So `joint` needs 2 % more than "
+            "`plain`, and no rearrangement of the generator could win more than that. DPM's "
+            "generator needs 5.8 G (51 %), and Adam 59 M more parameters; the second pass of "
+            "`alternating` is a forward pass of the encoder (a third of the plain step) and a "
+            "generator pass.",
         ],
     )
 
