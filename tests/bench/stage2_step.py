@@ -107,7 +107,7 @@ def step_of(name: str, batch: dict[str, Tensor]) -> Callable[[], None]:
 def plain_losses(task: MetricTask, batch: dict[str, Tensor]) -> Tensor:
     """CLIP-ReID's second stage: no taps, no head attention, no mask, no masked logits."""
     labels, weights = batch["labels"], task.config.metric.loss
-    with task._autocast():
+    with task.autocast():
         block11, visual, joint = class_tokens(task.model.encoder.tower, task, batch["images"])
     features = {"visual": visual.float(), "joint": joint.float()}
     loss = weights.text * task._text(features["joint"], labels, torch.full_like(labels, -1))
@@ -121,7 +121,7 @@ def plain_losses(task: MetricTask, batch: dict[str, Tensor]) -> Tensor:
 
 
 def class_tokens(tower: nn.Module, task: MetricTask, images: Tensor) -> tuple[Tensor, ...]:
-    x = tower.conv1(task._normalise(images)).flatten(2).transpose(1, 2)
+    x = tower.conv1(task.normalise(images)).flatten(2).transpose(1, 2)
     cls = tower.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
     x = tower.ln_pre(torch.cat([cls, x], dim=1) + tower.positional_embedding.to(x.dtype))
     for block in tower.transformer.resblocks:

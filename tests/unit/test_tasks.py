@@ -219,9 +219,10 @@ def test_prompt_batches_hold_every_row_once_an_epoch_and_resume(
 ):
     bare_task.config = config(f"prompts.batch={size}", f"prompts.epochs={epochs}")
     bare_task.labels = torch.zeros(rows, dtype=torch.int64)
-    per_epoch = bare_task.steps_per_epoch
+    per_epoch = bare_task.steps_per_epoch = math.ceil(rows / size)
+    bare_task.epochs = epochs
     steps = [batch["rows"].tolist() for batch in bare_task.batches(0)]
-    assert len(steps) == epochs * per_epoch and per_epoch == math.ceil(rows / size)
+    assert len(steps) == epochs * per_epoch
     assert all(0 < len(step) <= size for step in steps)
     orders = []
     for epoch in range(epochs):
@@ -231,6 +232,12 @@ def test_prompt_batches_hold_every_row_once_an_epoch_and_resume(
     assert rows < 8 or len({tuple(order) for order in orders}) == epochs
     start = data.draw(st.integers(0, len(steps)))
     assert [batch["rows"].tolist() for batch in bare_task.batches(start)] == steps[start:]
+
+
+def test_a_short_last_batch_of_prompts_counts_as_a_step():
+    rows = len(prompt_task().labels)
+    assert prompt_task(f"prompts.batch={rows}").steps_per_epoch == 1
+    assert prompt_task(f"prompts.batch={rows - 1}").steps_per_epoch == 2
 
 
 def test_prompt_batches_differ_between_seeds():
