@@ -82,12 +82,10 @@ def test_stage_2_without_text_at_full_size():
 
 def test_stage_2_at_full_size(config):
     texts = torch.randn(CLASSES, 512, generator=torch.Generator().manual_seed(0))
-    before = resident()
     task = MetricTask(config, texts, 1.0, steps_per_epoch=200).train()
     losses = step(task, batch())
-    # Weights, gradients and Adam's two moments of 90 M parameters, then the text tower's leavings.
-    print(f"resident: {(resident() - before) / 2**30:.2f} GiB more")
-    assert resident() - before < 3 * 2**30
+    # Weights, gradients and Adam's two moments are 1.4 GiB; the whole process stood at 2.3 GiB.
+    assert resident() < 6 * 2**30
     assert {"identity_visual", "masked_joint", "triplet", "text", "text_transfer", "heads"} <= set(
         losses
     )
