@@ -56,7 +56,7 @@ def pretrain(run: Run, prepared: Stage, saliency: Stage) -> Stage:
         save_file(state, weights)
         digest = weights_sha256(state)
         card = _card(run, prepared, summary, digest)
-        weights.with_suffix(".card.json").write_text(json.dumps(card, indent=2) + "\n")
+        weights.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
         clip = build_clip(config.model, config.data.height, config.data.width, load_weights=False)
         clip.load_state_dict(state)
         save_model(

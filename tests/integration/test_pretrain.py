@@ -34,7 +34,7 @@ def test_pretraining_leaves_weights_that_a_model_can_start_from(
     weights = Path(result["weights"])
     state = load_file(weights)
     assert all(value.dtype == torch.float16 for value in state.values())
-    card = json.loads(weights.with_suffix(".card.json").read_text())
+    card = json.loads(weights.with_suffix(".json").read_text())
     assert card["weights_sha256"] == result["weights_sha256"]
     assert "no real person" in card["trained_on"]
     for direction in ("caption_to_image", "image_to_caption"):
