@@ -30,8 +30,8 @@ STARTS = {
     "random": [
         "model.pretrained=null",
         "metric.epochs=24",
+        "metric.warmup_epochs=2",
         "metric.encoder_lr=1e-3",
-        "metric.lr=1e-3",
         "metric.loss.triplet=0",
     ],
     "generated": [],

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dpmpp_core.config import load_config
 from dpmpp_core.data.captions import read_captions
-from dpmpp_core.errors import DataError
+from dpmpp_core.errors import ConfigError, DataError
+from dpmpp_core.models.clip import check_weights, weights_fingerprint
 from dpmpp_core.models.encoder import ImageEncoder
+from dpmpp_core.models.reid import weights_sha256
 from dpmpp_core.retrieval.captions import caption_retrieval
 from dpmpp_core.tasks.pretrain import PretrainTask, encode_captions, encode_patches
 
@@ -118,3 +123,16 @@ def test_captions_are_read_by_path_and_missing_ones_are_named(tmp_path):
     pq.write_table(pa.table({"path": ["a.jpg"]}), tmp_path / "annotations.parquet")
     with pytest.raises(DataError, match="no columns path and caption"):
         read_captions(str(tmp_path), ["a.jpg"])
+
+
+def test_the_package_has_the_weights_that_its_card_names():
+    config = load_config("demo").model
+    path = check_weights(config)
+    assert path is not None and path.stat().st_size <= 20e6
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert weights_sha256(load_file(path)) == card["weights_sha256"]
+    other = config.model_copy(update={"checkpoint": str(path), "pretrained": None})
+    assert weights_fingerprint(config) == weights_fingerprint(other)
+    assert weights_fingerprint(load_config("market1501").model) == "openai"
+    with pytest.raises(ConfigError, match="such weights for dpmpp-small, not for ViT-B-16"):
+        check_weights(config.model_copy(update={"backbone": "ViT-B-16"}))
