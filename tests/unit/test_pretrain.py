@@ -16,7 +16,7 @@ from dpmpp_core.data.captions import read_captions
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.models.clip import check_weights, weights_fingerprint
 from dpmpp_core.models.encoder import ImageEncoder
-from dpmpp_core.models.reid import weights_sha256
+from dpmpp_core.models.reid import start_clip, weights_sha256
 from dpmpp_core.retrieval.captions import caption_retrieval
 from dpmpp_core.tasks.pretrain import PretrainTask, encode_captions, encode_patches
 
@@ -136,3 +136,18 @@ def test_the_package_has_the_weights_that_its_card_names():
     assert weights_fingerprint(load_config("market1501").model) == "openai"
     with pytest.raises(ConfigError, match="such weights for dpmpp-small, not for ViT-B-16"):
         check_weights(config.model_copy(update={"backbone": "ViT-B-16"}))
+
+
+def test_oblong_positions_are_fitted_to_other_grids():
+    whole = start_clip(load_config("demo")).visual.positional_embedding
+    card = load_file(check_weights(load_config("demo").model))["visual.positional_embedding"]
+    torch.testing.assert_close(whole, card.float(), atol=1e-6, rtol=0)
+    small = start_clip(load_config("demo", ["data.height=128", "data.width=64"])).visual
+    assert small.positional_embedding.shape == (1 + 8 * 4, 192)
+    fine, coarse = (p[1:].detach() for p in (whole, small.positional_embedding))
+    means = fine.T.unflatten(1, (8, 2, 4, 2)).mean(dim=(2, 4)).flatten(1).T
+    alike = torch.nn.functional.cosine_similarity(coarse, means)
+    other = torch.nn.functional.cosine_similarity(coarse, means.flip(0))
+    assert alike.mean() > 0.9 > other.mean()
+    strided = start_clip(load_config("demo", ["model.stride=12"])).visual
+    assert strided.positional_embedding.shape == (1 + 21 * 10, 192)
