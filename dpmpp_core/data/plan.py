@@ -84,7 +84,7 @@ class StepPlan:
         if len(classes) < identities:
             raise DataError(
                 f"the training set has {len(classes)} identities, a batch needs {identities}: "
-                "lower metric.identities or give more identities"
+                "lower `identities` of metric, saliency or pretrain, or give more identities"
             )
         self._rows = np.split(order, starts[1:])
         self._camids = np.asarray(camids)

@@ -32,6 +32,7 @@ from dpmpp_core.models.timm_vit import (
 )
 
 RECIPES = Path(str(resources.files("dpmpp_core"))) / "recipes"
+POSITIONS = "visual.positional_embedding"
 SHIPPED = "generated"  # the tag of weights in the package, made by `dpmpp pretrain`
 
 for _file in (RECIPES / "models").iterdir():
@@ -200,19 +201,17 @@ def build_clip(config: ModelConfig, height: int, width: int, load_weights: bool 
 
 def _build_open_clip(config: ModelConfig, weights: Path | None, size: tuple[int, int]) -> Any:
     tag = open_clip.get_pretrained_cfg(config.backbone, config.pretrained or "") or {}
-    native = _native_grid(config) if weights else None
     try:
         with _quiet():
+            state = _oblong_weights(config, weights, size) if weights else None
             model = open_clip.create_model(
                 config.backbone,
-                pretrained=str(weights) if weights and native is None else None,
+                pretrained=str(weights) if weights and state is None else None,
                 force_image_size=size,
                 force_quick_gelu=bool(tag.get("quick_gelu", False)),
                 weights_only=True,
             )
-            if native is not None:
-                state = open_clip.factory.load_state_dict(str(weights), weights_only=True)
-                _resample_positions(state, native, model.visual.grid_size)
+            if state is not None:
                 model.load_state_dict(state)
             return model
     except Exception as error:
@@ -222,27 +221,26 @@ def _build_open_clip(config: ModelConfig, weights: Path | None, size: tuple[int,
         raise WeightsError(f"{weights} does not load as {config.backbone}: {problem}") from None
 
 
-def _native_grid(config: ModelConfig) -> tuple[int, int] | None:
-    """The patch grid of a model that was made for oblong images, else None.
+def _oblong_weights(
+    config: ModelConfig, weights: Path, size: tuple[int, int]
+) -> dict[str, Tensor] | None:
+    """Weights made for oblong images, positions fitted to images of `size`; None = not such ones.
 
     open_clip takes the positions of any weights for those of a square.
     """
     vision = _model_settings(config.backbone)["vision_cfg"]
-    size, patch = vision["image_size"], vision.get("patch_size")
-    if not isinstance(size, list) or size[0] == size[1] or patch is None:
+    native, patch = vision["image_size"], vision.get("patch_size")
+    if not isinstance(native, list) or native[0] == native[1] or patch is None:
         return None
-    return size[0] // patch, size[1] // patch
-
-
-def _resample_positions(
-    state: dict[str, Tensor], old: tuple[int, int], new: tuple[int, int]
-) -> None:
-    """Fit the image positions [1 + rows * columns, D] of oblong weights to another grid."""
-    name = "visual.positional_embedding"
-    positions = state[name].float()
-    grid = positions[1:].T.unflatten(1, old)[None]
-    grid = nn.functional.interpolate(grid, new, mode="bicubic", antialias=True)
-    state[name] = torch.cat([positions[:1], grid[0].flatten(1).T])
+    state = open_clip.factory.load_state_dict(str(weights), weights_only=True)
+    positions = state[POSITIONS].float()
+    new = size[0] // patch, size[1] // patch
+    for old in (new, (native[0] // patch, native[1] // patch)):
+        if len(positions) == 1 + old[0] * old[1]:
+            grid = positions[1:].T.unflatten(1, old)[None]
+            grid = nn.functional.interpolate(grid, new, mode="bicubic", antialias=True)
+            return state | {POSITIONS: torch.cat([positions[:1], grid[0].flatten(1).T])}
+    return None
 
 
 def _open_clip_tag(config: ModelConfig) -> dict:

@@ -132,7 +132,7 @@ def test_a_dead_mask_reaches_the_log_and_mlflow_once(
         figures = {"mask_visual_std_samples": 0.003, "mask_joint_std_samples": 0.2}
         on_figures(epoch, figures)
     (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING"
-                  and record.name == "pipelines.train")  # fmt: skip
+                  and record.name == "pipelines.fit")  # fmt: skip
     assert "visual space" in warning and "0.0030 in epoch 3 of 4" in warning
     run = MlflowClient(tracking.uri).get_run(str(tracking.run_id))
     assert "0.0030" in run.data.tags["dpmpp.dead_mask_visual"]

@@ -16,7 +16,7 @@ from pipelines.run import Options, run_pipeline
 from tests.integration.conftest import SMALL
 
 OVERRIDES = [*SMALL, "model.backbone=timm/test_vit", "model.pretrained=null", "metric.lr=1e-3",
-             "metric.encoder_lr=1e-3"]  # fmt: skip
+             "metric.encoder_lr=1e-3", "saliency.provider=spectral"]  # fmt: skip
 
 
 def test_one_space_goes_from_images_to_the_registry(

@@ -229,7 +229,8 @@ def test_head_logits_with_grouped_keys_and_fused_projection():
 def task_of(backbone, *overrides):
     config = load_config("demo", [
         f"data.height={SIZE[0]}", f"data.width={SIZE[1]}", f"model.backbone={backbone}",
-        "model.taps=[1,2,4]", "metric.precision=fp32", "metric.loss.triplet=1", *overrides,
+        "model.taps=[1,2,4]", "model.pretrained=null", "metric.precision=fp32",
+        "metric.loss.triplet=1", *overrides,
     ])  # fmt: skip
     width = OPEN_CLIP[backbone]["embed_dim"] if backbone in OPEN_CLIP else 0
     texts = torch.randn(CLASSES, width, generator=torch.Generator().manual_seed(0))

@@ -69,8 +69,8 @@ def test_sentences_that_would_be_cut_are_refused(backbone):
 @pytest.mark.parametrize("backbone", TOWERS)
 def test_stage_1_lowers_its_loss_on_unit_vectors(backbone):
     config = load_config("demo", [
-        f"model.backbone={backbone}", "model.normalise_text=null", "prompts.lr=0.05",
-        "data.height=64", "data.width=32",
+        f"model.backbone={backbone}", "model.pretrained=null", "model.normalise_text=null",
+        "prompts.lr=0.05", "data.height=64", "data.width=32",
     ])  # fmt: skip
     width = OPEN_CLIP[backbone]["embed_dim"]
     features = torch.randn(6, width, generator=torch.Generator().manual_seed(0))

@@ -99,7 +99,7 @@ def test_passes_are_of_the_whole_the_person_and_the_rest():
     expected = {
         "whole": nn.functional.cross_entropy(z, labels),
         "person": nn.functional.cross_entropy(kept, labels),
-        "area": 50 * (person.mean(1) - 0.3).square().mean(),
+        "area": 50 * (person.mean(1) - 0.4).square().mean(),
         "background": 0.1 * (z.softmax(1) * rest.softmax(1)).sum(),
     }
     for name, value in expected.items():

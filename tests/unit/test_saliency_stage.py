@@ -14,15 +14,15 @@ from pipelines.storage import Storage
 from pipelines.tracking import Tracking
 
 MATTERS = {
-    "spectral": ["saliency.target_ratio=0.4", "data.height=128"],
+    "spectral": ["saliency.target_ratio=0.35", "data.height=128"],
     "given": ["data.height=128"],
-    "attention": ["saliency.target_ratio=0.4", "seed=1", "model.backbone=ViT-B-16"],
-    "sps": ["saliency.target_ratio=0.4", "seed=1", "saliency.epochs=3", "augment.pad=3"],
+    "attention": ["saliency.target_ratio=0.35", "seed=1", "model.stride=12"],
+    "sps": ["saliency.target_ratio=0.35", "seed=1", "saliency.epochs=3", "augment.pad=3"],
 }
 NEVER = ["metric.epochs=3", "occlusion.probability=0.1", "augment.erase=0.1", "prompts.epochs=2"]
 UNREAD = {
     "spectral": ["seed=1", "saliency.epochs=3", "model.stride=12"],
-    "given": ["seed=1", "saliency.target_ratio=0.4", "model.stride=12"],
+    "given": ["seed=1", "saliency.target_ratio=0.35", "model.stride=12"],
     "attention": ["saliency.epochs=3", "augment.pad=3"],
     "sps": [],
 }
