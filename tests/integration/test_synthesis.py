@@ -15,9 +15,10 @@ import pytest
 from dpmpp_core.config import load_config
 from dpmpp_core.data.layouts import scan
 from dpmpp_core.data.manifest import Manifest, read_manifest
-from dpmpp_core.data.synthesis import Band
+from dpmpp_core.data.synthesis import Band, parse_bands
+from dpmpp_core.errors import ConfigError, DataError
 from pipelines.stream import TrainingSet
-from pipelines.synthesis import JPEG_QUALITY, SHEET, TABLE
+from pipelines.synthesis import JPEG_QUALITY, SHEET, TABLE, Order
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 SIZE = ["data.height=128", "data.width=64"]
@@ -101,11 +102,8 @@ def test_one_process_makes_the_same_bytes_as_the_workers(made: tuple[Path, dict[
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--bands", "30-20"], "LOW-HIGH"),
         (["--splits", "gallery"], "query, train"),
-        (["--out", "s3://bucket/out"], "local folder"),
         (["occlusion.backgrounds=/nowhere/streets"], "/nowhere/streets"),
-        (["--data", "/nowhere/data"], "/nowhere/data"),
     ],
 )
 def test_mistakes_exit_2_with_one_line_and_write_nothing(
@@ -118,8 +116,12 @@ def test_mistakes_exit_2_with_one_line_and_write_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+def test_an_order_goes_to_a_new_local_folder_and_names_bands_that_can_be(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
-    done = synthesize("--out", str(tmp_path))
-    assert done.returncode == 2 and "not empty" in done.stderr
+    with pytest.raises(DataError, match="not empty"):
+        Order(tmp_path)
+    with pytest.raises(ConfigError, match="local folder"):
+        Order(Path("s3://bucket/out"))
+    with pytest.raises(ConfigError, match="LOW-HIGH"):
+        parse_bands("30-20")
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
