@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 import zlib
 from collections import Counter
@@ -24,7 +22,7 @@ from dpmpp_core.data.demo.identity import caption, identity
 from dpmpp_core.data.demo.occluders import hidden_part
 from dpmpp_core.data.demo.plan import FOLDERS, Shot, plan_shots
 from dpmpp_core.data.demo.render import Picture, render
-from dpmpp_core.errors import DataError
+from dpmpp_core.data.files import new_folder
 
 ANNOTATIONS = "annotations.parquet"
 TASK_SHOTS = 128  # half a second goes into painting a camera's scenes, two into the pictures
@@ -98,18 +96,9 @@ def generate(
     Raises:
         DataError: `out` is not an empty or absent folder.
     """
-    _refuse_used(out)
     start = time.perf_counter()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        images = _write_all(unfinished, config, progress, run)
-        if out.exists():
-            out.rmdir()
-        unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with new_folder(out) as folder:
+        images = _write_all(folder, config, progress, run)
     identities = config.train_identities + config.test_identities
     return DemoSummary(images, identities, time.perf_counter() - start)
 
@@ -123,13 +112,6 @@ def unpack_mask(packed: bytes, height: int = 256, width: int = 128) -> npt.NDArr
     """The (height, width) mask that `pack_mask` packed."""
     bits = np.frombuffer(zlib.decompress(packed), np.uint8)
     return np.unpackbits(bits, count=height * width).reshape(height, width).astype(bool)
-
-
-def _refuse_used(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file; name a new or empty folder for the demo data")
-    if out.is_dir() and any(out.iterdir()):
-        raise DataError(f"{out}: the folder is not empty; name a new one or empty it first")
 
 
 def _write_all(
