@@ -51,6 +51,10 @@ TrackingUri = Annotated[
 Address = Annotated[
     str | None, typer.Option("--address", help="Ray cluster. Default: a local one is started.")
 ]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Folder of a saved model. Default: train one on the data."),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Make every stage anew.")]
 Bands = Annotated[
     str | None,
@@ -105,10 +109,7 @@ def evaluate(
     overrides: Overrides = None,
     data: Data = None,
     config: ConfigName = "demo",
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Folder of a saved model. Default: train one on the data."),
-    ] = None,
+    model: Model = None,
     storage: StorageUri = "runs",
     tracking_uri: TrackingUri = None,
     address: Address = None,
@@ -125,10 +126,7 @@ def robustness(
     overrides: Overrides = None,
     data: Data = None,
     config: ConfigName = "demo",
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Folder of a saved model. Default: train one on the data."),
-    ] = None,
+    model: Model = None,
     bands: Bands = None,
     storage: StorageUri = "runs",
     tracking_uri: TrackingUri = None,

@@ -17,7 +17,8 @@ from dpmpp_core.data.captions import read_captions
 from dpmpp_core.data.images import read_image
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.models.clip import build_clip, weights_fingerprint
-from dpmpp_core.models.reid import ReidModel, save_model, weights_sha256
+from dpmpp_core.models.reid import ReidModel, save_model
+from dpmpp_core.models.saved import weights_sha256
 from dpmpp_core.retrieval.captions import caption_retrieval
 from dpmpp_core.tasks.pretrain import PretrainTask, encode_captions
 from pipelines.evaluate import load_embeddings

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,12 @@ def weights_fingerprint(config: ModelConfig) -> str | None:
         return config.pretrained
     path = check_weights(config)
     assert path is not None
+    return _file_sha256(path, path.stat().st_mtime_ns)
+
+
+@lru_cache
+def _file_sha256(path: Path, changed: int) -> str:
+    """Several stages ask for the same file, which may hold gigabytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

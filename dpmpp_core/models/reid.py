@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,22 +9,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import open_clip
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dpmpp_core.config import Config, DataConfig, ModelConfig
 from dpmpp_core.data.images import read_image, resize, to_tensor_batch
-from dpmpp_core.errors import WeightsError
 from dpmpp_core.models.clip import build_clip
 from dpmpp_core.models.encoder import Encoded, ImageEncoder
 from dpmpp_core.models.mask_generator import MaskGenerator
+from dpmpp_core.models.saved import read_saved, write_saved
 
-FORMAT = 1
-WEIGHTS_FILE, CARD_FILE = "model.safetensors", "model.json"
+NAME = "model"
+WEIGHTS_FILE, CARD_FILE = f"{NAME}.safetensors", f"{NAME}.json"
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class ReidModel(nn.Module):
         self.spaces = self.encoder.spaces
         channels = len(self.encoder.taps) * self.encoder.token_width
         self.mask_generator = MaskGenerator(channels, self.spaces, config.mask_generator)
-        self.necks = nn.ModuleDict({name: _neck(d) for name, d in self.spaces.items()})
+        self.necks = nn.ModuleDict({name: batch_norm_neck(d) for name, d in self.spaces.items()})
 
     def forward(self, images: Tensor) -> tuple[Encoded, dict[str, Tensor]]:
         """Normalised images float [B, 3, H, W] -> what the encoder saw, and a mask a space."""
@@ -139,21 +133,11 @@ def start_clip(config: Config) -> Any:
         return build_clip(config.model, config.data.height, config.data.width)
 
 
-def _neck(width: int) -> nn.BatchNorm1d:
+def batch_norm_neck(width: int) -> nn.BatchNorm1d:
     """Batch-norm neck whose shift is fixed at zero (BoT, CLIP-ReID)."""
     neck = nn.BatchNorm1d(width)
     neck.bias.requires_grad_(False)
     return neck
-
-
-def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over name, type, shape and bytes of each tensor, in name order."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def save_model(model: ReidModel, folder: Path, facts: Mapping[str, Any] | None = None) -> str:
@@ -162,21 +146,8 @@ def save_model(model: ReidModel, folder: Path, facts: Mapping[str, Any] | None =
     Args:
         facts: further JSON-able facts for the card (data set identity, class count, ...).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    digest = weights_sha256(state)
-    card = {
-        "format": FORMAT,
-        "model": model.config.model_dump(mode="json"),
-        "data": model.data.model_dump(mode="json", exclude={"demo", "layout"}),
-        "clip": open_clip.get_model_config(model.config.backbone),
-        "spaces": model.spaces,
-        "weights_sha256": digest,
-        **(facts or {}),
-    }
-    save_file(state, folder / WEIGHTS_FILE)
-    (folder / CARD_FILE).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
-    return digest
+    facts = {"spaces": model.spaces, **(facts or {})}
+    return write_saved(folder, NAME, model.state_dict(), model.config, model.data, facts)
 
 
 def load_model(path: str | Path, device: str = "cpu") -> ReidModel:
@@ -190,27 +161,7 @@ def load_model(path: str | Path, device: str = "cpu") -> ReidModel:
         WeightsError: files missing or damaged, another format, or weights whose hash is not the
             card's.
     """
-    folder = Path(path)
-    for name in (CARD_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise WeightsError(f"{folder} holds no {name}: not a saved model")
-    try:
-        card = json.loads((folder / CARD_FILE).read_text())
-        state = load_file(folder / WEIGHTS_FILE)
-    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{folder}: a damaged model file: {error}") from None
-    written = card.get("format") if isinstance(card, dict) else None
-    if written != FORMAT:
-        raise WeightsError(f"{folder}: model format {written}, this code reads {FORMAT}")
-    try:
-        digest = card["weights_sha256"]
-        config = ModelConfig.model_validate(card["model"])
-        data = DataConfig.model_validate(card["data"])
-    except (KeyError, ValidationError) as error:
-        problem = " ".join(str(error).split())
-        raise WeightsError(f"{folder}/{CARD_FILE}: a damaged card: {problem}") from None
-    if weights_sha256(state) != digest:
-        raise WeightsError(f"{folder}/{WEIGHTS_FILE}: its hash is not the one in {CARD_FILE}")
+    config, data, state = read_saved(Path(path), NAME)
     with torch.random.fork_rng():
         clip = build_clip(config, data.height, data.width, load_weights=False)
         model = ReidModel(config, data, clip)

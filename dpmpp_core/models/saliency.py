@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dpmpp_core.config import DataConfig, ModelConfig
-from dpmpp_core.errors import WeightsError
 from dpmpp_core.models.clip import build_clip
 from dpmpp_core.models.encoder import Encoded, ImageEncoder
-from dpmpp_core.models.reid import weights_sha256
+from dpmpp_core.models.saved import read_saved, write_saved
 
-FORMAT = 1
-WEIGHTS_FILE, CARD_FILE = "saliency.safetensors", "saliency.json"
+NAME = "saliency"
+WEIGHTS_FILE, CARD_FILE = f"{NAME}.safetensors", f"{NAME}.json"
 
 
 class SaliencyModel(nn.Module):
@@ -55,19 +49,7 @@ class SaliencyModel(nn.Module):
 
 def save_saliency(model: SaliencyModel, folder: Path) -> str:
     """Write `saliency.safetensors` and `saliency.json` into `folder`; the weights' SHA-256."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    digest = weights_sha256(state)
-    card = {
-        "format": FORMAT,
-        "model": model.config.model_dump(mode="json"),
-        "data": model.data.model_dump(mode="json", exclude={"demo", "layout"}),
-        "clip": open_clip.get_model_config(model.config.backbone),
-        "weights_sha256": digest,
-    }
-    save_file(state, folder / WEIGHTS_FILE)
-    (folder / CARD_FILE).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
-    return digest
+    return write_saved(folder, NAME, model.state_dict(), model.config, model.data, {})
 
 
 def load_saliency(path: str | Path) -> SaliencyModel:
@@ -77,20 +59,7 @@ def load_saliency(path: str | Path) -> SaliencyModel:
         WeightsError: files missing or damaged, another format, or weights whose hash is not the
             card's.
     """
-    folder = Path(path)
-    try:
-        card = json.loads((folder / CARD_FILE).read_text())
-        if card["format"] != FORMAT:
-            raise WeightsError(f"{folder}: format {card['format']}, this code reads {FORMAT}")
-        config = ModelConfig.model_validate(card["model"])
-        data = DataConfig.model_validate(card["data"])
-        state = load_file(folder / WEIGHTS_FILE)
-        digest = card["weights_sha256"]
-    except (OSError, ValueError, KeyError, TypeError, ValidationError, SafetensorError) as error:
-        problem = " ".join(str(error).split())
-        raise WeightsError(f"{folder}: not a saved saliency model: {problem}") from None
-    if weights_sha256(state) != digest:
-        raise WeightsError(f"{folder}/{WEIGHTS_FILE}: its hash is not the one in {CARD_FILE}")
+    config, data, state = read_saved(Path(path), NAME)
     with torch.random.fork_rng():
         clip = build_clip(config, data.height, data.width, load_weights=False)
         model = SaliencyModel(config, data, clip)

@@ -21,7 +21,7 @@ from dpmpp_core.models.prototypes import Prototypes
 from dpmpp_core.models.reid import ReidModel, features_of, start_clip
 from dpmpp_core.retrieval.masks import DEAD_MASK
 from dpmpp_core.tasks.distributed import gather
-from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine, warmup_steps
+from dpmpp_core.tasks.schedule import warmup_cosine, warmup_steps
 from dpmpp_core.tasks.task import Task
 
 
@@ -168,15 +168,8 @@ class MetricTask(Task):
 
     def optimiser(self) -> torch.optim.Optimizer:
         section = self.config.metric
-        factor, decay = section.bias_lr_factor, section.weight_decay
-        new = [
-            (name, parameter)
-            for name, parameter in self.named_parameters()
-            if not name.startswith("model.encoder.")
-        ]
-        encoder = self.model.encoder.named_parameters()
-        groups = parameter_group(encoder, section.encoder_lr, factor, decay)
-        groups += parameter_group(new, section.lr, factor, decay)
+        rates = section.encoder_lr, section.lr, section.bias_lr_factor
+        groups = self.fine_tuning_groups(*rates, section.weight_decay)
         if section.optimiser == "sgd":
             return torch.optim.SGD(groups, momentum=0.9, fused=True)
         return torch.optim.Adam(groups, fused=True)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from dpmpp_core.config import Config
 from dpmpp_core.data.plan import Draw, stream
 from dpmpp_core.losses.contrast import caption_contrast, multi_view_contrast
+from dpmpp_core.models.clip import find_tokenizer
 from dpmpp_core.models.reid import start_clip
 from dpmpp_core.tasks.distributed import gather
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
@@ -41,7 +41,7 @@ class PretrainTask(Task):
         section = config.pretrain
         super().__init__(config, section.epochs, steps_per_epoch, section.checkpoint_epochs)
         self.clip = start_clip(config)
-        tokens = open_clip.get_tokenizer(config.model.backbone)(list(captions))
+        tokens = find_tokenizer(config.model.backbone)(list(captions))
         self.register_buffer("tokens", tokens, persistent=False)
 
     def forward(
@@ -123,7 +123,7 @@ class PretrainTask(Task):
 @torch.inference_mode()
 def encode_captions(clip: Any, backbone: str, captions: Sequence[str]) -> Tensor:
     """Unit text features of captions, float32 [N, P]."""
-    tokenizer = open_clip.get_tokenizer(backbone)
+    tokenizer = find_tokenizer(backbone)
     parts = [
         clip.encode_text(tokenizer(list(captions[i : i + 256])), normalize=True)
         for i in range(0, len(captions), 256)

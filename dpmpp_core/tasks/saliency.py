@@ -14,10 +14,10 @@ from dpmpp_core.config import Config
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.losses.saliency import area_loss, background_penalty
 from dpmpp_core.losses.triplet import batch_hard_triplet
-from dpmpp_core.models.reid import start_clip
+from dpmpp_core.models.reid import batch_norm_neck, start_clip
 from dpmpp_core.models.saliency import SaliencyModel
 from dpmpp_core.tasks.distributed import gather
-from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
+from dpmpp_core.tasks.schedule import warmup_cosine
 from dpmpp_core.tasks.task import Task
 
 WARMUP_EPOCHS = 1
@@ -43,8 +43,7 @@ class SaliencyTask(Task):
             torch.manual_seed(config.seed)
             self.model = SaliencyModel(config.model, config.data, clip, ratio)
             width = self.model.encoder.spaces["visual"]
-            self.neck = nn.BatchNorm1d(width)
-            self.neck.bias.requires_grad_(False)
+            self.neck = batch_norm_neck(width)
             self.classifier = nn.Linear(width, classes, bias=False)
             nn.init.normal_(self.classifier.weight, std=0.001)
 
@@ -96,14 +95,7 @@ class SaliencyTask(Task):
 
     def optimiser(self) -> torch.optim.Optimizer:
         section = self.config.saliency
-        new = [
-            (name, parameter)
-            for name, parameter in self.named_parameters()
-            if not name.startswith("model.encoder.")
-        ]
-        encoder = self.model.encoder.named_parameters()
-        groups = parameter_group(encoder, section.encoder_lr, 1.0, WEIGHT_DECAY)
-        groups += parameter_group(new, section.lr, 1.0, WEIGHT_DECAY)
+        groups = self.fine_tuning_groups(section.encoder_lr, section.lr, 1.0, WEIGHT_DECAY)
         return torch.optim.Adam(groups, fused=True)
 
     def lr_factor(self, step: int) -> float:

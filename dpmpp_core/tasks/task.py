@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpmpp_core.config import Config
+from dpmpp_core.tasks.schedule import parameter_group
 
 Figures = dict[str, Tensor]
 
@@ -50,6 +51,16 @@ class Task(nn.Module):
     def optimiser(self) -> torch.optim.Optimizer:
         """An optimiser whose groups know their `base_lr`."""
         raise NotImplementedError
+
+    def fine_tuning_groups(
+        self, encoder_lr: float, lr: float, bias_factor: float, weight_decay: float
+    ) -> list[dict]:
+        """Optimiser groups of `model.encoder`, which only needs tuning, and of all that is new."""
+        named = list(self.named_parameters())
+        encoder = [item for item in named if item[0].startswith("model.encoder.")]
+        new = [item for item in named if not item[0].startswith("model.encoder.")]
+        groups = parameter_group(encoder, encoder_lr, bias_factor, weight_decay)
+        return groups + parameter_group(new, lr, bias_factor, weight_decay)
 
     def lr_factor(self, step: int) -> float:
         """Factor on the base rates at a step."""

@@ -16,7 +16,8 @@ from dpmpp_core.data.captions import read_captions
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.models.clip import check_weights, weights_fingerprint
 from dpmpp_core.models.encoder import ImageEncoder
-from dpmpp_core.models.reid import start_clip, weights_sha256
+from dpmpp_core.models.reid import start_clip
+from dpmpp_core.models.saved import weights_sha256
 from dpmpp_core.retrieval.captions import caption_retrieval
 from dpmpp_core.tasks.pretrain import PretrainTask, encode_captions, encode_patches
 

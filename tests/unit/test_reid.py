@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from dpmpp_core.config import DataConfig, ModelConfig, load_config
 from dpmpp_core.errors import DataError, WeightsError
 from dpmpp_core.models.clip import build_clip
-from dpmpp_core.models.reid import ReidModel, load_model, save_model, start_clip, weights_sha256
+from dpmpp_core.models.reid import ReidModel, load_model, save_model, start_clip
+from dpmpp_core.models.saved import weights_sha256
 
 CONFIG = load_config("demo", ["data.height=64", "data.width=32"])
 SMALL = ModelConfig(backbone="dpmpp-small", pretrained=None, taps=(1, 2, 4, 6))
