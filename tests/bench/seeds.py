@@ -1,6 +1,6 @@
 """Train and measure with several seeds; write the table with its spread, versions and machine.
 
-    python -m tests.bench.seeds NAME --seeds 0 1 2 [--data DIR] [--storage runs] [KEY=VALUE ...]
+    python -m tests.bench.seeds NAME [KEY=VALUE ...] [--data DIR] [--storage runs] --seeds 0 1 2
 
 writes `tests/bench/results/NAME.md` and `NAME.json`. Finished runs are reused.
 """
