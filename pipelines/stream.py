@@ -107,7 +107,7 @@ class MakeStep:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         step, rank = divmod(int(row["id"]), self._world)
         made = self._maker.make(self._first + step, rank, self._world)
-        wanted = ("step", "images", "labels", "donor_labels", "twins")
+        wanted = ("step", "images", "labels", "donor_labels", "visible", "twins")
         return {name: made[name] for name in wanted if name in made}
 
 

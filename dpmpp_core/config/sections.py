@@ -71,6 +71,9 @@ class ModelConfig(Section):
         (2, 4, 10, 12), min_length=1, description="blocks the mask reads (DPM)"
     )
     mask_generator: Literal["light", "full"] = Field("light", description="light is ours, full DPM")
+    bands: Annotated[int, Field(ge=0)] = Field(
+        0, description="horizontal bands of the person with a feature and a mask each (ours)"
+    )
     retrieval_features: Literal["post_bn", "pre_bn"] = Field(
         "post_bn", description="post_bn (ours): the space in which the mask is trained"
     )
@@ -133,6 +136,9 @@ class AugmentConfig(Section):
     flip: Probability = 0.5
     pad: Annotated[int, Field(ge=0)] = Field(10, description="pixels added around, then cropped")
     erase: Probability = Field(0.5, description="random erasing, only of images not mixed")
+    erase_with: Literal["noise", "pictures"] = Field(
+        "noise", description="pictures (ours): parts of other training images, like things in front"
+    )
     camera: Probability = Field(
         0.0, description="strength of random colours and sharpness (ours); 0 = off"
     )
@@ -181,6 +187,9 @@ class LossConfig(Section):
     arcface_margin: Annotated[float, Field(ge=0, lt=1.57)] = 0.3
     triplet_margin: NonNegative | None = Field(0.3, description="null = soft margin (softplus)")
     transfer_temperature: Positive = 0.05
+    patches: NonNegative = Field(
+        1.0, description="which patches show the person, for `model.bands` (ours)"
+    )
     visibility: NonNegative = Field(
         0.0, description="likelihood of the occlusion's errors under the mask, each space (ours)"
     )

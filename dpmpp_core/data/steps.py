@@ -122,7 +122,8 @@ class StepMaker:
             camids int64 [b] camera of the image in `rows`;
             donor_labels int64 [b] class index of the donor, CLEAN (-1) = not mixed, BACKGROUND (-2)
                 = mixed with a picture without people;
-            visible bool [b, gh, gw] patches that show the person (the mask itself if not mixed);
+            visible bool [b, gh, gw] patches that show the person: the mask, less what the donor or
+                the erasing hides;
             rows int64 [b] row numbers in the training set;
             step int64, the global step;
             with `twins` also twins, as images: the mixed ones as they were before, the rest black.
@@ -151,7 +152,9 @@ class StepMaker:
                 if twins is not None:
                     twins[k] = mixture.recipient
             else:
-                images[k] = self._maybe_erase(self._picture(planned, i), planned, i)
+                whole = self._picture(planned, i)
+                images[k] = self._maybe_erase(whole, planned, i)
+                visible[k] &= ~_changed(whole, images[k], visible.shape[1:])
             if self._augment.camera:  # one camera records recipient and donor alike
                 rng = stream(self._plan.seed, planned.epoch, planned.step, i, Draw.CAMERA)
                 images[k] = another_camera(images[k], self._augment.camera, rng)
@@ -210,4 +213,15 @@ class StepMaker:
 
     def _maybe_erase(self, image: Image, planned: _Planned, item: int) -> Image:
         rng = stream(self._plan.seed, planned.epoch, planned.step, item, Draw.ERASING)
-        return random_erase(image, rng) if rng.random() < self._augment.erase else image
+        if rng.random() >= self._augment.erase:
+            return image
+        if self._augment.erase_with == "noise":
+            return random_erase(image, rng)
+        return random_erase(image, rng, self._images[int(rng.integers(len(self._masks)))])
+
+
+def _changed(before: Image, after: Image, grid: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Patches of which more than half the pixels differ, bool [gh, gw]."""
+    (rows, columns), (height, width) = grid, before.shape[:2]
+    differs = (before != after).any(axis=2).reshape(rows, height // rows, columns, width // columns)
+    return differs.mean(axis=(1, 3)) > 0.5

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from dpmpp_core.config import Config, DataConfig, ModelConfig
 from dpmpp_core.data.images import read_image, resize, to_tensor_batch
+from dpmpp_core.models.bands import SPACE as BANDS
+from dpmpp_core.models.bands import VisibleBands
 from dpmpp_core.models.clip import build_clip
 from dpmpp_core.models.encoder import Encoded, ImageEncoder
 from dpmpp_core.models.mask_generator import MaskGenerator
@@ -31,8 +33,28 @@ class Embedded:
     masks: dict[str, npt.NDArray[np.float32]]
 
 
+@dataclass
+class Reading:
+    """What one pass over B pictures gives.
+
+    Attributes:
+        encoded: what the encoder saw.
+        features: metric space -> float32 [B, width], before the necks.
+        masks: the same spaces -> float32 [B, width] in (0, 1).
+        visible: float32 [B, rows, columns], logits: does the patch show the person? None without
+            bands.
+    """
+
+    encoded: Encoded
+    features: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    visible: Tensor | None
+
+
 class ReidModel(nn.Module):
-    """Encoder, mask generator and batch-norm necks; metric spaces `visual` and, with text, `joint`.
+    """Encoder, mask generator and batch-norm necks.
+
+    Metric spaces: `visual`; with text, `joint`; with `config.bands`, `bands`.
 
     Args:
         config, data: the sections of the run's configuration; both are stored with the weights.
@@ -43,22 +65,34 @@ class ReidModel(nn.Module):
         super().__init__()
         self.config, self.data = config, data
         self.encoder = ImageEncoder(clip.visual, config.taps)
-        self.spaces = self.encoder.spaces
         channels = len(self.encoder.taps) * self.encoder.token_width
-        self.mask_generator = MaskGenerator(channels, self.spaces, config.mask_generator)
+        self.mask_generator = MaskGenerator(channels, self.encoder.spaces, config.mask_generator)
+        self.spaces = dict(self.encoder.spaces)
+        self.bands = None
+        if config.bands:
+            tokens = self.encoder.token_width
+            self.bands = VisibleBands(channels, tokens, config.bands, tokens // 2)
+            self.spaces[BANDS] = self.bands.width
         self.necks = nn.ModuleDict({name: batch_norm_neck(d) for name, d in self.spaces.items()})
 
-    def forward(self, images: Tensor) -> tuple[Encoded, dict[str, Tensor]]:
+    def forward(self, images: Tensor) -> Reading:
         """Normalised images float [B, 3, H, W] -> what the encoder saw, and a mask a space."""
-        encoded = self.encoder(images)
-        return encoded, self.mask_generator(encoded.taps)
+        return self.read(self.encoder(images))
 
-    def retrieval_features(self, encoded: Encoded) -> dict[str, Tensor]:
+    def read(self, encoded: Encoded) -> Reading:
+        """Features and masks of what the encoder saw."""
+        features, masks = features_of(encoded), self.mask_generator(encoded.taps)
+        if self.bands is None:
+            return Reading(encoded, features, masks, None)
+        banded = self.bands(encoded.taps)
+        features, masks = features | {BANDS: banded.feature}, masks | {BANDS: banded.mask}
+        return Reading(encoded, features, masks, banded.visible)
+
+    def retrieval_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Features in the space that `config.retrieval_features` names, float32 [B, width]."""
-        plain = features_of(encoded)
         if self.config.retrieval_features == "pre_bn":
-            return plain
-        return {name: self.necks[name](feature) for name, feature in plain.items()}
+            return dict(features)
+        return {name: self.necks[name](feature) for name, feature in features.items()}
 
     @torch.inference_mode()
     def embed(self, images: Any, batch: int = 64) -> Embedded:
@@ -83,8 +117,8 @@ class ReidModel(nn.Module):
                 self._picture(start + i, item)
                 for i, item in enumerate(images[start : start + batch])
             ]
-            encoded, masks = self(self._normalise(np.stack(pictures)))
-            parts.append((self.retrieval_features(encoded), masks))
+            reading = self(self._normalise(np.stack(pictures)))
+            parts.append((self.retrieval_features(reading.features), reading.masks))
         self.train(was_training)
         return Embedded(
             features=self._join([features for features, _ in parts]),

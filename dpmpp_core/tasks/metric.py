@@ -14,6 +14,7 @@ from dpmpp_core.losses.arcface import arcface_logits
 from dpmpp_core.losses.contrast import prototype_contrast
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.losses.heads import head_diversity
+from dpmpp_core.losses.patches import patch_visibility
 from dpmpp_core.losses.triplet import batch_hard_triplet
 from dpmpp_core.losses.visibility import visibility_likelihood
 from dpmpp_core.models.clip import unit_text
@@ -73,7 +74,8 @@ class MetricTask(Task):
         Args:
             batch: `images` uint8 [B, H, W, 3]; `labels` int64 [B]; `donor_labels` int64 [B], the
                 class of the person whose scene hides the sample, negative = none; with a visibility
-                loss also `twins`, the images without that scene (read where there is a donor).
+                loss also `twins`, the images without that scene (read where there is a donor); with
+                bands also `visible` bool [B, gh, gw], the patches that show the person.
             phase: one of `phases`.
 
         Returns:
@@ -84,9 +86,9 @@ class MetricTask(Task):
         with self.autocast():
             with frozen:
                 encoded = self.model.encoder(self.normalise(batch["images"]))
-            masks = self.model.mask_generator(encoded.taps)
+            reading = self.model.read(encoded)
+        own, masks = reading.features, reading.masks
         with frozen:
-            own = features_of(encoded)
             features = {name: gather(feature) for name, feature in own.items()}
             necked = {name: self.model.necks[name](feature) for name, feature in features.items()}
         masks = {name: gather(mask) for name, mask in masks.items()}
@@ -105,12 +107,15 @@ class MetricTask(Task):
                 losses[f"masked_{name}"] = weights.masked * cross_entropy(arc, labels, 0.0, donors)
                 report[f"accuracy_{name}"] = _accuracy(cosine, labels)
         if weights.visibility and phase != "model":
-            errors = self._occlusion_errors(batch, own)
-            for name, mask in masks.items():
-                likelihood = visibility_likelihood(mask, gather(errors[name]), donors != CLEAN)
+            for name, error in self._occlusion_errors(batch, own).items():
+                likelihood = visibility_likelihood(masks[name], gather(error), donors != CLEAN)
                 losses[f"visibility_{name}"] = weights.visibility * likelihood
         if phase == "mask":
             return losses, report
+        if weights.patches and reading.visible is not None:
+            losses["patches"] = weights.patches * patch_visibility(
+                reading.visible, batch["visible"]
+            )
         if weights.identity:
             for name, feature in necked.items():
                 logits = self.prototypes.plain(name, feature)
@@ -153,9 +158,12 @@ class MetricTask(Task):
     def _occlusion_errors(
         self, batch: Mapping[str, Tensor], features: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Squared differences of unit features behind the neck, image - twin; 0 where not mixed."""
+        """Squared differences of unit features behind the neck, image - twin; 0 where not mixed.
+
+        Of the encoder's own spaces: bands learn what is seen from the patches.
+        """
         rows = (batch["donor_labels"] != CLEAN).nonzero()[:, 0]
-        errors = {name: torch.zeros_like(feature) for name, feature in features.items()}
+        errors = {name: torch.zeros_like(features[name]) for name in self.model.encoder.spaces}
         if len(rows) == 0:
             return errors
         with self.autocast():

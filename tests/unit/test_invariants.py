@@ -71,9 +71,9 @@ def test_an_untrained_model_ranks_as_if_it_had_no_masks():
     """3: and the training head starts out as a plain cosine head."""
     task = metric_task().eval()
     pixels = (metric_batch()["images"].permute(0, 3, 1, 2).float() - 127.5) / 127.5
-    encoded, masks = task.model(pixels)
-    features = task.model.retrieval_features(encoded)
-    with_masks = masked_similarity(features, masks, features)
+    reading = task.model(pixels)
+    features = task.model.retrieval_features(reading.features)
+    with_masks = masked_similarity(features, reading.masks, features)
     torch.testing.assert_close(with_masks, masked_similarity(features, None, features))
 
 

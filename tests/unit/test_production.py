@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from dpmpp_core.config import load_config
-from dpmpp_core.models.reid import features_of
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
 from dpmpp_core.tasks.saliency import SaliencyTask
@@ -96,8 +95,9 @@ def test_stage_2_at_full_size(config):
     other.load_trained_state(task.trained_state())
     images = torch.randn(1, 3, 256, 128, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        (ours, our_masks), (theirs, their_masks) = (t.eval().model(images) for t in (task, other))
-    assert ours.taps.shape == (1, 4 * 768, 16, 8) and ours.heads.shape == (1, 12, 128)
-    for name, feature in features_of(ours).items():
-        assert torch.equal(feature, features_of(theirs)[name])
-        assert torch.equal(our_masks[name], their_masks[name])
+        ours, theirs = (t.eval().model(images) for t in (task, other))
+    seen = ours.encoded
+    assert seen.taps.shape == (1, 4 * 768, 16, 8) and seen.heads.shape == (1, 12, 128)
+    for name, feature in ours.features.items():
+        assert torch.equal(feature, theirs.features[name])
+        assert torch.equal(ours.masks[name], theirs.masks[name])

@@ -197,13 +197,13 @@ def test_embedding_does_not_depend_on_the_batch(model, pictures, batch):
 def test_retrieval_features_are_before_or_after_the_necks(model, pictures):
     images = torch.randn(2, 3, 64, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        encoded, _ = model(images)
-        after = model.retrieval_features(encoded)
+        reading = model(images)
+        after = model.retrieval_features(reading.features)
         model.config = SMALL.model_copy(update={"retrieval_features": "pre_bn"})
-        before = model.retrieval_features(encoded)
+        before = model.retrieval_features(reading.features)
         model.config = SMALL
-    assert torch.equal(before["visual"], encoded.visual)
-    assert torch.equal(before["joint"], encoded.joint)
+    assert torch.equal(before["visual"], reading.encoded.visual)
+    assert torch.equal(before["joint"], reading.encoded.joint)
     for space, neck in model.necks.items():
         expected = (before[space] - neck.running_mean) / (neck.running_var + neck.eps).sqrt()
         torch.testing.assert_close(after[space], expected * neck.weight)

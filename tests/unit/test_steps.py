@@ -168,7 +168,22 @@ def test_only_images_that_were_not_mixed_are_erased(folder):
         left, right = erased.make(global_step), kept.make(global_step)
         same = (left["images"] == right["images"]).all(axis=(1, 2, 3))
         assert np.array_equal(same, left["donor_labels"] >= 0)
-        assert np.array_equal(left["visible"], right["visible"])
+        assert np.array_equal(left["visible"][same], right["visible"][same])
+
+
+def test_what_is_erased_is_not_visible(folder):
+    always = AugmentConfig(erase=1)
+    never = BOUNDS.model_copy(update={"probability": 0.0})
+    hidden = 0
+    for global_step in range(4):
+        made = maker(folder, augment=always, occlusion=never).make(global_step)
+        kept = maker(folder, augment=AugmentConfig(erase=0), occlusion=never).make(global_step)
+        for item in range(len(made["images"])):
+            differs = patched(made["images"][item]) != patched(kept["images"][item])
+            gone = differs.any(axis=-1).mean(axis=(2, 3)) > 0.5
+            assert np.array_equal(made["visible"][item], kept["visible"][item] & ~gone)
+            hidden += int((gone & kept["visible"][item]).sum())
+    assert hidden > 20
 
 
 def test_twins_are_the_mixed_images_before_they_were_mixed(folder):

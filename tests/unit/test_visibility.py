@@ -120,15 +120,15 @@ def test_the_task_compares_mixed_samples_with_their_twins():
     losses, _ = task(with_twins(batch))
     assert {"visibility_visual", "visibility_joint"} <= set(losses)
     with torch.no_grad():
-        encoded, masks = task.model(pixels(batch["images"]))
+        reading = task.model(pixels(batch["images"]))
         twins = task.model.encoder(pixels(batch["images"].flip(2)))
         views = [
             torch.nn.functional.normalize(task.model.necks["joint"](e.joint), dim=1)
-            for e in (encoded, twins)
+            for e in (reading.encoded, twins)
         ]
     errors = (views[0] - views[1]).square()
     mixed = batch["donor_labels"] >= 0
-    expected = 0.5 * visibility_likelihood(masks["joint"], errors, mixed)
+    expected = 0.5 * visibility_likelihood(reading.masks["joint"], errors, mixed)
     torch.testing.assert_close(losses["visibility_joint"].detach(), expected, atol=1e-5, rtol=1e-4)
 
 
