@@ -136,9 +136,6 @@ class AugmentConfig(Section):
     flip: Probability = 0.5
     pad: Annotated[int, Field(ge=0)] = Field(10, description="pixels added around, then cropped")
     erase: Probability = Field(0.5, description="random erasing, only of images not mixed")
-    erase_with: Literal["noise", "pictures"] = Field(
-        "noise", description="pictures (ours): parts of other training images, like things in front"
-    )
     camera: Probability = Field(
         0.0, description="strength of random colours and sharpness (ours); 0 = off"
     )

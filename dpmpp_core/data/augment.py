@@ -148,19 +148,14 @@ def another_camera(
     return np.asarray(out, np.uint8)
 
 
-def random_erase(
-    image: NDArray[np.uint8], rng: np.random.Generator, filling: NDArray[np.uint8] | None = None
-) -> NDArray[np.uint8]:
+def random_erase(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Replace a random rectangle by random pixels (Zhong et al., Random Erasing, AAAI 2020, RE-R).
-
-    Or by a random part of another picture (ours), which looks like a thing and not like noise.
 
     The area is 2 to 40 % of the image and height / width 0.3 to 3.3, both uniform; rectangles that
     do not fit are drawn again, at most 100 times.
 
     Args:
         image: uint8 [H, W, 3].
-        filling: the other picture, of the same shape; None = random pixels.
 
     Returns:
         uint8 [H, W, 3], a new array.
@@ -173,12 +168,7 @@ def random_erase(
         if 0 < rows <= height and 0 < columns <= width:
             top = rng.integers(0, height - rows, endpoint=True)
             left = rng.integers(0, width - columns, endpoint=True)
-            if filling is None:
-                part = rng.integers(0, 256, (rows, columns, image.shape[2]), np.uint8)
-            else:
-                y = rng.integers(0, height - rows, endpoint=True)
-                x = rng.integers(0, width - columns, endpoint=True)
-                part = filling[y : y + rows, x : x + columns]
-            out[top : top + rows, left : left + columns] = part
+            noise = rng.integers(0, 256, (rows, columns, image.shape[2]), np.uint8)
+            out[top : top + rows, left : left + columns] = noise
             break
     return out

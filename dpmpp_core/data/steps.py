@@ -213,11 +213,7 @@ class StepMaker:
 
     def _maybe_erase(self, image: Image, planned: _Planned, item: int) -> Image:
         rng = stream(self._plan.seed, planned.epoch, planned.step, item, Draw.ERASING)
-        if rng.random() >= self._augment.erase:
-            return image
-        if self._augment.erase_with == "noise":
-            return random_erase(image, rng)
-        return random_erase(image, rng, self._images[int(rng.integers(len(self._masks)))])
+        return random_erase(image, rng) if rng.random() < self._augment.erase else image
 
 
 def _changed(before: Image, after: Image, grid: tuple[int, ...]) -> NDArray[np.bool_]:
