@@ -35,7 +35,27 @@ class DemoConfig(Section):
     train_images: PositiveInt = Field(8, description="images of each training identity")
     gallery_images: PositiveInt = Field(4, description="gallery images of each test identity")
     query_images: PositiveInt = Field(2, description="queries of each test identity, in each set")
+    look_alikes: Probability = Field(
+        0.75, description="share of the groups of four in which all look alike"
+    )
+    one_garment: bool = Field(
+        False, description="look-alikes differ in one piece that can be seen, and in nothing else"
+    )
+    unseen: bool = Field(
+        False,
+        description="occluders and cameras of the test are never seen in training; every occluded "
+        "query has a twin of the same name in query_holistic, the same photograph without occluder",
+    )
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _cameras(self) -> DemoConfig:
+        if self.unseen and self.cameras < 4:
+            raise ValueError(
+                f"unseen needs 4 cameras or more: two to train, one for the gallery and one for "
+                f"queries; cameras is {self.cameras}"
+            )
+        return self
 
 
 class DataConfig(Section):

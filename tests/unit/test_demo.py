@@ -11,14 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpmpp_core.config import DemoConfig
+from dpmpp_core.config import DemoConfig, load_config
 from dpmpp_core.data.demo import DemoSummary, generate, unpack_mask
+from dpmpp_core.data.demo.cameras import make_camera
 from dpmpp_core.data.demo.canvas import Layer
 from dpmpp_core.data.demo.generate import pack_mask
-from dpmpp_core.data.demo.identity import GROUP, caption, identity
-from dpmpp_core.data.demo.occluders import hidden_part
+from dpmpp_core.data.demo.identity import GROUP, caption, identity, member
+from dpmpp_core.data.demo.occluders import COMMON, TEST_KINDS, TRAINING_KINDS, hidden_part
 from dpmpp_core.data.demo.plan import GALLERY, HOLISTIC, QUERY, TRAIN, plan_shots
-from dpmpp_core.errors import DataError
+from dpmpp_core.data.demo.render import render
+from dpmpp_core.errors import ConfigError, DataError
 
 SMALL = DemoConfig(
     train_identities=4,
@@ -194,6 +196,126 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == [out]
     assert not list(out.iterdir())
     shutil.rmtree(out)
+
+
+# --- sets that tell methods apart ------------------------------------------------------------
+
+
+PROOF = load_config("proof").data.demo
+PIXELS = [73.347, 58.813, 57.137, 81.401, 44.12, 89.829, 77.681]  # means of seven pictures
+
+
+def test_the_default_plan_and_drawings_are_what_they_always_were():
+    """Figures in tests/bench/results and the weights of the package rest on these bytes."""
+    few = {"train_identities": 40, "test_identities": 20}
+    for recipe, expected in (("demo", "eca55c586e2c73ad"), ("pretrain", "8877910ff307d022")):
+        config = load_config(recipe).data.demo.model_copy(update=few)
+        plan = hashlib.sha256()
+        for shot in plan_shots(config):
+            fields = shot.folder, shot.name, shot.number, shot.orientation, shot.hidden, shot.kinds
+            plan.update(repr(fields).encode())
+        for pid in range(60):
+            plan.update(caption(member(config, pid)).encode())
+        assert plan.hexdigest()[:16] == expected
+    assert COMMON == (
+        "car", "van", "person", "barrier", "railing", "bush", "tree", "pole", "pillar", "bin",
+        "boxes", "suitcase", "bench", "sign", "branches", "umbrella",
+    )  # fmt: skip
+    config = load_config("demo").data.demo
+    shots = [s for s in plan_shots(config) if s.camid == 1 and s.folder in (QUERY, TRAIN)]
+    camera = make_camera(config.seed, config.cameras, 1)
+    hidden = [s for s in shots if s.hidden][:6]
+    pixels = [render(shot, camera, config).image for shot in [*hidden, shots[0]]]
+    assert np.stack(pixels).mean((1, 2, 3)) == pytest.approx(PIXELS, abs=0.02)
+
+
+def test_training_and_test_of_an_unseen_set_share_no_occluder_and_no_camera():
+    shots = plan_shots(PROOF)
+    training = {kind for part in TRAINING_KINDS.values() for kind in part}
+    test = {kind for part in TEST_KINDS.values() for kind in part}
+    assert not training & test
+    assert TRAINING_KINDS.keys() == TEST_KINDS.keys() == {"top", "bottom", "middle", "side"}
+    cameras = defaultdict(set)
+    by_pid = defaultdict(lambda: defaultdict(set))
+    for shot in shots:
+        cameras[shot.folder].add(shot.camid)
+        by_pid[shot.pid][shot.folder].add(shot.camid)
+        allowed = {TRAIN: training, QUERY: test}.get(shot.folder, set())
+        assert set(shot.kinds) <= allowed and bool(shot.kinds) == (shot.hidden is not None)
+    assert cameras[TRAIN] == set(range(1, 9)) and cameras[GALLERY] == set(range(9, 17))
+    assert cameras[QUERY] == cameras[HOLISTIC] == cameras[GALLERY]
+    for seen in by_pid.values():
+        assert not seen[QUERY] & seen[GALLERY]
+    assert sum(shot.folder == QUERY for shot in shots) == 480
+    bands = defaultdict(int)
+    for shot in shots:
+        if shot.folder == QUERY:
+            bands[shot.hidden, shot.kinds] += 1
+    assert len(bands) == 20 and min(bands.values()) >= 15  # each share with each part
+
+
+def test_twins_are_one_photograph_with_and_without_an_occluder(tmp_path):
+    config = PROOF.model_copy(
+        update={"train_identities": 2, "test_identities": 3, "cameras": 4, "gallery_images": 1}
+    )
+    shots = plan_shots(config)
+    twins = {s.name: s for s in shots if s.folder == HOLISTIC}
+    queries = [s for s in shots if s.folder == QUERY]
+    assert twins.keys() == {s.name for s in queries} and len(queries) == 12
+    camera = make_camera(config.seed, config.cameras, 3)
+    for shot in [s for s in queries if s.camid == 3]:
+        hidden, whole = (render(s, camera, config) for s in (shot, twins[shot.name]))
+        assert hidden.occluder in shot.kinds and whole.occluder == "none"
+        low, high = shot.hidden
+        assert low <= 1 - hidden.visible.sum() / hidden.body.sum() <= high
+        assert (hidden.body == whole.body).all() and (whole.visible == whole.body).all()
+        moved = np.abs(hidden.image.astype(int) - whole.image).max(2) > 2
+        # The camera's blur spreads an edge over a few pixels, no further.
+        away = cv2.erode(hidden.visible.astype(np.uint8), np.ones((21, 21))).astype(bool)
+        assert not moved[away].any()
+        assert moved[hidden.body & ~hidden.visible].mean() > 0.8
+
+
+def test_an_unseen_set_is_written_with_its_occluders(tmp_path):
+    config = PROOF.model_copy(
+        update={"train_identities": 8, "test_identities": 2, "cameras": 4, "train_images": 6}
+    )
+    generate(tmp_path / "set", config)
+    rows = pq.read_table(tmp_path / "set" / "annotations.parquet").to_pylist()
+    kinds = defaultdict(set)
+    for row in rows:
+        kinds[row["split"]].add(row["occluder"])
+    training = {kind for part in TRAINING_KINDS.values() for kind in part}
+    test = {kind for part in TEST_KINDS.values() for kind in part}
+    assert kinds[QUERY] <= test and kinds[TRAIN] - {"none"} <= training and len(kinds[TRAIN]) > 1
+    assert kinds[HOLISTIC] == kinds[GALLERY] == {"none"}
+    assert len(rows) == 8 * 6 + 2 * (4 + 4 + 4)
+
+
+def test_look_alikes_of_the_proof_set_differ_in_one_garment():
+    def pieces(p):
+        """What can be seen, apart from the jitter of a person's own cloth and size."""
+        upper, lower = p.upper, p.lower
+        return [
+            (upper.kind, upper.colour, upper.pattern),
+            (lower.kind, lower.colour),
+            (p.bag, p.bag_colour),
+            (p.hair, p.hair_colour),
+            p.shoes,
+            (p.female, p.boots, p.scarf, p.glasses, p.beard, p.skin, p.logo),
+        ]
+
+    for group in range(30):
+        first, *others = (
+            pieces(identity(3, GROUP * group + place, PROOF.look_alikes, PROOF.one_garment))
+            for place in range(GROUP)
+        )
+        assert [sum(a != b for a, b in zip(first, o, strict=True)) for o in others] == [1, 1, 1]
+
+
+def test_an_unseen_set_needs_cameras_for_both_sides():
+    with pytest.raises(ConfigError, match=r"data\.demo: unseen needs 4 cameras"):
+        load_config("proof", ["data.demo.cameras=3"])
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from dpmpp_core.config import DemoConfig
 from dpmpp_core.data.demo.cameras import Camera, make_camera
-from dpmpp_core.data.demo.identity import caption, identity
+from dpmpp_core.data.demo.identity import caption, member
 from dpmpp_core.data.demo.occluders import hidden_part
 from dpmpp_core.data.demo.plan import FOLDERS, Shot, plan_shots
 from dpmpp_core.data.demo.render import Picture, render
@@ -67,7 +67,7 @@ def draw_shots(task: Task) -> list[Drawn]:
     """Draw pictures of one camera; the unit of work that can be sent to another process."""
     config, shots = task
     camera = make_camera(config.seed, config.cameras, shots[0].camid)
-    return [_draw(shot, camera, config.seed) for shot in shots]
+    return [_draw(shot, camera, config) for shot in shots]
 
 
 def draw_here(tasks: list[Task]) -> Iterable[list[Drawn]]:
@@ -84,7 +84,8 @@ def generate(
     """Draw a demo data set into a new or empty folder (ours).
 
     Folders `bounding_box_train`, `bounding_box_test`, `query` (10-60 % of the person hidden) and
-    `query_holistic` (the same identities and cameras, nothing hidden) hold JPEG images 256 high
+    `query_holistic` (the same identities and cameras, nothing hidden; of an `unseen` set the same
+    photographs, each by the name of its occluded twin) hold JPEG images 256 high
     and 128 wide named `PPPP_cCsS_FFFFFF_KK.jpg`. `annotations.parquet` has one row an image
     (SCHEMA); its masks are read by `unpack_mask`. The same config gives the same bytes.
     Nothing appears at `out` before all is written.
@@ -152,14 +153,14 @@ def _path(shot: Shot) -> str:
     return f"{shot.folder}/{shot.name}"
 
 
-def _draw(shot: Shot, camera: Camera, seed: int) -> Drawn:
-    picture = render(shot, camera, seed)
+def _draw(shot: Shot, camera: Camera, config: DemoConfig) -> Drawn:
+    picture = render(shot, camera, config)
     coding = [cv2.IMWRITE_JPEG_QUALITY, picture.jpeg_quality]
     coded = cv2.imencode(".jpg", picture.image, coding)[1]
-    return Drawn(_path(shot), coded.tobytes(), _annotate(shot, picture, seed))
+    return Drawn(_path(shot), coded.tobytes(), _annotate(shot, picture, config))
 
 
-def _annotate(shot: Shot, picture: Picture, seed: int) -> dict[str, Any]:
+def _annotate(shot: Shot, picture: Picture, config: DemoConfig) -> dict[str, Any]:
     return {
         "path": _path(shot),
         "pid": shot.pid,
@@ -168,7 +169,7 @@ def _annotate(shot: Shot, picture: Picture, seed: int) -> dict[str, Any]:
         "visible_share": float(picture.visible.sum() / picture.body.sum()),
         "occluder": picture.occluder,
         "hidden": hidden_part(picture.body, picture.visible),
-        "caption": caption(identity(seed, shot.pid)),
+        "caption": caption(member(config, shot.pid)),
         "person_mask": pack_mask(picture.visible),
         "body_mask": pack_mask(picture.body),
     }

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from dpmpp_core.config import DemoConfig
 from dpmpp_core.data.demo.canvas import RGB
 
 GROUP = 4
-LOOK_ALIKE_SHARE = 0.75
+LOOK_ALIKES = 0.75  # of people who are in no set
 # Purposes that keep the random streams of one seed apart.
 GROUP_STREAM, PERSON_STREAM, IMAGE_STREAM, CAMERA_STREAM, PLAN_STREAM = 11, 12, 13, 14, 15
+OCCLUDER_STREAM = 16
 
 COLOURS: dict[str, RGB] = {
     "black": (0.07, 0.07, 0.08),
@@ -117,21 +119,29 @@ def stream(*key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(key))
 
 
-def identity(seed: int, number: int) -> Identity:
-    """Person `number` (>= 0) of a seed."""
-    group, member = divmod(number, GROUP)
+def member(config: DemoConfig, pid: int) -> Identity:
+    """Person `pid` of a demo set."""
+    return identity(config.seed, pid, config.look_alikes, config.one_garment)
+
+
+def identity(
+    seed: int, number: int, look_alikes: float = LOOK_ALIKES, one_garment: bool = False
+) -> Identity:
+    """Person `number` (>= 0) of a seed; see `DemoConfig` for the rest."""
+    group, place = divmod(number, GROUP)
     rng = stream(seed, number, PERSON_STREAM)
     shared = stream(seed, group, GROUP_STREAM)
-    if shared.random() >= LOOK_ALIKE_SHARE:
+    if shared.random() >= look_alikes:
         return _stranger(rng)
     base = _stranger(shared)
-    order = shared.permutation(len(CHANGES))
+    changes = GARMENTS if one_garment else CHANGES
+    order = shared.permutation(len(changes))
     person = base
-    if member:
+    if place:
         # Each member differs from the first in attributes that no other member changes.
-        person = CHANGES[order[member - 1]](person, rng)
-        if rng.random() < 0.6:
-            person = CHANGES[order[member + GROUP - 2]](person, rng)
+        person = changes[order[place - 1]](person, rng)
+        if not one_garment and rng.random() < 0.6:
+            person = CHANGES[order[place + GROUP - 2]](person, rng)
     return replace(
         person,
         height=base.height + float(rng.normal(0, 0.02)),
@@ -285,6 +295,36 @@ CHANGES: tuple[Any, ...] = (
     _change_pattern,
     _change_upper,
     _change_lower,
+    _change_bag,
+    _change_hair,
+    _change_feet_and_head,
+)
+
+
+def _recolour_upper(p: Identity, rng: np.random.Generator) -> Identity:
+    colour, rgb = _contrast(rng, p.upper.rgb)
+    second, second_rgb = _contrast(rng, rgb)
+    upper = replace(p.upper, colour=colour, rgb=rgb, second=second, second_rgb=second_rgb)
+    return replace(p, upper=upper)
+
+
+def _recolour_lower(p: Identity, rng: np.random.Generator) -> Identity:
+    if p.upper.kind == "dress":  # there is nothing else below
+        return _recolour_upper(p, rng)
+    colour, rgb = _contrast(rng, p.lower.rgb)
+    return replace(p, lower=replace(p.lower, colour=colour, rgb=rgb))
+
+
+def _weave(p: Identity, rng: np.random.Generator) -> Identity:
+    """A pattern that is seen from all sides."""
+    woven = {"striped": 1, "checked": 1, "two-tone": 1, "dotted": 1}
+    return replace(p, upper=replace(p.upper, pattern=_pick(rng, woven, but=p.upper.pattern)))
+
+
+GARMENTS: tuple[Any, ...] = (
+    _recolour_upper,
+    _recolour_lower,
+    _weave,
     _change_bag,
     _change_hair,
     _change_feet_and_head,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dpmpp_core.data.demo import things
+from dpmpp_core.data.demo import covers, things
 from dpmpp_core.data.demo.cameras import Camera, shrink
 from dpmpp_core.data.demo.canvas import TALL, Floats, Layer, box, fill, overlap
 from dpmpp_core.data.demo.identity import identity
@@ -32,22 +32,31 @@ class Occluder:
 
 
 def cover(
-    body: Floats, camera: Camera, seed: int, wanted: tuple[float, float], rng: Rng
+    body: Floats,
+    camera: Camera,
+    seed: int,
+    wanted: tuple[float, float],
+    rng: Rng,
+    kinds: Sequence[str] = (),
 ) -> tuple[str, Layer]:
     """An occluder's kind and its layer, as large as the coverage `body` (TALL, width).
 
     The share of the body that is hidden lies within `wanted` after shrinking to the final size.
+
+    Args:
+        kinds: to choose from, the last one first to fall back on; none = COMMON.
     """
     low, high = wanted
     target = float(rng.uniform(low + 0.02, high - 0.02))
-    kinds = list(OCCLUDERS)
-    for kind in [kinds[int(k)] for k in rng.integers(len(kinds), size=8)]:
+    kinds, last = kinds or COMMON, kinds[-1] if kinds else "van"
+    tries = 8 if kinds is COMMON else 100  # those before the middle fit seldom
+    for kind in [kinds[int(k)] for k in rng.integers(len(kinds), size=tries)]:
         layer = _place(OCCLUDERS[kind](body.shape[1], camera, seed, rng), body, target, rng)
         if low <= hidden_share(body, layer) <= high:
             return kind, layer
-    # A van's straight side comes in from the edge and can hide any share.
-    van = _van(body.shape[1], camera, seed, rng)
-    return "van", _place(van, body, target, rng, places=400)
+    # A straight side that comes in from the edge, like a van's, can hide any share.
+    sure = OCCLUDERS[last](body.shape[1], camera, seed, rng)
+    return last, _place(sure, body, target, rng, places=400)
 
 
 def hidden_share(body: Floats, occluder: Layer) -> float:
@@ -195,6 +204,28 @@ def _umbrella(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
     return Occluder(patch, (-0.35 * wide, width - 0.65 * wide), (-0.15 * TALL, 0.08 * TALL))
 
 
+def _banner(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
+    """Cloth hung across the street, near the camera."""
+    patch = Layer.clear(TALL, width)
+    covers.banner(patch, rng)
+    return Occluder(patch, (0, 0), (-0.95 * TALL, -0.2 * TALL))
+
+
+def _wall(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
+    """A low wall, as wide as the picture."""
+    patch = Layer.clear(TALL, width)
+    covers.brick_wall(patch, rng)
+    return Occluder(patch, (0, 0), (0.2 * TALL, 0.95 * TALL))
+
+
+def _gate(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
+    """A leaf of a wooden gate that stands open at one side."""
+    patch = Layer.clear(int(1.15 * TALL), width)
+    covers.gate(patch, rng)
+    side = (-width, -0.1 * width) if rng.random() < 0.5 else (0.1 * width, width)
+    return Occluder(patch, side, (-0.1 * TALL, 0))
+
+
 OCCLUDERS: dict[str, Callable[[int, Camera, int, Rng], Occluder]] = {
     "car": _car,
     "van": _van,
@@ -212,4 +243,44 @@ OCCLUDERS: dict[str, Callable[[int, Camera, int, Rng], Occluder]] = {
     "sign": _board,
     "branches": _branches,
     "umbrella": _umbrella,
+}
+
+
+def _column(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
+    """A round column covered with posters, before the middle of the person."""
+    wide = int(width * rng.uniform(0.07, 0.5))
+    patch = Layer.clear(int(1.15 * TALL), wide)
+    covers.column(patch, rng)
+    middle = (width - wide) / 2
+    return Occluder(patch, (middle - 0.04 * width, middle + 0.04 * width), (-0.1 * TALL, 0))
+
+
+def _tarpaulin(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
+    """A sheet spread across the picture at the height of the waist."""
+    tall = int(TALL * rng.uniform(0.08, 0.55))
+    patch = Layer.clear(tall, width)
+    covers.tarpaulin(patch, rng)
+    middle = (TALL - tall) / 2
+    return Occluder(patch, (0, 0), (middle - 0.08 * TALL, middle + 0.02 * TALL))
+
+
+COMMON = tuple(OCCLUDERS)  # all kinds of a set that is not `unseen`
+OCCLUDERS |= {
+    "banner": _banner, "wall": _wall, "gate": _gate, "column": _column, "tarpaulin": _tarpaulin,
+}  # fmt: skip
+
+# The halves of an `unseen` set, by the part of the person that they mostly hide; both hide every
+# part. No kind of the test stands in the scenes behind people either, so that patch transfer cannot
+# show it; what stands there (cars, trees, poles, ...) is all among those of training.
+TRAINING_KINDS: dict[str, tuple[str, ...]] = {
+    "top": ("sign", "branches"),
+    "bottom": ("railing", "bush", "bin", "boxes", "suitcase", "bench", "car"),
+    "middle": ("pole", "pillar"),
+    "side": ("person", "tree"),
+}
+TEST_KINDS: dict[str, tuple[str, ...]] = {
+    "top": ("umbrella", "banner"),
+    "bottom": ("barrier", "wall"),
+    "middle": ("tarpaulin", "column"),
+    "side": ("gate", "van"),
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dpmpp_core.config import DemoConfig
 from dpmpp_core.data.demo.identity import PLAN_STREAM, stream
+from dpmpp_core.data.demo.occluders import TEST_KINDS, TRAINING_KINDS
 from dpmpp_core.data.demo.pose import ORIENTATIONS
 
 TRAIN, GALLERY, QUERY, HOLISTIC = (
@@ -22,6 +23,10 @@ FOLDERS = (TRAIN, GALLERY, QUERY, HOLISTIC)
 QUERY_HIDDEN = (0.10, 0.60)
 TRAIN_HIDDEN = (0.05, 0.25)
 TRAIN_OCCLUDED_SHARE = 0.1
+# Of an `unseen` set: each fifth of what may be hidden is wanted equally often, and independently
+# each of the parts; a side is left or right, so it comes twice.
+QUERY_BANDS = tuple((0.1 * n, 0.1 * (n + 1)) for n in range(1, 6))
+QUERY_PARTS = ("top", "side", "bottom", "middle", "side")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Shot:
     name: str
     orientation: int  # eighths of a turn
     hidden: tuple[float, float] | None  # wanted range of the hidden share; None = unoccluded
+    kinds: tuple[str, ...] = ()  # of occluders to choose from; none = all
 
 
 def plan_shots(config: DemoConfig) -> list[Shot]:
@@ -43,9 +49,41 @@ def plan_shots(config: DemoConfig) -> list[Shot]:
     shots: list[Shot] = []
     for pid in range(1, train + test + 1):
         rng = stream(config.seed, pid, PLAN_STREAM)
+        if config.unseen:
+            shots += _unseen(pid, config, rng)
+            continue
         places = _train_places if pid <= train else _test_places
         shots += _name(pid, list(places(config, rng)), rng)
     return shots
+
+
+def _unseen(pid: int, config: DemoConfig, rng: np.random.Generator) -> list[Shot]:
+    """One identity of a set whose test has cameras and occluders of its own.
+
+    The first half of the cameras is for training. The others are shared out anew for every test
+    identity, half for its gallery and half for its queries.
+    """
+    half = config.cameras // 2
+    if pid <= config.train_identities:
+        own = config.model_copy(update={"cameras": half})
+        kinds = tuple(kind for part in TRAINING_KINDS.values() for kind in part)
+        shots = _name(pid, list(_train_places(own, rng)), rng)
+        return [replace(shot, kinds=kinds) if shot.hidden else shot for shot in shots]
+    cameras = [half + 1 + int(c) for c in rng.permutation(config.cameras - half)]
+    gallery, asking = cameras[: len(cameras) // 2], cameras[len(cameras) // 2 :]
+    images, queries = config.gallery_images, config.query_images
+    places: list[Place] = [(GALLERY, gallery[i % len(gallery)], None) for i in range(images)]
+    wanted = [QUERY_BANDS[(pid * queries + i) % len(QUERY_BANDS)] for i in range(queries)]
+    places += [(QUERY, asking[i % len(asking)], band) for i, band in enumerate(wanted)]
+    shots = _name(pid, places, rng)
+    turn = pid // len(QUERY_BANDS)  # every part meets every band
+    parts = [QUERY_PARTS[(turn + i) % len(QUERY_PARTS)] for i in range(queries)]
+    hidden = [
+        replace(shot, kinds=TEST_KINDS[part])
+        for shot, part in zip(shots[images:], parts, strict=True)
+    ]
+    twins = [replace(shot, folder=HOLISTIC, hidden=None) for shot in shots[images:]]
+    return shots[:images] + hidden + twins
 
 
 Place = tuple[str, int, tuple[float, float] | None]  # folder, camid, hidden

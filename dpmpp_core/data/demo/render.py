@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from dpmpp_core.config import DemoConfig
 from dpmpp_core.data.demo.cameras import Camera, background, develop, shrink
 from dpmpp_core.data.demo.canvas import TALL, Floats, Layer
-from dpmpp_core.data.demo.identity import IMAGE_STREAM, identity, stream
+from dpmpp_core.data.demo.identity import IMAGE_STREAM, OCCLUDER_STREAM, member, stream
 from dpmpp_core.data.demo.occluders import cover
 from dpmpp_core.data.demo.person import draw_person
 from dpmpp_core.data.demo.plan import Shot
@@ -31,10 +32,15 @@ class Picture:
     jpeg_quality: int
 
 
-def render(shot: Shot, camera: Camera, seed: int) -> Picture:
-    """Draw a planned picture; it depends on the seed, the identity and the shot's number only."""
+def render(shot: Shot, camera: Camera, config: DemoConfig) -> Picture:
+    """Draw a planned picture; its shape is decided by the seed, the identity, the shot's number.
+
+    An occluder of chosen kinds has numbers of its own, so that the same shot without it is the
+    same photograph.
+    """
+    seed = config.seed
     rng = stream(seed, shot.pid, shot.number, IMAGE_STREAM)
-    person = identity(seed, shot.pid)
+    person = member(config, shot.pid)
     pose = draw_pose(rng, shot.orientation)
     view = _view(pose, camera, person.height, rng)
     figure = Layer.clear(TALL, ROOM)
@@ -46,7 +52,8 @@ def render(shot: Shot, camera: Camera, seed: int) -> Picture:
     body = shrink(figure.alpha) > 0.5
     visible, kind = body, "none"
     if shot.hidden is not None:
-        kind, front = cover(figure.alpha, camera, seed, shot.hidden, rng)
+        own = stream(seed, shot.pid, shot.number, OCCLUDER_STREAM) if shot.kinds else rng
+        kind, front = cover(figure.alpha, camera, seed, shot.hidden, own, shot.kinds)
         scene = front.over(scene)
         visible = body & ~(shrink(front.alpha) > 0.5)
     image = develop(camera, shrink(scene), rng)
