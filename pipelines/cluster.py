@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -25,6 +25,8 @@ ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours are in `progress`
 }
 
+TRIAL_BYTES = 5 * 2**30  # memory of the processes of a trial of the demo's size, measured
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -36,6 +38,7 @@ class Plan:
         train_gpu: whether each has a GPU.
         data_workers: processes that make training batches.
         embed_workers: processes that embed images, one CPU each.
+        trials: pipelines side by side, each with all of the above to itself.
     """
 
     train_workers: int
@@ -43,11 +46,13 @@ class Plan:
     train_gpu: bool
     data_workers: int
     embed_workers: int
+    trials: int = 1
 
     def __str__(self) -> str:
         device = "1 GPU, " if self.train_gpu else ""
+        side_by_side = f"{self.trials} trials at a time, each: " if self.trials > 1 else ""
         return (
-            f"{self.train_workers} train worker(s) x {device}{self.train_cpus} CPU, "
+            f"{side_by_side}{self.train_workers} train worker(s) x {device}{self.train_cpus} CPU, "
             f"{self.data_workers} data worker(s), {self.embed_workers} embedding worker(s)"
         )
 
@@ -81,8 +86,41 @@ def plan(cpus: int, gpus: int, config: ClusterConfig, shared: bool) -> Plan:
     return Plan(workers, train_cpus, use_gpu, data, max(1, cpus if shared else left))
 
 
-def connect(address: str | None, config: ClusterConfig) -> Plan:
+def plan_trials(whole: Plan, cpus: int, gpus: int, config: ClusterConfig, shared: bool) -> Plan:
+    """Divide the same machine or cluster among pipelines that run side by side.
+
+    A CPU of its own for each train worker is worth more than threads, so there are as many trials
+    as that allows, or as there are GPUs for; on a cluster each also has CPUs for its data workers.
+
+    Args:
+        whole: what a single pipeline gets.
+
+    Raises:
+        ConfigError: as `plan`.
+    """
+    workers = config.train_workers
+    if shared:
+        trials = min(cpus // workers, _memory() // TRIAL_BYTES)
+    else:
+        trials = cpus // (workers + (config.data_workers or 1) + 2)
+    if whole.train_gpu:
+        trials = min(trials, gpus // workers)
+    if trials < 2:
+        return whole
+    share = plan(cpus // trials, gpus // trials, config, shared)
+    return replace(share, trials=trials)
+
+
+def _memory() -> int:
+    """Bytes of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def connect(address: str | None, config: ClusterConfig) -> tuple[Plan, Plan]:
     """Start a local Ray sized to this machine, or join the cluster at `address`; plan its use.
+
+    Returns:
+        the plan of one pipeline, and that of one of many side by side.
 
     Raises:
         ConfigError: no cluster at `address`, or it is too small.
@@ -93,10 +131,10 @@ def connect(address: str | None, config: ClusterConfig) -> Plan:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Says at every start that tokens are on, which is as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    result = _start_local(config) if address is None else _join(address, config)
+    plans = _start_local(config) if address is None else _join(address, config)
     pace(ray.data.DataContext.get_current())
-    log.info("Ray: %s", result)
-    return result
+    log.info("Ray: %s", plans[0])
+    return plans
 
 
 class Pace:
@@ -123,28 +161,34 @@ def pace(context: ray.data.DataContext) -> None:
         context.custom_execution_callback_classes.append(Pace)  # type: ignore[arg-type]
 
 
-def _start_local(config: ClusterConfig) -> Plan:
+def _start_local(config: ClusterConfig) -> tuple[Plan, Plan]:
     import torch
 
     cpus, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
     result = plan(cpus, gpus, config, shared=True)
     # Logical CPUs beyond the real ones, so that training, its data workers and Ray Data's own
-    # tasks can all be placed at once.
-    logical = result.train_workers * result.train_cpus + result.data_workers + 2
+    # tasks can all be placed at once. A trial waits beside what it starts.
+    trials = plan_trials(result, cpus, gpus, config, shared=True)
+    logical = max(_logical(result), trials.trials * (_logical(trials) + 1))
     # Ray's C++ parts log to the terminal what is no error for us; their log files keep the rest.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if ray.is_initialized():  # an embedding program or a test session started it
-        return result
+        return result, trials
     ray.init(
         address="local",
-        num_cpus=max(logical, result.embed_workers + 2),
+        num_cpus=logical,
         log_to_driver=False,  # workers tell what matters through the progress board
         logging_level=logging.WARNING,
     )
-    return result
+    return result, trials
 
 
-def _join(address: str, config: ClusterConfig) -> Plan:
+def _logical(plan: Plan) -> int:
+    """CPUs that one pipeline asks for at most at a time; 2 for Ray Data's own tasks."""
+    return max(plan.train_workers * plan.train_cpus + plan.data_workers, plan.embed_workers) + 2
+
+
+def _join(address: str, config: ClusterConfig) -> tuple[Plan, Plan]:
     try:
         ray.init(
             address=address,
@@ -158,4 +202,5 @@ def _join(address: str, config: ClusterConfig) -> Plan:
         raise ConfigError(f"--address {address}: no Ray cluster answers: {problem}") from None
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    return plan(cpus, gpus, config, shared=False)
+    whole = plan(cpus, gpus, config, shared=False)
+    return whole, plan_trials(whole, cpus, gpus, config, shared=False)

@@ -129,16 +129,20 @@ def embed_sets(
     return result
 
 
+ENCODER_KEYS = {"backbone", "pretrained", "checkpoint", "stride"}
+"""What of `config.model` decides the features of the starting encoder."""
+
+
 def features(run: Run, prepared: Stage) -> Stage:
     """Cache the joint features of the training images for stage 1."""
     manifest = Manifest.load(run.folder(prepared))
     config = run.config
     identity = {
         "dataset": manifest.dataset_id,
-        "model": config.model,
+        "model": config.model.model_dump(mode="json", include=ENCODER_KEYS),
         "weights": weights_fingerprint(config.model),
         "size": [config.data.height, config.data.width, config.data.mean, config.data.std],
-        "seed": config.seed,
+        "seed": config.seed,  # draws the weights that no file gives
     }
 
     def build(folder: Path) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def run_pipeline(
     source = find_data(config.data, options.data) if options.data else None
     storage = Storage(options.storage)
     tracking = Tracking(*_tracking(options, storage))
-    run = Run(config, storage, tracking, connect(options.address, config.cluster), options.fresh)
+    plan, _ = connect(options.address, config.cluster)
+    run = Run(config, storage, tracking, plan, options.fresh)
     try:
         made = _stages(run, source, until, options, order)
         result = _result(run) | made
@@ -124,16 +125,13 @@ def _stages(
 def _train_and_measure(
     run: Run, prepared: Stage, masks: Stage, until: str, bands: tuple[Band, ...]
 ) -> None:
-    prompts = None
-    if has_text(run.config.model):
-        cached = features(run, prepared)
-        prompts = train_prompts(run, prepared, masks, cached)
+    prompts = learn_prompts(run, prepared, masks)
     if until == "prompts":
         return
-    metric = train_metric(run, prepared, masks, prompts)
     if until == "metric":
+        train_metric(run, prepared, masks, prompts)
         return
-    evaluated = evaluate_model(run, prepared, run.storage.uri, metric.key)
+    metric, evaluated = train_and_evaluate(run, prepared, masks, prompts)
     run.tracking.metrics(evaluated.summary["metrics"])
     if until == "evaluate":
         return
@@ -147,6 +145,21 @@ def _train_and_measure(
     if until == "report":
         return
     register(run, metric, evaluated)
+
+
+def learn_prompts(run: Run, prepared: Stage, masks: Stage) -> Stage | None:
+    """Stage 1, for a backbone that has text."""
+    if not has_text(run.config.model):
+        return None
+    return train_prompts(run, prepared, masks, features(run, prepared))
+
+
+def train_and_evaluate(
+    run: Run, prepared: Stage, masks: Stage, prompts: Stage | None
+) -> tuple[Stage, Stage]:
+    """Stage 2 and the evaluation of its model."""
+    metric = train_metric(run, prepared, masks, prompts)
+    return metric, evaluate_model(run, prepared, run.storage.uri, metric.key)
 
 
 def _demo_root(run: Run) -> str:

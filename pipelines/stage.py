@@ -18,6 +18,10 @@ from pipelines.tracking import Tracking
 log = logging.getLogger(__name__)
 
 
+class Unfinished(Exception):
+    """A stage was to be found, and is not there."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A finished stage.
@@ -43,6 +47,7 @@ class Run:
 
     Attributes:
         fresh: make every stage anew.
+        build: make what is not there; else `stage` raises Unfinished.
         stages: the finished ones, in order.
     """
 
@@ -51,6 +56,7 @@ class Run:
     tracking: Tracking
     plan: Plan
     fresh: bool = False
+    build: bool = True
     stages: list[Stage] = field(default_factory=list)
 
     def folder(self, stage: Stage) -> Path:
@@ -74,8 +80,11 @@ class Run:
         else:
             marker = self.storage.marker(key)
         if marker is not None:
-            log.info("%s: reused (%s)", name, key)
+            if self.build:
+                log.info("%s: reused (%s)", name, key)
             result = Stage(name, key, marker["summary"], marker["seconds"], reused=True)
+        elif not self.build:
+            raise Unfinished(key)
         else:
             log.info("%s: started (%s)", name, key)
             result = self._make(name, key, build)

@@ -14,6 +14,7 @@ from dpmpp_core.models.saliency import SaliencyModel
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
 from dpmpp_core.tasks.saliency import SaliencyTask
+from pipelines.embed import ENCODER_KEYS
 from pipelines.fit import fit
 from pipelines.stage import Run, Stage, stage_key
 from pipelines.stream import TrainingSet
@@ -28,6 +29,9 @@ def train_saliency(run: Run, prepared: Stage, key: str) -> tuple[SaliencyModel, 
     return task.model, summary
 
 
+TEXT_KEYS = {"prompt_tokens", "prompt", "normalise_text"}
+
+
 def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -> Stage:
     """Stage 1: learn the identities' prompts; leaves `texts.safetensors`.
 
@@ -37,7 +41,7 @@ def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -
     identity = {
         "features": features.key,
         "prompts": config.prompts,
-        "model": config.model,
+        "model": config.model.model_dump(mode="json", include=ENCODER_KEYS | TEXT_KEYS),
         "weights": weights_fingerprint(config.model),
         "seed": config.seed,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from dpmpp_core.retrieval.ranking import (
     QueryRanks,
     RankingResult,
     matching_items,
+    mean_result,
     rank_queries,
     summarise,
 )
@@ -21,8 +22,9 @@ from dpmpp_core.retrieval.similarity import masked_similarity
 
 Matrix = NDArray[np.float32]
 T = TypeVar("T")
-Mode = Literal["masked", "unmasked", "permuted", "static"]
-MODES: tuple[Mode, ...] = ("masked", "unmasked", "permuted", "static")
+Mode = Literal["masked", "unmasked", "permuted", "static", "both"]
+MODES: tuple[Mode, ...] = ("masked", "unmasked", "permuted", "static", "both")
+EXCHANGES = 5  # of masks between queries, over which `permuted` is a mean
 
 # Scores in memory at a time: 64 MB in float32.
 BLOCK_SCORES = 16_000_000
@@ -72,20 +74,19 @@ def from_columns(columns: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
 def evaluate(query: Embeddings, gallery: Embeddings, seed: int) -> dict[str, Any]:
     """Figures by mode, as plain numbers.
 
-    {"masked": {...}, "unmasked": {...}, "permuted": {...}, "static": {...}, "num_queries": all of
-    them, "num_skipped": those without a positive}; each {...} has mAP, rank1, rank5, rank10 and
-    mINP, floats in [0, 1]. A lone query has nobody to swap masks with: "permuted" is then NaN.
-    Raises as `rankings`.
+    {"masked": {...}, "unmasked": {...}, "permuted": {...}, "static": {...}, "both": {...},
+    "num_queries": all of them, "num_skipped": those without a positive}; each {...} has mAP, rank1,
+    rank5, rank10 and mINP, floats in [0, 1], NaN for a mode that `rankings` leaves out. Raises as
+    `rankings`.
     """
     return figures(rankings(query, gallery, seed))
 
 
 def figures(results: Mapping[Mode, RankingResult]) -> dict[str, Any]:
     """What `evaluate` returns, from `rankings` already made (when the curves are wanted too)."""
-    numbers: dict[str, Any] = {mode: result.metrics() for mode, result in results.items()}
     masked = results["masked"]
-    if "permuted" not in numbers:
-        numbers["permuted"] = dict.fromkeys(masked.metrics(), float("nan"))
+    absent = dict.fromkeys(masked.metrics(), float("nan"))
+    numbers = {mode: results[mode].metrics() if mode in results else absent for mode in MODES}
     total = masked.num_valid_queries + masked.num_skipped_queries
     return {**numbers, "num_queries": total, "num_skipped": masked.num_skipped_queries}
 
@@ -93,14 +94,28 @@ def figures(results: Mapping[Mode, RankingResult]) -> dict[str, Any]:
 def rankings(query: Embeddings, gallery: Embeddings, seed: int) -> dict[Mode, RankingResult]:
     """Each mode's full result (CMC curve, figures of every query).
 
-    masked: each query's own mask. unmasked: plain cosine. Controls: permuted (another query's mask,
-    drawn from `seed`; absent for a lone query) and static (the mean mask for all). Scores are made
-    and ranked in blocks of queries, so memory does not grow with their number.
+    masked: each query's own mask. unmasked: plain cosine. both: the query's mask times that of each
+    gallery picture; left out for a gallery without masks. Controls: static (the mean mask for all)
+    and permuted (other queries' masks: the mean of `EXCHANGES` exchanges drawn from `seed`; left
+    out for a lone query, which has nobody to swap with). Scores are made and ranked in blocks of
+    queries, so memory does not grow with their number.
 
     Raises ValueError (see `masked_similarity`) and DataError (no query has a positive).
     """
-    modes = [mode for mode in MODES if mode != "permuted" or len(query) > 1]
-    return {mode: _rank(query, _masks(query, mode, seed), gallery) for mode in modes}
+    own = query.masks
+    found: dict[Mode, RankingResult] = {
+        "masked": _rank(query, own, gallery),
+        "unmasked": _rank(query, None, gallery),
+    }
+    if len(query) > 1:
+        exchanged = [permuted_masks(own, seed * EXCHANGES + i) for i in range(EXCHANGES)]
+        found["permuted"] = mean_result([_rank(query, masks, gallery) for masks in exchanged])
+    found["static"] = _rank(query, static_mask(own), gallery)
+    if gallery.masks:
+        # <q, normalise(m_q m_g g)>: the gallery's mask scales its features, once for all queries.
+        seen = {space: x * gallery.masks[space] for space, x in gallery.features.items()}
+        found["both"] = _rank(query, own, replace(gallery, features=seen))
+    return found
 
 
 def top_matches(
@@ -116,8 +131,8 @@ def top_matches(
     scores are listed in the gallery's order. Beyond the last valid item: index -1, score NaN.
     """
     chosen = np.asarray(rows, np.int64)
-    features, masks = _take(query.features, chosen), _masks(query, mode, seed=0)
-    scores = masked_similarity(features, masks and _take(masks, chosen), gallery.features).numpy()
+    masks = _take(query.masks, chosen) if mode == "masked" else None
+    scores = masked_similarity(_take(query.features, chosen), masks, gallery.features).numpy()
     indices = np.full((len(chosen), k), -1, np.int64)
     best = np.full((len(chosen), k), np.nan, np.float32)
     matches = matching_items(query.pids[chosen], gallery.pids, query.camids[chosen], gallery.camids)
@@ -143,14 +158,6 @@ def _rank(
             rank_queries(scores, query.pids[rows], gallery.pids, query.camids[rows], gallery.camids)
         )
     return summarise(QueryRanks.joined(blocks), gallery_size=len(gallery))
-
-
-def _masks(query: Embeddings, mode: Mode, seed: int) -> Mapping[str, Matrix] | None:
-    if mode == "unmasked":
-        return None
-    if mode == "permuted":
-        return permuted_masks(query.masks, seed)
-    return static_mask(query.masks) if mode == "static" else query.masks
 
 
 def _take(spaces: Mapping[str, Matrix], rows: slice | NDArray[np.int64]) -> dict[str, Matrix]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -146,6 +146,18 @@ def summarise(ranks: QueryRanks, gallery_size: int) -> RankingResult:
         num_skipped_queries=int((~valid).sum()),
         average_precision=ranks.average_precision,
         first_match_rank=ranks.first_match_rank,
+    )
+
+
+def mean_result(results: Sequence[RankingResult]) -> RankingResult:
+    """Mean figures of the same queries ranked several times; first_match_rank is the first's."""
+    first = results[0]
+    return replace(
+        first,
+        mAP=float(np.mean([r.mAP for r in results])),
+        mINP=float(np.mean([r.mINP for r in results])),
+        cmc=np.mean([r.cmc for r in results], axis=0),
+        average_precision=np.mean([r.average_precision for r in results], axis=0),
     )
 
 

@@ -1,0 +1,105 @@
+"""Grids of named variants: what `dpmpp ablate` compares."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from dpmpp_core.config.reading import first_problem
+from dpmpp_core.config.sections import Section
+from dpmpp_core.errors import ConfigError
+
+
+class Variant(Section):
+    """One row of the table."""
+
+    says: str = Field(description="what it is, in a few words")
+    after: str | None = Field(None, description="the variant that it changes; null = the recipe")
+    set: dict[str, Any] = Field({}, description="section.key: value")
+
+
+class Grid(Section):
+    """Named variants, in the order of the table.
+
+    `full` is what the others are compared with, `plain` what it has to beat. `curves` names the
+    variants whose robustness is drawn.
+    """
+
+    full: str
+    plain: str
+    curves: tuple[str, ...] = ()
+    variants: Annotated[dict[str, Variant], Field(min_length=2)]
+
+    @model_validator(mode="after")
+    def _names(self) -> Grid:
+        named = [("full", self.full), ("plain", self.plain)]
+        named += [("curves", name) for name in self.curves]
+        named += [(f"{n}.after", v.after) for n, v in self.variants.items() if v.after]
+        for where, name in named:
+            if name not in self.variants:
+                raise ValueError(f"{where} names {name!r}, {_nearest(name, self.variants)}")
+        for name in self.variants:
+            list(self._lineage(name))
+        return self
+
+    def overrides(self, name: str) -> list[str]:
+        """The variant's changes to a recipe, as `load_config` takes them; later ones win."""
+        changes: dict[str, Any] = {}
+        for ancestor in reversed(list(self._lineage(name))):
+            changes |= self.variants[ancestor].set
+        return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+    def check(self, names: Sequence[str]) -> None:
+        """ConfigError for a name that is no variant."""
+        for name in names:
+            if name not in self.variants:
+                raise ConfigError(f"no variant {name!r}, {_nearest(name, self.variants)}")
+
+    def _lineage(self, name: str) -> Iterator[str]:
+        seen: list[str] = []
+        current: str | None = name
+        while current is not None:
+            if current in seen:
+                raise ValueError(f"{' after '.join((*seen, current))}: a circle")
+            seen.append(current)
+            yield current
+            current = self.variants[current].after
+
+
+def grid_names() -> list[str]:
+    """Names of the grids shipped with the package."""
+    folder = resources.files("dpmpp_core") / "recipes" / "grids"
+    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_grid(source: str) -> Grid:
+    """Read a shipped grid by name or a YAML file by path.
+
+    Raises:
+        ConfigError: no such grid; an unknown key or name; a circle of `after`.
+    """
+    if source in grid_names():
+        text = (resources.files("dpmpp_core") / "recipes/grids" / f"{source}.yaml").read_text()
+    elif Path(source).is_file():
+        text = Path(source).read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"no grid or file named {source!r}, {_nearest(source, grid_names())}")
+    try:
+        return Grid.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {first_problem(error)}") from None
+
+
+def _nearest(name: str, names: Sequence[str] | dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}There are: {', '.join(names)}"
