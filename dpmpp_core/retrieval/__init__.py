@@ -1,6 +1,7 @@
 """Retrieval: the masked metric, ranking figures, their baselines and controls."""
 
 from dpmpp_core.retrieval.baseline import chance, stripe_histogram
+from dpmpp_core.retrieval.bootstrap import Interval, paired_bootstrap
 from dpmpp_core.retrieval.evaluation import (
     MODES,
     Embeddings,
@@ -19,6 +20,7 @@ from dpmpp_core.retrieval.similarity import masked_similarity
 __all__ = [
     "MODES",
     "Embeddings",
+    "Interval",
     "Mode",
     "RankingResult",
     "chance",
@@ -28,6 +30,7 @@ __all__ = [
     "from_columns",
     "mask_statistics",
     "masked_similarity",
+    "paired_bootstrap",
     "permuted_masks",
     "rankings",
     "static_mask",
