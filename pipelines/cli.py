@@ -60,6 +60,10 @@ Bands = Annotated[
     str | None,
     typer.Option("--bands", help="Percent hidden, 10-20,20-30,...; default: 0-10 to 60-70."),
 ]
+Parts = Annotated[
+    str | None,
+    typer.Option("--parts", help="Parts hidden; default: any,top,bottom,side."),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one result object as the last line of stdout.")
 ]
@@ -128,15 +132,16 @@ def robustness(
     config: ConfigName = "demo",
     model: Model = None,
     bands: Bands = None,
+    parts: Parts = None,
     storage: StorageUri = "runs",
     tracking_uri: TrackingUri = None,
     address: Address = None,
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a model on clean queries hidden more and more: mAP and rank-1 by share hidden."""
+    """Measure a model on clean queries hidden more and more: mAP and rank-1 by part and share."""
     arguments = (data, config, overrides or [], storage, tracking_uri, address, fresh, model)
-    _run(arguments, "robustness", as_json, bands)
+    _run(arguments, "robustness", as_json, bands, parts)
 
 
 @app.command()
@@ -266,17 +271,23 @@ def config_list() -> None:
     typer.echo("\n".join(recipe_names()))
 
 
-def _run(arguments: tuple, until: str, as_json: bool, bands: str | None = None) -> None:
+def _run(
+    arguments: tuple, until: str, as_json: bool, bands: str | None = None, parts: str | None = None
+) -> None:
     """Run the pipeline with the fields of `pipelines.run.Options`, in their order."""
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config import load_config
 
         load_config(arguments[1], arguments[2])  # a typo must not wait for torch and Ray
-        from dpmpp_core.data.synthesis import BANDS, parse_bands
+        from dpmpp_core.data.synthesis import BANDS, PARTS, parse_bands, parse_parts
         from pipelines.run import Options, run_pipeline
 
-        options = replace(Options(*arguments), bands=parse_bands(bands) if bands else BANDS)
+        options = replace(
+            Options(*arguments),
+            bands=BANDS if bands is None else parse_bands(bands),
+            parts=PARTS if parts is None else parse_parts(parts),
+        )
         return run_pipeline(options, until)
 
     def show(result: dict[str, Any]) -> None:
