@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -154,6 +154,7 @@ def synthesize(
     splits: Annotated[
         str, typer.Option(help="What to hide: query, or query,train (hidden beside the clean).")
     ] = "query",
+    part: Annotated[str, typer.Option(help="Part hidden: any, top, bottom or side.")] = "any",
     seed: Annotated[int | None, typer.Option(help="Default: the configuration's.")] = None,
     storage: StorageUri = "runs",
     tracking_uri: TrackingUri = None,
@@ -168,12 +169,12 @@ def synthesize(
         from dpmpp_core.config import load_config
 
         load_config(config, changes)
-        from dpmpp_core.data.synthesis import BANDS, parse_bands
+        from dpmpp_core.data.synthesis import BANDS, Part, parse_bands
         from pipelines.run import Options, run_pipeline
         from pipelines.synthesis import Order
 
         chosen = parse_bands(bands) if bands else BANDS
-        order = Order(out.absolute(), chosen, tuple(splits.split(",")))
+        order = Order(out.absolute(), chosen, tuple(splits.split(",")), cast(Part, part))
         options = Options(data, config, changes, storage, tracking_uri, address, fresh)
         return run_pipeline(options, "saliency", order)
 
