@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -59,6 +59,10 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Make every stage anew.")]
 Bands = Annotated[
     str | None,
     typer.Option("--bands", help="Percent hidden, 10-20,20-30,...; default: 0-10 to 60-70."),
+]
+Parts = Annotated[
+    str | None,
+    typer.Option("--parts", help="Parts hidden; default: any,top,bottom,side."),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one result object as the last line of stdout.")
@@ -128,15 +132,16 @@ def robustness(
     config: ConfigName = "demo",
     model: Model = None,
     bands: Bands = None,
+    parts: Parts = None,
     storage: StorageUri = "runs",
     tracking_uri: TrackingUri = None,
     address: Address = None,
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a model on clean queries hidden more and more: mAP and rank-1 by share hidden."""
+    """Measure a model on clean queries hidden more and more: mAP and rank-1 by part and share."""
     arguments = (data, config, overrides or [], storage, tracking_uri, address, fresh, model)
-    _run(arguments, "robustness", as_json, bands)
+    _run(arguments, "robustness", as_json, bands, parts)
 
 
 @app.command()
@@ -149,6 +154,7 @@ def synthesize(
     splits: Annotated[
         str, typer.Option(help="What to hide: query, or query,train (hidden beside the clean).")
     ] = "query",
+    part: Annotated[str, typer.Option(help="Part hidden: any, top, bottom or side.")] = "any",
     seed: Annotated[int | None, typer.Option(help="Default: the configuration's.")] = None,
     storage: StorageUri = "runs",
     tracking_uri: TrackingUri = None,
@@ -163,12 +169,12 @@ def synthesize(
         from dpmpp_core.config import load_config
 
         load_config(config, changes)
-        from dpmpp_core.data.synthesis import BANDS, parse_bands
+        from dpmpp_core.data.synthesis import BANDS, Part, parse_bands
         from pipelines.run import Options, run_pipeline
         from pipelines.synthesis import Order
 
         chosen = parse_bands(bands) if bands else BANDS
-        order = Order(out.absolute(), chosen, tuple(splits.split(",")))
+        order = Order(out.absolute(), chosen, tuple(splits.split(",")), cast(Part, part))
         options = Options(data, config, changes, storage, tracking_uri, address, fresh)
         return run_pipeline(options, "saliency", order)
 
@@ -266,17 +272,23 @@ def config_list() -> None:
     typer.echo("\n".join(recipe_names()))
 
 
-def _run(arguments: tuple, until: str, as_json: bool, bands: str | None = None) -> None:
+def _run(
+    arguments: tuple, until: str, as_json: bool, bands: str | None = None, parts: str | None = None
+) -> None:
     """Run the pipeline with the fields of `pipelines.run.Options`, in their order."""
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config import load_config
 
         load_config(arguments[1], arguments[2])  # a typo must not wait for torch and Ray
-        from dpmpp_core.data.synthesis import BANDS, parse_bands
+        from dpmpp_core.data.synthesis import BANDS, PARTS, parse_bands, parse_parts
         from pipelines.run import Options, run_pipeline
 
-        options = replace(Options(*arguments), bands=parse_bands(bands) if bands else BANDS)
+        options = replace(
+            Options(*arguments),
+            bands=BANDS if bands is None else parse_bands(bands),
+            parts=PARTS if parts is None else parse_parts(parts),
+        )
         return run_pipeline(options, until)
 
     def show(result: dict[str, Any]) -> None:

@@ -33,6 +33,19 @@ LINES = {
     "no mask": ("#D55E00", "--"),
     "histogram": ("#7A7A7A", ":"),
 }
+# Variants side by side: colours (Okabe and Ito), line styles, markers, each taken by order.
+VARIANTS = (
+    ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    ("-", "--", "-.", ":"),
+    ("o", "s", "^", "D", "v"),
+)
+CLEAN = "clean"  # the queries of which nothing is hidden
+TITLES = {
+    "any": "Any part hidden (a silhouette)",
+    "top": "Top hidden",
+    "bottom": "Bottom hidden",
+    "side": "A side hidden",
+}
 
 
 class _Frame(NamedTuple):
@@ -145,24 +158,74 @@ def cmc_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], ranks: int =
     return _drawn(figure)
 
 
-def robustness_curve(bands: Mapping[str, Mapping[str, Any]]) -> Image:
-    """mAP and rank-1 over the share of the person hidden, with and without masks.
+def robustness_curve(measured: Mapping[str, Mapping[str, Any]]) -> Image:
+    """mAP and rank-1 over the share of the person hidden, a panel for each part hidden.
 
-    `bands`: name -> `hidden` (mean share), and `mAP_masked`, `mAP_unmasked`, `rank1_masked`,
-    `rank1_unmasked`, all in [0, 1]; a band whose `hidden` is None has no point.
+    `measured`: as in robustness.json, CLEAN -> figures, and part -> band -> figures: `hidden` (mean
+    share), `mAP_masked`, `mAP_unmasked`, `rank1_masked`, `rank1_unmasked`, all in [0, 1]. Every
+    curve starts at CLEAN; a band whose `hidden` is None has no point.
     """
-    figure, panels = _panels(2, width=4.6, height=3.4)
-    points = [values for values in bands.values() if values["hidden"] is not None]
-    x = [100 * values["hidden"] for values in points]
-    for axes, (key, title) in zip(panels, {"mAP": "mAP", "rank1": "rank-1"}.items(), strict=True):
-        for label, mode in {"with mask": "masked", "no mask": "unmasked"}.items():
-            colour, style = LINES[label]
-            y = [100 * values[f"{key}_{mode}"] for values in points]
-            axes.plot(x, y, style, color=colour, label=label, lw=2, marker="o", ms=4)
-        axes.set(xlabel="of the person hidden (%)", ylabel=f"{title} (%)", title=title)
-        axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, loc="lower left")
+    parts = [part for part in measured if part != CLEAN]
+    figure, panels = _panels(2 * len(parts), width=3.4, height=2.9, columns=max(2, len(parts)))
+    for i, (key, title) in enumerate({"mAP": "mAP", "rank1": "rank-1"}.items()):
+        row = panels[i * len(parts) :][: len(parts)]
+        for axes, part in zip(row, parts, strict=True):
+            for label, mode in {"with mask": "masked", "no mask": "unmasked"}.items():
+                colour, style = LINES[label]
+                points = _falling(measured, part, f"{key}_{mode}")
+                axes.plot(*points, style, color=colour, label=label, lw=2, marker="o", ms=4)
+            _hidden_axes(axes, part, f"{title} (%)")
+        _same_height(row)
+    panels[0].legend(frameon=False, loc="lower left")
     return _drawn(figure)
+
+
+def robustness_comparison(variants: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Image:
+    """mAP with masks over the share of the person hidden, a panel a part, a line a variant.
+
+    `variants`: name -> what `robustness_curve` takes. A part that a variant was not measured on
+    has no line of it. Raises ValueError if no part was measured at all.
+    """
+    parts = list(dict.fromkeys(p for m in variants.values() for p in m if p != CLEAN))
+    if not parts:
+        raise ValueError("no variant was measured with any part of the person hidden")
+    figure, panels = _panels(len(parts), width=3.4, height=3.1)
+    for axes, part in zip(panels, parts, strict=True):
+        for i, (name, measured) in enumerate(variants.items()):
+            if part in measured:
+                colour, style, marker = (kinds[i % len(kinds)] for kinds in VARIANTS)
+                points = _falling(measured, part, "mAP_masked")
+                axes.plot(*points, style, color=colour, label=_plain(name), lw=2, marker=marker,
+                          ms=4.5)  # fmt: skip
+        _hidden_axes(axes, part, "mAP with mask (%)")
+    _same_height(panels)
+    labels = {label: line for axes in panels
+              for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}  # fmt: skip
+    figure.legend(list(labels.values()), list(labels), loc="outside lower center", frameon=False,
+                  ncols=min(4, len(labels)), handlelength=3)  # fmt: skip
+    return _drawn(figure)
+
+
+def _falling(
+    measured: Mapping[str, Mapping[str, Any]], part: str, key: str
+) -> tuple[list[float], list[float]]:
+    """Percent hidden and the figure in percent, from the clean queries on."""
+    points = [{**measured[CLEAN], "hidden": 0.0}, *measured[part].values()]
+    points = [point for point in points if point["hidden"] is not None]
+    return [100 * point["hidden"] for point in points], [100 * point[key] for point in points]
+
+
+def _hidden_axes(axes: Axes, part: str, figure: str) -> None:
+    axes.set(xlabel="of the person hidden (%)", ylabel=figure)
+    axes.set_title(_plain(TITLES.get(part, part)))
+    axes.set_xlim(left=-2)
+
+
+def _same_height(panels: Sequence[Axes]) -> None:
+    """From zero to the best of all: panels side by side are read against each other."""
+    top = max(axes.get_ylim()[1] for axes in panels)
+    for axes in panels:
+        axes.set_ylim(0, min(top, 101))
 
 
 def mask_picture(masks: Mapping[str, NDArray[np.floating[Any]]]) -> Image:

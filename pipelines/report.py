@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dpmpp_core.retrieval.masks import DEAD_MASK
-from pipelines.pictures import loss_curves, png_bytes
+from pipelines.pictures import CLEAN, loss_curves, png_bytes
 
 Image = NDArray[np.uint8]
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -183,16 +183,20 @@ def results_table(metrics: Metrics) -> Table:
     return table
 
 
-def robustness_table(bands: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Figures by share of the person hidden, for the terminal; `bands` as in robustness.json."""
+def robustness_table(measured: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Figures by part and share of the person hidden, for the terminal, as in robustness.json."""
     table = Table(title="Robustness")
     for i, column in enumerate(
-        ("hidden (%)", "queries", "mAP with mask", "no mask", "rank-1 with mask", "no mask")
+        ("part", "hidden (%)", "queries", "mAP with mask", "no mask", "rank-1 with mask", "no mask")
     ):
-        table.add_column(column, justify="right" if i else "left")
-    for name, values in bands.items():
-        keys = ("mAP_masked", "mAP_unmasked", "rank1_masked", "rank1_unmasked")
-        table.add_row(name, f"{values['queries']:,}", *(_percent(values[key]) for key in keys))
+        table.add_column(column, justify="right" if i > 1 else "left")
+    parts = {part: bands for part, bands in measured.items() if part != CLEAN}
+    for part, bands in {"": {CLEAN: measured[CLEAN]}, **parts}.items():
+        for i, (name, values) in enumerate(bands.items()):
+            keys = ("mAP_masked", "mAP_unmasked", "rank1_masked", "rank1_unmasked")
+            figures = (_percent(values[key]) for key in keys)
+            table.add_row("" if i else part, name, f"{values['queries']:,}", *figures)
+        table.add_section()
     return table
 
 

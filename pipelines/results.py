@@ -17,6 +17,7 @@ from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import Embeddings, top_matches
 from pipelines.evaluate import METRICS_FILE, load_embeddings
 from pipelines.masks import load_masks, transfer_grid
+from pipelines.pictures import CLEAN as UNHIDDEN
 from pipelines.pictures import (
     cmc_curves,
     contact_sheet,
@@ -155,15 +156,16 @@ def _retrieval_pictures(
 
 
 def _robustness_picture(stage: Stage) -> Picture:
-    bands = stage.summary["bands"]
-    missed = sum(band["missed"] for band in bands.values())
-    left_out = f" {missed} times no donor hid the wanted share of a query." if missed else ""
+    measured = stage.summary["measured"]
+    parts = {part: bands for part, bands in measured.items() if part != UNHIDDEN}
+    missed = sum(band["missed"] for bands in parts.values() for band in bands.values())
+    left_out = f" {missed} times the wanted share of a query could not be hidden." if missed else ""
+    changed = " A donor's silhouette also changes the scene around the person."
     return Picture(
         "Robustness",
         "Clean queries, more and more hidden behind scenes of the training images, against the "
-        "clean gallery. The first step from the clean pictures also changes the scene around the "
-        f"person.{left_out}",
-        robustness_curve(bands),
+        f"clean gallery.{changed if 'any' in parts else ''}{left_out}",
+        robustness_curve(measured),
     )
 
 

@@ -1,4 +1,4 @@
-"""How retrieval falls as more and more of the person is hidden."""
+"""How retrieval falls as more and more of the person, or of one part of it, is hidden."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from dpmpp_core.data.manifest import Manifest
-from dpmpp_core.data.synthesis import Band
+from dpmpp_core.data.synthesis import Band, Part
 from dpmpp_core.retrieval import (
     Embeddings,
     figures,
@@ -21,15 +21,16 @@ from dpmpp_core.retrieval import (
 )
 from pipelines.embed import embed, trained_model
 from pipelines.evaluate import load_embeddings
-from pipelines.pictures import robustness_curve, save_png
+from pipelines.pictures import CLEAN, robustness_curve, save_png
 from pipelines.stage import Run, Stage
 from pipelines.stream import TrainingSet
 from pipelines.synthesis import clean_rows
 
 FILE, TABLE, PICTURE = "robustness.json", "robustness.csv", "robustness.png"
-CLEAN = "clean"
-COLUMNS = ("band", "queries", "missed", "hidden", "mAP_masked", "mAP_unmasked", "rank1_masked",
-           "rank1_unmasked")  # fmt: skip
+# CLEAN -> its figures (`_measure`, `missed`); each part -> band -> the same.
+Measured = dict[str, dict[str, Any]]
+COLUMNS = ("part", "band", "queries", "missed", "hidden", "mAP_masked", "mAP_unmasked",
+           "rank1_masked", "rank1_unmasked")  # fmt: skip
 
 
 def robustness(
@@ -40,11 +41,12 @@ def robustness(
     model_storage: str,
     model_key: str,
     bands: tuple[Band, ...],
+    parts: tuple[Part, ...],
 ) -> Stage:
-    """Hide the clean queries band by band (ours) and rank them against the clean gallery.
+    """Hide the clean queries part by part and band by band (ours); rank them in the clean gallery.
 
-    The pictures are those of `dpmpp synthesize`, made where they are embedded and never stored. A
-    query for which no donor hides the wanted share is left out of that band and counted as missed.
+    The pictures are those of a `Synthesiser`, made where they are embedded and never stored. A
+    query of which the wanted share cannot be hidden is left out of that band and counted as missed.
 
     Args:
         evaluated: the same model's evaluation: its gallery and clean queries are not embedded anew.
@@ -61,6 +63,7 @@ def robustness(
         "evaluate": evaluated.key,
         "saliency": saliency.key,
         "bands": [str(band) for band in bands],
+        "parts": list(parts),
         "backgrounds": [config.occlusion.backgrounds, config.occlusion.background_share],
         "size": [config.data.height, config.data.width],
         "seed": config.seed,
@@ -68,32 +71,38 @@ def robustness(
 
     def build(folder: Path) -> dict[str, Any]:
         training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key)
-        arguments = (training_set, queries["row"].to_pylist(), bands, model_storage, model_key)
-        paths = queries["path"].to_pylist() * len(bands)
+        hides = [(part, band) for part in parts for band in bands]
+        arguments = (training_set, queries["row"].to_pylist(), hides, model_storage, model_key)
+        paths = queries["path"].to_pylist() * len(hides)
         size = config.evaluation.batch
         columns = embed(paths, EmbedHidden, arguments, run.plan, size, "queries hidden")
         source = run.folder(evaluated)
         gallery = load_embeddings(source / "gallery.safetensors")
         clean = load_embeddings(source / "holistic.safetensors")
-        measured = {CLEAN: _measure(clean, np.zeros(len(clean)), gallery, config.seed)}
-        for i, band in enumerate(bands):
-            part = {name: column[i * len(queries) :][: len(queries)]
+        unhidden = _measure(clean, np.zeros(len(clean)), gallery, config.seed)
+        measured: Measured = {CLEAN: {**unhidden, "missed": 0}, **{part: {} for part in parts}}
+        for i, (part, band) in enumerate(hides):
+            made = {name: column[i * len(queries) :][: len(queries)]
                     for name, column in columns.items()}  # fmt: skip
-            hidden = part.pop("hidden")
+            hidden = made.pop("hidden")
             hit = np.isfinite(hidden)
-            found = _embeddings(queries.filter(pa.array(hit)), part, hit)
-            measured[str(band)] = _measure(found, hidden[hit], gallery, config.seed)
-        for name, figure in measured.items():
-            figure["missed"] = len(queries) - figure["queries"]
-            step = 0 if name == CLEAN else Band(*map(int, name.split("-"))).high
-            run.tracking.figures(step, {k: v for k, v in figure.items() if v is not None})
+            found = _embeddings(queries.filter(pa.array(hit)), made, hit)
+            figure = _measure(found, hidden[hit], gallery, config.seed)
+            missed = len(queries) - figure["queries"]
+            measured[part][str(band)] = {**figure, "missed": missed}
+        _log(run, measured, bands)
         (folder / FILE).write_text(json.dumps(measured, indent=2))
         with (folder / TABLE).open("w", newline="") as file:
             table = csv.DictWriter(file, COLUMNS)
             table.writeheader()
-            table.writerows({"band": name, **figure} for name, figure in measured.items())
+            table.writerow({"band": CLEAN, **measured[CLEAN]})
+            for part in parts:
+                hidden_so = measured[part].items()
+                table.writerows(
+                    {"part": part, "band": name, **figure} for name, figure in hidden_so
+                )
         save_png(folder / PICTURE, robustness_curve(measured))
-        return {"bands": measured}
+        return {"measured": measured}
 
     return run.stage("robustness", identity, build)
 
@@ -103,26 +112,36 @@ def has_clean_queries(prepared: Stage) -> bool:
     return bool(prepared.summary["counts"]["query_holistic"]["images"])
 
 
+def _log(run: Run, measured: Measured, bands: tuple[Band, ...]) -> None:
+    """Figures of every part over the upper edges of the bands, from the clean queries at 0."""
+    for part in (name for name in measured if name != CLEAN):
+        steps = {0: measured[CLEAN]} | {band.high: measured[part][str(band)] for band in bands}
+        for step, figure in steps.items():
+            values = {f"{part}_{k}": v for k, v in figure.items() if v is not None}
+            run.tracking.figures(step, values)
+
+
 class EmbedHidden:
-    """Data worker: numbers of (band, query) -> features and masks of the query so hidden."""
+    """Data worker: numbers of (part, band, query) -> features and masks of the query so hidden."""
 
     def __init__(
         self,
         training_set: TrainingSet,
         rows: list[int],
-        bands: tuple[Band, ...],
+        hides: list[tuple[Part, Band]],
         storage: str,
         key: str,
     ) -> None:
         self._model = trained_model(storage, key)
         self._synthesiser = training_set.synthesiser()
-        self._rows, self._bands = rows, bands
+        self._rows, self._hides = rows, hides
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         images, hidden = [], []
         for number in batch["row"]:
-            band, query = divmod(int(number), len(self._rows))
-            made = self._synthesiser.make(self._rows[query], self._bands[band])
+            hide, query = divmod(int(number), len(self._rows))
+            part, band = self._hides[hide]
+            made = self._synthesiser.make(self._rows[query], band, part)
             images.append(made.image if made else self._synthesiser.clean(self._rows[query]))
             hidden.append(made.hidden if made else np.nan)
         embedded = self._model.embed(images, batch=len(images))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from dpmpp_core.config import Config, ModelConfig, fingerprint, load_config
 from dpmpp_core.data.donors import list_backgrounds
-from dpmpp_core.data.synthesis import BANDS, Band
+from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.models.clip import check_weights, find_tokenizer, grid_size, has_text
 from pipelines.cluster import connect
@@ -53,6 +53,7 @@ class Options:
     fresh: bool = False
     model: str | None = None
     bands: tuple[Band, ...] = BANDS
+    parts: tuple[Part, ...] = PARTS
 
 
 def run_pipeline(
@@ -105,7 +106,8 @@ def _stages(
         evaluated = evaluate_model(run, prepared, folder, "")
         if until == "robustness":
             masks = saliency(run, prepared)
-            robustness(run, prepared, masks, evaluated, folder, "", options.bands)
+            hides = options.bands, options.parts
+            robustness(run, prepared, masks, evaluated, folder, "", *hides)
         return {}
     if prepared.summary["counts"].get("train", {}).get("images", 0) == 0:
         raise DataError(
@@ -118,12 +120,12 @@ def _stages(
         evaluated = evaluate_model(run, prepared, run.storage.uri, pretrained.key)
         captions(run, prepared, pretrained, evaluated)
     elif until != "saliency":
-        _train_and_measure(run, prepared, masks, until, options.bands)
+        _train_and_measure(run, prepared, masks, until, options)
     return {}
 
 
 def _train_and_measure(
-    run: Run, prepared: Stage, masks: Stage, until: str, bands: tuple[Band, ...]
+    run: Run, prepared: Stage, masks: Stage, until: str, options: Options
 ) -> None:
     prompts = learn_prompts(run, prepared, masks)
     if until == "prompts":
@@ -138,7 +140,8 @@ def _train_and_measure(
     curve = None
     if until == "robustness" or (run.config.evaluation.robustness and has_clean_queries(prepared)):
         model = run.storage.uri, metric.key
-        curve = robustness(run, prepared, masks, evaluated, *model, bands)
+        hides = options.bands, options.parts
+        curve = robustness(run, prepared, masks, evaluated, *model, *hides)
     if until == "robustness":
         return
     build_report(run, prepared, masks, metric, evaluated, curve)
@@ -270,7 +273,7 @@ def _result(run: Run) -> dict[str, Any]:
         },
         "captions": lambda s: {"captions": s.summary["captions"]},
         "evaluate": lambda s: {"metrics": s.summary["metrics"], "masks": s.summary["masks"]},
-        "robustness": lambda s: {"robustness": s.summary["bands"], "curve": str(run.folder(s))},
+        "robustness": lambda s: {"robustness": s.summary["measured"], "curve": str(run.folder(s))},
         "report": lambda s: {"report": run.storage.location(f"{name}/report.html")},
         "register": lambda s: {"model_uri": s.summary["model_uri"]},
     }

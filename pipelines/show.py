@@ -75,7 +75,7 @@ def show_synthesis(result: dict[str, Any]) -> None:
     console = Console()
     made = result["synthesis"]
     table = Table(title="Hidden")
-    for column in ("percent", "pictures", "without a donor", "mean hidden"):
+    for column in ("percent", "pictures", "not possible", "mean hidden"):
         table.add_column(column, justify="left" if column == "percent" else "right")
     for name, band in made["bands"].items():
         mean = "" if band["hidden_mean"] is None else f"{100 * band['hidden_mean']:.1f}"

@@ -19,7 +19,7 @@ from ray.data import ActorPoolStrategy
 from dpmpp_core.data.files import new_folder, read_bytes, refuse_used
 from dpmpp_core.data.images import read_image
 from dpmpp_core.data.manifest import Manifest
-from dpmpp_core.data.synthesis import BANDS, Band
+from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
 from dpmpp_core.errors import ConfigError, DataError
 from pipelines.pictures import contact_sheet, save_png
 from pipelines.progress import bar
@@ -35,10 +35,11 @@ SCHEMA = pa.schema(
         ("path", pa.string()),
         ("source", pa.string()),  # path of the clean picture below the source's root
         ("donor", pa.string()),  # of the picture that hides; null, as all below: a clean copy
-        ("shift", pa.int64()),  # patches by which the person is rolled to the right
-        ("oiou", pa.float64()),
+        ("shift", pa.int64()),  # patches to the right: the person is rolled; of a part, the donor
+        ("oiou", pa.float64()),  # null where a part is cut away
         ("hidden", pa.float64()),  # share of the person's patches, in [0, 1]
         ("band", pa.string()),  # percent, LOW-HIGH
+        ("part", pa.string()),  # any: what the donor's silhouette leaves out
     ]
 )
 MADE = pa.schema(
@@ -60,15 +61,17 @@ class Order:
         out: a new or empty folder.
         bands: shares hidden.
         splits: what is hidden, of HIDEABLE.
+        part: of the person that is hidden.
 
     Raises:
-        ConfigError: an unknown split, or `out` is no local folder.
+        ConfigError: an unknown split or part, or `out` is no local folder.
         DataError: `out` is in use.
     """
 
     out: Path
     bands: tuple[Band, ...] = BANDS
     splits: tuple[str, ...] = ("query",)
+    part: Part = "any"
 
     def __post_init__(self) -> None:
         if "://" in str(self.out) or ":/" in str(self.out):
@@ -77,6 +80,10 @@ class Order:
         if unknown or not self.splits:
             named = ", ".join(unknown) or "nothing"
             raise ConfigError(f"--splits {named}: what can be hidden is {', '.join(HIDEABLE)}")
+        if self.part not in PARTS:
+            raise ConfigError(
+                f"--part {self.part}: what can be hidden is one of {', '.join(PARTS)}"
+            )
         refuse_used(self.out)
 
 
@@ -107,7 +114,7 @@ def synthesize(run: Run, prepared: Stage, saliency: Stage, order: Order) -> dict
         records = _copy(manifest, rows, folder, folders, offset)
         for split, table in hidden.items():
             (folder / FOLDERS[split]).mkdir(exist_ok=True)
-            made = _occluded(training_set, table, order.bands, run.plan.embed_workers)
+            made = _occluded(training_set, table, order, run.plan.embed_workers)
             records += _write(made, table, folder, FOLDERS[split], offset)
         records.sort(key=lambda record: record["path"])
         pq.write_table(pa.Table.from_pylist(records, SCHEMA), folder / TABLE)
@@ -117,7 +124,7 @@ def synthesize(run: Run, prepared: Stage, saliency: Stage, order: Order) -> dict
         save_png(folder / SHEET, _sheet(folder, records, order.bands))
     for name, band in summary["bands"].items():
         if band["missed"]:
-            log.warning("%d pictures found no donor that hides %s %%", band["missed"], name)
+            log.warning("%d pictures could not be hidden by %s %%", band["missed"], name)
     return {"root": str(order.out), **summary}
 
 
@@ -139,15 +146,15 @@ def clean_rows(manifest: Manifest, rows: pa.Table, split: str) -> pa.Table:
 class HidePictures:
     """Data worker: rows and bands -> encoded pictures; null where no donor fits."""
 
-    def __init__(self, training_set: TrainingSet) -> None:
-        self._synthesiser = training_set.synthesiser()
+    def __init__(self, training_set: TrainingSet, part: Part) -> None:
+        self._synthesiser, self._part = training_set.synthesiser(), part
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._hide(**item) for item in table.to_pylist()], MADE)
 
     def _hide(self, row: int, low: int, high: int) -> dict[str, Any]:
-        made = self._synthesiser.make(row, Band(low, high))
-        result: dict[str, Any] = {"row": row, "band": str(Band(low, high))}
+        made = self._synthesiser.make(row, Band(low, high), self._part)
+        result: dict[str, Any] = {"row": row, "band": str(Band(low, high)), "part": self._part}
         if made is None:
             return result
         coding = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
@@ -157,18 +164,18 @@ class HidePictures:
 
 
 def _occluded(
-    training_set: TrainingSet, table: pa.Table, bands: tuple[Band, ...], workers: int
+    training_set: TrainingSet, table: pa.Table, order: Order, workers: int
 ) -> list[dict[str, Any]]:
     """Rows of `HidePictures` for every row of the table and band, in no certain order."""
     items = [
         {"row": row, "low": band.low, "high": band.high}
         for row in table["row"].to_pylist()
-        for band in bands
+        for band in order.bands
     ]
     tables = [pa.Table.from_pylist(items[i : i + ROWS]) for i in range(0, len(items), ROWS)]
     dataset = ray.data.from_arrow(tables).map_batches(
         HidePictures,
-        fn_constructor_args=(training_set,),
+        fn_constructor_args=(training_set, order.part),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(workers, len(tables))),
@@ -195,7 +202,7 @@ def _write(
         source = sources[item["row"]]
         path = f"{place}/{_name(source, offset)}_{item['band']}.jpg"
         (folder / path).write_bytes(item["jpeg"])
-        how = {name: item[name] for name in ("donor", "shift", "oiou", "hidden", "band")}
+        how = {name: item[name] for name in ("donor", "shift", "oiou", "hidden", "band", "part")}
         records.append({"path": path, "source": source["path"], **how})
     return records
 

@@ -27,6 +27,9 @@ class Draw(IntEnum):
     PATCHES = 6
     BANK = 7
     SYNTHESIS = 8
+    CUT_TOP = 9
+    CUT_BOTTOM = 10
+    CUT_SIDE = 11
 
 
 def stream(seed: int, epoch: int, step: int, item: int, purpose: Draw) -> np.random.Generator:

@@ -9,6 +9,10 @@ the masks of the occluded queries; writes `results/masks-NAME.md` and, next to t
 
 - Gain: mAP with a query's own mask, over none, over another query's (mean of 10 exchanges) and
   over the mean mask; in all spaces together and in each alone; mean and std over the seeds.
+- The same gains, mean over the seeds, with 95 % bootstrap intervals over identities: of all
+  queries, by what hides them and by how much is hidden.
+- Following: over pairs of queries, the rank correlation of how far their masks are apart with how
+  far what is seen of them is (`mask_following.following`).
 - What explains the masks: the share of their variance over queries that a linear function of the
   visible shares of 8 bands of the body tells of queries it was not fitted to (10 folds). Control:
   the same with the visible shares dealt to other queries. And the share of variance between
@@ -21,35 +25,44 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dpmpp_core.config import load_config
 from dpmpp_core.data.demo.generate import ANNOTATIONS, unpack_mask
-from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.models.bands import SPACE as BANDS
 from dpmpp_core.retrieval.evaluation import MODES, Embeddings, rankings
 from dpmpp_core.retrieval.masks import mask_statistics
 from pipelines.evaluate import load_embeddings
-from pipelines.pictures import contact_sheet, save_png
 from pipelines.run import Options, run_pipeline
 from pipelines.tracking import environment
+from tests.bench.mask_following import EXCHANGES, Figures, Floats, following, gain_table, picture
 from tests.bench.seeds import spread
 from tests.bench.timing import RESULTS
 
 BODY_BANDS = 8  # of the body, to say what of it is seen
-EXCHANGES, FOLDS = 10, 10
+FOLDS = 10
 FLOOR = 0.02  # of a true visible share: a mask must not be all zero
-Floats = NDArray[np.float64]
-Figures = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One training seed.
+
+    figures: rows of the tables -> column -> value. precisions: mode -> average precision of each
+    occluded query, all spaces together. notes: see `annotations`.
+    """
+
+    figures: Figures
+    precisions: dict[str, Floats]
+    notes: Mapping[str, NDArray]
 
 
 def main() -> None:
@@ -59,16 +72,16 @@ def main() -> None:
     parser.add_argument("--storage", default="runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments, overrides = parser.parse_known_args()
-    runs = [measure(arguments, overrides, seed) for seed in arguments.seeds]
+    measured = [measure(arguments, overrides, seed) for seed in arguments.seeds]
     command = " ".join(["python -m tests.bench.mask_forensics", arguments.name, *overrides])
     command += "" if arguments.config == "demo" else f" --config {arguments.config}"
-    text = table(arguments.name, command, arguments.seeds, runs)
+    text = table(arguments.name, command, arguments.seeds, measured)
     (RESULTS / f"masks-{arguments.name}.md").write_text(text)
     print(text)
 
 
-def measure(arguments: argparse.Namespace, overrides: list[str], seed: int) -> Figures:
-    """Everything of one training seed: row of the table -> column -> value."""
+def measure(arguments: argparse.Namespace, overrides: list[str], seed: int) -> Measured:
+    """Everything of one training seed."""
     overrides = [*overrides, f"seed={seed}"]
     options = Options(None, arguments.config, overrides, arguments.storage)
     result = run_pipeline(options, until="evaluate")
@@ -79,16 +92,17 @@ def measure(arguments: argparse.Namespace, overrides: list[str], seed: int) -> F
     whole = load_embeddings(storage / keys["evaluate"] / "holistic.safetensors")
     root = Manifest.load(storage / keys["prepare"]).root
     notes = annotations(root, query.paths)
-    rows = gains(query, gallery)
-    rows |= {f"holistic, {name}": values for name, values in gains(whole, gallery).items()
-             if name == "all spaces"}  # fmt: skip
+    found = precisions(query, gallery)
+    rows = {"all spaces": gains(found), "holistic, all spaces": gains(precisions(whole, gallery))}
     for space in query.features:
-        rows[f"{space} alone"] = gains(only(query, space), only(gallery, space))["all spaces"]
+        alone = precisions(only(query, space), only(gallery, space))
+        rows[f"{space} alone"] = gains(alone)
     if BANDS in query.features:
         rows |= with_true_masks(query, gallery, notes, load_config(arguments.config, overrides))
     if seed == arguments.seeds[0]:
         picture(root, query, notes, storage / f"masks-{arguments.name}.png")
-    return rows | explained(query, notes)
+    rows |= {f"following, {name}": v for name, v in following(query, whole, notes).items()}
+    return Measured(rows | explained(query, notes), found, notes)
 
 
 def annotations(root: str, paths: list[str]) -> dict[str, NDArray]:
@@ -115,12 +129,17 @@ def only(part: Embeddings, space: str) -> Embeddings:
     return replace(part, features={space: part.features[space]}, masks={space: part.masks[space]})
 
 
-def gains(query: Embeddings, gallery: Embeddings) -> Figures:
-    """mAP with the own mask, and what it is above each control."""
+def precisions(query: Embeddings, gallery: Embeddings) -> dict[str, Floats]:
+    """Mode -> average precision of each query [Q]; of permuted masks the mean of 10 exchanges."""
     ranked = [rankings(query, gallery, seed) for seed in range(EXCHANGES)]
-    found = {mode: float(np.mean([r[mode].mAP for r in ranked])) for mode in MODES}
-    own = found.pop("masked")
-    return {"all spaces": {"own": own, **{mode: own - value for mode, value in found.items()}}}
+    return {mode: np.mean([r[mode].average_precision for r in ranked], axis=0) for mode in MODES}
+
+
+def gains(found: Mapping[str, Floats]) -> dict[str, float]:
+    """mAP with the own mask, and what it is above each control."""
+    means = {mode: float(np.nanmean(values)) for mode, values in found.items()}
+    own = means.pop("masked")
+    return {"own": own, **{mode: own - value for mode, value in means.items()}}
 
 
 def with_true_masks(query, gallery, notes, config) -> Figures:
@@ -131,8 +150,8 @@ def with_true_masks(query, gallery, notes, config) -> Figures:
     truth = np.repeat(shares, width, axis=1).astype(np.float32)
     told = replace(query, masks={**query.masks, BANDS: truth})
     return {
-        "all spaces, true bands": gains(told, gallery)["all spaces"],
-        "bands alone, true": gains(only(told, BANDS), only(gallery, BANDS))["all spaces"],
+        "all spaces, true bands": gains(precisions(told, gallery)),
+        "bands alone, true": gains(precisions(only(told, BANDS), only(gallery, BANDS))),
     }
 
 
@@ -176,32 +195,14 @@ def between(values: Floats, groups: NDArray) -> float:
     return float((total - within - (len(names) - 1) * error) / (total + error))
 
 
-def picture(root: str, query: Embeddings, notes: Mapping[str, NDArray], path: Path) -> None:
-    """Occluded queries; below each, darkened by what its bands trust, and by what is truly seen."""
-    cells, captions = [], []
-    masks = query.masks.get(BANDS)
-    for i in np.linspace(0, len(query) - 1, 10).round().astype(int):
-        image = resize(read_image(root, query.paths[i]), 256, 128)
-        truth = visible_shares(notes["rows"][i], BODY_BANDS)
-        cells += [image, shaded(image, truth)]
-        captions += [str(notes["occluder"][i]), "truly seen"]
-        if masks is not None:
-            usual = masks.mean(axis=0)
-            cells.append(shaded(image, np.clip(masks[i] / usual, 0, 1.2) / 1.2))
-            captions.append("trusted")
-    save_png(path, contact_sheet(cells, captions, 12 if masks is not None else 10))
-
-
-def shaded(image: NDArray[np.uint8], light: Floats) -> NDArray[np.uint8]:
-    rows = cv2.resize(light.reshape(-1, 1).astype(np.float32), (128, 256),
-                      interpolation=cv2.INTER_NEAREST)  # fmt: skip
-    return (image * (0.15 + 0.85 * rows[..., None])).astype(np.uint8)
-
-
-def table(name: str, command: str, seeds: list[int], runs: list[Figures]) -> str:
-    """Markdown: gains in points of mAP, then the shares of variance in percent."""
-    gained = [row for row in runs[0] if not row.startswith("variance")]
+def table(name: str, command: str, seeds: list[int], measured: Sequence[Measured]) -> str:
+    """Markdown: gains in points of mAP, correlations and shares of variance in percent."""
+    runs = [one.figures for one in measured]
+    follows = [row for row in runs[0] if row.startswith("following")]
     shares = [row for row in runs[0] if row.startswith("variance")]
+    gained = [row for row in runs[0] if row not in (*follows, *shares)]
+    over_seeds = {mode: np.mean([one.precisions[mode] for one in measured], axis=0)
+                  for mode in MODES}  # fmt: skip
     packages = environment()["packages"]
     lines = [
         f"# Masks of {name}",
@@ -214,6 +215,20 @@ def table(name: str, command: str, seeds: list[int], runs: list[Figures]) -> str
         "| spaces | mAP, own mask | over none | over permuted | over static |",
         "|---|---:|---:|---:|---:|",
         *_rows(gained, ("own", "unmasked", "permuted", "static"), runs),
+        "",
+        "All spaces together, each query's mean over the seeds; in brackets the 95 % bootstrap "
+        "interval over identities:",
+        "",
+        *gain_table(over_seeds, measured[0].notes),
+        "",
+        "Rank correlation x 100, over pairs of queries, of the distance of their masks with the "
+        "distance of what is seen of them:",
+        "",
+        "| space, pairs | number | visible body | the same, dealt to others |",
+        "|---|---:|---:|---:|",
+        *(row.replace(" | ", f" | {runs[0][name]['pairs']:,.0f} | ", 1)
+          for name, row in zip(follows, _rows(follows, ("visible body", "dealt"), runs),
+                               strict=True)),
         "",
         "Share of the masks' variance over queries that is foretold by, or lies between, in "
         "percent:",
@@ -229,7 +244,7 @@ def table(name: str, command: str, seeds: list[int], runs: list[Figures]) -> str
 
 def _rows(names: list[str], columns: tuple[str, ...], runs: list[Figures]) -> list[str]:
     return [
-        f"| {name} | "
+        f"| {name.removeprefix('following, ').removeprefix('variance, ')} | "
         + " | ".join(spread([run[name][column] for run in runs]) for column in columns)
         + " |"
         for name in names

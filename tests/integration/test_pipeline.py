@@ -14,7 +14,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 import dpmpp_core
-from dpmpp_core.data.synthesis import BANDS
+from dpmpp_core.data.synthesis import BANDS, PARTS
 from pipelines.cluster import plan
 from pipelines.fit import _watch
 from pipelines.run import STAGES, Options, run_pipeline
@@ -191,17 +191,34 @@ def test_bad_files_are_named_and_the_rest_is_used(
     }
 
 
-def test_the_robustness_curve_has_every_band_and_starts_at_the_clean_queries(
+def test_the_robustness_curve_has_every_part_and_band_and_starts_at_the_clean_queries(
     result: dict[str, Any],
 ) -> None:
     curve = result["robustness"]
-    assert list(curve) == ["clean", *map(str, BANDS)]
+    clean = curve["clean"]
+    assert list(curve) == ["clean", *PARTS]
     for mode in ("masked", "unmasked"):
-        assert curve["clean"][f"mAP_{mode}"] == result["metrics"]["holistic"][mode]["mAP"]
-    for values in curve.values():
-        assert values["queries"] + values["missed"] == curve["clean"]["queries"]
+        assert clean[f"mAP_{mode}"] == result["metrics"]["holistic"][mode]["mAP"]
+    for part in PARTS:
+        assert list(curve[part]) == list(map(str, BANDS))
+        for band, values in zip(BANDS, curve[part].values(), strict=True):
+            assert values["queries"] + values["missed"] == clean["queries"]
+            if values["queries"]:
+                assert band.low - 1e-6 <= 100 * values["hidden"] < band.high
+    assert curve["top"] != curve["bottom"]
     folder = Path(result["curve"])
-    rows = (folder / "robustness.csv").read_text().splitlines()
-    assert len(rows) == 2 + len(BANDS)
+    rows = pd.read_csv(folder / "robustness.csv")
+    assert len(rows) == 1 + len(PARTS) * len(BANDS)
+    assert set(rows["part"].dropna()) == set(PARTS)
     assert json.loads((folder / "robustness.json").read_text()) == curve
     assert (folder / "robustness.png").stat().st_size > 10_000
+    mlflow.set_tracking_uri(result["tracking_uri"])
+    run = next(
+        run
+        for run in mlflow.search_runs(search_all_experiments=True, output_format="list")
+        if "top_mAP_masked" in run.data.metrics
+    )
+    steps = MlflowClient().get_metric_history(run.info.run_id, "top_mAP_masked")
+    logged = {metric.step: metric.value for metric in steps}
+    shown = {band.high: curve["top"][str(band)]["mAP_masked"] for band in BANDS}
+    assert logged == {0: clean["mAP_masked"]} | {k: v for k, v in shown.items() if v is not None}

@@ -103,6 +103,7 @@ def test_one_process_makes_the_same_bytes_as_the_workers(made: tuple[Path, dict[
     ("arguments", "says"),
     [
         (["--splits", "gallery"], "query, train"),
+        (["--part", "legs"], "any, top, bottom, side"),
         (["occlusion.backgrounds=/nowhere/streets"], "/nowhere/streets"),
     ],
 )

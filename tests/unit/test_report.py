@@ -23,6 +23,7 @@ from pipelines.report import (
     StageTime,
     results_markdown,
     results_table,
+    robustness_table,
     write_report,
 )
 
@@ -259,3 +260,40 @@ def test_loss_curves_with_gaps_and_one_epoch() -> None:
     assert pictures.loss_curves(gaps).shape[1] > pictures.loss_curves(gaps[:1]).shape[1]
     with pytest.raises(ValueError, match="no values"):
         pictures.loss_curves([{"epoch": 1}])
+
+
+def hidden_curve(fall: float, parts: tuple[str, ...] = ("any", "top")) -> dict[str, Any]:
+    """Made-up figures; the last band of `top` was hit by no query."""
+
+    def point(share: float | None) -> dict[str, Any]:
+        height = None if share is None else 0.8 - fall * share
+        figures = {
+            f"{f}_{mode}": height for f in ("mAP", "rank1") for mode in ("masked", "unmasked")
+        }
+        return {"queries": 9, "missed": 0, "hidden": share, **figures}
+
+    bands = {f"{low}-{low + 10}": point(low / 100 + 0.05) for low in range(0, 70, 10)}
+    curve = {"clean": point(0.0), **{part: dict(bands) for part in parts}}
+    if "top" in parts:
+        curve["top"]["60-70"] = point(None)
+    return curve
+
+
+def test_robustness_is_drawn_part_by_part_and_listed() -> None:
+    one, two = (pictures.robustness_curve(hidden_curve(0.5, p)) for p in (("top",), ("any", "top")))
+    assert one.shape[0] < two.shape[0] and one.shape[1] == two.shape[1]
+    assert np.ptp(one) == np.ptp(two) == 255
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(robustness_table(hidden_curve(0.5)))
+    text = console.export_text()
+    assert text.count("top") == 1 and "77.5" in text and "—" in text
+
+
+def test_variants_are_drawn_side_by_side() -> None:
+    made_up = {"plain": 0.9, "random $erasing$": 0.7, "SPT": 0.5, "full": 0.3}
+    curves = {f"made up: {name}": hidden_curve(fall) for name, fall in made_up.items()}
+    curves["made up: silhouettes only"] = hidden_curve(0.2, ("any",))
+    drawn = pictures.robustness_comparison(curves)
+    assert drawn.shape[1] > 2 * 300 and np.ptp(drawn) == 255
+    with pytest.raises(ValueError, match="no variant"):
+        pictures.robustness_comparison({"made up": {"clean": hidden_curve(0.1)["clean"]}})

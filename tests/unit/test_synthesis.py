@@ -1,4 +1,4 @@
-"""Occlusion to order: the bands are hit, each picture comes from (seed, image, band) alone."""
+"""Occlusion to order: bands are hit; a picture comes from (seed, image, band, part) alone."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from dpmpp_core.config import DataConfig, OcclusionConfig
 from dpmpp_core.data.files import new_folder
 from dpmpp_core.data.images import read_image
-from dpmpp_core.data.synthesis import BANDS, Band, Synthesiser, parse_bands
+from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Synthesiser, parse_bands, parse_parts
 from dpmpp_core.errors import ConfigError, DataError
 
 DATA, GRID = DataConfig(height=128, width=64), (8, 4)
@@ -61,9 +61,28 @@ def test_every_band_is_hit_and_the_picture_shows_what_is_noted(root):
     assert hits >= 0.5 * TESTED * len(BANDS)
 
 
-def test_a_picture_depends_on_seed_image_and_band_alone(root):
+def test_a_part_is_hidden_behind_the_scene_of_a_training_image(root):
+    masks, made_by = people(TESTED + LENT), synthesiser(root)
+    for part in PARTS[1:]:
+        for row in range(TESTED):
+            for band in BANDS[2:]:
+                made = made_by.make(row, band, part)
+                if made is None:
+                    assert masks[row].sum() < 10
+                    continue
+                assert band.low - 1e-9 <= 100 * made.hidden < band.high
+                assert made.oiou is None
+                donor = int(made.donor.removesuffix(".png"))
+                assert donor >= TESTED
+                colours = made.image.reshape(8, 16, 4, 16, 3)[:, 0, :, 0, 0]
+                assert set(np.unique(colours)) == {row + 1, donor + 1}
+                seen = masks[row] & (colours == row + 1)
+                assert seen.sum() == pytest.approx((1 - made.hidden) * masks[row].sum())
+
+
+def test_a_picture_depends_on_seed_image_band_and_part_alone(root):
     one, other = synthesiser(root), synthesiser(root)
-    places = [(row, band) for row in range(TESTED) for band in BANDS]
+    places = [(row, band, p) for row in range(TESTED) for band in BANDS for p in PARTS]
     forwards = [one.make(*place) for place in places]
     backwards = [other.make(*place) for place in reversed(places)][::-1]
     for a, b in zip(forwards, backwards, strict=True):
@@ -111,6 +130,15 @@ def test_bands_are_read_and_wrong_ones_explained():
             parse_bands(text)
     with pytest.raises(ConfigError, match="twice"):
         parse_bands("10-20,10-20")
+
+
+def test_parts_are_read_and_wrong_ones_explained():
+    assert parse_parts("any, side") == ("any", "side")
+    for text in ("", "left", "any,", "top bottom"):
+        with pytest.raises(ConfigError, match="any,top,bottom,side"):
+            parse_parts(text)
+    with pytest.raises(ConfigError, match="twice"):
+        parse_parts("top,side,top")
 
 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
