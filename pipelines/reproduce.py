@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpmpp_core.config import load_config
-from dpmpp_core.data.manifest import Manifest, compare_counts
+from dpmpp_core.data.manifest import PUBLISHED, Manifest, compare_counts
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.models.clip import check_weights
 from dpmpp_core.protocols import FIGURES, Protocol, load_protocol, needs, protocol_names
@@ -59,9 +59,23 @@ def list_protocols() -> dict[str, Any]:
         listed[name] = {
             **protocol.model_dump(mode="json"),
             "bracket": {figure: protocol.bracket(figure) for figure in FIGURES},
+            "needed": _needed(protocol),
             "estimated": needs(protocol).model_dump(),
         }
     return listed
+
+
+def _needed(protocol: Protocol) -> str:
+    """The folders that the command takes, by what they hold."""
+    folders = {"--data": protocol.dataset}
+    if protocol.test is not None:
+        folders["--test-data"] = protocol.test.dataset
+    said = []
+    for option, dataset in folders.items():
+        counts = PUBLISHED[dataset]
+        images = ", ".join(f"{number:,} {split}" for split, (number, _) in counts.items())
+        said.append(f"{option} {dataset} ({images} images)")
+    return ", ".join(said)
 
 
 def reproduce(request: Request) -> dict[str, Any]:

@@ -91,22 +91,22 @@ def show_protocols(listed: dict[str, Any]) -> None:
     """Protocols: data, published bracket, what a seed needs."""
     console = Console()
     table = Table(title="Published protocols")
-    for column in ("protocol", "data", "rank-1", "mAP", "hours a seed", "GPU memory"):
-        table.add_column(column, justify="left" if column in ("protocol", "data") else "right")
+    for column in ("protocol", "rank-1", "mAP", "hours", "GPU GB"):
+        table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
     for name, values in listed.items():
-        data = values["dataset"]
-        if values["test"]:
-            data += f", tested on {values['test']['dataset']}"
         brackets = (_bracket(values["bracket"][figure]) for figure in FIGURES)
         hours = f"{values['estimated']['hours']:.1f}"
-        memory = f"{values['estimated']['gpu_gigabytes']:.0f} GB"
-        table.add_row(name, data, *brackets, hours, memory)
+        memory = f"{values['estimated']['gpu_gigabytes']:.0f}"
+        table.add_row(name, *brackets, hours, memory)
     console.print(table)
+    for name, values in listed.items():
+        console.print(f"{name}: {values['needed']}", highlight=False, soft_wrap=True, markup=False)
     console.print(
         "Rank-1 and mAP (%): least and largest published of earlier methods, 256x128, no "
-        f"re-ranking; - = none at hand. Hours and memory: estimates, not measured, for one {GPU} "
-        f"that sustains {GPU_FLOPS / 1e12:.0f} TFLOP/s.",
+        f"re-ranking; - = none at hand. Hours of a seed and memory: estimates, not measured, for one "
+        f"{GPU}, that sustains {GPU_FLOPS / 1e12:.0f} TFLOP/s.",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -142,7 +142,7 @@ def show_reproduction(result: dict[str, Any]) -> None:
 
 
 def _bracket(bounds: Sequence[float] | None) -> str:
-    return "-" if bounds is None else f"{bounds[0]:.1f} - {bounds[1]:.1f}"
+    return "-" if bounds is None else f"{bounds[0]:.1f}-{bounds[1]:.1f}"
 
 
 def _with_spread(values: dict[str, Any]) -> str:

@@ -198,7 +198,7 @@ def lines(found: dict[str, list[Row]], data: str) -> list[str]:
     result = [
         f"Data: {data}. Weighted losses, mean over the steps of the first epoch and over the "
         "seeds; in brackets in how many seeds the loss was outside its window; `caught`: seeds "
-        "with any loss outside. Windows are of each run's own configuration; shown are those of the "
+        "with any loss outside. Windows are of each run's own configuration, shown those of the "
         "first line.",
         "",
         f"| | {' | '.join(windows)} | caught |",
