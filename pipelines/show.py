@@ -103,8 +103,8 @@ def show_protocols(listed: dict[str, Any]) -> None:
         console.print(f"{name}: {values['needed']}", highlight=False, soft_wrap=True, markup=False)
     console.print(
         "Rank-1 and mAP (%): least and largest published of earlier methods, 256x128, no "
-        f"re-ranking; - = none at hand. Hours of a seed and memory: estimates, not measured, for one "
-        f"{GPU}, that sustains {GPU_FLOPS / 1e12:.0f} TFLOP/s.",
+        "re-ranking; - = none at hand. Hours of a seed and memory: estimates, not measured, for "
+        f"one {GPU}, that sustains {GPU_FLOPS / 1e12:.0f} TFLOP/s.",
         highlight=False,
         soft_wrap=True,
     )
