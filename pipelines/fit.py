@@ -128,8 +128,15 @@ def fit(
     task.load_trained_state(state["task"])
     storage.delete(name)
     history = state["history"]
-    warnings = list(task.alarms(history[-1]["epoch"], history[-1]).values()) if history else []
-    return task, {"steps": total, "epochs": task.epochs, "history": history, "warnings": warnings}
+    alarms: dict[str, str] = {}
+    for figures in (*history[:1], *history[-1:]):  # what a report should say
+        alarms |= task.alarms(figures["epoch"], figures)
+    return task, {
+        "steps": total,
+        "epochs": task.epochs,
+        "history": history,
+        "warnings": list(alarms.values()),
+    }
 
 
 def _watch(run: Run, task: Task) -> Callable[[int, dict[str, float]], None]:

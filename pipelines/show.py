@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dpmpp_core.protocols import FIGURES, GPU, GPU_FLOPS
 from pipelines.report import results_table, robustness_table
 
 SHOWN = 20
@@ -83,3 +85,66 @@ def show_synthesis(result: dict[str, Any]) -> None:
     console.print(table)
     listed = ", ".join(f"{number:,} in {name}" for name, number in made["files"].items())
     console.print(f"{made['root']}: {listed}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_protocols(listed: dict[str, Any]) -> None:
+    """Protocols: data, published bracket, what a seed needs."""
+    console = Console()
+    table = Table(title="Published protocols")
+    for column in ("protocol", "rank-1", "mAP", "hours", "GPU GB"):
+        table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
+    for name, values in listed.items():
+        brackets = (_bracket(values["bracket"][figure]) for figure in FIGURES)
+        hours = f"{values['estimated']['hours']:.1f}"
+        memory = f"{values['estimated']['gpu_gigabytes']:.0f}"
+        table.add_row(name, *brackets, hours, memory)
+    console.print(table)
+    for name, values in listed.items():
+        console.print(f"{name}: {values['needed']}", highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        "Rank-1 and mAP (%): least and largest published of earlier methods, 256x128, no "
+        "re-ranking; - = none at hand. Hours of a seed and memory: estimates, not measured, for "
+        f"one {GPU}, that sustains {GPU_FLOPS / 1e12:.0f} TFLOP/s.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_reproduction(result: dict[str, Any]) -> None:
+    """Our figures beside the published ones, and the verdict."""
+    console = Console()
+    table = Table(title=f"{result['title']}, {result['queries']} queries (%)")
+    for column in ("", "rank-1", "mAP"):
+        table.add_column(column, justify="right" if column else "left")
+    for run in result["runs"]:
+        table.add_row(f"seed {run['seed']}", *(f"{run[figure]:.1f}" for figure in FIGURES))
+    table.add_section()
+    ours = (_with_spread(result["ours"][figure]) for figure in FIGURES)
+    table.add_row("ours", *ours, style="bold")
+    table.add_section()
+    for entry in result["published"]:
+        table.add_row(escape(entry["method"]), *(f"{entry[figure]:.1f}" for figure in FIGURES))
+    console.print(table)
+    for run in result["runs"]:
+        for sentence in run["first_epoch"]["outside"]:
+            line = f"warning: seed {run['seed']}: {sentence}"
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+    parts = []
+    for figure, name in zip(FIGURES, ("rank-1", "mAP"), strict=True):
+        verdict, bracket = result["verdict"][figure], result["bracket"][figure]
+        where = f" the published {_bracket(bracket)}" if bracket else " published at hand"
+        parts.append(f"{name} {verdict}{where}")
+    console.print(f"verdict: {'; '.join(parts)}", highlight=False, soft_wrap=True)
+    if result["caveats"]:
+        listed = "; ".join(result["caveats"])
+        line = f"but not a fair comparison: {listed}"
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _bracket(bounds: Sequence[float] | None) -> str:
+    return "-" if bounds is None else f"{bounds[0]:.1f}-{bounds[1]:.1f}"
+
+
+def _with_spread(values: dict[str, Any]) -> str:
+    spread = "" if values["std"] is None else f" ± {values['std']:.1f}"
+    return f"{values['mean']:.1f}{spread}"

@@ -98,6 +98,11 @@ def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage | No
             "seed": config.seed,
         }
         digest = save_model(task.model, folder / "model", facts)
-        return {**summary, "weights_sha256": digest, "identities": len(task.texts)}
+        return {
+            **summary,
+            "weights_sha256": digest,
+            "identities": len(task.texts),
+            "first_epoch": {name: list(w) for name, w in task.first_epoch().items()},
+        }
 
     return run.stage("metric", identity, build)

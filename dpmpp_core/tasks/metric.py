@@ -22,6 +22,7 @@ from dpmpp_core.models.prototypes import Prototypes
 from dpmpp_core.models.reid import ReidModel, features_of, start_clip
 from dpmpp_core.retrieval.masks import DEAD_MASK
 from dpmpp_core.tasks.distributed import gather
+from dpmpp_core.tasks.first_epoch import Window, first_epoch_windows, outside_first_epoch
 from dpmpp_core.tasks.schedule import warmup_cosine, warmup_steps
 from dpmpp_core.tasks.task import Task
 
@@ -198,12 +199,24 @@ class MetricTask(Task):
         generator = self.model.mask_generator.parameters()
         nn.utils.clip_grad_norm_(generator, self.config.metric.mask_grad_clip)
 
+    def first_epoch(self) -> dict[str, Window]:
+        """Where the losses of the first epoch should be, see `first_epoch_windows`."""
+        section = self.config.metric
+        rates = [section.lr * self.lr_factor(step) for step in range(self.steps_per_epoch)]
+        return first_epoch_windows(section, len(self.texts), self.model.spaces, rates)
+
     def alarms(self, epoch: int, figures: Mapping[str, float]) -> dict[str, str]:
         """What is wrong with an epoch's mean figures, by name; each says what it means.
 
-        A mask that differs less than `DEAD_MASK` between pictures is dead once warm-up and half
-        of the training are over; before that it may still wake.
+        After the first epoch: losses outside their windows. Later: a mask that differs less than
+        `DEAD_MASK` between pictures is dead once warm-up and half of the training are over; before
+        that it may still wake.
         """
+        if epoch == 1:
+            return {
+                f"first_epoch_{name}": sentence
+                for name, sentence in outside_first_epoch(self.first_epoch(), figures).items()
+            }
         section = self.config.metric
         trained = section.loss.masked or section.loss.visibility
         if not trained or epoch <= max(section.warmup_epochs, section.epochs / 2):

@@ -1,0 +1,173 @@
+"""Published protocols: which data and recipes, what others reached, what a run needs.
+
+One YAML file a protocol in `recipes/protocols/`. Counts of images and identities are those of
+`data.manifest`; time and memory are computed from them and from the recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field
+
+from dpmpp_core.config import Config, Section, load_config
+from dpmpp_core.data.manifest import PUBLISHED
+from dpmpp_core.errors import ConfigError
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+FIGURES = ("rank1", "mAP")
+
+# Multiply-adds of ViT-B/16 at 256x128, stride 16; counted with torch.utils.flop_counter.
+ENCODER = 11.3e9  # an image through the encoder
+STAGE_2 = 11.5e9  # an image through stage 2: encoder, mask generator, metric
+TEXT = 0.455e9  # a prompt of 12 tokens through CLIP's text transformer
+# Bytes that a step keeps for the backward pass, an image, bf16; counted with saved-tensor hooks.
+SALIENCY_BYTES, STAGE_2_BYTES = 118e6, 41e6
+PARAMETER_BYTES = 90e6 * 18  # float32 weight, gradient, Adam's two moments; bf16 copy
+GPU = "NVIDIA RTX 3090, 24 GB"
+GPU_FLOPS = 25e12  # assumed to be sustained: 35 % of its 71 TFLOP/s in bf16
+
+
+class PublishedResult(Section):
+    """What a method reached, percent; 256x128, no re-ranking."""
+
+    method: str
+    rank1: Percent
+    mAP: Percent
+
+
+class Target(Section):
+    """Where a protocol tests, if not on the data it trains on."""
+
+    recipe: str
+    dataset: str
+
+
+class Protocol(Section):
+    """How one published comparison is made.
+
+    Attributes:
+        title: as papers write it.
+        recipe: the recipe that trains, and tests where `test` is None.
+        dataset: key of `data.manifest.PUBLISHED`: the counts of the training folder.
+        test: another data folder to test on.
+        queries: the query set whose figures are compared.
+        published: methods to stand beside; empty where no figure was at hand.
+    """
+
+    title: str
+    recipe: str
+    dataset: str
+    test: Target | None = None
+    queries: Literal["occluded", "holistic"]
+    published: tuple[PublishedResult, ...]
+
+    def bracket(self, figure: str) -> tuple[float, float] | None:
+        """Least and largest published `rank1` or `mAP`, percent; None where there is none."""
+        values = [getattr(result, figure) for result in self.published]
+        return (min(values), max(values)) if values else None
+
+    def verdict(self, rank1: float, mAP: float) -> dict[str, str]:
+        """`inside`, `below`, `above` the bracket or `no bracket`, for each figure in percent."""
+        verdicts = {}
+        for figure, ours in zip(FIGURES, (rank1, mAP), strict=True):
+            bracket = self.bracket(figure)
+            if bracket is None:
+                verdicts[figure] = "no bracket"
+            else:
+                low, high = bracket
+                verdicts[figure] = "below" if ours < low else "above" if ours > high else "inside"
+        return verdicts
+
+
+class Needs(Section):
+    """What one seed of a protocol needs; estimates from counted arithmetic, none was measured.
+
+    Attributes:
+        hours: of `GPU` at GPU_FLOPS, if the data workers keep up.
+        gpu_gigabytes: 10^9 bytes of GPU memory, at the hungriest step of training.
+        images_a_second: what the data workers must make in stage 2 for that.
+    """
+
+    hours: float
+    gpu_gigabytes: float
+    images_a_second: float
+
+
+def protocol_names() -> list[str]:
+    """Names of the protocols shipped with the package."""
+    folder = resources.files("dpmpp_core") / "recipes" / "protocols"
+    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_protocol(name: str) -> Protocol:
+    """A shipped protocol.
+
+    Raises:
+        ConfigError: an unknown name; names the nearest.
+    """
+    names = protocol_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"no protocol named {name!r}{hint} (protocols: {', '.join(names)})")
+    file = resources.files("dpmpp_core") / "recipes" / "protocols" / f"{name}.yaml"
+    return Protocol.model_validate(yaml.safe_load(file.read_text()))
+
+
+def needs(protocol: Protocol) -> Needs:
+    """Time and memory of one seed on one GPU, estimated (ours).
+
+    A training step costs three forward passes, one for the forward and two for the backward
+    direction; the frozen text tower has no weight gradients, two. A multiply-add is two FLOPs.
+    Images are embedded once for stage 1, once for the person masks, queries and gallery once. Not
+    counted: reading files, start of the workers, the optimiser.
+    """
+    config = load_config(protocol.recipe)
+    counts = PUBLISHED[protocol.dataset]
+    tested = counts | (PUBLISHED[protocol.test.dataset] if protocol.test else {})
+    images, classes = counts["train"]
+    assert classes is not None
+    embedded = 2 * images + tested["query"][0] + tested["gallery"][0]
+    macs = (
+        _saliency_macs(config, images)
+        + _prompt_macs(config, images, classes)
+        + config.metric.epochs * images * 3 * STAGE_2
+        + embedded * ENCODER
+    )
+    saliency, metric = config.saliency, config.metric
+    kept = max(
+        saliency.identities * saliency.images * SALIENCY_BYTES,
+        metric.identities * metric.images * STAGE_2_BYTES,
+    )
+    return Needs(
+        hours=2 * macs / GPU_FLOPS / 3600,
+        gpu_gigabytes=(PARAMETER_BYTES + kept) / 1e9,
+        images_a_second=GPU_FLOPS / (2 * 3 * STAGE_2),
+    )
+
+
+def _saliency_macs(config: Config, images: int) -> float:
+    """Stage 0: three passes a step - whole picture, person, background."""
+    return config.saliency.epochs * images * 3 * 3 * ENCODER
+
+
+def _prompt_macs(config: Config, images: int, classes: int) -> float:
+    """Stage 1: each identity of a batch is encoded once."""
+    batch = config.prompts.batch
+    texts = classes * (1 - (1 - 1 / classes) ** batch)  # identities in a random batch, expected
+    return config.prompts.epochs * images / batch * texts * 2 * TEXT
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0,1,2` -> (0, 1, 2). Raises ConfigError for anything else, or a seed that comes twice."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise ConfigError(f"--seeds {text!r}: write whole numbers with commas between, as 0,1,2")
+    seeds = tuple(int(part) for part in parts)
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {text!r}: a seed comes twice, which would count one run twice")
+    return seeds
