@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dpmpp_core.config import Config, fingerprint, load_config
+from dpmpp_core.config import Config, load_config
 from dpmpp_core.config.grid import Grid, load_grid
-from dpmpp_core.retrieval import Mode, RankingResult, rankings
-from pipelines.ablation_table import write_ablation
-from pipelines.cluster import Plan
-from pipelines.evaluate import QUERY_SETS, load_embeddings
-from pipelines.prepare import Source
-from pipelines.robustness import has_clean_queries, robustness
-from pipelines.run import Options, learn_prompts, opened, prepared_data
+from dpmpp_core.errors import ConfigError
+from dpmpp_core.retrieval import rankings
+from pipelines.ablation_table import TABLE, Ablation, Measured, by_variant, render
+from pipelines.evaluate import load_embeddings
+from pipelines.robustness import robustness
+from pipelines.run import (
+    Options,
+    begin,
+    identity,
+    learn_prompts,
+    opened,
+    prepared_data,
+    with_backgrounds,
+)
 from pipelines.saliency import saliency
 from pipelines.stage import Run, Stage
 from pipelines.trials import Trial, run_trials
 
+QUERY_SETS = ("occluded", "holistic")
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One variant with one seed.
-
-    Attributes:
-        ranked: query set -> mode -> what each query found.
-        pids: query set -> int64 [Q].
-        seconds: of its stages 2 and evaluation, when they were made.
-    """
-
-    variant: str
-    seed: int
-    ranked: dict[str, dict[Mode, RankingResult]]
-    pids: dict[str, NDArray[np.int64]]
-    seconds: float
-    weights_sha256: str
-    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -62,6 +50,14 @@ class Request:
     variants: tuple[str, ...] = ()
 
 
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds written as `0,1,2`; ConfigError says how to write them."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() for word in words) or len(set(words)) < len(words):
+        raise ConfigError(f"seeds {text!r}: write them as 0,1,2, each once")
+    return tuple(map(int, words))
+
+
 def ablate(options: Options, request: Request) -> dict[str, Any]:
     """Train and measure every variant with every seed; the result that `--json` prints.
 
@@ -74,65 +70,115 @@ def ablate(options: Options, request: Request) -> dict[str, Any]:
     grid = load_grid(request.grid)
     grid.check(request.variants)
     cases = _cases(grid, options, request)
-    with opened(options, list(cases.values())) as (run, trial_plan, source):
-        result = _ablate(run, trial_plan, source, grid, cases, options, request)
-    return result
+    full = cases[grid.full, request.seeds[0]]
+    with opened(options, [full, *cases.values()], "evaluate") as (run, source, side_by_side):
+        prepared = prepared_data(run, source)
+        name = f"ablation-{identity(prepared, *cases.values())}"
+        begin(run, prepared, name)
+        trials = {case: _trial(run, prepared, case, config) for case, config in cases.items()}
+        log.info("Ray: %s", side_by_side)
+        failed = run_trials(list(trials.values()), run.storage, side_by_side)
+        done = {case: trial for case, trial in trials.items() if trial.name not in failed}
+        measured = [_measured(run, *case, trial) for case, trial in done.items()]
+        for one in measured:
+            changes = {"variant": one.variant, "seed": str(one.seed)}
+            run.tracking.trial(name, f"{one.variant} {one.seed}", changes, one.figures)
+        drawn = [(v, request.seeds[0]) for v in grid.curves if (v, request.seeds[0]) in done]
+        curves = {v: _curve(run, done[v, seed], options) for v, seed in drawn}
+        return _written(run, prepared, name, grid, measured, curves, failed, options, request)
 
 
 def _cases(grid: Grid, options: Options, request: Request) -> dict[tuple[str, int], Config]:
     """(variant, seed) -> configuration, in the grid's order; all are validated."""
     chosen = {*request.variants, grid.plain, grid.full} if request.variants else {*grid.variants}
     cases = {}
-    for name in grid.variants:
+    for name in (name for name in grid.variants if name in chosen):
         seeds = request.seeds if name in (grid.plain, grid.full) else request.few_seeds
-        for seed in seeds if name in chosen else ():
+        for seed in seeds:
             changes = [*grid.overrides(name), *options.overrides, f"seed={seed}"]
-            cases[name, seed] = load_config(options.config, changes)
+            cases[name, seed] = with_backgrounds(load_config(options.config, changes))
     return cases
 
 
-def _ablate(
+def _trial(run: Run, prepared: Stage, case: tuple[str, int], config: Config) -> Trial:
+    """The case with the stages that it shares with others, which are made here."""
+    shared = replace(run, config=config)  # the same list of stages, MLflow run and storage
+    masks = saliency(shared, prepared)
+    prompts = learn_prompts(shared, prepared, masks)
+    return Trial(f"{case[0]} {case[1]}", config, prepared, masks, prompts)
+
+
+def _measured(run: Run, variant: str, seed: int, trial: Trial) -> Measured:
+    """The finished trial, ranked anew from its embeddings: queries, not only means."""
+    metric, evaluated = trial.stages(run.storage, run.plan)
+    folder = run.folder(evaluated)
+    gallery = load_embeddings(folder / "gallery.safetensors")
+    ranked, pids = {}, {}
+    for name in QUERY_SETS:
+        if (folder / f"{name}.safetensors").exists():
+            query = load_embeddings(folder / f"{name}.safetensors")
+            ranked[name], pids[name] = rankings(query, gallery, seed), query.pids
+    seconds = metric.seconds + evaluated.seconds
+    figures = {"seconds": seconds, **evaluated.summary["metrics"]}
+    digest, warnings = metric.summary["weights_sha256"], metric.summary["warnings"]
+    return Measured(variant, seed, ranked, pids, figures, seconds, digest, warnings)
+
+
+def _curve(run: Run, trial: Trial, options: Options) -> dict[str, Any]:
+    """How the trial's model falls as more and more of the person is hidden, by part."""
+    metric, evaluated = trial.stages(run.storage, run.plan)
+    own = replace(run, config=trial.config)
+    model = run.storage.uri, metric.key
+    hides = options.bands, options.parts
+    made = robustness(own, trial.prepared, trial.masks, evaluated, *model, *hides)
+    return made.summary["measured"]
+
+
+def _written(
     run: Run,
-    trial_plan: Plan,
-    source: Source | None,
+    prepared: Stage,
+    name: str,
     grid: Grid,
-    cases: dict[tuple[str, int], Config],
+    measured: list[Measured],
+    curves: dict[str, Any],
+    failed: dict[str, str],
     options: Options,
     request: Request,
 ) -> dict[str, Any]:
-    prepared = prepared_data(run, source)
-    identity = fingerprint(
-        *(c.model_dump(mode="json", exclude={"name", "cluster", "tracking"})
-          for c in cases.values()),
-        prepared.summary["dataset_id"],
-    )  # fmt: skip
-    name = f"ablation-{run.config.name}-{identity[:12]}"
-    summary = prepared.summary
-    data = {"id": summary["dataset_id"], "root": summary["root"], "counts": summary["counts"]}
-    run.tracking.begin(run.config, name, data, run.fresh)
-
-    trials = {case: _trial(run, prepared, case, config) for case, config in cases.items()}
-    log.info("Ray: %s", trial_plan)
-    failed = run_trials(list(trials.values()), run.storage, trial_plan)
-    measured = [
-        _measured(run, trial_plan, *case, trial)
-        for case, trial in trials.items()
-        if trial.name not in failed
-    ]
-    for one in measured:
-        run.tracking.trial(f"{one.variant} {one.seed}", _changes(grid, one), _numbers(one))
-    curves = _curves(run, grid, trials, failed, trial_plan, options, request.seeds[0])
-    facts = {"command": _command(options, request), "data": data, "failed": failed}
-    paths = write_ablation(run.storage, f"{name}", grid, measured, curves, facts)
-    for path in paths.values():
-        run.tracking.artifact(path, path.name)
-    result = {"ablation": name, "run_id": run.tracking.run_id, "tracking_uri": run.tracking.uri}
-    return result | {
-        "dataset_id": summary["dataset_id"],
-        "counts": summary["counts"],
+    """Table and pictures in the storage and in MLflow; the command's result."""
+    counts = prepared.summary["counts"]
+    command = _command(options, request)
+    made = Ablation(command, grid, measured, curves, failed, counts)
+    files = render(made) if measured else {}
+    with tempfile.TemporaryDirectory() as folder:
+        for file, content in files.items():
+            run.storage.write(f"{name}/{file}", content)
+            path = Path(folder) / file
+            path.write_bytes(content)
+            run.tracking.artifact(path, file)
+    return {
+        "ablation": name,
+        "run_id": run.tracking.run_id,
+        "tracking_uri": run.tracking.uri,
+        "dataset_id": prepared.summary["dataset_id"],
+        "counts": counts,
         "seeds": list(request.seeds),
-        "variants": variants_by_seed(grid, measured),
+        "variants": by_variant(made),
         "weights_sha256": {f"{m.variant} {m.seed}": m.weights_sha256 for m in measured},
+        "warnings": [f"{m.variant} {m.seed}: {w}" for m in measured for w in m.warnings],
         "failed": failed,
-        **{kind: str(path) for kind, path in paths.items()},
+        "folder": run.storage.location(name),
+        "table": run.storage.location(f"{name}/{TABLE}"),
     }
+
+
+def _command(options: Options, request: Request) -> str:
+    """What makes the same table again."""
+    words = ["dpmpp ablate", *options.overrides, f"--config {options.config}"]
+    words += [] if request.grid == "method" else [f"--grid {request.grid}"]
+    words += [] if options.data is None else [f"--data {Path(options.data).name}"]
+    words += [f"--seeds {','.join(map(str, request.seeds))}"]
+    if request.few_seeds != request.seeds:
+        words += [f"--few-seeds {','.join(map(str, request.few_seeds))}"]
+    words += [f"--variants {','.join(request.variants)}"] if request.variants else []
+    return " ".join(words)

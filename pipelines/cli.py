@@ -145,6 +145,47 @@ def robustness(
 
 
 @app.command()
+def ablate(
+    overrides: Overrides = None,
+    data: Data = None,
+    config: ConfigName = "proof",
+    grid: Annotated[str, typer.Option(help="Shipped grid, or a YAML file of variants.")] = "method",
+    variants: Annotated[
+        str | None, typer.Option(help="Some of them, a,b,c; plain and full always take part.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Training seeds of plain and full.")] = "0,1,2,3,4",
+    few_seeds: Annotated[
+        str | None, typer.Option(help="Training seeds of the others. Default: the same.")
+    ] = None,
+    storage: StorageUri = "runs",
+    tracking_uri: TrackingUri = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Compare variants of the method: a grid of trials, one table, controls for every mask."""
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.config import load_config
+
+        load_config(config, overrides or [])
+        from pipelines.ablate import Request, ablate, parse_seeds
+        from pipelines.run import Options
+
+        several = parse_seeds(seeds)
+        few = parse_seeds(few_seeds) if few_seeds is not None else several
+        names = tuple(variants.split(",")) if variants else ()
+        options = Options(data, config, overrides or [], storage, tracking_uri, address)
+        return ablate(options, Request(grid, several, few, names))
+
+    def show(result: dict[str, Any]) -> None:
+        from pipelines.show import show_ablation
+
+        show_ablation(result)
+
+    _guarded(work, show, as_json)
+
+
+@app.command()
 def synthesize(
     out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
     overrides: Overrides = None,
@@ -381,6 +422,7 @@ def _guarded(
     sys.stdout.flush()
     os.dup2(stdout, 1)
     if result is not None:
+        code = 1 if result.get("failed") else code
         if as_json:
             print(json.dumps(result), flush=True)
         else:

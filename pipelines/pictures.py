@@ -137,7 +137,7 @@ def cmc_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], ranks: int =
     `curves`: set name -> label -> CMC [R] in [0, 1]. The labels "with mask", "no mask" and
     "histogram" have fixed colours; others get one by order.
     """
-    figure, panels = _panels(len(curves), width=4.6, height=3.4)
+    figure, panels = panels_of(len(curves), width=4.6, height=3.4)
     for axes, (name, lines) in zip(panels, curves.items(), strict=True):
         for label, curve in lines.items():
             colour, style = LINES.get(label, (None, "-."))
@@ -152,10 +152,10 @@ def cmc_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], ranks: int =
                 marker="o" if len(shown) < 3 else None,
             )
         axes.set(xlabel="first k of the list", ylim=(0, 101), xticks=[1, *range(5, ranks + 1, 5)])
-        axes.set_title(_plain(f"{name} queries"))
+        axes.set_title(plain(f"{name} queries"))
         axes.set_ylabel("queries with a match (%)")
         axes.legend(frameon=False, loc="lower right")
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def robustness_curve(measured: Mapping[str, Mapping[str, Any]]) -> Image:
@@ -166,7 +166,7 @@ def robustness_curve(measured: Mapping[str, Mapping[str, Any]]) -> Image:
     curve starts at CLEAN; a band whose `hidden` is None has no point.
     """
     parts = [part for part in measured if part != CLEAN]
-    figure, panels = _panels(2 * len(parts), width=3.4, height=2.9, columns=max(2, len(parts)))
+    figure, panels = panels_of(2 * len(parts), width=3.4, height=2.9, columns=max(2, len(parts)))
     for i, (key, title) in enumerate({"mAP": "mAP", "rank1": "rank-1"}.items()):
         row = panels[i * len(parts) :][: len(parts)]
         for axes, part in zip(row, parts, strict=True):
@@ -177,7 +177,7 @@ def robustness_curve(measured: Mapping[str, Mapping[str, Any]]) -> Image:
             _hidden_axes(axes, part, f"{title} (%)")
         _same_height(row)
     panels[0].legend(frameon=False, loc="lower left")
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def robustness_comparison(variants: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Image:
@@ -189,13 +189,13 @@ def robustness_comparison(variants: Mapping[str, Mapping[str, Mapping[str, Any]]
     parts = list(dict.fromkeys(p for m in variants.values() for p in m if p != CLEAN))
     if not parts:
         raise ValueError("no variant was measured with any part of the person hidden")
-    figure, panels = _panels(len(parts), width=3.4, height=3.1)
+    figure, panels = panels_of(len(parts), width=3.4, height=3.1)
     for axes, part in zip(panels, parts, strict=True):
         for i, (name, measured) in enumerate(variants.items()):
             if part in measured:
                 colour, style, marker = (kinds[i % len(kinds)] for kinds in VARIANTS)
                 points = _falling(measured, part, "mAP_masked")
-                axes.plot(*points, style, color=colour, label=_plain(name), lw=2, marker=marker,
+                axes.plot(*points, style, color=colour, label=plain(name), lw=2, marker=marker,
                           ms=4.5)  # fmt: skip
         _hidden_axes(axes, part, "mAP with mask (%)")
     _same_height(panels)
@@ -203,7 +203,7 @@ def robustness_comparison(variants: Mapping[str, Mapping[str, Mapping[str, Any]]
               for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}  # fmt: skip
     figure.legend(list(labels.values()), list(labels), loc="outside lower center", frameon=False,
                   ncols=min(4, len(labels)), handlelength=3)  # fmt: skip
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def _falling(
@@ -217,7 +217,7 @@ def _falling(
 
 def _hidden_axes(axes: Axes, part: str, figure: str) -> None:
     axes.set(xlabel="of the person hidden (%)", ylabel=figure)
-    axes.set_title(_plain(TITLES.get(part, part)))
+    axes.set_title(plain(TITLES.get(part, part)))
     axes.set_xlim(left=-2)
 
 
@@ -235,21 +235,21 @@ def mask_picture(masks: Mapping[str, NDArray[np.floating[Any]]]) -> Image:
     channels sorted by their mean; vertical stripes = the same mask for everybody, changes down a
     column = a mask made for its query. Below: how often each value occurs.
     """
-    figure, panels = _panels(2 * len(masks), width=6.2, height=2.9, columns=len(masks))
+    figure, panels = panels_of(2 * len(masks), width=6.2, height=2.9, columns=len(masks))
     for i, (space, mask) in enumerate(masks.items()):
         heat, bars = panels[i], panels[len(masks) + i]
         picked = np.linspace(0, len(mask) - 1, min(len(mask), SHOWN_QUERIES)).round().astype(int)
         shown = np.asarray(mask, np.float32)[picked][:, np.argsort(mask.mean(0), kind="stable")]
-        drawn = heat.imshow(shown, aspect="auto", vmin=0, vmax=1, cmap="viridis")
-        heat.set_title(_plain(f"What each query keeps of space {space}"))
+        shades = heat.imshow(shown, aspect="auto", vmin=0, vmax=1, cmap="viridis")
+        heat.set_title(plain(f"What each query keeps of space {space}"))
         heat.set(xlabel="dimensions, from least to most kept", ylabel="queries")
         heat.grid(False)
-        bar = figure.colorbar(drawn, ax=heat, ticks=[0, 0.5, 1])
+        bar = figure.colorbar(shades, ax=heat, ticks=[0, 0.5, 1])
         bar.ax.set_yticklabels(["0 ignored", "0.5", "1 kept"])
         bars.hist(np.asarray(mask).ravel(), bins=50, range=(0, 1), color="#0072B2")
         bars.set(xlabel="mask value", yticks=[], ylabel="how often", xlim=(0, 1))
-        bars.set_title(_plain(f"Values of the mask in space {space}"))
-    return _drawn(figure)
+        bars.set_title(plain(f"Values of the mask in space {space}"))
+    return drawn(figure)
 
 
 def loss_curves(history: Sequence[Mapping[str, float]]) -> Image:
@@ -261,17 +261,17 @@ def loss_curves(history: Sequence[Mapping[str, float]]) -> Image:
     names = list(dict.fromkeys(key for entry in history for key in entry if key != "epoch"))
     if not names:
         raise ValueError("the training history has no values to draw")
-    figure, panels = _panels(len(names), width=3.1, height=2.2, columns=min(4, len(names)))
+    figure, panels = panels_of(len(names), width=3.1, height=2.2, columns=min(4, len(names)))
     for axes, name in zip(panels, names, strict=True):
         points = [
             (entry.get("epoch", i), entry[name]) for i, entry in enumerate(history) if name in entry
         ]
         x, y = zip(*points, strict=True)
         axes.plot(x, y, color="#0072B2", lw=1.8, marker="o" if len(x) < 3 else None)
-        axes.set_title(_plain(name))
+        axes.set_title(plain(name))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
-    return _drawn(figure)
+    return drawn(figure)
 
 
 def save_png(path: Path, image: Image) -> None:
@@ -285,7 +285,7 @@ def png_bytes(image: Image) -> bytes:
     return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-def _panels(
+def panels_of(
     count: int, width: float, height: float, columns: int | None = None
 ) -> tuple[Figure, list[Axes]]:
     """`count` axes in a grid, inches each. A plain Figure: pyplot would keep it in global state."""
@@ -305,14 +305,14 @@ def _panels(
     return figure, panels
 
 
-def _drawn(figure: Figure) -> Image:
+def drawn(figure: Figure) -> Image:
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
     canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that matplotlib does not read as a formula."""
     return text.replace("$", r"\$")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dpmpp_core.data.donors import list_backgrounds
 from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.models.clip import check_weights, find_tokenizer, grid_size, has_text
-from pipelines.cluster import connect
+from pipelines.cluster import Plan, connect
 from pipelines.embed import features
 from pipelines.evaluate import evaluate_model
 from pipelines.masks import PATCH
@@ -68,24 +69,49 @@ def run_pipeline(
     Raises:
         UserError: configuration, weights or data.
     """
-    config = _with_backgrounds(load_config(options.config, options.overrides))
-    _check(config, options, until)
+    config = load_config(options.config, options.overrides)
+    with opened(options, [config], until) as (run, source, _):
+        made = _stages(run, source, until, options, order)
+        return _result(run) | made
+
+
+@contextmanager
+def opened(
+    options: Options, configs: Sequence[Config], until: str
+) -> Iterator[tuple[Run, Source | None, Plan]]:
+    """Look at all that a user can get wrong, then connect; MLflow's run ends as the block does.
+
+    Args:
+        configs: what is going to be run. The first one is the run's own; all are of one data set.
+
+    Yields:
+        the run, the data unless it is the demo set, and the plan of pipelines side by side.
+
+    Raises:
+        UserError: configuration, weights or data.
+    """
+    for config in configs:
+        _check(config, options, until)
+    config = configs[0]
     source = find_data(config.data, options.data) if options.data else None
     storage = Storage(options.storage)
     tracking = Tracking(*_tracking(options, storage))
-    plan, _ = connect(options.address, config.cluster)
-    run = Run(config, storage, tracking, plan, options.fresh)
+    plan, side_by_side = connect(options.address, config.cluster)
+    run = Run(with_backgrounds(config), storage, tracking, plan, options.fresh)
     try:
-        made = _stages(run, source, until, options, order)
-        result = _result(run) | made
+        yield run, source, side_by_side
         tracking.end("FINISHED")
-        return result
     except KeyboardInterrupt:
         tracking.end("KILLED")
         raise
     except BaseException:
         tracking.end("FAILED")
         raise
+
+
+def prepared_data(run: Run, source: Source | None) -> Stage:
+    """The manifest of the data, or of the demo set, which is drawn where it is not there."""
+    return prepare(run, source or find_data(run.config.data, _demo_root(run)))
 
 
 def _stages(
@@ -95,8 +121,8 @@ def _stages(
 
     Returns what is no stage's: the occluded data set that was ordered.
     """
-    prepared = prepare(run, source or find_data(run.config.data, _demo_root(run)))
-    _begin(run, prepared)
+    prepared = prepared_data(run, source)
+    begin(run, prepared, identity(prepared, run.config))
     if until == "prepare":
         return {}
     if order is not None:
@@ -169,7 +195,7 @@ def _demo_root(run: Run) -> str:
     return run.storage.location(demo_data(run).key) + "/data"
 
 
-def _with_backgrounds(config: Config) -> Config:
+def with_backgrounds(config: Config) -> Config:
     """The configuration with backgrounds that are there and that workers elsewhere find."""
     root = config.occlusion.backgrounds
     if not root:
@@ -181,6 +207,7 @@ def _with_backgrounds(config: Config) -> Config:
 
 def _check(config: Config, options: Options, until: str) -> None:
     """Refuse what would fail later."""
+    with_backgrounds(config)
     if options.model is None:
         looks = config.saliency.provider in ("sps", "attention")  # with the starting encoder
         needing = "saliency" if looks else "features"
@@ -224,22 +251,22 @@ def _tracking(options: Options, storage: Storage) -> tuple[str, str | None]:
     return f"sqlite:///{folder}/mlflow.db", (folder / "mlartifacts").as_uri()
 
 
-def _begin(run: Run, prepared: Stage) -> None:
-    """Give the run its identity - configuration and data - and open its MLflow run."""
+def begin(run: Run, prepared: Stage, name: str) -> None:
+    """Say what is odd about the data, and open the MLflow run of that name."""
     summary = prepared.summary
     for warning in summary["warnings"]:
         log.warning("data: %s", warning)
     if run.tracking.uri.startswith("sqlite:///"):
         Path(run.tracking.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     data = {"id": summary["dataset_id"], "root": summary["root"], "counts": summary["counts"]}
-    run.tracking.begin(run.config, identity(run, prepared), data, run.fresh)
+    run.tracking.begin(run.config, name, data, run.fresh)
 
 
-def identity(run: Run, prepared: Stage) -> str:
-    """`NAME-HASH`, the hash of the configuration and the data."""
-    values = run.config.model_dump(mode="json", exclude={"name", "cluster", "tracking"})
-    digest = fingerprint(values, prepared.summary["dataset_id"])
-    return f"{run.config.name}-{digest[:12]}"
+def identity(prepared: Stage, *configs: Config) -> str:
+    """`NAME-HASH`, the hash of the configurations and the data."""
+    values = [c.model_dump(mode="json", exclude={"name", "cluster", "tracking"}) for c in configs]
+    digest = fingerprint(*values, prepared.summary["dataset_id"])
+    return f"{configs[0].name}-{digest[:12]}"
 
 
 def _result(run: Run) -> dict[str, Any]:
@@ -247,7 +274,7 @@ def _result(run: Run) -> dict[str, Any]:
     by_name = {stage.name: stage for stage in run.stages}
     prepared = by_name["prepare"]
     quarantine = pq.read_table(run.folder(prepared) / "quarantine.parquet").to_pylist()
-    name = identity(run, prepared)
+    name = identity(prepared, run.config)
     result: dict[str, Any] = {
         "run": name,
         "run_id": run.tracking.run_id,

@@ -148,3 +148,21 @@ def _bracket(bounds: Sequence[float] | None) -> str:
 def _with_spread(values: dict[str, Any]) -> str:
     spread = "" if values["std"] is None else f" ± {values['std']:.1f}"
     return f"{values['mean']:.1f}{spread}"
+
+
+def show_ablation(result: dict[str, Any]) -> None:
+    """Mean and spread of each variant, and where the whole table is."""
+    from pipelines.ablation_table import spread
+
+    console = Console()
+    table = Table(title=result["ablation"])
+    sets = list(next(iter(result["variants"].values()), {}))
+    for i, column in enumerate(("variant", "n", *(f"{name} mAP" for name in sets))):
+        table.add_column(column, justify="right" if i else "left")
+    for name, measured in result["variants"].items():
+        values = [measured[query_set]["masked"]["mAP"] for query_set in sets]
+        table.add_row(escape(name), str(len(values[0])), *map(spread, values))
+    console.print(table)
+    for trial, why in result["failed"].items():
+        console.print(f"failed: {trial}: {why}", markup=False)
+    console.print(f"table: {result['table']}", soft_wrap=True, highlight=False, markup=False)

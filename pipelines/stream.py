@@ -80,8 +80,20 @@ class TrainingSet:
             masks = np.zeros((len(paths), *grid), np.bool_)  # empty masks are never paired
             augment = augment.model_copy(update={"erase": 0.0})
         twins = self.section == "metric" and self.config.metric.loss.visibility > 0
+        covered = self.section == "metric" and self.config.model.bands > 0
         return StepMaker(
-            root, paths, labels, camids, masks, plan, data, augment, occlusion, grid, twins=twins
+            root,
+            paths,
+            labels,
+            camids,
+            masks,
+            plan,
+            data,
+            augment,
+            occlusion,
+            grid,
+            twins=twins,
+            covered=covered,
         )
 
     def synthesiser(self) -> Synthesiser:
@@ -97,6 +109,9 @@ class TrainingSet:
         return Synthesiser(manifest.root, paths, masks, lenders, data, occlusion, self.config.seed)
 
 
+UNUSED = ("rows", "camids")  # of a step's arrays: no task reads them
+
+
 class MakeStep:
     """Data worker: row number -> batch."""
 
@@ -107,8 +122,7 @@ class MakeStep:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         step, rank = divmod(int(row["id"]), self._world)
         made = self._maker.make(self._first + step, rank, self._world)
-        wanted = ("step", "images", "labels", "donor_labels", "visible", "twins")
-        return {name: made[name] for name in wanted if name in made}
+        return {name: value for name, value in made.items() if name not in UNUSED}
 
 
 def step_stream(

@@ -157,6 +157,24 @@ class Tracking:
         client.set_terminated(run, "FINISHED")
         self._stage_run = None
 
+    def trial(
+        self, search: str, name: str, params: Mapping[str, str], figures: Mapping[str, Any]
+    ) -> None:
+        """Record a finished trial below the pipeline's run, once."""
+        key = f"{search}/{name}"
+        if self._stage_runs(f" and tags.`{KEY_TAG}` = '{key}'"):
+            return
+        client = self._open
+        run = self._new_stage_run(name)
+        client.set_tag(run, KEY_TAG, key)
+        now = int(time.time() * 1000)
+        client.log_batch(
+            run,
+            params=[Param(k, v) for k, v in params.items()],
+            metrics=[Metric(k, v, now, 0) for k, v in flat_numbers(figures).items()],
+        )
+        client.set_terminated(run, "FINISHED")
+
     def end(self, status: str) -> None:
         """Close what is open: FINISHED, FAILED or KILLED."""
         if self._client is None or self.run_id is None:

@@ -83,7 +83,7 @@ def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[st
         results = tuner.fit()
     failed = {
         pending[result.config["number"]].name: _reason(result.error)
-        for result in results
+        for result in (results[i] for i in range(len(results)))
         if result.error is not None and result.config is not None
     }
     for name, reason in failed.items():

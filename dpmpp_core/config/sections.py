@@ -90,7 +90,9 @@ class ModelConfig(Section):
     taps: tuple[PositiveInt, ...] = Field(
         (2, 4, 10, 12), min_length=1, description="blocks the mask reads (DPM)"
     )
-    mask_generator: Literal["light", "full"] = Field("light", description="light is ours, full DPM")
+    mask_generator: Literal["light", "full", "none"] = Field(
+        "light", description="of the encoder's own spaces: full is DPM's, light ours; none = 0.5"
+    )
     bands: Annotated[int, Field(ge=0)] = Field(
         0, description="horizontal bands of the person with a feature and a mask each (ours)"
     )
@@ -204,9 +206,6 @@ class LossConfig(Section):
     arcface_margin: Annotated[float, Field(ge=0, lt=1.57)] = 0.3
     triplet_margin: NonNegative | None = Field(0.3, description="null = soft margin (softplus)")
     transfer_temperature: Positive = 0.05
-    patches: NonNegative = Field(
-        1.0, description="which patches show the person, for `model.bands` (ours)"
-    )
     visibility: NonNegative = Field(
         0.0, description="likelihood of the occlusion's errors under the mask, each space (ours)"
     )
@@ -253,6 +252,9 @@ class MetricConfig(Section):
     )
     checkpoint_epochs: PositiveInt = Field(1, description="epochs between checkpoints")
     loss: LossConfig = LossConfig()
+    class_ignoring: bool = Field(
+        True, description="a donor's identity takes no part in the losses of who it hides (SPT)"
+    )
     update: Literal["joint", "alternating"] = Field(
         "joint",
         description="joint (ours): one pass a step; alternating (DPM): a second one for the mask",
@@ -308,6 +310,18 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _masks(self) -> Config:
+        masked = self.metric.loss.masked
+        if self.model.bands and not masked:
+            raise ValueError("model.bands learn from metric.loss.masked, which is 0")
+        if self.model.mask_generator == "none":
+            if self.metric.update == "alternating":
+                raise ValueError("metric.update alternating needs a model.mask_generator")
+            if self.metric.loss.visibility:
+                raise ValueError("metric.loss.visibility needs a model.mask_generator")
+        return self
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

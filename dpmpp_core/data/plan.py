@@ -30,6 +30,7 @@ class Draw(IntEnum):
     CUT_TOP = 9
     CUT_BOTTOM = 10
     CUT_SIDE = 11
+    SURFACE = 12
 
 
 def stream(seed: int, epoch: int, step: int, item: int, purpose: Draw) -> np.random.Generator:

@@ -24,6 +24,7 @@ from dpmpp_core.data.donors import CACHE_BYTES, Bank, Donors, ImageCache
 from dpmpp_core.data.plan import Draw, StepPlan, stream
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.occlusion.pairing import Pairs, draw_pairs
+from dpmpp_core.occlusion.surfaces import hide_behind_surface
 from dpmpp_core.occlusion.transfer import transfer_patches, visible_patches
 
 Image = NDArray[np.uint8]
@@ -74,6 +75,7 @@ class StepMaker:
         cache_bytes: at most so many bytes of decoded and resized images are kept; a result never
             depends on it.
         twins: whether a step also holds its mixed images without their donors.
+        covered: whether a step also holds images behind made-up surfaces.
 
     Raises:
         ConfigError: the grid does not divide the image size.
@@ -94,6 +96,7 @@ class StepMaker:
         grid: tuple[int, int],
         cache_bytes: int = CACHE_BYTES,
         twins: bool = False,
+        covered: bool = False,
     ) -> None:
         if data.height % grid[0] or data.width % grid[1]:
             raise ConfigError(
@@ -109,7 +112,7 @@ class StepMaker:
         self._data, self._augment, self._occlusion = data, augment, occlusion
         self._images = ImageCache(root, paths, data.height, data.width, cache_bytes)
         self._donors = Donors(self._images, masks, augment, occlusion)
-        self._twins = twins
+        self._twins, self._covered = twins, covered
 
     def make(self, global_step: int, rank: int = 0, world: int = 1) -> dict[str, NDArray]:
         """The arrays of one rank; b = P * K / world, whole identities, in the order of the ranks.
@@ -126,6 +129,8 @@ class StepMaker:
                 the erasing hides;
             rows int64 [b] row numbers in the training set;
             step int64, the global step;
+            with `covered` also covered uint8 [b / 2, height, width, 3], every second image as it
+                was before, behind a made-up surface, and covered_visible bool [b / 2, gh, gw];
             with `twins` also twins, as images: the mixed ones as they were before, the rest black.
 
         Raises:
@@ -168,6 +173,7 @@ class StepMaker:
             "rows": rows[own],
             "step": np.array(global_step, np.int64),
             **({} if twins is None else {"twins": twins}),
+            **(self._cover(planned, range(len(rows))[own]) if self._covered else {}),
         }
 
     def mixed_pairs(self, global_step: int) -> list[Mixture]:
@@ -214,6 +220,20 @@ class StepMaker:
     def _maybe_erase(self, image: Image, planned: _Planned, item: int) -> Image:
         rng = stream(self._plan.seed, planned.epoch, planned.step, item, Draw.ERASING)
         return random_erase(image, rng) if rng.random() < self._augment.erase else image
+
+    def _cover(self, planned: _Planned, samples: range) -> dict[str, NDArray]:
+        """Samples as they were before, behind made-up surfaces, and what they show of the person.
+
+        Every second one: they only teach what is seen.
+        """
+        images, visible = [], []
+        for i in (i for i in samples if i % 2 == 0):
+            rng = stream(self._plan.seed, planned.epoch, planned.step, i, Draw.SURFACE)
+            whole = self._picture(planned, i)
+            images.append(hide_behind_surface(whole, rng))
+            mask = planned.donor_masks[i]
+            visible.append(mask & ~_changed(whole, images[-1], mask.shape))
+        return {"covered": np.stack(images), "covered_visible": np.stack(visible)}
 
 
 def _changed(before: Image, after: Image, grid: tuple[int, ...]) -> NDArray[np.bool_]:

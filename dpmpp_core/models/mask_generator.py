@@ -20,13 +20,18 @@ class MaskGenerator(nn.Module):
         channels: channels of the tapped tokens, taps x width.
         spaces: name -> width of each metric space.
         variant: `full` is DPM's trunk (3x3 convolutions to 2w, w, w with w = channels / 4: 59 M
-            parameters for ViT-B); `light` (ours) a 1x1 convolution to w / 3, then two 3x3.
+            parameters for ViT-B); `light` (ours) a 1x1 convolution to w / 3, then two 3x3; `none`
+            gives masks of 0.5 for good, which is the plain cosine.
     """
 
     def __init__(
-        self, channels: int, spaces: Mapping[str, int], variant: Literal["light", "full"]
+        self, channels: int, spaces: Mapping[str, int], variant: Literal["light", "full", "none"]
     ) -> None:
         super().__init__()
+        self.widths = dict(spaces)
+        self.trunk, self.spaces = nn.Sequential(), nn.ModuleDict()
+        if variant == "none":
+            return
         width = channels // 4
         if variant == "full":
             widths, kernels = (2 * width, width, width), (3, 3, 3)
@@ -48,8 +53,14 @@ class MaskGenerator(nn.Module):
 
     def forward(self, taps: Tensor) -> dict[str, Tensor]:
         """[B, channels, rows, columns] -> {space: float32 [B, width]}, each in (0, 1)."""
+        if not self.spaces:
+            return {name: _half(len(taps), d, taps.device) for name, d in self.widths.items()}
         pooled = self.trunk(taps).amax(dim=(2, 3))
         return {name: torch.sigmoid(linear(pooled).float()) for name, linear in self.spaces.items()}
+
+
+def _half(samples: int, width: int, device: torch.device) -> Tensor:
+    return torch.full((samples, width), 0.5, device=device)
 
 
 def _zeros(inputs: int, outputs: int) -> nn.Linear:

@@ -71,7 +71,7 @@ class ReidModel(nn.Module):
         self.bands = None
         if config.bands:
             tokens = self.encoder.token_width
-            self.bands = VisibleBands(channels, tokens, config.bands, tokens // 2)
+            self.bands = VisibleBands(channels, tokens, config.bands)
             self.spaces[BANDS] = self.bands.width
         self.necks = nn.ModuleDict({name: batch_norm_neck(d) for name, d in self.spaces.items()})
 

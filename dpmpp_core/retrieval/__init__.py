@@ -2,6 +2,7 @@
 
 from dpmpp_core.retrieval.baseline import chance, stripe_histogram
 from dpmpp_core.retrieval.bootstrap import Interval, paired_bootstrap
+from dpmpp_core.retrieval.comparison import Difference, paired_difference
 from dpmpp_core.retrieval.evaluation import (
     MODES,
     Embeddings,
@@ -19,6 +20,7 @@ from dpmpp_core.retrieval.similarity import masked_similarity
 
 __all__ = [
     "MODES",
+    "Difference",
     "Embeddings",
     "Interval",
     "Mode",
@@ -31,6 +33,7 @@ __all__ = [
     "mask_statistics",
     "masked_similarity",
     "paired_bootstrap",
+    "paired_difference",
     "permuted_masks",
     "rankings",
     "static_mask",

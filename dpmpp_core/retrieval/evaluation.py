@@ -86,7 +86,9 @@ def figures(results: Mapping[Mode, RankingResult]) -> dict[str, Any]:
     """What `evaluate` returns, from `rankings` already made (when the curves are wanted too)."""
     masked = results["masked"]
     absent = dict.fromkeys(masked.metrics(), float("nan"))
-    numbers = {mode: results[mode].metrics() if mode in results else absent for mode in MODES}
+    numbers: dict[str, Any] = {
+        mode: results[mode].metrics() if mode in results else absent for mode in MODES
+    }
     total = masked.num_valid_queries + masked.num_skipped_queries
     return {**numbers, "num_queries": total, "num_skipped": masked.num_skipped_queries}
 

@@ -17,6 +17,7 @@ from dpmpp_core.losses.heads import head_diversity
 from dpmpp_core.losses.patches import patch_visibility
 from dpmpp_core.losses.triplet import batch_hard_triplet
 from dpmpp_core.losses.visibility import visibility_likelihood
+from dpmpp_core.models.bands import SPACE as BANDS
 from dpmpp_core.models.clip import unit_text
 from dpmpp_core.models.prototypes import Prototypes
 from dpmpp_core.models.reid import ReidModel, features_of, start_clip
@@ -53,7 +54,7 @@ class MetricTask(Task):
             torch.manual_seed(config.seed)
             self.model = ReidModel(config.model, config.data, clip)
             self.prototypes = Prototypes(len(texts), self.model.spaces)
-        if "joint" in self.model.spaces:
+        if "joint" in self.model.spaces and section.loss.text_transfer:
             self.prototypes.init_from_text("joint", texts)
         self.register_buffer("texts", texts.float())
 
@@ -76,13 +77,15 @@ class MetricTask(Task):
             batch: `images` uint8 [B, H, W, 3]; `labels` int64 [B]; `donor_labels` int64 [B], the
                 class of the person whose scene hides the sample, negative = none; with a visibility
                 loss also `twins`, the images without that scene (read where there is a donor); with
-                bands also `visible` bool [B, gh, gw], the patches that show the person.
+                bands also `visible` bool [B, gh, gw], the patches that show the person, and
+                `covered` and `covered_visible`, the same of further pictures.
             phase: one of `phases`.
 
         Returns:
             weighted losses, and the mask figures and accuracy.
         """
         labels, donors = gather(batch["labels"]), gather(batch["donor_labels"])
+        ignored = donors if self.config.metric.class_ignoring else None
         frozen = torch.no_grad() if phase == "mask" else nullcontext()
         with self.autocast():
             with frozen:
@@ -105,7 +108,7 @@ class MetricTask(Task):
             for name, feature in necked.items():
                 cosine = self.prototypes.masked(name, feature, masks[name])
                 arc = arcface_logits(cosine, labels, weights.arcface_scale, weights.arcface_margin)
-                losses[f"masked_{name}"] = weights.masked * cross_entropy(arc, labels, 0.0, donors)
+                losses[f"masked_{name}"] = weights.masked * cross_entropy(arc, labels, 0.0, ignored)
                 report[f"accuracy_{name}"] = _accuracy(cosine, labels)
         if weights.visibility and phase != "model":
             for name, error in self._occlusion_errors(batch, own).items():
@@ -113,34 +116,46 @@ class MetricTask(Task):
                 losses[f"visibility_{name}"] = weights.visibility * likelihood
         if phase == "mask":
             return losses, report
-        if weights.patches and reading.visible is not None:
-            losses["patches"] = weights.patches * patch_visibility(
-                reading.visible, batch["visible"]
-            )
+        if reading.visible is not None:
+            losses["patches"] = self._patches(batch, reading.visible)
         if weights.identity:
             for name, feature in necked.items():
+                if name == BANDS:
+                    continue
                 logits = self.prototypes.plain(name, feature)
-                loss = cross_entropy(logits, labels, weights.label_smoothing, donors)
+                loss = cross_entropy(logits, labels, weights.label_smoothing, ignored)
                 losses[f"identity_{name}"] = weights.identity * loss
                 report.setdefault(f"accuracy_{name}", _accuracy(logits, labels))
         if weights.triplet:
-            compared = (gather(encoded.block11.float()), *features.values())
+            compared = [gather(encoded.block11.float())]
+            compared += [feature for name, feature in features.items() if name != BANDS]
             margin = weights.triplet_margin
-            triplets = [batch_hard_triplet(f, labels, margin, donors) for f in compared]
+            triplets = [batch_hard_triplet(f, labels, margin, ignored) for f in compared]
             losses["triplet"] = weights.triplet * torch.stack(triplets).sum()
         if weights.text and "joint" in features:
-            losses["text"] = weights.text * self._text(features["joint"], labels, donors)
+            losses["text"] = weights.text * self._text(features["joint"], labels, ignored)
         if weights.text_transfer and "joint" in features:
             losses["text_transfer"] = weights.text_transfer * self._text_transfer(labels)
         if weights.heads and encoded.heads is not None:
             losses["heads"] = weights.heads * head_diversity(encoded.heads)
         return losses, report
 
-    def _text(self, joint: Tensor, labels: Tensor, donors: Tensor) -> Tensor:
+    def _patches(self, batch: Mapping[str, Tensor], visible: Tensor) -> Tensor:
+        """Of the batch, and of pictures behind surfaces, from which nothing else learns."""
+        with torch.no_grad(), self.autocast():
+            covered = self.model.encoder(self.normalise(batch["covered"]))
+        assert self.model.bands is not None
+        with self.autocast():
+            seen = self.model.bands.see(covered.taps)
+        return patch_visibility(
+            torch.cat([visible, seen]), torch.cat([batch["visible"], batch["covered_visible"]])
+        )
+
+    def _text(self, joint: Tensor, labels: Tensor, ignored: Tensor | None) -> Tensor:
         if unit_text(self.config.model):
             joint = nn.functional.normalize(joint, dim=1)
         logits = self.scale * joint @ self.texts.T
-        return cross_entropy(logits, labels, self.config.metric.loss.label_smoothing, donors)
+        return cross_entropy(logits, labels, self.config.metric.loss.label_smoothing, ignored)
 
     def _text_transfer(self, labels: Tensor) -> Tensor:
         """Prototypes of the batch's identities against their texts (ours).
