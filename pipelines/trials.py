@@ -56,9 +56,11 @@ class Trial:
 def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[str, str]:
     """Build what is not finished, `plan.trials` at a time; name -> why it failed.
 
-    A trial that fails does not stop the others.
+    Seed by seed, so that a search that is cut short has compared all with the first seeds. A trial
+    that fails does not stop the others.
     """
     pending = [trial for trial in trials if not trial.finished(storage, plan)]
+    pending.sort(key=lambda trial: trial.config.seed)
     log.info("trials: %d of %d are finished already", len(trials) - len(pending), len(trials))
     if not pending:
         return {}
