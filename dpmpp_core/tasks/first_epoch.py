@@ -48,7 +48,8 @@ def first_epoch_windows(
       ln C or more, whatever their size (Gibbs' inequality; the step plan deals the identities
       evenly). Stage 1 fitted the texts to these very images: more than 0.9 ln C means that it did
       not, or not to these.
-    - Prototypes of the `joint` space start along the texts, which can only help.
+    - Prototypes of the `joint` space start along the texts, which helps if they are the right
+      ones.
 
     Training brings these down. Adam moves an entry by its rate a step, so by S = the sum of the
     rates until then: a plain logit by S |x|_1 <= S d, a cosine by S sqrt(d), the loss by twice as
@@ -59,11 +60,11 @@ def first_epoch_windows(
     Without windows: `triplet` (in the units of the features, which differ by backbone), `heads`
     (can take any value of its range), `text_transfer` (a small part of the loss).
 
-    Seen: losses that blow up, a rate that is far too high, texts that are missing, of other
-    identities or of other features, a wrong number of classes, features that lie all together, NaN.
-    Not seen: a rate that is too low (the first epoch is warm-up), pixels that are normalised
-    otherwise than the weights want them, alike in all stages, wrong labels that stage 1 learned
-    too, bad person masks, and all that goes wrong later. Being inside is no proof of health.
+    Seen on the demo set (`tests/bench/results/first_epoch.md`): rates a hundred times too high,
+    texts that are missing, random or of other identities, pixels of stage 2 that are not scaled;
+    and of course NaN. Not seen: rates ten times too high, rates that are too low (the first epoch
+    is warm-up), pixels that are shifted alike in all stages, bad person masks, all that goes wrong
+    later; without text, next to nothing. Being inside is no proof of health.
 
     Args:
         section: stage 2 as configured.
