@@ -137,6 +137,8 @@ def first_problem(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
     shown = "" if isinstance(given, dict) else f" (it is {given!r})"
+    if not key:  # a fault of sections that do not go together: the message names them
+        return message
     return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ from dpmpp_core.retrieval import (
     top_matches,
 )
 from dpmpp_core.retrieval import evaluation as evaluation_module
+from dpmpp_core.retrieval.evaluation import EXCHANGES
 
 
 def embeddings(
@@ -63,23 +65,43 @@ def test_evaluate_gives_each_mode_as_computed_step_by_step() -> None:
         "unmasked",
         "permuted",
         "static",
+        "both",
         "num_queries",
         "num_skipped",
     }
     assert (figures["num_queries"], figures["num_skipped"]) == (5, 1)
-    for mode, masks in {
-        "masked": query.masks,
-        "unmasked": None,
-        "permuted": permuted_masks(query.masks, 3),
-        "static": static_mask(query.masks),
+    ids = (query.pids, gallery.pids, query.camids, gallery.camids)
+    for mode, controls in {
+        "masked": [query.masks],
+        "unmasked": [None],
+        "permuted": [permuted_masks(query.masks, 3 * EXCHANGES + i) for i in range(EXCHANGES)],
+        "static": [static_mask(query.masks)],
     }.items():
-        scores = masked_similarity(query.features, masks, gallery.features)
-        expected = evaluate_ranking(
-            scores, query.pids, gallery.pids, query.camids, gallery.camids
-        ).metrics()
-        assert figures[mode] == pytest.approx(expected)
+        found = [
+            evaluate_ranking(masked_similarity(query.features, masks, gallery.features), *ids)
+            for masks in controls
+        ]
+        for name in found[0].metrics():
+            expected = np.mean([result.metrics()[name] for result in found])
+            assert figures[mode][name] == pytest.approx(expected)
         assert all(type(value) is float for value in figures[mode].values())
     assert figures["masked"] != figures["unmasked"]
+
+
+def test_masks_of_both_sides_weigh_the_gallery_by_their_product() -> None:
+    query, gallery = pair()
+    ids = (query.pids, gallery.pids, query.camids, gallery.camids)
+    scores = torch.zeros(len(query), len(gallery))
+    for space, x in query.features.items():
+        q = torch.from_numpy(x / np.linalg.norm(x, axis=1, keepdims=True))
+        for i in range(len(query)):
+            g = gallery.features[space] * gallery.masks[space] * query.masks[space][i]
+            g /= np.linalg.norm(g, axis=1, keepdims=True)
+            scores[i] += torch.from_numpy(g) @ q[i] / len(query.features)
+    expected = evaluate_ranking(scores, *ids).metrics()
+    assert evaluate(query, gallery, seed=0)["both"] == pytest.approx(expected)
+    without = evaluate(query, replace(gallery, masks={}), seed=0)
+    assert np.isnan(without["both"]["mAP"]) and without["masked"]["mAP"] > 0
 
 
 def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,9 @@ CLASSES = 4
 
 
 def config(*overrides):
-    return load_config("demo", ["data.height=64", "data.width=32", *overrides])
+    """The demo's, small, with the paper's form of the mask."""
+    form = ("model.bands=0", "model.mask_generator=light")
+    return load_config("demo", ["data.height=64", "data.width=32", *form, *overrides])
 
 
 def texts(width=192):

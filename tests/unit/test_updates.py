@@ -104,7 +104,8 @@ def test_a_resumed_training_is_the_unbroken_one(update):
 
 
 def test_updates_that_cannot_learn_are_refused():
-    off = ["metric.loss.masked=0", "metric.update=alternating"]
+    paper = ["model.bands=0", "model.mask_generator=light"]
+    off = [*paper, "metric.loss.masked=0", "metric.update=alternating"]
     with pytest.raises(ConfigError, match=r"alternating needs loss\.masked"):
         load_config("demo", off)
     assert load_config("demo", [*off, "metric.loss.visibility=1"])

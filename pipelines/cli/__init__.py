@@ -1,0 +1,42 @@
+"""The command line: one function a command, nothing decided here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dpmpp_core import __version__
+from pipelines.cli import comparisons, stages
+from pipelines.cli.looking import config_app, data_app
+
+app = typer.Typer(
+    name="dpmpp",
+    help="Occluded person re-identification: from a folder of images to a registered model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(stages.app)
+app.add_typer(comparisons.app)
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None: ...
+
+
+def main() -> None:
+    """Entry point of the `dpmpp` program."""
+    app()

@@ -1,0 +1,108 @@
+"""Commands that train more than one model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.cli.options import (
+    Address,
+    ConfigName,
+    Data,
+    Json,
+    Overrides,
+    StorageUri,
+    TrackingUri,
+    guarded,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def ablate(
+    overrides: Overrides = None,
+    data: Data = None,
+    config: ConfigName = "proof",
+    grid: Annotated[str, typer.Option(help="Shipped grid, or a YAML file of variants.")] = "method",
+    variants: Annotated[
+        str | None, typer.Option(help="Some of them, a,b,c; plain and full always take part.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Training seeds of plain and full.")] = "0,1,2,3,4",
+    few_seeds: Annotated[
+        str | None, typer.Option(help="Training seeds of the others. Default: the same.")
+    ] = None,
+    storage: StorageUri = "runs",
+    tracking_uri: TrackingUri = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Compare variants of the method: a grid of trials, one table, controls for every mask."""
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.config import load_config
+
+        load_config(config, overrides or [])
+        from pipelines.ablate import Request, ablate, parse_seeds
+        from pipelines.run import Options
+
+        several = parse_seeds(seeds)
+        few = parse_seeds(few_seeds) if few_seeds is not None else several
+        names = tuple(variants.split(",")) if variants else ()
+        options = Options(data, config, overrides or [], storage, tracking_uri, address)
+        return ablate(options, Request(grid, several, few, names))
+
+    def show(result: dict[str, Any]) -> None:
+        from pipelines.show import show_ablation
+
+        show_ablation(result)
+
+    guarded(work, show, as_json)
+
+
+@app.command()
+def reproduce(
+    protocol: Annotated[str | None, typer.Argument(help="A protocol; see --list.")] = None,
+    overrides: Overrides = None,
+    data: Annotated[str | None, typer.Option("--data", help="Folder to train on.")] = None,
+    test_data: Annotated[
+        str | None, typer.Option("--test-data", help="Folder to test on, where it is another.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Training seeds.")] = "0,1,2",
+    any_counts: Annotated[
+        bool, typer.Option("--any-counts", help="Go on where counts are not the published ones.")
+    ] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Show the protocols.")] = False,
+    storage: StorageUri = "runs",
+    tracking_uri: TrackingUri = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Train and test as published, and compare with what was published."""
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.config import load_config
+        from dpmpp_core.errors import ConfigError
+        from dpmpp_core.protocols import load_protocol, parse_seeds
+
+        chosen, changes = parse_seeds(seeds), overrides or []
+        if protocol is not None:
+            load_config(load_protocol(protocol).recipe, changes)
+        elif not listed:
+            raise ConfigError("which protocol? `dpmpp reproduce --list` shows them")
+        from pipelines import reproduce as kit
+
+        if listed or protocol is None:
+            return kit.list_protocols()
+        places = storage, tracking_uri, address
+        return kit.reproduce(
+            kit.Request(protocol, data, test_data, chosen, any_counts, changes, *places)
+        )
+
+    def show(result: dict[str, Any]) -> None:
+        from pipelines.show import show_protocols, show_reproduction
+
+        (show_protocols if listed else show_reproduction)(result)
+
+    guarded(work, show, as_json)

@@ -1,0 +1,100 @@
+"""Commands that look at and make data sets, and show configurations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.cli.options import ConfigName, Json, Overrides, guarded
+
+data_app = typer.Typer(help="Look at and make data sets.", no_args_is_help=True)
+config_app = typer.Typer(help="Show configurations.", no_args_is_help=True)
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[str, typer.Argument(help="Data folder or s3://bucket/prefix.")],
+    layout: Annotated[str, typer.Option(help="Layout; auto = find out.")] = "auto",
+    dataset: Annotated[
+        str | None, typer.Option(help="Compare with the published counts of this data set.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look through a data set: what is usable, what is not and why."""
+    from pipelines.show import show_data
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.data.manifest import compare_counts, read_manifest
+
+        manifest = read_manifest(folder, layout)
+        return {
+            "root": manifest.root,
+            "layout": manifest.layout,
+            "dataset_id": manifest.dataset_id,
+            "counts": manifest.counts(),
+            "quarantined": manifest.quarantine.to_pylist(),
+            "warnings": [
+                *manifest.warnings,
+                *(compare_counts(manifest, dataset) if dataset else []),
+            ],
+        }
+
+    guarded(work, show_data, as_json)
+
+
+@data_app.command("demo")
+def data_demo(
+    out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    overrides: Overrides = None,
+    config: ConfigName = "demo",
+    as_json: Json = False,
+) -> None:
+    """Generate the demo data set, in Market-1501 layout."""
+    from pipelines.show import show_demo
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.config import load_config
+        from pipelines.prepare import draw_demo
+
+        summary = draw_demo(out, load_config(config, overrides or []).data.demo)
+        return {"root": str(out), "images": dict(summary.images), "seconds": summary.seconds}
+
+    guarded(work, show_demo, as_json)
+
+
+@config_app.command("show")
+def config_show(
+    overrides: Overrides = None, config: ConfigName = "demo", as_json: Json = False
+) -> None:
+    """The effective configuration."""
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.config import load_config
+
+        return load_config(config, overrides or []).model_dump(mode="json")
+
+    def show(values: dict[str, Any]) -> None:
+        from dpmpp_core.config import Config
+
+        typer.echo(Config.model_validate(values).to_yaml(), nl=False)
+
+    guarded(work, show, as_json)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """The JSON schema of the configuration."""
+    from dpmpp_core.config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@config_app.command("list")
+def config_list() -> None:
+    """Names of the shipped recipes."""
+    from dpmpp_core.config import recipe_names
+
+    typer.echo("\n".join(recipe_names()))

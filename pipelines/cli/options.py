@@ -1,0 +1,97 @@
+"""What several commands ask for, and how every command ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from dpmpp_core.errors import UserError
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Configuration values to change."),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="Data folder or s3://bucket/prefix. Default: the demo set."),
+]
+ConfigName = Annotated[
+    str, typer.Option("--config", help="Name of a shipped recipe, or a YAML file.")
+]
+StorageUri = Annotated[
+    str, typer.Option("--storage", help="Folder or s3://bucket/prefix for all results.")
+]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option("--tracking-uri", help="MLflow server. Default: SQLite in the work folder."),
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster. Default: a local one is started.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Folder of a saved model. Default: train one on the data."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Make every stage anew.")]
+Bands = Annotated[
+    str | None,
+    typer.Option("--bands", help="Percent hidden, 10-20,20-30,...; default: 0-10 to 60-70."),
+]
+Parts = Annotated[
+    str | None,
+    typer.Option("--parts", help="Parts hidden; default: any,top,bottom,side."),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one result object as the last line of stdout.")
+]
+
+
+def guarded(
+    work: Callable[[], dict[str, Any]],
+    show: Callable[[dict[str, Any]], None],
+    as_json: bool,
+) -> None:
+    """Run a command's work. Exit codes: 0 done, 1 failed while running, 2 the user's to mend.
+
+    While it runs, stdout is stderr: libraries and Ray's workers print where they like, and
+    `--json` promises that the last line of stdout is the result.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in ("pipelines", "dpmpp_core"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    warnings.filterwarnings("ignore", module="ray.data")
+    stdout = os.dup(1)
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    code = 0
+    result: dict[str, Any] | None = None
+    try:
+        result = work()
+    except UserError as error:
+        print(f"dpmpp: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("dpmpp: stopped; the same command goes on from here", file=sys.stderr)
+        code = 1
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    os.dup2(stdout, 1)
+    if result is not None:
+        code = 1 if result.get("failed") else code
+        if as_json:
+            print(json.dumps(result), flush=True)
+        else:
+            show(result)
+    raise typer.Exit(code)
