@@ -45,25 +45,28 @@ class Trial:
         run = Run(self.config, storage, Tracking(""), plan, build=build)
         return train_and_evaluate(run, self.prepared, self.masks, self.prompts)
 
-    def finished(self, storage: Storage, plan: Plan) -> bool:
+    def missing(self, storage: Storage, plan: Plan) -> str | None:
+        """Key of the first stage that is not there, None for a finished trial."""
         try:
             self.stages(storage, plan)
-        except Unfinished:
-            return False
-        return True
+        except Unfinished as stage:
+            return str(stage)
+        return None
 
 
 def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[str, str]:
     """Build what is not finished, `plan.trials` at a time; name -> why it failed.
 
-    Seed by seed, so that a search that is cut short has compared all with the first seeds. A trial
-    that fails does not stop the others.
+    Seed by seed, so that a search that is cut short has compared all with the first seeds. Trials
+    that come to the same are run once. One that fails does not stop the others.
     """
-    pending = [trial for trial in trials if not trial.finished(storage, plan)]
-    pending.sort(key=lambda trial: trial.config.seed)
-    log.info("trials: %d of %d are finished already", len(trials) - len(pending), len(trials))
-    if not pending:
+    missing = {trial.name: trial.missing(storage, plan) for trial in trials}
+    finished = sum(key is None for key in missing.values())
+    log.info("trials: %d of %d are finished already", finished, len(trials))
+    alike = {missing[trial.name]: trial for trial in trials if missing[trial.name] is not None}
+    if not alike:
         return {}
+    pending = sorted(alike.values(), key=lambda trial: trial.config.seed)
     storage.delete(FOLDER)
     with bar("trials", len(pending)) as shown:
         tuner = tune.Tuner(
@@ -83,11 +86,12 @@ def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[st
             ),
         )
         results = tuner.fit()
-    failed = {
-        pending[result.config["number"]].name: _reason(result.error)
+    reasons = {
+        missing[pending[result.config["number"]].name]: _reason(result.error)
         for result in (results[i] for i in range(len(results)))
         if result.error is not None and result.config is not None
     }
+    failed = {name: reasons[key] for name, key in missing.items() if key in reasons}
     for name, reason in failed.items():
         log.warning("trials: %s failed: %s", name, reason)
     storage.delete(FOLDER)

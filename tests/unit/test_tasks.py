@@ -147,8 +147,13 @@ def test_a_loss_weight_scales_its_own_loss_and_zero_leaves_it_out():
                 if factor or name not in names
             }
             assert losses.keys() == expected.keys() and "accuracy_joint" in report
+            # Without transfer the joint prototypes do not start from the texts either.
+            other = (
+                {"identity_joint", "masked_joint"} if key == "text_transfer" and not factor else ()
+            )
             for name, loss in losses.items():
-                torch.testing.assert_close(loss, expected[name])
+                if name not in other:
+                    torch.testing.assert_close(loss, expected[name])
 
 
 def test_metric_task_starts_from_its_seed_and_the_texts_alone():
