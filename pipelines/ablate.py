@@ -10,6 +10,7 @@ from typing import Any
 
 from dpmpp_core.config import Config, load_config
 from dpmpp_core.config.grid import Grid, load_grid
+from dpmpp_core.data.synthesis import BANDS, PARTS
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.retrieval import rankings
 from pipelines.ablation_table import TABLE, Ablation, Measured, by_variant, render
@@ -181,4 +182,6 @@ def _command(options: Options, request: Request) -> str:
     if request.few_seeds != request.seeds:
         words += [f"--few-seeds {','.join(map(str, request.few_seeds))}"]
     words += [f"--variants {','.join(request.variants)}"] if request.variants else []
+    words += [] if options.bands == BANDS else [f"--bands {','.join(map(str, options.bands))}"]
+    words += [] if options.parts == PARTS else [f"--parts {','.join(options.parts)}"]
     return " ".join(words)

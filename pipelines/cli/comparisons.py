@@ -8,10 +8,12 @@ import typer
 
 from pipelines.cli.options import (
     Address,
+    Bands,
     ConfigName,
     Data,
     Json,
     Overrides,
+    Parts,
     StorageUri,
     TrackingUri,
     guarded,
@@ -33,6 +35,8 @@ def ablate(
     few_seeds: Annotated[
         str | None, typer.Option(help="Training seeds of the others. Default: the same.")
     ] = None,
+    bands: Bands = None,
+    parts: Parts = None,
     storage: StorageUri = "runs",
     tracking_uri: TrackingUri = None,
     address: Address = None,
@@ -44,13 +48,23 @@ def ablate(
         from dpmpp_core.config import load_config
 
         load_config(config, overrides or [])
+        from dpmpp_core.data.synthesis import BANDS, PARTS, parse_bands, parse_parts
         from pipelines.ablate import Request, ablate, parse_seeds
         from pipelines.run import Options
 
         several = parse_seeds(seeds)
         few = parse_seeds(few_seeds) if few_seeds is not None else several
         names = tuple(variants.split(",")) if variants else ()
-        options = Options(data, config, overrides or [], storage, tracking_uri, address)
+        options = Options(
+            data,
+            config,
+            overrides or [],
+            storage,
+            tracking_uri,
+            address,
+            bands=BANDS if bands is None else parse_bands(bands),
+            parts=PARTS if parts is None else parse_parts(parts),
+        )
         return ablate(options, Request(grid, several, few, names))
 
     def show(result: dict[str, Any]) -> None:
