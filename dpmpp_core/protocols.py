@@ -122,7 +122,8 @@ def needs(protocol: Protocol) -> Needs:
     """Time and memory of one seed on one GPU, estimated (ours).
 
     A training step costs three forward passes, one for the forward and two for the backward
-    direction; the frozen text tower has no weight gradients, two. A multiply-add is two FLOPs.
+    direction; the frozen text tower has no weight gradients, two. Masked bands look at half a batch
+    more, forward only. A multiply-add is two FLOPs.
     Images are embedded once for stage 1, once for the person masks, queries and gallery once. Not
     counted: reading files, start of the workers, the optimiser.
     """
@@ -132,10 +133,11 @@ def needs(protocol: Protocol) -> Needs:
     images, classes = counts["train"]
     assert classes is not None
     embedded = 2 * images + tested["query"][0] + tested["gallery"][0]
+    passes = 3.5 if config.model.bands else 3.0
     macs = (
         _saliency_macs(config, images)
         + _prompt_macs(config, images, classes)
-        + config.metric.epochs * images * 3 * STAGE_2
+        + config.metric.epochs * images * passes * STAGE_2
         + embedded * ENCODER
     )
     saliency, metric = config.saliency, config.metric
@@ -146,7 +148,7 @@ def needs(protocol: Protocol) -> Needs:
     return Needs(
         hours=2 * macs / GPU_FLOPS / 3600,
         gpu_gigabytes=(PARAMETER_BYTES + kept) / 1e9,
-        images_a_second=GPU_FLOPS / (2 * 3 * STAGE_2),
+        images_a_second=GPU_FLOPS / (2 * passes * STAGE_2),
     )
 
 
@@ -160,14 +162,3 @@ def _prompt_macs(config: Config, images: int, classes: int) -> float:
     batch = config.prompts.batch
     texts = classes * (1 - (1 - 1 / classes) ** batch)  # identities in a random batch, expected
     return config.prompts.epochs * images / batch * texts * 2 * TEXT
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0,1,2` -> (0, 1, 2). Raises ConfigError for anything else, or a seed that comes twice."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ConfigError(f"--seeds {text!r}: write whole numbers with commas between, as 0,1,2")
-    seeds = tuple(int(part) for part in parts)
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds {text!r}: a seed comes twice, which would count one run twice")
-    return seeds

@@ -11,7 +11,6 @@ from typing import Any
 from dpmpp_core.config import Config, load_config
 from dpmpp_core.config.grid import Grid, load_grid
 from dpmpp_core.data.synthesis import BANDS, PARTS
-from dpmpp_core.errors import ConfigError
 from dpmpp_core.retrieval import rankings
 from pipelines.ablation_table import TABLE, Ablation, Measured, by_variant, render
 from pipelines.evaluate import load_embeddings
@@ -49,14 +48,6 @@ class Request:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     few_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     variants: tuple[str, ...] = ()
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds written as `0,1,2`; ConfigError says how to write them."""
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() for word in words) or len(set(words)) < len(words):
-        raise ConfigError(f"seeds {text!r}: write them as 0,1,2, each once")
-    return tuple(map(int, words))
 
 
 def ablate(options: Options, request: Request) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pipelines.tracking import Tracking
 log = logging.getLogger(__name__)
 
 FOLDER = "tune"
+TRIAL_CPUS = 0.1  # the trial itself only waits for the workers that it starts
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[st
 
     Seed by seed, so that a search that is cut short has compared all with the first seeds. Trials
     that come to the same are run once. One that fails does not stop the others.
+
+    Raises:
+        KeyboardInterrupt: stopped before all were done.
     """
     missing = {trial.name: trial.missing(storage, plan) for trial in trials}
     finished = sum(key is None for key in missing.values())
@@ -92,13 +96,12 @@ def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[st
         if result.error is not None and result.config is not None
     }
     failed = {name: reasons[key] for name, key in missing.items() if key in reasons}
+    if any(t.name not in failed and t.missing(storage, plan) for t in pending):
+        raise KeyboardInterrupt  # Tune answers Ctrl-C by returning what there is
     for name, reason in failed.items():
         log.warning("trials: %s failed: %s", name, reason)
     storage.delete(FOLDER)
     return failed
-
-
-TRIAL_CPUS = 0.1  # the trial itself only waits for the workers that it starts
 
 
 def _run(

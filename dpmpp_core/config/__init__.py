@@ -4,7 +4,13 @@ A recipe (a YAML file in `recipes/` or one of the user's) plus dotted overrides 
 Everything is validated before anything starts; unknown keys are refused with the nearest valid one.
 """
 
-from dpmpp_core.config.reading import config_keys, fingerprint, load_config, recipe_names
+from dpmpp_core.config.reading import (
+    config_keys,
+    fingerprint,
+    load_config,
+    parse_seeds,
+    recipe_names,
+)
 from dpmpp_core.config.sections import (
     LAYOUTS,
     AugmentConfig,
@@ -44,5 +50,6 @@ __all__ = [
     "config_keys",
     "fingerprint",
     "load_config",
+    "parse_seeds",
     "recipe_names",
 ]

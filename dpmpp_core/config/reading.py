@@ -146,3 +146,14 @@ def fingerprint(*parts: Any) -> str:
     """SHA-256 (hex) of JSON-able values and sections; equal values give equal ones anywhere."""
     plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0,1,2` -> (0, 1, 2). Raises ConfigError for anything else, or a seed that comes twice."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise ConfigError(f"--seeds {text!r}: write whole numbers with commas between, as 0,1,2")
+    seeds = tuple(int(part) for part in parts)
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {text!r}: a seed comes twice, which would count one run twice")
+    return seeds

@@ -45,11 +45,11 @@ def ablate(
     """Compare variants of the method: a grid of trials, one table, controls for every mask."""
 
     def work() -> dict[str, Any]:
-        from dpmpp_core.config import load_config
+        from dpmpp_core.config import load_config, parse_seeds
 
         load_config(config, overrides or [])
         from dpmpp_core.data.synthesis import BANDS, PARTS, parse_bands, parse_parts
-        from pipelines.ablate import Request, ablate, parse_seeds
+        from pipelines.ablate import Request, ablate
         from pipelines.run import Options
 
         several = parse_seeds(seeds)
@@ -96,9 +96,9 @@ def reproduce(
     """Train and test as published, and compare with what was published."""
 
     def work() -> dict[str, Any]:
-        from dpmpp_core.config import load_config
+        from dpmpp_core.config import load_config, parse_seeds
         from dpmpp_core.errors import ConfigError
-        from dpmpp_core.protocols import load_protocol, parse_seeds
+        from dpmpp_core.protocols import load_protocol
 
         chosen, changes = parse_seeds(seeds), overrides or []
         if protocol is not None:

@@ -32,7 +32,8 @@ def close(a, b, atol=1e-5):
 
 
 def settings(backbone, **changes):
-    return ModelConfig(backbone=backbone, pretrained=None, taps=(1, 2, 4), **changes)
+    form = {"mask_generator": "light", "bands": 0}
+    return ModelConfig(backbone=backbone, pretrained=None, taps=(1, 2, 4), **form | changes)
 
 
 def make(backbone, **changes):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dpmpp_core.config import load_config
+from dpmpp_core.config import load_config, parse_seeds
 from dpmpp_core.data.layouts import WITHOUT_TRAINING
 from dpmpp_core.data.manifest import PUBLISHED
 from dpmpp_core.errors import ConfigError
@@ -17,7 +17,6 @@ from dpmpp_core.protocols import (
     Protocol,
     load_protocol,
     needs,
-    parse_seeds,
     protocol_names,
 )
 
