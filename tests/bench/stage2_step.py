@@ -22,11 +22,13 @@ from dpmpp_core.tasks.metric import MetricTask
 from tests.bench.timing import interleaved, write
 
 IDENTITIES = 751
+PAPER = ["model.bands=0", "model.mask_generator=light"]
 VARIANTS = {
-    "plain": [],
-    "joint": [],
-    "alternating": ["metric.update=alternating"],
-    "full": ["model.mask_generator=full"],
+    "plain": PAPER,
+    "joint": PAPER,
+    "alternating": [*PAPER, "metric.update=alternating"],
+    "full": [*PAPER, "model.mask_generator=full"],
+    "bands": [],
 }
 
 
@@ -80,7 +82,14 @@ def random_batch(size: int) -> dict[str, Tensor]:
     labels = torch.arange(size) // 4
     donors = torch.where(torch.arange(size) % 2 == 0, (labels + 1) % labels.max().add(1), -1)
     images = torch.randint(0, 256, (size, 256, 128, 3), dtype=torch.uint8)
-    return {"images": images, "labels": labels, "donor_labels": donors}
+    visible = torch.rand(size, 16, 8) < 0.5
+    covered = {"covered": images[::2], "covered_visible": visible[::2]}
+    return {
+        "images": images,
+        "labels": labels,
+        "donor_labels": donors,
+        "visible": visible,
+    } | covered
 
 
 def step_of(name: str, batch: dict[str, Tensor]) -> Callable[[], None]:

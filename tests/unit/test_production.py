@@ -24,8 +24,13 @@ def config():
 
 def batch():
     draw = np.random.default_rng(0)
+    images = torch.from_numpy(draw.integers(0, 256, (4, 256, 128, 3), np.uint8))
+    visible = torch.from_numpy(draw.random((4, 16, 8)) < 0.5)
     return {
-        "images": torch.from_numpy(draw.integers(0, 256, (4, 256, 128, 3), np.uint8)),
+        "images": images,
+        "visible": visible,
+        "covered": images[::2],
+        "covered_visible": visible[::2],
         "labels": torch.arange(CLASSES).repeat_interleave(2),
         "donor_labels": torch.tensor([1, -1, -1, 0]),
     }
@@ -89,7 +94,11 @@ def test_stage_2_at_full_size(config):
         losses
     )
     encoder = task.model.encoder
-    assert encoder.taps == (2, 4, 10, 12) and task.model.spaces == {"visual": 768, "joint": 512}
+    assert encoder.taps == (2, 4, 10, 12) and task.model.spaces == {
+        "visual": 768,
+        "joint": 512,
+        "bands": 8 * 768,
+    }
 
     other = MetricTask(config, texts, 1.0, steps_per_epoch=200)
     other.load_trained_state(task.trained_state())
