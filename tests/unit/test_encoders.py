@@ -231,7 +231,7 @@ def task_of(backbone, *overrides):
     config = load_config("demo", [
         f"data.height={SIZE[0]}", f"data.width={SIZE[1]}", f"model.backbone={backbone}",
         "model.taps=[1,2,4]", "model.pretrained=null", "metric.precision=fp32",
-        "metric.loss.triplet=1", *overrides,
+        "metric.loss.triplet=1", "model.mask_generator=light", "model.bands=2", *overrides,
     ])  # fmt: skip
     width = OPEN_CLIP[backbone]["embed_dim"] if backbone in OPEN_CLIP else 0
     texts = torch.randn(CLASSES, width, generator=torch.Generator().manual_seed(0))
@@ -240,8 +240,13 @@ def task_of(backbone, *overrides):
 
 def batch():
     draw = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (6, *SIZE, 3), generator=draw, dtype=torch.uint8)
+    visible = torch.rand(6, 6, 3, generator=draw) < 0.5
     return {
-        "images": torch.randint(0, 256, (6, *SIZE, 3), generator=draw, dtype=torch.uint8),
+        "images": images,
+        "visible": visible,
+        "covered": images[::2],
+        "covered_visible": visible[::2],
         "labels": torch.arange(CLASSES).repeat_interleave(2),
         "donor_labels": torch.tensor([1, -1, 2, -1, -1, 0]),
     }

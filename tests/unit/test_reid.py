@@ -18,7 +18,9 @@ from dpmpp_core.models.reid import ReidModel, load_model, save_model, start_clip
 from dpmpp_core.models.saved import weights_sha256
 
 CONFIG = load_config("demo", ["data.height=64", "data.width=32"])
-SMALL = ModelConfig(backbone="dpmpp-small", pretrained=None, taps=(1, 2, 4, 6))
+SMALL = ModelConfig(
+    backbone="dpmpp-small", pretrained=None, taps=(1, 2, 4, 6), mask_generator="light", bands=2
+)
 DATA = DataConfig(height=64, width=32)
 
 
@@ -63,13 +65,13 @@ def test_saved_model_comes_back_bit_for_bit(model, saved, pictures):
     folder, digest = saved
     card = json.loads((folder / "model.json").read_text())
     assert card["weights_sha256"] == digest and card["classes"] == 7
-    assert card["spaces"] == {"visual": 192, "joint": 192}
+    assert card["spaces"] == {"visual": 192, "joint": 192, "bands": 384}
     before = torch.random.get_rng_state()
     loaded = load_model(folder)
     assert torch.equal(before, torch.random.get_rng_state())  # no draw from the global generator
     assert not loaded.training and weights_sha256(loaded.state_dict()) == digest
     ours, theirs = model.embed(pictures), loaded.embed(pictures)
-    for space in ("visual", "joint"):
+    for space in ("visual", "joint", "bands"):
         assert np.array_equal(ours.features[space], theirs.features[space])
         assert np.array_equal(ours.masks[space], theirs.masks[space])
         assert ours.features[space].dtype == ours.masks[space].dtype == np.float32
