@@ -47,6 +47,8 @@ def following(query: Embeddings, whole: Embeddings, notes: Notes) -> Figures:
         unhidden = np.ones_like(visible)
     figures = {}
     for space, masks in query.masks.items():
+        if not masks.std(axis=0).any():
+            continue
         values = np.vstack([masks, whole.masks[space][twins]]).astype(np.float64)
         values /= np.linalg.norm(values, axis=1, keepdims=True)
         for name, pair in pairs.items():

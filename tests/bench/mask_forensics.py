@@ -161,6 +161,8 @@ def explained(query: Embeddings, notes: Mapping[str, NDArray]) -> Figures:
     figures = {}
     statistics = mask_statistics(query.masks)
     for space, mask in query.masks.items():
+        if not mask.std(axis=0).any():  # no mask at all: nothing to explain
+            continue
         values = mask.astype(np.float64)
         figures[f"variance, {space}"] = {
             "visible body": predicted(values, notes["visible"]),
