@@ -14,7 +14,7 @@ from dpmpp_core.data.synthesis import BANDS, PARTS
 from dpmpp_core.retrieval import rankings
 from pipelines.ablation_table import TABLE, Ablation, Measured, by_variant, render
 from pipelines.evaluate import load_embeddings
-from pipelines.robustness import robustness
+from pipelines.robustness import has_clean_queries, robustness
 from pipelines.run import (
     Options,
     begin,
@@ -76,6 +76,7 @@ def ablate(options: Options, request: Request) -> dict[str, Any]:
             changes = {"variant": one.variant, "seed": str(one.seed)}
             run.tracking.trial(name, f"{one.variant} {one.seed}", changes, one.figures)
         drawn = [(v, request.seeds[0]) for v in grid.curves if (v, request.seeds[0]) in done]
+        drawn = drawn if has_clean_queries(prepared) else []
         curves = {v: _curve(run, done[v, seed], options) for v, seed in drawn}
         return _written(run, prepared, name, grid, measured, curves, failed, options, request)
 
