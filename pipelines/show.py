@@ -113,7 +113,8 @@ def show_protocols(listed: dict[str, Any]) -> None:
 def show_reproduction(result: dict[str, Any]) -> None:
     """Our figures beside the published ones, and the verdict."""
     console = Console()
-    table = Table(title=f"{result['title']}, {result['queries']} queries (%)")
+    name = f"{result['title']}, {result['queries']} queries (%)"
+    table = Table(title=name, min_width=len(name) + 2)
     for column in ("", "rank-1", "mAP"):
         table.add_column(column, justify="right" if column else "left")
     for run in result["runs"]:
