@@ -20,7 +20,8 @@ from dpmpp_core.errors import ConfigError
 Percent = Annotated[float, Field(ge=0, le=100)]
 FIGURES = ("rank1", "mAP")
 
-# Multiply-adds of ViT-B/16 at 256x128, stride 16; counted with torch.utils.flop_counter.
+# Multiply-adds of ViT-B/16 at 256x128, stride 16, counted: tests/bench/results/stage2_step.md; the
+# text with torch.utils.flop_counter.
 ENCODER = 11.3e9  # an image through the encoder
 STAGE_2 = 11.5e9  # an image through stage 2: encoder, mask generator, metric
 TEXT = 0.455e9  # a prompt of 12 tokens through CLIP's text transformer
