@@ -75,6 +75,12 @@ class ReidModel(nn.Module):
             self.spaces[BANDS] = self.bands.width
         self.necks = nn.ModuleDict({name: batch_norm_neck(d) for name, d in self.spaces.items()})
 
+    @property
+    def masked_spaces(self) -> list[str]:
+        """Spaces whose masks depend on the picture; those of the others are 0.5 for good."""
+        generated = self.mask_generator.spaces
+        return [name for name in self.spaces if name in generated or name == BANDS]
+
     def forward(self, images: Tensor) -> Reading:
         """Normalised images float [B, 3, H, W] -> what the encoder saw, and a mask a space."""
         return self.read(self.encoder(images))

@@ -99,6 +99,7 @@ class MetricTask(Task):
         report = {
             f"mask_{name}_{key}": figure
             for name, mask in masks.items()
+            if name in self.model.masked_spaces
             for key, figure in mask_figures(mask).items()
         }
 
@@ -240,7 +241,7 @@ class MetricTask(Task):
             f"dead_mask_{space}": f"dead mask in the {space} space: std over pictures {std:.4f} in "
             f"epoch {epoch} of {section.epochs} (alive: {DEAD_MASK} or more); it weights all "
             "queries alike, so another query's mask would do as well"
-            for space in self.model.spaces
+            for space in self.model.masked_spaces
             if (std := figures[f"mask_{space}_std_samples"]) < DEAD_MASK
         }
 

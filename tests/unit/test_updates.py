@@ -151,3 +151,10 @@ def test_a_step_never_asks_the_device_for_a_value():
         total(losses).backward()
         with pytest.raises(DataDependentOutputException):  # as the public function's checks do
             masked_similarity(torch.rand(2, 4), torch.rand(2, 4), torch.rand(3, 4))
+
+
+def test_where_no_mask_is_made_none_is_watched():
+    task = metric_task("model.mask_generator=none", "model.bands=2", "metric.epochs=10")
+    assert task.model.masked_spaces == ["bands"]
+    assert set(task.alarms(9, {"mask_bands_std_samples": 0.0})) == {"dead_mask_bands"}
+    assert not task.alarms(9, {"mask_bands_std_samples": 0.1})
