@@ -145,13 +145,15 @@ def _retrieval_pictures(
                 ranked_lists(query, gallery, _examples(query, gallery), load),
             )
         )
-        made.append(
-            Picture(
-                f"Masks of {name} queries",
-                "Which dimensions of the identity space each query trusts.",
-                mask_picture(query.masks),
+        masks = {space: mask for space, mask in query.masks.items() if mask.std() > 0}
+        if masks:
+            made.append(
+                Picture(
+                    f"Masks of {name} queries",
+                    "Which dimensions of the identity space each query trusts.",
+                    mask_picture(masks),
+                )
             )
-        )
     return made
 
 
