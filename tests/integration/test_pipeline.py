@@ -82,7 +82,7 @@ def test_mlflow_has_a_run_with_a_nested_run_a_stage(result: dict[str, Any]) -> N
     metric = by_stage["metric"].info.run_id
     losses = client.get_metric_history(metric, "loss")
     assert [point.step for point in losses] == [1, 2]
-    assert client.get_metric_history(metric, "mask_visual_std_samples")
+    assert client.get_metric_history(metric, "mask_bands_std_samples")
 
 
 def test_the_registered_version_says_which_weights_it_holds(result: dict[str, Any]) -> None:
@@ -102,9 +102,9 @@ def test_the_report_is_one_file_with_all_in_it(result: dict[str, Any]) -> None:
 def test_a_changed_stage_2_starts_there(
     result: dict[str, Any], small_demo: Path, runs: Path
 ) -> None:
-    """With the parts of the method that are off by default: a second pass, and clean twins."""
+    """With what is off by default: masks of the class token, a second pass, and clean twins."""
     changes = ["metric.update=alternating", "metric.loss.visibility=0.5"]
-    overrides = [*SMALL, *changes, "occlusion.min_oiou=0.3"]
+    overrides = [*SMALL, *changes, "model.mask_generator=light", "occlusion.min_oiou=0.3"]
     options = Options(data=str(small_demo), overrides=overrides, storage=str(runs))
     other = run_pipeline(options, until="metric")
     reused = {stage["name"]: stage["reused"] for stage in other["stages"]}
