@@ -85,14 +85,14 @@ class VisibleBands(nn.Module):
     def _pool(self, tokens: Tensor, visible: Tensor) -> Banded:
         _, _, rows, columns = tokens.shape
         shares = _shares(rows, self.bands, tokens.device) / columns
-        weight = visible.sigmoid()
-        weight = weight.detach()
+        weight = visible.detach().sigmoid()
         seen = weight.sum(dim=2) @ shares.T  # [B, R], mean over a band's patches
         by_row = torch.einsum("bdhw,bhw->bdh", tokens, weight)
         feature = (by_row @ shares.T / seen.clamp_min(1e-3)[:, None]).transpose(1, 2)  # [B, R, D]
         if self.training:
             self.usual.lerp_(seen.detach().mean(dim=0), 0.05)
-        mask = (seen / (seen + self.usual)).square()
+        # Never zero: a mask of nothing is no mask, and the metric refuses it.
+        mask = (seen / (seen + self.usual)).square().clamp_min(1e-9)
         return Banded(feature.flatten(1), mask.repeat_interleave(self.token_width, dim=1), visible)
 
 
