@@ -212,8 +212,9 @@ class MetricTask(Task):
             of_generator = name.startswith("model.mask_generator.")
             if phase != "joint" and of_generator != (phase == "mask"):
                 parameter.grad = None
-        generator = self.model.mask_generator.parameters()
-        nn.utils.clip_grad_norm_(generator, self.config.metric.mask_grad_clip)
+        generator = list(self.model.mask_generator.parameters())
+        if generator:
+            nn.utils.clip_grad_norm_(generator, self.config.metric.mask_grad_clip)
 
     def first_epoch(self) -> dict[str, Window]:
         """Where the losses of the first epoch should be, see `first_epoch_windows`."""
