@@ -14,10 +14,12 @@ import yaml
 from pydantic import Field
 
 from dpmpp_core.config import Config, Section, load_config
+from dpmpp_core.config.reading import shipped_names
 from dpmpp_core.data.manifest import PUBLISHED
 from dpmpp_core.errors import ConfigError
 
 Percent = Annotated[float, Field(ge=0, le=100)]
+FOLDER = resources.files("dpmpp_core") / "recipes" / "protocols"
 FIGURES = ("rank1", "mAP")
 
 # Multiply-adds of ViT-B/16 at 256x128, stride 16, counted: tests/bench/results/stage2_step.md; the
@@ -100,8 +102,7 @@ class Needs(Section):
 
 def protocol_names() -> list[str]:
     """Names of the protocols shipped with the package."""
-    folder = resources.files("dpmpp_core") / "recipes" / "protocols"
-    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return shipped_names(FOLDER)
 
 
 def load_protocol(name: str) -> Protocol:
@@ -115,8 +116,7 @@ def load_protocol(name: str) -> Protocol:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"no protocol named {name!r}{hint} (protocols: {', '.join(names)})")
-    file = resources.files("dpmpp_core") / "recipes" / "protocols" / f"{name}.yaml"
-    return Protocol.model_validate(yaml.safe_load(file.read_text()))
+    return Protocol.model_validate(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()))
 
 
 def needs(protocol: Protocol) -> Needs:

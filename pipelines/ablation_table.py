@@ -8,7 +8,7 @@ import json
 import platform
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
@@ -65,6 +65,7 @@ class Ablation:
     curves: dict[str, Any]
     failed: dict[str, str]
     counts: dict[str, Any]
+    _gains: dict[Any, Difference | None] = field(default_factory=dict, repr=False)  # made once each
 
     def of(self, variant: str) -> dict[int, Measured]:
         return {m.seed: m for m in self.measured if m.variant == variant}
@@ -81,6 +82,14 @@ class Ablation:
         self, query_set: str, one: tuple[str, Mode], other: tuple[str, Mode]
     ) -> Difference | None:
         """Average precision of a variant in a mode less another's, over the seeds they share."""
+        asked = query_set, one, other
+        if asked not in self._gains:
+            self._gains[asked] = self._gain(*asked)
+        return self._gains[asked]
+
+    def _gain(
+        self, query_set: str, one: tuple[str, Mode], other: tuple[str, Mode]
+    ) -> Difference | None:
         (a, mode), (b, control) = one, other
         ours, theirs = self.of(a), self.of(b)
         seeds = [seed for seed in ours if seed in theirs]

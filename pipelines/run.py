@@ -69,7 +69,7 @@ def run_pipeline(
     Raises:
         UserError: configuration, weights or data.
     """
-    config = load_config(options.config, options.overrides)
+    config = with_backgrounds(load_config(options.config, options.overrides))
     with opened(options, [config], until) as (run, source, _):
         made = _stages(run, source, until, options, order)
         return _result(run) | made
@@ -82,7 +82,8 @@ def opened(
     """Look at all that a user can get wrong, then connect; MLflow's run ends as the block does.
 
     Args:
-        configs: what is going to be run. The first one is the run's own; all are of one data set.
+        configs: what is going to be run, each `with_backgrounds`. The first one is the run's own;
+            all are of one data set.
 
     Yields:
         the run, the data unless it is the demo set, and the plan of pipelines side by side.
@@ -97,7 +98,7 @@ def opened(
     storage = Storage(options.storage)
     tracking = Tracking(*_tracking(options, storage))
     plan, side_by_side = connect(options.address, config.cluster)
-    run = Run(with_backgrounds(config), storage, tracking, plan, options.fresh)
+    run = Run(config, storage, tracking, plan, options.fresh)
     try:
         yield run, source, side_by_side
         tracking.end("FINISHED")
@@ -207,7 +208,6 @@ def with_backgrounds(config: Config) -> Config:
 
 def _check(config: Config, options: Options, until: str) -> None:
     """Refuse what would fail later."""
-    with_backgrounds(config)
     if options.model is None:
         looks = config.saliency.provider in ("sps", "attention")  # with the starting encoder
         needing = "saliency" if looks else "features"

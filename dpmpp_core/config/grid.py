@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from dpmpp_core.config.reading import first_problem
+from dpmpp_core.config.reading import first_problem, read_text, shipped_names
 from dpmpp_core.config.sections import Section
 from dpmpp_core.errors import ConfigError
+
+FOLDER = resources.files("dpmpp_core") / "recipes" / "grids"
 
 
 class Variant(Section):
@@ -75,8 +77,7 @@ class Grid(Section):
 
 def grid_names() -> list[str]:
     """Names of the grids shipped with the package."""
-    folder = resources.files("dpmpp_core") / "recipes" / "grids"
-    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return shipped_names(FOLDER)
 
 
 def load_grid(source: str) -> Grid:
@@ -86,9 +87,9 @@ def load_grid(source: str) -> Grid:
         ConfigError: no such grid; an unknown key or name; a circle of `after`.
     """
     if source in grid_names():
-        text = (resources.files("dpmpp_core") / "recipes/grids" / f"{source}.yaml").read_text()
+        text = (FOLDER / f"{source}.yaml").read_text()
     elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
+        text = read_text(source)
     else:
         raise ConfigError(f"no grid or file named {source!r}, {_nearest(source, grid_names())}")
     try:

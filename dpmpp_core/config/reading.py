@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from dpmpp_core.errors import ConfigError
 
 def recipe_names() -> list[str]:
     """Names of the recipes shipped with the package."""
-    folder = resources.files("dpmpp_core") / "recipes"
+    return shipped_names(resources.files("dpmpp_core") / "recipes")
+
+
+def shipped_names(folder: Traversable) -> list[str]:
+    """Names of the YAML files of one of the package's folders, sorted."""
     return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
@@ -48,10 +53,7 @@ def _read_tree(source: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
         default_name = source
     elif Path(source).is_file():
         default_name = Path(source).stem
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ConfigError(f"{source}: not a text file in UTF-8") from None
+        text = read_text(source)
     else:
         names = recipe_names()
         near = difflib.get_close_matches(source, names, n=1)
@@ -71,6 +73,14 @@ def _read_tree(source: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     if parent in lineage:
         raise ConfigError(f"{' extends '.join((*lineage, parent))}: a circle")
     return _merge(_read_tree(str(parent), lineage), tree)
+
+
+def read_text(path: str) -> str:
+    """A user's file; ConfigError if it is no text."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
