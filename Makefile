@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint format constraints clean
+.PHONY: demo test test-fast test-faults lint format constraints clean
 
 demo: $(STAMP)  ## the whole pipeline on the generated demo set
 	$(BIN)/dpmpp run --config demo
@@ -14,6 +14,9 @@ test: $(STAMP)  ## all tests
 
 test-fast: $(STAMP)  ## unit tests only: no Ray, no MLflow
 	$(BIN)/python -m pytest tests/unit
+
+test-faults: $(STAMP)  ## processes killed, nodes lost, storage away, disk full: all of it
+	$(BIN)/python -m pytest tests/faults -m '' --fault-table tests/bench/results/faults.md
 
 lint: $(STAMP)  ## style, types, and which package may import which
 	$(BIN)/ruff check .

@@ -19,3 +19,7 @@ class DataError(UserError):
 
 class WeightsError(UserError):
     """Model weights or a saved model are missing, damaged or do not fit."""
+
+
+class TrainingError(UserError):
+    """Training ended in a way that going on cannot mend, such as a loss that is no number."""

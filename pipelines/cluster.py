@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,13 +58,16 @@ class Plan:
         )
 
 
-def plan(cpus: int, gpus: int, config: ClusterConfig, shared: bool) -> Plan:
+def plan(
+    cpus: int, gpus: int, config: ClusterConfig, shared: bool, nodes: Sequence[int] = ()
+) -> Plan:
     """Divide `cpus` and `gpus`.
 
     Args:
         cpus, gpus: what there is, real ones.
         shared: one machine for all (local Ray). Data workers then use the CPUs that training also
             uses, as they mostly wait; on a cluster they get CPUs of their own.
+        nodes: CPUs of each node that may train, as a worker must fit on one; empty = one machine.
 
     Raises:
         ConfigError: more train workers than GPUs, or than CPUs left; shows the arithmetic.
@@ -82,11 +86,30 @@ def plan(cpus: int, gpus: int, config: ClusterConfig, shared: bool) -> Plan:
             f"cluster.train_workers {workers} need a CPU each, but {cpus} CPUs - {data} data "
             f"workers - 1 = {left}: lower cluster.train_workers or cluster.data_workers"
         )
-    train_cpus = 1 if use_gpu and not shared else max(1, left // workers)
+    if nodes and sum(nodes) < workers:
+        raise ConfigError(
+            f"cluster.train_workers {workers} need a CPU each, but the nodes that may train have "
+            f"{sum(nodes)}: lower cluster.train_workers or change cluster.train_nodes"
+        )
+    train_cpus = 1 if use_gpu and not shared else _fitting(workers, left // workers, nodes)
     return Plan(workers, train_cpus, use_gpu, data, max(1, cpus if shared else left))
 
 
-def plan_trials(whole: Plan, cpus: int, gpus: int, config: ClusterConfig, shared: bool) -> Plan:
+def _fitting(workers: int, cpus: int, nodes: Sequence[int]) -> int:
+    """The most CPUs, at most `cpus` each, with which so many workers fit on the nodes."""
+    while nodes and cpus > 1 and sum(node // cpus for node in nodes) < workers:
+        cpus -= 1
+    return max(1, cpus)
+
+
+def plan_trials(
+    whole: Plan,
+    cpus: int,
+    gpus: int,
+    config: ClusterConfig,
+    shared: bool,
+    nodes: Sequence[int] = (),
+) -> Plan:
     """Divide the same machine or cluster among pipelines that run side by side.
 
     A CPU of its own for each train worker is worth more than threads, so there are as many trials
@@ -107,7 +130,7 @@ def plan_trials(whole: Plan, cpus: int, gpus: int, config: ClusterConfig, shared
         trials = min(trials, gpus // workers)
     if trials < 2:
         return whole
-    share = plan(cpus // trials, gpus // trials, config, shared)
+    share = plan(cpus // trials, gpus // trials, config, shared, nodes)
     return replace(share, trials=trials)
 
 
@@ -202,5 +225,28 @@ def _join(address: str, config: ClusterConfig) -> tuple[Plan, Plan]:
         raise ConfigError(f"--address {address}: no Ray cluster answers: {problem}") from None
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    whole = plan(cpus, gpus, config, shared=False)
-    return whole, plan_trials(whole, cpus, gpus, config, shared=False)
+    nodes = _nodes(config.train_nodes, "train_nodes")
+    _nodes(config.data_nodes, "data_nodes")
+    whole = plan(cpus, gpus, config, False, nodes)
+    return whole, plan_trials(whole, cpus, gpus, config, False, nodes)
+
+
+def selector(labels: Sequence[str]) -> dict[str, str]:
+    """`key=value` labels as Ray takes them."""
+    return dict(label.split("=", 1) for label in labels)
+
+
+def _nodes(labels: Sequence[str], key: str) -> list[int]:
+    """CPUs of each living node with the labels; ConfigError if there is none."""
+    asked = selector(labels).items()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    found = [node for node in alive if asked <= (node.get("Labels") or {}).items()]
+    if not found:
+        known = sorted(
+            {f"{k}={v}" for node in alive for k, v in (node.get("Labels") or {}).items()}
+        )
+        raise ConfigError(
+            f"cluster.{key}: no node of the cluster has {' and '.join(labels)}; there are "
+            f"{', '.join(known) or 'none'}"
+        )
+    return [int(node["Resources"].get("CPU", 0)) for node in found]

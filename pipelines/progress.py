@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,9 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+log = logging.getLogger(__name__)
 console = Console(stderr=True)
 LINE_SECONDS = 10.0
 
@@ -53,21 +56,36 @@ def bar(title: str, total: int) -> Iterator[Bar]:
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Where a train worker writes how far it is, for the driver to read."""
+    """Where a train worker writes how far it is, and reads whether it should stop."""
 
     def __init__(self) -> None:
-        self._step, self._note = 0, ""
-        self._figures: list[tuple[int, dict[str, float]]] = []
+        self._step, self._note, self._stopping = 0, "", False
+        self._news: list[tuple[str, Any]] = []
 
     def step(self, step: int, note: str) -> None:
         self._step, self._note = step, note
 
     def figures(self, epoch: int, values: dict[str, float]) -> None:
-        self._figures.append((epoch, values))
+        self._news.append(("figures", (epoch, values)))
 
-    def read(self, seen: int) -> tuple[int, str, list[tuple[int, dict[str, float]]]]:
-        """Steps done, a note, and the figures after the first `seen` ones."""
-        return self._step, self._note, self._figures[seen:]
+    def say(self, sentence: str) -> None:
+        self._news.append(("say", sentence))
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def read(self, seen: int) -> tuple[int, str, list[tuple[str, Any]]]:
+        """Steps done, a note, and what was reported after the first `seen` things."""
+        return self._step, self._note, self._news[seen:]
+
+
+def start_board() -> Any:
+    """A board on this node, so that it lives as long as who reads it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -75,23 +93,26 @@ def follow(
     board: Any, title: str, total: int, on_figures: Callable[[int, dict[str, float]], None]
 ) -> Iterator[None]:
     """Show a board's progress while the block runs; hand each epoch's figures to `on_figures`."""
-    stop = threading.Event()
+    over = threading.Event()
 
     def watch() -> None:
         seen = 0
         with bar(title, total) as shown:
             while True:
-                ended = stop.wait(1.0)  # one last look after the end
+                ended = over.wait(1.0)  # one last look after the end
                 try:
-                    step, note, figures = ray.get(board.read.remote(seen), timeout=5)
+                    step, note, news = ray.get(board.read.remote(seen), timeout=5)
                 except Exception:  # a lost board must not stop the work it shows
                     if ended:
                         return
                     continue
-                seen += len(figures)
+                seen += len(news)
                 shown.update(step, note)
-                for epoch, values in figures:
-                    on_figures(epoch, values)
+                for kind, value in news:
+                    if kind == "figures":
+                        on_figures(*value)
+                    else:
+                        log.warning("training: %s", value)
                 if ended:
                     return
 
@@ -100,5 +121,5 @@ def follow(
     try:
         yield
     finally:
-        stop.set()
+        over.set()
         thread.join(timeout=15)

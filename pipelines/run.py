@@ -220,7 +220,7 @@ def _check(config: Config, options: Options, until: str) -> None:
         raise ConfigError(
             f"data.height and data.width: whole multiples of {PATCH} pixels are needed"
         )
-    workers = config.cluster.train_workers
+    workers, parts = config.cluster.train_workers, config.metric.accumulate
     shared = {"metric.identities": config.metric.identities}
     if config.saliency.provider == "sps":
         shared["saliency.identities"] = config.saliency.identities
@@ -230,6 +230,12 @@ def _check(config: Config, options: Options, until: str) -> None:
                 f"{key} {identities} cannot be shared by cluster.train_workers {workers}: "
                 "make it a multiple"
             )
+    if config.metric.identities % (workers * parts):
+        raise ConfigError(
+            f"metric.identities {config.metric.identities} cannot be taken in metric.accumulate "
+            f"{parts} parts by each of cluster.train_workers {workers}: make it a multiple of "
+            f"{workers * parts}"
+        )
 
 
 def _check_model(config: ModelConfig, until: str) -> None:

@@ -11,13 +11,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
 
 from dpmpp_core.data.files import connect_s3
+from dpmpp_core.data.patience import patient
 
 MARKER = "stage.json"
 
@@ -55,19 +56,34 @@ class Storage:
     def read_json(self, key: str) -> dict[str, Any] | None:
         """A JSON file, or None where there is none."""
         try:
-            with self.filesystem.open_input_file(self.path(key)) as stream:
-                return json.loads(stream.read())
+            return json.loads(self.read(key))
         except FileNotFoundError:
             return None
 
+    @patient
+    def read(self, key: str) -> bytes:
+        """A file's content; FileNotFoundError where there is none."""
+        with self.filesystem.open_input_file(self.path(key)) as stream:
+            return stream.read()
+
+    @patient
+    def names(self, key: str) -> list[str]:
+        """Names of the files and folders directly in a folder, sorted; none where it is not."""
+        selector = fs.FileSelector(self.path(key), allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    @patient
     def write(self, key: str, data: bytes) -> None:
         """Write one file so that a reader sees the old one, the new one, never a part."""
         if self.is_local:
             target = Path(self.path(key))
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".{target.name}.partial")
-            partial.write_bytes(data)
-            os.replace(partial, target)
+            try:
+                partial.write_bytes(data)
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)  # a full disk must get its room back
         else:  # an S3 object appears whole or not at all
             with self.filesystem.open_output_stream(self.path(key)) as stream:
                 stream.write(data)
@@ -100,6 +116,7 @@ class Storage:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
+    @patient
     def _upload(self, folder: Path, key: str) -> None:
         self.delete(key)
         fs.copy_files(
@@ -117,18 +134,32 @@ class Storage:
         if not (cache / MARKER).is_file():
             cache.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(dir=cache.parent))
-            fs.copy_files(
-                self.path(key),
-                str(partial),
-                source_filesystem=self.filesystem,
-                destination_filesystem=fs.LocalFileSystem(),
-            )
             try:
+                self._download(key, partial)
                 os.replace(partial, cache)
-            except OSError:  # another process on this node was faster
+            except OSError:
+                if not (cache / MARKER).is_file():  # else another process was faster
+                    raise
+            finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return cache
 
+    @patient
+    def _download(self, key: str, folder: Path) -> None:
+        fs.copy_files(
+            self.path(key),
+            str(folder),
+            source_filesystem=self.filesystem,
+            destination_filesystem=fs.LocalFileSystem(),
+        )
+
+    @patient
+    def remove(self, key: str) -> None:
+        """Remove a file; no error where there is none."""
+        with suppress(FileNotFoundError):
+            self.filesystem.delete_file(self.path(key))
+
+    @patient
     def delete(self, key: str) -> None:
         """Remove a folder and all in it; no error where there is none."""
         if self.filesystem.get_file_info(self.path(key)).type == fs.FileType.Directory:

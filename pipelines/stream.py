@@ -15,11 +15,12 @@ from ray.data import ActorPoolStrategy
 
 from dpmpp_core.config import Config
 from dpmpp_core.data.captions import read_captions
+from dpmpp_core.data.donors import CACHE_BYTES
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
 from dpmpp_core.data.synthesis import Synthesiser
-from pipelines.cluster import pace
+from pipelines.cluster import pace, selector
 from pipelines.masks import load_masks, transfer_grid
 from pipelines.storage import Storage
 
@@ -68,8 +69,8 @@ class TrainingSet:
         section = getattr(self.config, self.section)
         return StepPlan(labels, camids, section.identities, section.images, self.config.seed)
 
-    def step_maker(self) -> StepMaker:
-        """What makes the arrays of a step, on the machine that calls this."""
+    def step_maker(self, cache_bytes: int = CACHE_BYTES) -> StepMaker:
+        """What makes the arrays of a step, on the machine that calls this; see `StepMaker`."""
         root, paths, labels, camids = self.rows()
         grid = transfer_grid(self.config)
         plan = self._plan(labels, camids)
@@ -92,6 +93,7 @@ class TrainingSet:
             augment,
             occlusion,
             grid,
+            cache_bytes,
             twins=twins,
             covered=covered,
         )
@@ -130,14 +132,17 @@ def step_stream(
 ) -> ray.data.Dataset:
     """Steps `first_step` to `last_step` (excluded), each as `world` rows in rank order.
 
-    With order preserved, splitting the stream row by row over `world` train workers gives each its
-    own share of every step.
+    Made on nodes with the labels `cluster.data_nodes`. With order preserved, splitting the stream
+    row by row over `world` train workers gives each its own share of every step.
     """
     pace(ray.data.DataContext.get_current())
     rows = (last_step - first_step) * world
+    nodes = selector(training_set.config.cluster.data_nodes)
+    placement: dict[str, Any] = {"label_selector": nodes} if nodes else {}
     return ray.data.range(rows, override_num_blocks=max(1, rows)).map(
         MakeStep,  # type: ignore[arg-type]  # a callable class
         fn_constructor_args=(training_set, first_step, world),
         compute=ActorPoolStrategy(size=data_workers),
         num_cpus=1,
+        **placement,
     )

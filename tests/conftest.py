@@ -11,6 +11,10 @@ from dpmpp_core.config import DemoConfig
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "pku_reid"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-table", help="Markdown file for what the faults of a training cost.")
+
+
 @pytest.fixture(scope="session")
 def samples() -> Path:
     """Real images, where a checkout has them beside it."""

@@ -16,6 +16,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Triple = tuple[float, float, float]
+Label = Annotated[str, Field(pattern=r"^[^=\s]+=[^=\s]+$", description="key=value")]
 Layout = Literal["auto", "market1501", "msmt17", "occluded_reid", "p_duke", "partial_reid"]
 
 
@@ -231,7 +232,6 @@ class PretrainConfig(Section):
     )
     temperature: Positive = Field(0.1, description="of the contrast between images")
     text: NonNegative = Field(1.0, description="weight of the contrast with captions")
-    checkpoint_epochs: PositiveInt = Field(1, description="epochs between checkpoints")
 
 
 class MetricConfig(Section):
@@ -253,7 +253,12 @@ class MetricConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto = bf16 on accelerators and CPUs that compute it, else fp32"
     )
-    checkpoint_epochs: PositiveInt = Field(1, description="epochs between checkpoints")
+    accumulate: PositiveInt = Field(
+        1,
+        description="parts of whole identities in which a worker takes its batch, one after the "
+        "other, to need less memory; losses, hardest pairs and batch norm see one part each",
+    )
+    compile: bool = Field(False, description="torch.compile the encoder")
     loss: LossConfig = LossConfig()
     class_ignoring: bool = Field(
         True, description="a donor's identity takes no part in the losses of who it hides (SPT)"
@@ -288,6 +293,12 @@ class ClusterConfig(Section):
     train_workers: PositiveInt = 1
     data_workers: PositiveInt | None = Field(None, description="null = sized to the cluster")
     gpu: bool | None = Field(None, description="null = use GPUs where the cluster has them")
+    train_nodes: tuple[Label, ...] = Field((), description="labels of the nodes that train")
+    data_nodes: tuple[Label, ...] = Field((), description="of the nodes that make batches")
+    checkpoint_seconds: NonNegative = Field(60.0, description="time between checkpoints")
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        3, description="restarts of the train workers after one was lost"
+    )
 
 
 class TrackingConfig(Section):

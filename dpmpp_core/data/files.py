@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
+from dpmpp_core.data.patience import patient
 from dpmpp_core.errors import DataError
 
 S3_TIMEOUT = 30.0  # seconds, for one connection or request
@@ -93,9 +94,7 @@ def read_bytes(root: str, path: str, limit: int | None = None) -> bytes:
         raise DataError(f"{path!r} leads out of the data folder {root}")
     try:
         if _is_s3(root):
-            filesystem, base = connect_s3(root)
-            with filesystem.open_input_file(f"{base}/{path}") as stream:
-                return stream.read(limit)
+            return _read_s3(root, path, limit)
         with open(os.path.join(root, path), "rb") as file:
             return file.read(-1 if limit is None else limit)
     except OSError as error:
@@ -103,6 +102,13 @@ def read_bytes(root: str, path: str, limit: int | None = None) -> bytes:
             raise
         reason = os.strerror(error.errno)
         raise DataError(f"{path} in {root} cannot be read: {reason}") from error
+
+
+@patient
+def _read_s3(root: str, path: str, limit: int | None) -> bytes:
+    filesystem, base = connect_s3(root)
+    with filesystem.open_input_file(f"{base}/{path}") as stream:
+        return stream.read(limit)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class MetricTask(Task):
 
     def __init__(self, config: Config, texts: Tensor, scale: float, steps_per_epoch: int) -> None:
         section = config.metric
-        super().__init__(config, section.epochs, steps_per_epoch, section.checkpoint_epochs)
+        super().__init__(config, section.epochs, steps_per_epoch)
         self.scale = scale
         with torch.random.fork_rng():
             clip = start_clip(config)
@@ -67,6 +67,14 @@ class MetricTask(Task):
     def updates_all(self) -> bool:
         """Whether every pass gives every parameter a gradient."""
         return self.phases == ("joint",) and self.config.metric.loss.masked > 0
+
+    @property
+    def accumulate(self) -> int:
+        return self.config.metric.accumulate
+
+    def compile_parts(self) -> None:
+        if self.config.metric.compile:
+            self.model.encoder.compile()
 
     def forward(
         self, batch: Mapping[str, Tensor], phase: str = "joint"

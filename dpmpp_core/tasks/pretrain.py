@@ -39,7 +39,7 @@ class PretrainTask(Task):
 
     def __init__(self, config: Config, captions: Sequence[str], steps_per_epoch: int) -> None:
         section = config.pretrain
-        super().__init__(config, section.epochs, steps_per_epoch, section.checkpoint_epochs)
+        super().__init__(config, section.epochs, steps_per_epoch)
         self.clip = start_clip(config)
         tokens = find_tokenizer(config.model.backbone)(list(captions))
         self.register_buffer("tokens", tokens, persistent=False)

@@ -16,8 +16,6 @@ from dpmpp_core.models.reid import start_clip
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
 from dpmpp_core.tasks.task import Task
 
-CHECKPOINT_EPOCHS = 10  # an epoch takes a second
-
 
 class PromptTask(Task):
     """Image-to-text and text-to-image contrast over random batches of cached features.
@@ -33,7 +31,7 @@ class PromptTask(Task):
 
     def __init__(self, config: Config, features: Tensor, labels: Tensor) -> None:
         steps = -(-len(labels) // config.prompts.batch)  # the last one may be short, never empty
-        super().__init__(config, config.prompts.epochs, steps, CHECKPOINT_EPOCHS)
+        super().__init__(config, config.prompts.epochs, steps)
         clip = start_clip(config)
         self.scale = clip.logit_scale.exp().item() if unit_text(config.model) else 1.0
         with torch.random.fork_rng():

@@ -35,8 +35,7 @@ class SaliencyTask(Task):
     """
 
     def __init__(self, config: Config, classes: int, steps_per_epoch: int) -> None:
-        every = config.metric.checkpoint_epochs
-        super().__init__(config, config.saliency.epochs, steps_per_epoch, every)
+        super().__init__(config, config.saliency.epochs, steps_per_epoch)
         ratio = config.saliency.target_ratio
         with torch.random.fork_rng():
             clip = start_clip(config)

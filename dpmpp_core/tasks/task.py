@@ -19,18 +19,14 @@ class Task(nn.Module):
     Args:
         config: the run's configuration.
         epochs, steps_per_epoch: how long the training is.
-        checkpoint_epochs: epochs between checkpoints.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(
-        self, config: Config, epochs: int, steps_per_epoch: int, checkpoint_epochs: int
-    ) -> None:
+    def __init__(self, config: Config, epochs: int, steps_per_epoch: int) -> None:
         super().__init__()
-        self.config, self.epochs = config, epochs
-        self.steps_per_epoch, self.checkpoint_epochs = steps_per_epoch, checkpoint_epochs
+        self.config, self.epochs, self.steps_per_epoch = config, epochs, steps_per_epoch
         for name, value in (("pixel_mean", config.data.mean), ("pixel_std", config.data.std)):
             self.register_buffer(name, 255 * torch.tensor(value), persistent=False)
 
@@ -43,6 +39,14 @@ class Task(nn.Module):
     def updates_all(self) -> bool:
         """Whether every pass gives every parameter a gradient."""
         return True
+
+    @property
+    def accumulate(self) -> int:
+        """Parts in which a batch is taken, one after the other."""
+        return 1
+
+    def compile_parts(self) -> None:
+        """torch.compile what gains by it, where that is asked for; names of the state stay."""
 
     def forward(self, batch: Mapping[str, Tensor], phase: str = "joint") -> tuple[Figures, Figures]:
         """Weighted losses to be summed, and detached figures to be shown."""

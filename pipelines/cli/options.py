@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -70,6 +71,7 @@ def guarded(
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     warnings.filterwarnings("ignore", module="ray.data")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     stdout = os.dup(1)
     sys.stdout.flush()
     os.dup2(2, 1)

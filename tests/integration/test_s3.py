@@ -78,7 +78,7 @@ def test_the_pipeline_runs_from_s3_to_s3(
     keys = {item["Key"] for item in listed}
     for stage in first["stages"]:
         assert f"dpmpp/{stage['key']}/stage.json" in keys
-    assert not [key for key in keys if "/training/" in key and "checkpoint_" in key]
+    assert not [key for key in keys if "/checkpoints/" in key]
 
 
 def connect(environment: dict[str, str]):  # type: ignore[no-untyped-def]

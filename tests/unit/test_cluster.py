@@ -38,3 +38,16 @@ def test_too_few_cpus_are_refused_with_the_arithmetic() -> None:
     config = ClusterConfig(train_workers=4, data_workers=4, gpu=False)
     with pytest.raises(ConfigError, match=r"6 CPUs - 4 data workers - 1 = 1"):
         plan(6, 0, config, shared=False)
+
+
+@given(
+    nodes=st.lists(st.integers(1, 64), min_size=1, max_size=8),
+    workers=st.integers(1, 8),
+)
+def test_train_workers_fit_on_the_nodes(nodes: list[int], workers: int) -> None:
+    config = ClusterConfig(train_workers=workers, gpu=False)
+    try:
+        made = plan(sum(nodes), 0, config, False, nodes)
+    except ConfigError:
+        return
+    assert sum(node // made.train_cpus for node in nodes) >= workers

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from dpmpp_core.config import load_config
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.retrieval import masked_similarity
-from pipelines.fit import _train_step
+from pipelines.train_loop import _train_step
 from tests.unit.test_tasks import metric_batch, metric_task, prompt_task, total
 
 ALTERNATING = ("metric.update=alternating", "metric.loss.triplet=1")

@@ -1,0 +1,71 @@
+"""One Ray of several nodes, the training that nothing happens to, and the table of faults."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.faults.lab import Lab, Training
+from tests.integration.conftest import SMALL
+
+OVERRIDES = [
+    *SMALL, "metric.epochs=25", "saliency.epochs=2", "cluster.data_workers=1",
+    "cluster.train_nodes=[pool=train]", "cluster.data_nodes=[pool=data]",
+    "cluster.checkpoint_seconds=0.5", "cluster.max_failures=30",
+]  # fmt: skip
+HEAD = ("| fault | what happened | at step | s lost | weights equal |", "|---|---|---:|---:|---|")
+
+
+@dataclass(frozen=True)
+class Unbroken:
+    """The training that nothing happens to: its results, weights and seconds of the program."""
+
+    storage: Path
+    sha256: str
+    seconds: float
+
+
+@dataclass
+class Table:
+    """Rows of the report on faults."""
+
+    rows: list[str]
+
+    def add(self, fault: str, happened: str, step: int, lost: float, equal: bool) -> None:
+        answer = "yes" if equal else "no"
+        self.rows.append(f"| {fault} | {happened} | {step} | {lost:.1f} | {answer} |")
+
+
+@pytest.fixture(scope="session")
+def table(pytestconfig: pytest.Config) -> Iterator[Table]:
+    made = Table([])
+    yield made
+    path = pytestconfig.getoption("--fault-table")
+    if path and made.rows:
+        Path(path).write_text("\n".join(["# Faults", "", *HEAD, *made.rows, ""]))
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    made = Lab()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def unbroken(lab: Lab, small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    """All stages once; then stage 2 again, alone, for its seconds."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    storage = folder / "runs"
+    training = Training(lab, str(small_demo), str(storage), folder / "log", OVERRIDES)
+    first = training.start().result()
+    key = next(stage["key"] for stage in first["stages"] if stage["name"] == "metric")
+    (storage / key).rename(folder / "metric")
+    began = time.monotonic()
+    second = training.start().result()
+    assert second["weights_sha256"] == first["weights_sha256"]
+    return Unbroken(storage, first["weights_sha256"], time.monotonic() - began)
