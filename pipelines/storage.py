@@ -54,11 +54,22 @@ class Storage:
 
     def read_json(self, key: str) -> dict[str, Any] | None:
         """A JSON file, or None where there is none."""
+        data = self.read(key)
+        return None if data is None else json.loads(data)
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes of one file, or None where there is none; OSError as the file system has it."""
         try:
             with self.filesystem.open_input_file(self.path(key)) as stream:
-                return json.loads(stream.read())
+                return stream.read()
         except FileNotFoundError:
             return None
+
+    def files(self, key: str) -> list[str]:
+        """Keys of the files in a folder, sorted; none where there is no folder."""
+        selector = fs.FileSelector(self.path(key), allow_not_found=True)
+        found = self.filesystem.get_file_info(selector)
+        return sorted(f"{key}/{i.base_name}" for i in found if i.type == fs.FileType.File)
 
     def write(self, key: str, data: bytes) -> None:
         """Write one file so that a reader sees the old one, the new one, never a part."""
@@ -130,9 +141,12 @@ class Storage:
         return cache
 
     def delete(self, key: str) -> None:
-        """Remove a folder and all in it; no error where there is none."""
-        if self.filesystem.get_file_info(self.path(key)).type == fs.FileType.Directory:
+        """Remove a file, or a folder and all in it; no error where there is none."""
+        kind = self.filesystem.get_file_info(self.path(key)).type
+        if kind == fs.FileType.Directory:
             self.filesystem.delete_dir(self.path(key))
+        elif kind == fs.FileType.File:
+            self.filesystem.delete_file(self.path(key))
         if not self.is_local:
             cache = Path(tempfile.gettempdir()) / "dpmpp-cache" / self.path(key)
             shutil.rmtree(cache, ignore_errors=True)
