@@ -46,7 +46,7 @@ class Checkpoints:
                 return step
             except ValueError as fault:
                 self._say(f"{fault}; going back to the checkpoint before it")
-                self._storage.remove(self._marker(step))
+                self._storage.delete(self._marker(step))
         return 0
 
     def load(self, step: int) -> State:
@@ -74,22 +74,20 @@ class Checkpoints:
         best = min(known, key=lambda step: losses[step], default=None)
         for step in sorted(losses)[:-KEPT]:
             if step != best:
-                self._storage.remove(self._marker(step))
-                self._storage.remove(self._state(step))
+                self._storage.delete(self._marker(step))
+                self._storage.delete(self._state(step))
 
     def _markers(self) -> dict[int, dict[str, Any]]:
-        names = self._storage.names(self._key)
-        steps = [int(name[5:-5]) for name in names if name[:5] + name[-5:] == "step-.json"]
-        found = {step: self._storage.read_json(self._marker(step)) for step in steps}
-        return {step: marker for step, marker in found.items() if marker is not None}
+        keys = [key for key in self._storage.files(self._key) if key.endswith(".json")]
+        found = [self._storage.read_json(key) for key in keys]
+        return {marker["step"]: marker for marker in found if marker is not None}
 
     def _read(self, step: int) -> bytes:
         marker = self._storage.read_json(self._marker(step)) or {}
         path = self._storage.location(self._state(step))
-        try:
-            data = self._storage.read(self._state(step))
-        except FileNotFoundError:
-            raise ValueError(f"{path} is missing") from None
+        data = self._storage.read(self._state(step))
+        if data is None:
+            raise ValueError(f"{path} is missing")
         if hashlib.sha256(data).hexdigest() != marker.get("sha256"):
             raise ValueError(f"{path} is damaged: its content is not what was written")
         return data

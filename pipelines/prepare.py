@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +16,21 @@ from ray.data import TaskPoolStrategy
 
 from dpmpp_core.config import DataConfig, DemoConfig
 from dpmpp_core.data import demo
-from dpmpp_core.data.files import list_files, listing_fingerprint
-from dpmpp_core.data.inspection import inspect
+from dpmpp_core.data.files import FileStat, list_files, listing_fingerprint
+from dpmpp_core.data.inspection import inspect_file
 from dpmpp_core.data.layouts import Entry, Scan, scan
-from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.manifest import FORMAT, IMAGE_SCHEMA, INSPECTED_SCHEMA, Manifest
+from pipelines.inspected import FILE, FILE_SCHEMA, FOUND_SCHEMA, RECORD_SCHEMA, Record
 from pipelines.progress import bar
 from pipelines.stage import Run, Stage
+from pipelines.storage import Storage
 
-ROWS = 256  # images a task
+ENTRY_SCHEMA = pa.schema([IMAGE_SCHEMA.field(name) for name in Entry._fields])
+log = logging.getLogger(__name__)
+
+ROWS = 1024  # images a task at most: what a killed worker has to look at again
+TASKS = 8  # a worker at least, so that none waits long for the last one
+REMOTE_READS = 8  # files that a task reads at a time from S3, where it would mostly wait
 
 
 def demo_data(run: Run) -> Stage:
@@ -61,6 +71,7 @@ class Source:
 
     root: str
     fingerprint: str
+    files: pa.Table  # inspected.FILE_SCHEMA, every file of the folder
     scan: Scan
 
 
@@ -76,7 +87,8 @@ def find_data(config: DataConfig, root: str) -> Source:
     root = absolute(root)
     listing = list_files(root)
     found = scan(root, config.layout, config.occluded_queries, listing)
-    return Source(root, listing_fingerprint(listing), found)
+    files = pa.table(_columns(FileStat._fields, listing.files), FILE_SCHEMA)
+    return Source(root, listing_fingerprint(listing), files, found)
 
 
 def absolute(root: str) -> str:
@@ -96,10 +108,13 @@ def prepare(run: Run, source: Source) -> Stage:
         "listing": source.fingerprint,
         "layout": found.layout,
         "occluded_queries": run.config.data.occluded_queries,
+        "format": FORMAT,
     }
 
     def build(folder: Path) -> dict[str, Any]:
-        rows = inspect_all(root, found.entries, run.plan.embed_workers)
+        if run.fresh:
+            Record(run.storage, root).forget()
+        rows = inspect_all(source, run.storage, run.plan.embed_workers)
         manifest = Manifest.build(root, found.layout, rows, found.rejected)
         manifest.save(folder)
         return {
@@ -113,25 +128,54 @@ def prepare(run: Run, source: Source) -> Stage:
     return run.stage("prepare", identity, build)
 
 
-def inspect_all(root: str, entries: list[Entry], workers: int) -> list[dict[str, Any]]:
-    """Inspect every entry on Ray Data tasks; rows in no certain order."""
-    if not entries:
-        return []
-    tables = [
-        pa.Table.from_pylist([entry._asdict() for entry in entries[i : i + ROWS]])
-        for i in range(0, len(entries), ROWS)
-    ]
+def inspect_all(source: Source, storage: Storage, workers: int) -> pa.Table:
+    """Rows (INSPECTED_SCHEMA, in no certain order) of all images of a data folder.
 
-    def look(table: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([inspect(root, Entry(**row)) for row in table.to_pylist()])
+    Reads the files that the inspection record does not know as they are now: new and changed ones,
+    and what a killed run left to do.
+    """
+    entries = pa.table(_columns(Entry._fields, source.scan.entries), ENTRY_SCHEMA)
+    images = entries.join(source.files, "path", join_type="inner")
+    record = Record(storage, source.root)
+    todo = images.join(record.keep(source.files), FILE, join_type="left anti")
+    if len(todo) < len(images):
+        known = len(images) - len(todo)
+        log.info("prepare: %d of %d images are known from before", known, len(images))
+    if len(todo):
+        _inspect(source.root, todo.select(FILE).sort_by("path"), storage.uri, workers)
+    rows = images.join(record.read(), FILE, join_type="inner")
+    if len(rows) != len(images):
+        raise RuntimeError(
+            f"{storage.location(record.key)} lost {len(images) - len(rows)} rows while in use: "
+            "does another run prepare the same data? Start again when it has ended"
+        )
+    return rows.select(INSPECTED_SCHEMA.names).cast(INSPECTED_SCHEMA)
 
-    dataset = ray.data.from_arrow(tables).map_batches(
+
+def _inspect(root: str, todo: pa.Table, storage: str, workers: int) -> None:
+    """Look at the files `todo` (FILE_SCHEMA) on Ray Data tasks, each of which records its own."""
+    size = max(1, min(ROWS, len(todo) // (workers * TASKS)))
+    blocks = [todo.slice(start, size).combine_chunks() for start in range(0, len(todo), size)]
+
+    def look(files: pa.Table) -> pa.Table:
+        with ThreadPoolExecutor(REMOTE_READS if "://" in root else 1) as pool:
+            found = list(pool.map(partial(inspect_file, root), files["path"].to_pylist()))
+        columns = [*files.columns, *pa.Table.from_pylist(found, FOUND_SCHEMA).columns]
+        Record(Storage(storage), root).add(pa.table(columns, RECORD_SCHEMA))
+        return pa.table({"done": [len(files)]})
+
+    dataset = ray.data.from_arrow(blocks).map_batches(
         look, batch_size=None, batch_format="pyarrow", compute=TaskPoolStrategy(size=workers)
     )
-    rows: list[dict[str, Any]] = []
-    with bar("images checked", len(entries)) as shown:
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            assert isinstance(table, pa.Table)
-            rows.extend(table.to_pylist())
-            shown.update(len(rows))
-    return rows
+    done = 0
+    with bar("images checked", len(todo)) as shown:
+        for finished in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            assert isinstance(finished, pa.Table)
+            done += sum(finished["done"].to_pylist())
+            shown.update(done)
+
+
+def _columns(names: tuple[str, ...], rows: Sequence[tuple]) -> dict[str, list]:
+    """Named tuples as columns."""
+    columns: Iterable[tuple] = zip(*rows, strict=True) if rows else [()] * len(names)
+    return {name: list(column) for name, column in zip(names, columns, strict=True)}

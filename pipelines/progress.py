@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import threading
 import time
@@ -25,7 +26,8 @@ class Bar:
     def __init__(self, title: str, total: int, progress: Progress | None) -> None:
         self._title, self._total, self._progress = title, total, progress
         self._task = progress.add_task(title, total=total, note="") if progress else None
-        self._last, self._shown = time.monotonic(), 0
+        self._start = self._last = time.monotonic()
+        self._shown = 0
 
     def update(self, done: int, note: str = "") -> None:
         if self._progress is not None and self._task is not None:
@@ -34,7 +36,11 @@ class Bar:
             time.monotonic() - self._last >= LINE_SECONDS or done == self._total
         ):
             self._last, self._shown = time.monotonic(), done
-            console.print(f"  {self._title}: {done}/{self._total} {note}".rstrip(), highlight=False)
+            line = f"  {self._title}: {done}/{self._total} {note}".rstrip()
+            if done < self._total:
+                left = (self._last - self._start) * (self._total - done) / done
+                line += f", {datetime.timedelta(seconds=round(left))} left"
+            console.print(line, highlight=False)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +55,24 @@ class Storage:
 
     def read_json(self, key: str) -> dict[str, Any] | None:
         """A JSON file, or None where there is none."""
+        data = self.read(key)
+        return None if data is None else json.loads(data)
+
+    @patient
+    def read(self, key: str) -> bytes | None:
+        """The bytes of one file, or None where there is none; OSError as the file system has it."""
         try:
-            return json.loads(self.read(key))
+            with self.filesystem.open_input_file(self.path(key)) as stream:
+                return stream.read()
         except FileNotFoundError:
             return None
 
     @patient
-    def read(self, key: str) -> bytes:
-        """A file's content; FileNotFoundError where there is none."""
-        with self.filesystem.open_input_file(self.path(key)) as stream:
-            return stream.read()
-
-    @patient
-    def names(self, key: str) -> list[str]:
-        """Names of the files and folders directly in a folder, sorted; none where it is not."""
+    def files(self, key: str) -> list[str]:
+        """Keys of the files in a folder, sorted; none where there is no folder."""
         selector = fs.FileSelector(self.path(key), allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        found = self.filesystem.get_file_info(selector)
+        return sorted(f"{key}/{i.base_name}" for i in found if i.type == fs.FileType.File)
 
     @patient
     def write(self, key: str, data: bytes) -> None:
@@ -154,16 +156,13 @@ class Storage:
         )
 
     @patient
-    def remove(self, key: str) -> None:
-        """Remove a file; no error where there is none."""
-        with suppress(FileNotFoundError):
-            self.filesystem.delete_file(self.path(key))
-
-    @patient
     def delete(self, key: str) -> None:
-        """Remove a folder and all in it; no error where there is none."""
-        if self.filesystem.get_file_info(self.path(key)).type == fs.FileType.Directory:
+        """Remove a file, or a folder and all in it; no error where there is none."""
+        kind = self.filesystem.get_file_info(self.path(key)).type
+        if kind == fs.FileType.Directory:
             self.filesystem.delete_dir(self.path(key))
+        elif kind == fs.FileType.File:
+            self.filesystem.delete_file(self.path(key))
         if not self.is_local:
             cache = Path(tempfile.gettempdir()) / "dpmpp-cache" / self.path(key)
             shutil.rmtree(cache, ignore_errors=True)

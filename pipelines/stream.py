@@ -16,7 +16,7 @@ from ray.data import ActorPoolStrategy
 from dpmpp_core.config import Config
 from dpmpp_core.data.captions import read_captions
 from dpmpp_core.data.donors import CACHE_BYTES
-from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.manifest import Manifest, load_split
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
 from dpmpp_core.data.synthesis import Synthesiser
@@ -45,10 +45,9 @@ class TrainingSet:
 
     def rows(self) -> tuple[str, list[str], np.ndarray, np.ndarray]:
         """Root, paths, class labels int64 [N] and cameras int64 [N] of the training images."""
-        manifest = Manifest.load(Storage(self.storage).fetch(self.prepared))
-        table = manifest.subset("train")
+        root, table = load_split(Storage(self.storage).fetch(self.prepared), "train")
         labels, _ = class_labels(table["pid"].to_numpy())
-        return manifest.root, table["path"].to_pylist(), labels, table["camid"].to_numpy()
+        return root, table["path"].to_pylist(), labels, table["camid"].to_numpy()
 
     def classes(self) -> int:
         """Number of training identities."""

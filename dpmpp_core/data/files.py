@@ -67,6 +67,8 @@ class FileListing:
 def list_files(root: str) -> FileListing:
     """List every file below `root`, following symbolic links, sorted by path.
 
+    Of an S3 object pyarrow tells size and time of change (whole seconds), not the etag: one that is
+    replaced by another of the same size within a second looks unchanged.
     Problems have the reasons `symlink_loop`, `broken_link`, `unreadable_folder`, `unreadable`,
     `not_a_file` (a pipe, a device), `not_utf8` (the name) and `empty_folder`.
     Raises DataError if the root is missing, not a folder, or cannot be read.

@@ -1,6 +1,6 @@
 """Check one image file: a row of the manifest, or the reason why it is none.
 
-A pure function of the root and the entry, so that any number of workers can run it.
+Pure functions of the root and the file, so that any number of workers can run them.
 """
 
 from __future__ import annotations
@@ -16,18 +16,26 @@ from dpmpp_core.errors import DataError
 
 MIN_SIDE = 8  # pixels; below, nothing of a person is left
 MAX_BYTES = 64 * 1024 * 1024  # of one file
+UNREADABLE = "unreadable"  # the one reason that may pass without the file being changed
 
 
 def inspect(root: str, entry: Entry) -> dict[str, Any]:
-    """Read, check and decode one image.
+    """Read, check and decode one image: its labels and what `inspect_file` says of it.
 
-    Returns the fields of `manifest.IMAGE_SCHEMA` plus `reason` and `detail`, which are empty for
-    a good image. Reasons: `unreadable`, `empty_file`, `not_an_image`, `truncated`, `too_small`,
-    `too_large`. Sizes are those of the upright picture; where a check failed, width, height and
-    bytes are 0 and sha256 is empty. Bad files never raise; faults of the machine do (OSError).
+    Returns the fields of `manifest.INSPECTED_SCHEMA`. Raises OSError as `inspect_file`.
+    """
+    return {**entry._asdict(), **inspect_file(root, entry.path)}
+
+
+def inspect_file(root: str, path: str) -> dict[str, Any]:
+    """Read, check and decode one image, whatever it is labelled as.
+
+    Returns width, height (pixels of the upright picture), bytes, sha256 (hex), and `reason` and
+    `detail`, which are empty for a good image. Reasons: UNREADABLE, `empty_file`, `not_an_image`,
+    `truncated`, `too_small`, `too_large`. Where a check failed, width, height and bytes are 0 and
+    sha256 is empty. Bad files never raise; faults of the machine do (OSError).
     """
     row: dict[str, Any] = {
-        **entry._asdict(),
         "width": 0,
         "height": 0,
         "bytes": 0,
@@ -36,9 +44,9 @@ def inspect(root: str, entry: Entry) -> dict[str, Any]:
         "detail": "",
     }
     try:
-        data = read_bytes(root, entry.path, limit=MAX_BYTES + 1)
+        data = read_bytes(root, path, limit=MAX_BYTES + 1)
     except DataError as error:
-        return {**row, "reason": "unreadable", "detail": str(error)}
+        return {**row, "reason": UNREADABLE, "detail": str(error)}
     reason, detail = _fault(data)
     if reason:
         return {**row, "reason": reason, "detail": detail}

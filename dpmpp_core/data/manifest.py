@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from dpmpp_core.data.files import Rejected
 from dpmpp_core.data.inspection import inspect
 from dpmpp_core.data.layouts import WITHOUT_TRAINING, scan
+from dpmpp_core.data.quarantine import Row, lost_identities, mark_duplicates, some
 from dpmpp_core.errors import DataError
 
 IMAGE_SCHEMA = pa.schema(
@@ -34,6 +35,13 @@ IMAGE_SCHEMA = pa.schema(
         pa.field("sha256", pa.string(), nullable=False),  # of the file, 64 hexadecimal digits
     ]
 )
+INSPECTED_SCHEMA = pa.schema(
+    [
+        *IMAGE_SCHEMA,
+        pa.field("reason", pa.string(), nullable=False),  # empty for a good image
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),  # a file, a folder, or `list.txt:line`
@@ -43,7 +51,8 @@ QUARANTINE_SCHEMA = pa.schema(
 )
 SPLITS = ("train", "query", "gallery")
 SETS = ("train", "query_occluded", "query_holistic", "gallery")
-FORMAT = 1  # of a saved manifest
+FORMAT = 2  # of a saved manifest
+ROW_GROUP = 65_536  # rows of images.parquet that are read, or left out, as one
 
 # Images and identities (None: not stated) of each split, and cameras, as published.
 PUBLISHED: dict[str, dict[str, tuple[int, int | None]]] = {
@@ -57,8 +66,6 @@ PUBLISHED: dict[str, dict[str, tuple[int, int | None]]] = {
 }
 CAMERAS = {"market1501": 6, "dukemtmc_reid": 8, "occluded_duke": 8, "msmt17": 15}
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Manifest:
@@ -68,12 +75,14 @@ class Manifest:
     layout: str
     images: pa.Table  # IMAGE_SCHEMA; train, query, gallery, each by path
     quarantine: pa.Table  # QUARANTINE_SCHEMA, by path
+    dataset_id: str
+    """SHA-256 (hex) of the images' rows: names, labels, content. The same wherever it lies."""
 
     @classmethod
     def build(
-        cls, root: str, layout: str, rows: Iterable[Row], rejected: Iterable[Rejected]
+        cls, root: str, layout: str, rows: pa.Table | Iterable[Row], rejected: Iterable[Rejected]
     ) -> Manifest:
-        """Sort inspected rows (see `inspection.inspect`) into images and quarantine.
+        """Sort inspected rows (INSPECTED_SCHEMA) into images and quarantine.
 
         The result does not depend on the order of `rows`. Of files with the same content in one
         split and query set the first by path is kept; if they name different persons, no label
@@ -81,20 +90,20 @@ class Manifest:
         loses every image gets a row `empty_identity`.
         Raises DataError if what is left cannot be trained on or evaluated.
         """
-        rows = sorted(rows, key=lambda row: (SPLITS.index(row["split"]), row["path"]))
-        rows = _mark_duplicates(rows)
-        good = [row for row in rows if not row.get("reason")]
-        bad = [
-            Rejected(row["path"], row["reason"], row["detail"]) for row in rows if row.get("reason")
-        ]
-        bad = sorted({*bad, *rejected, *_lost_identities(rows)})
-        columns = {name: [row[name] for row in good] for name in IMAGE_SCHEMA.names}
-        images = pa.table(columns, schema=IMAGE_SCHEMA)
+        if not isinstance(rows, pa.Table):
+            rows = pa.Table.from_pylist(list(rows), INSPECTED_SCHEMA)
+        rows = mark_duplicates(_in_order(rows))
+        good = pc.equal(rows["reason"], "")
+        images = rows.filter(good).select(IMAGE_SCHEMA.names).combine_chunks()
+        refused = rows.filter(pc.invert(good)).select(QUARANTINE_SCHEMA.names)
+        bad = {Rejected(**row) for row in refused.to_pylist()}
+        bad |= {*rejected, *lost_identities(rows)}
         names = QUARANTINE_SCHEMA.names
         quarantine = pa.table(
-            {name: [row[i] for row in bad] for i, name in enumerate(names)}, QUARANTINE_SCHEMA
+            {name: [row[i] for row in sorted(bad)] for i, name in enumerate(names)},
+            QUARANTINE_SCHEMA,
         )
-        manifest = cls(os.fspath(root), layout, images, quarantine)
+        manifest = cls(os.fspath(root), layout, images, quarantine, _digest(images))
         _check_usable(manifest)
         return manifest
 
@@ -112,16 +121,6 @@ class Manifest:
             keep = pc.and_(keep, pc.equal(self.images["occluded"], occluded))
         return self.images.filter(keep)
 
-    @cached_property
-    def dataset_id(self) -> str:
-        """SHA-256 (hex) of the images' rows: names, labels, content. The same wherever it lies."""
-        digest = hashlib.sha256()
-        for row in zip(
-            *(self.images[name].to_pylist() for name in IMAGE_SCHEMA.names), strict=True
-        ):
-            digest.update(json.dumps(row).encode() + b"\n")
-        return digest.hexdigest()
-
     def counts(self) -> dict[str, dict[str, int]]:
         """Images, identities, cameras and distractors of each of SETS; `quarantined` by reason.
 
@@ -130,14 +129,13 @@ class Manifest:
         result = {}
         for name in SETS:
             rows = self._set(name)
-            pids = rows["pid"].to_pylist()
             distractors = 0
             if self.layout == "market1501" and name == "gallery":
-                distractors = pids.count(0)
+                distractors = pc.sum(pc.equal(rows["pid"], 0)).as_py() or 0
             result[name] = {
-                "images": len(pids),
-                "identities": len(set(pids)) - bool(distractors),
-                "cameras": len(set(rows["camid"].to_pylist())),
+                "images": rows.num_rows,
+                "identities": pc.count_distinct(rows["pid"]).as_py() - bool(distractors),
+                "cameras": pc.count_distinct(rows["camid"]).as_py(),
                 "distractors": distractors,
             }
         reasons = Counter(self.quarantine["reason"].to_pylist())
@@ -151,26 +149,23 @@ class Manifest:
         if absent:
             found.append(
                 f"{len(absent)} query persons have no gallery image and are skipped by the "
-                f"evaluation: {_some(absent)}"
+                f"evaluation: {some(absent)}"
             )
         blind = _queries_on_own_camera(self)
         if blind:
             found.append(
                 f"{len(blind)} queries have gallery images of their person from their own camera "
-                f"only and are skipped by the evaluation: {_some(blind)}"
+                f"only and are skipped by the evaluation: {some(blind)}"
             )
         lost = self.quarantine.filter(pc.equal(self.quarantine["reason"], "empty_identity"))
         names = [f"{row['path']} ({row['detail']})" for row in lost.to_pylist()]
         if names:
-            found.append(f"{len(names)} identities have no usable image: {_some(names)}")
-        trained = set(self.subset("train")["sha256"].to_pylist())
-        leaked = [
-            row["path"]
-            for row in self.images.select(["path", "split", "sha256"]).to_pylist()
-            if row["split"] != "train" and row["sha256"] in trained
-        ]
+            found.append(f"{len(names)} identities have no usable image: {some(names)}")
+        test = self.images.filter(pc.not_equal(self.images["split"], "train"))
+        trained = self.subset("train")["sha256"].unique()
+        leaked = test.filter(pc.is_in(test["sha256"], value_set=trained))["path"].to_pylist()
         if leaked:
-            found.append(f"{len(leaked)} test images are training images too: {_some(leaked)}")
+            found.append(f"{len(leaked)} test images are training images too: {some(leaked)}")
         return found
 
     def save(self, folder: Path) -> None:
@@ -190,7 +185,13 @@ class Manifest:
         }
         for name, table in (("images", self.images), ("quarantine", self.quarantine)):
             temporary = folder / f".{name}.parquet.{os.getpid()}"
-            pq.write_table(table, temporary, compression="zstd")
+            pq.write_table(
+                table.replace_schema_metadata({"dataset_id": self.dataset_id}),
+                temporary,
+                compression="zstd",
+                row_group_size=ROW_GROUP,
+                write_page_checksum=True,
+            )
             temporary.replace(folder / f"{name}.parquet")
         temporary = folder / f".manifest.json.{os.getpid()}"
         temporary.write_text(json.dumps(head, indent=1) + "\n")
@@ -199,31 +200,11 @@ class Manifest:
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Read what `save` wrote; DataError if a file is missing, damaged or of another save."""
-        folder = Path(folder)
-        try:
-            head = json.loads((folder / "manifest.json").read_text())
-            images = pq.read_table(folder / "images.parquet", schema=IMAGE_SCHEMA)
-            quarantine = pq.read_table(folder / "quarantine.parquet", schema=QUARANTINE_SCHEMA)
-            if head["format"] != FORMAT:
-                raise DataError(
-                    f"the manifest in {folder} has format {head['format']}, this version reads "
-                    f"{FORMAT}; prepare the data again"
-                )
-            manifest = cls(head["root"], head["layout"], images, quarantine)
-            same = (manifest.dataset_id, quarantine.num_rows) == (
-                head["dataset_id"],
-                head["quarantined"],
-            )
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-            raise DataError(
-                f"the manifest in {folder} cannot be read ({error}); prepare the data again"
-            ) from error
-        if not same:
-            raise DataError(
-                f"the files of the manifest in {folder} do not belong together; prepare the data "
-                "again"
-            )
-        return manifest
+        head, images = _read_images(folder)
+        quarantine = _read_table(folder, "quarantine", QUARANTINE_SCHEMA, head["dataset_id"])
+        if quarantine.num_rows != head["quarantined"]:
+            raise _mixed(folder)
+        return cls(head["root"], head["layout"], images, quarantine, head["dataset_id"])
 
     def _set(self, name: str) -> pa.Table:
         split, _, kind = name.partition("_")
@@ -244,6 +225,15 @@ def read_manifest(
         if progress:
             progress(len(rows), len(found.entries))
     return Manifest.build(root, found.layout, rows, found.rejected)
+
+
+def load_split(folder: Path, split: str) -> tuple[str, pa.Table]:
+    """Root and rows (IMAGE_SCHEMA) of one split of a saved manifest; reads no row group without it.
+
+    Raises DataError as `Manifest.load`.
+    """
+    head, rows = _read_images(folder, [("split", "==", split)])
+    return head["root"], rows
 
 
 def compare_counts(manifest: Manifest, dataset: str) -> list[str]:
@@ -267,63 +257,18 @@ def compare_counts(manifest: Manifest, dataset: str) -> list[str]:
             if published is not None and here != published:
                 more = f"{abs(here - published):,} {'more' if here > published else 'fewer'}"
                 found.append(f"{split}: {here:,} {what}, published are {published:,} ({more})")
-    cameras = len(set(manifest.images["camid"].to_pylist()))
+    cameras = pc.count_distinct(manifest.images["camid"]).as_py()
     if cameras != CAMERAS.get(dataset, cameras):
         found.append(f"{cameras} cameras, published are {CAMERAS[dataset]}")
     return found
-
-
-def _mark_duplicates(rows: Sequence[Row]) -> list[Row]:
-    """Give `reason` and `detail` to rows whose content came before in the same set, by path."""
-    groups: dict[tuple[str, bool, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        if not row.get("reason"):
-            groups[(*_set_of(row), row["sha256"])].append(row)
-    marked: dict[int, tuple[str, str]] = {}
-    for group in groups.values():
-        first = group[0]
-        pids = sorted({row["pid"] for row in group})
-        if len(pids) > 1:
-            detail = "the same picture is labelled as persons " + _some(pids)
-            marked |= {id(row): ("conflicting_label", detail) for row in group}
-        else:
-            detail = f"the same content as {first['path']}, which is kept"
-            marked |= {id(row): ("duplicate", detail) for row in group[1:]}
-    return [
-        {**row, "reason": marked[id(row)][0], "detail": marked[id(row)][1]}
-        if id(row) in marked
-        else row
-        for row in rows
-    ]
-
-
-def _lost_identities(rows: Sequence[Row]) -> list[Rejected]:
-    """One `empty_identity` for every person of a set none of whose images is usable."""
-    persons: dict[tuple[str, bool, int], list[Row]] = defaultdict(list)
-    for row in rows:
-        persons[(*_set_of(row), row["pid"])].append(row)
-    lost = []
-    for (split, _, pid), images in persons.items():
-        if all(row.get("reason") for row in images):
-            folder = images[0]["path"].rpartition("/")[0]
-            reasons = Counter(row["reason"] for row in images).most_common()
-            why = ", ".join(f"{count} {reason}" for reason, count in reasons)
-            detail = f"person {pid} of {split} lost every image: {why}"
-            lost.append(Rejected(folder, "empty_identity", detail))
-    return lost
-
-
-def _set_of(row: Row) -> tuple[str, bool]:
-    """The split of a row and, for queries, which query set."""
-    return row["split"], row["occluded"] and row["split"] == "query"
 
 
 def _check_usable(manifest: Manifest) -> None:
     """Raise DataError if the images do not allow training and evaluation."""
     query, gallery = manifest.subset("query"), manifest.subset("gallery")
     missing = sorted(_pids(query) - _pids(gallery))
-    persons = Counter(manifest.subset("train")["pid"].to_pylist())
-    if manifest.has_training and max(persons.values(), default=0) < 2:
+    persons = manifest.subset("train")["pid"].value_counts().field("counts")
+    if manifest.has_training and (pc.max(persons).as_py() or 0) < 2:
         fault = "no person of the training split has 2 images, which training needs"
     elif not query.num_rows:
         fault = "there is no query image, which the evaluation needs"
@@ -332,7 +277,7 @@ def _check_usable(manifest: Manifest) -> None:
     elif len(missing) == len(_pids(query)):
         fault = (
             f"none of the {len(missing)} query persons has a gallery image (persons "
-            f"{_some(missing)}); the two must share person numbers"
+            f"{some(missing)}); the two must share person numbers"
         )
     elif len(_queries_on_own_camera(manifest)) == query.num_rows:
         fault = (
@@ -353,18 +298,86 @@ def _check_usable(manifest: Manifest) -> None:
 
 def _queries_on_own_camera(manifest: Manifest) -> list[str]:
     """Paths of queries whose person is in the gallery, but from no other camera."""
-    cameras: dict[int, set[int]] = defaultdict(set)
-    for row in manifest.subset("gallery").select(["pid", "camid"]).to_pylist():
-        cameras[row["pid"]].add(row["camid"])
-    queries = manifest.subset("query").select(["path", "pid", "camid"]).to_pylist()
-    return [row["path"] for row in queries if cameras.get(row["pid"]) == {row["camid"]}]
+    gallery, queries = manifest.subset("gallery"), manifest.subset("query")
+    cameras = [("camid", "count_distinct"), ("camid", "min")]
+    persons = gallery.group_by("pid").aggregate(cameras)
+    seen_once = persons.filter(pc.equal(persons["camid_count_distinct"], 1))
+    place = pc.index_in(queries["pid"], value_set=seen_once["pid"])
+    only = pc.take(seen_once["camid_min"], place)  # null where there are others, or none
+    return queries.filter(pc.equal(only, queries["camid"]))["path"].to_pylist()
 
 
 def _pids(rows: pa.Table) -> set[int]:
-    return set(rows["pid"].to_pylist())
+    return set(rows["pid"].unique().to_pylist())
 
 
-def _some(items: Sequence[object]) -> str:
-    """The first few of many, for a sentence."""
-    rest = f" and {len(items) - 5} more" if len(items) > 5 else ""
-    return ", ".join(str(item) for item in items[:5]) + rest
+def _in_order(rows: pa.Table) -> pa.Table:
+    """Rows by split, in the order of SPLITS, and path."""
+    place = pc.index_in(rows["split"], value_set=pa.array(SPLITS))
+    if place.null_count:
+        raise ValueError(f"splits are {', '.join(SPLITS)}; found {rows['split'].unique()}")
+    keys = pa.table({"split": place, "path": rows["path"]})
+    order = pc.sort_indices(keys, [("split", "ascending"), ("path", "ascending")])
+    return rows.take(order)
+
+
+def _digest(images: pa.Table) -> str:
+    """SHA-256 (hex) of the rows, each as `json.dumps` of its list of values and a line feed."""
+    digest = hashlib.sha256()
+    for batch in images.to_batches(max_chunksize=ROW_GROUP):
+        cells = [_json_cells(column) for column in batch.columns]
+        rows = pc.binary_join_element_wise(
+            "[", pc.binary_join_element_wise(*cells, ", "), "]\n", ""
+        )
+        digest.update("".join(rows.to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def _json_cells(column: pa.Array) -> pa.Array:
+    """Each value as `json.dumps` writes it."""
+    if not pa.types.is_string(column.type):
+        return column.cast(pa.string())
+    if pc.all(pc.match_substring_regex(column, r"^[ !#-\[\]-~]*$")).as_py():  # nothing to escape
+        return pc.binary_join_element_wise('"', column, '"', "")
+    return pa.array([json.dumps(value) for value in column.to_pylist()], pa.string())
+
+
+def _read_images(folder: Path, filters: Any = None) -> tuple[dict[str, Any], pa.Table]:
+    """manifest.json and rows of images.parquet; DataError if they are no saved manifest's."""
+    try:
+        head = json.loads((Path(folder) / "manifest.json").read_text())
+        expected = {"format", "root", "layout", "dataset_id", "quarantined"}
+        if missing := expected - set(head):
+            raise ValueError(f"manifest.json has no {', '.join(sorted(missing))}")
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(folder, error) from error
+    if head["format"] != FORMAT:
+        raise DataError(
+            f"the manifest in {folder} has format {head['format']}, this version reads "
+            f"{FORMAT}; prepare the data again"
+        )
+    return head, _read_table(folder, "images", IMAGE_SCHEMA, head["dataset_id"], filters)
+
+
+def _read_table(
+    folder: Path, name: str, schema: pa.Schema, dataset_id: str, filters: Any = None
+) -> pa.Table:
+    file = Path(folder) / f"{name}.parquet"
+    try:
+        found = (pq.read_schema(file).metadata or {}).get(b"dataset_id", b"")
+        table = pq.read_table(file, schema=schema, filters=filters, page_checksum_verification=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _unreadable(folder, error) from error
+    if found.decode() != dataset_id:
+        raise _mixed(folder)
+    return table
+
+
+def _unreadable(folder: Path, error: Exception) -> DataError:
+    return DataError(f"the manifest in {folder} cannot be read ({error}); prepare the data again")
+
+
+def _mixed(folder: Path) -> DataError:
+    return DataError(
+        f"the files of the manifest in {folder} do not belong together; prepare the data again"
+    )

@@ -1,17 +1,21 @@
 """From files on disk to the manifest: quarantine, usability, identity, storage."""
 
+import hashlib
 import io
+import json
 import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dpmpp_core.data import manifest as manifests
 from dpmpp_core.data.files import Rejected
 from dpmpp_core.data.manifest import (
     IMAGE_SCHEMA,
@@ -19,6 +23,7 @@ from dpmpp_core.data.manifest import (
     QUARANTINE_SCHEMA,
     Manifest,
     compare_counts,
+    load_split,
     read_manifest,
 )
 from dpmpp_core.errors import DataError
@@ -87,6 +92,7 @@ def test_good_rows_become_the_tables_of_the_schema() -> None:
     assert manifest.warnings == [] and manifest.has_training
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_rows_does_not_matter(shuffle: random.Random) -> None:
     rows = [
@@ -104,6 +110,21 @@ def test_the_order_of_rows_does_not_matter(shuffle: random.Random) -> None:
 )
 def test_the_dataset_id_sees_every_label_and_content(change: dict[str, Any]) -> None:
     assert build({**ROWS[0], **change}, *ROWS[1:]).dataset_id != build().dataset_id
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(min_size=1), min_size=1, unique=True))
+def test_the_dataset_id_is_the_hash_of_the_rows_as_json_lines(names: list[str]) -> None:
+    rows = [row(f"train/{name}", 7, 0, "train") for name in names]
+    images = build(*ROWS, *rows).images.to_pylist()
+    lines = [json.dumps(list(image.values())).encode() + b"\n" for image in images]
+    assert build(*ROWS, *rows).dataset_id == hashlib.sha256(b"".join(lines)).hexdigest()
+
+
+def test_the_dataset_id_is_the_one_of_earlier_versions() -> None:
+    assert build().dataset_id == (
+        "7e2766e3c9b7933a071ab679335ae8229a7720647865f40c70f07de73ba93fa0"
+    )
 
 
 def test_of_duplicates_the_first_by_path_is_kept() -> None:
@@ -210,6 +231,30 @@ def test_save_and_load_give_the_same_and_notice_a_mixture(tmp_path: Path) -> Non
     shutil.copy(tmp_path / "other/images.parquet", tmp_path / "a/b")
     with pytest.raises(DataError, match="do not belong together"):
         Manifest.load(tmp_path / "a/b")
+
+
+@pytest.mark.parametrize("split", ["train", "query", "gallery"])
+def test_one_split_is_read_without_the_others(
+    tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifests, "ROW_GROUP", 2)
+    manifest = build()
+    manifest.save(tmp_path)
+    root, rows = load_split(tmp_path, split)
+    assert root == manifest.root and rows == manifest.subset(split)
+    for number, start in enumerate(range(0, 8, 2)):  # damage all that is not of this split
+        if ROWS[start]["split"] != split:
+            damage_group(tmp_path / "images.parquet", number)
+    assert load_split(tmp_path, split)[1] == rows
+    with pytest.raises(DataError, match="prepare the data again"):
+        Manifest.load(tmp_path)
+
+
+def damage_group(file: Path, number: int) -> None:
+    column = pq.read_metadata(file).row_group(number).column(0)
+    data = bytearray(file.read_bytes())
+    data[column.data_page_offset + column.total_compressed_size // 2] ^= 0xFF
+    file.write_bytes(data)
 
 
 @pytest.mark.parametrize("file", ["images.parquet", "quarantine.parquet", "manifest.json"])

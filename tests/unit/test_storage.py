@@ -58,6 +58,17 @@ def test_write_replaces_a_file_whole(tmp_path: Path) -> None:
     assert storage.read_json("a/none.json") is None
 
 
+def test_files_of_a_folder_are_listed_read_and_deleted_one_by_one(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    assert storage.files("parts") == [] and storage.read("parts/b") is None
+    for name in ("b", "a", "folder/c"):
+        storage.write(f"parts/{name}", name.encode())
+    assert storage.files("parts") == ["parts/a", "parts/b"]
+    assert storage.read("parts/b") == b"b"
+    storage.delete("parts/a")
+    assert storage.files("parts") == ["parts/b"]
+
+
 def test_deleting_what_is_not_there_is_no_error(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.delete("nothing")

@@ -1,0 +1,127 @@
+"""The inspection record: what it keeps, what it drops, what damage does."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpmpp_core.data.inspection import UNREADABLE
+from pipelines import inspected
+from pipelines.inspected import FILE, FILE_SCHEMA, RECORD_SCHEMA, Record
+from pipelines.storage import Storage
+
+State = tuple[str, int, int]  # path, size, time of change
+
+
+def rows(*states: State, reason: str = "") -> pa.Table:
+    found = {"width": 8, "height": 8, "bytes": 1, "sha256": "", "reason": reason, "detail": ""}
+    named = [dict(zip(FILE, state, strict=True)) | found for state in states]
+    return pa.Table.from_pylist(named, RECORD_SCHEMA)
+
+
+def files(*states: State) -> pa.Table:
+    return rows(*states).select(FILE).cast(FILE_SCHEMA)
+
+
+def states(table: pa.Table) -> list[State]:
+    return sorted((row["path"], row["size"], row["mtime_ns"]) for row in table.to_pylist())
+
+
+def parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("inspected/*/part-*.parquet"))
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    return Record(Storage(str(tmp_path)), "/data")
+
+
+STATES = st.tuples(st.sampled_from("abc"), st.integers(0, 2), st.integers(0, 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    known=st.lists(st.lists(STATES, max_size=4), max_size=4),
+    there=st.dictionaries(st.sampled_from("abc"), st.tuples(st.integers(0, 2), st.integers(0, 1))),
+)
+def test_what_is_kept_is_what_was_known_of_the_files_as_they_are(
+    known: list[list[State]], there: dict[str, tuple[int, int]]
+) -> None:
+    with TemporaryDirectory() as folder:
+        record = Record(Storage(folder), "/data")
+        for part in known:
+            record.add(rows(*part))
+        now = [(path, *state) for path, state in there.items()]
+        expected = sorted({state for part in known for state in part} & set(now))
+        assert states(record.keep(files(*now))) == expected
+        assert states(record.read()) == expected
+        assert states(record.keep(files(*now))) == expected
+
+
+def test_a_record_of_another_folder_is_another_one(tmp_path: Path, record: Record) -> None:
+    record.add(rows(("a", 1, 1)))
+    other = Record(Storage(str(tmp_path)), "/data2")
+    assert states(other.read()) == []
+    record.forget()
+    assert states(record.read()) == []
+
+
+def test_files_that_could_not_be_read_are_tried_again(record: Record) -> None:
+    record.add(rows(("a", 1, 1), reason=UNREADABLE))
+    record.add(rows(("b", 1, 1), reason="truncated"))
+    assert states(record.keep(files(("a", 1, 1), ("b", 1, 1)))) == [("b", 1, 1)]
+
+
+def test_nothing_is_written_where_all_is_true(tmp_path: Path, record: Record) -> None:
+    record.add(rows(("a", 1, 1)))
+    record.add(rows(("b", 1, 1)))
+    before = parts(tmp_path)
+    record.keep(files(("a", 1, 1), ("b", 1, 1), ("new", 1, 1)))
+    assert parts(tmp_path) == before
+
+
+def test_many_parts_become_few(
+    tmp_path: Path, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspected, "MANY", 4)
+    monkeypatch.setattr(inspected, "PART_ROWS", 3)
+    every = [(name, 1, 1) for name in "abcde"]
+    for state in every:
+        record.add(rows(state))
+    assert states(record.keep(files(*every))) == every
+    assert len(parts(tmp_path)) == 2 and states(record.read()) == every
+
+
+def test_what_a_killed_write_left_is_no_part_and_goes(tmp_path: Path, record: Record) -> None:
+    record.add(rows(("a", 1, 1)))
+    half = parts(tmp_path)[0].with_name(".part-1.parquet.partial")
+    half.write_bytes(b"half")
+    assert states(record.read()) == states(record.keep(files(("a", 1, 1)))) == [("a", 1, 1)]
+    assert not half.exists() and len(parts(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "other"])
+def test_a_damaged_part_is_named_and_taken_away(
+    tmp_path: Path, record: Record, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    record.add(rows(("a", 1, 1)))
+    (broken,) = parts(tmp_path)
+    record.add(rows(("b", 1, 1)))
+    data = bytearray(broken.read_bytes())
+    if damage == "cut":
+        data = data[:-9]
+    elif damage == "flip":
+        data[data.index(b"PAR1", 4) // 8] ^= 0xFF  # in a page, not in the footer
+    else:
+        data = bytearray(b"path,size\n")
+    broken.write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        assert states(record.keep(files(("a", 1, 1), ("b", 1, 1)))) == [("b", 1, 1)]
+    assert broken.name in caplog.text and "looked at again" in caplog.text
+    assert not broken.exists()
