@@ -372,4 +372,4 @@ def streamed(shard: ray.data.DataIterator, step: int) -> Iterator[dict[str, torc
         if found > step:
             raise RuntimeError(f"the step stream is at step {found}, the checkpoint at {step}")
         step += 1
-        yield {name: torch.from_numpy(values[0].copy()) for name, values in row.items()}
+        yield {str(k): torch.from_numpy(values[0].copy()) for k, values in row.items()}

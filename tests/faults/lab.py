@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from pyarrow import fs
 from ray.cluster_utils import Cluster
+
+from pipelines.storage import Storage
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 LONGEST = 400.0  # seconds that a training here may take
@@ -80,14 +83,13 @@ class Training:
     """`dpmpp train` on a lab.
 
     Args:
-        storage: folder of results, or a URI with `local` set to where its checkpoints can be seen.
         log: file for what the program prints.
     """
 
     def __init__(
         self, lab: Lab, data: str, storage: str, log: Path, overrides: list[str], **env: str
     ) -> None:
-        self.storage = storage
+        self.storage = Storage(storage)
         self._command = [
             DPMPP, "train", "--data", data, "--storage", storage, "--address", lab.address,
             "--tracking-uri", f"sqlite:///{log.parent}/mlflow.db", "--json", *overrides,
@@ -106,8 +108,14 @@ class Training:
         return self._log.read_text(errors="replace")
 
     def checkpoints(self) -> list[Path]:
-        """Markers of the checkpoints of stage 2, by step."""
-        return sorted(Path(self.storage).glob("training/metric-*/checkpoints/step-*.json"))
+        """Markers of the checkpoints of stage 2, by step; nothing while the storage is away."""
+        everything = fs.FileSelector(self.storage.path("training"), True, recursive=True)
+        try:
+            found = self.storage.filesystem.get_file_info(everything)
+        except OSError:
+            return []
+        paths = [Path(info.path) for info in found]
+        return sorted(path for path in paths if path.match("metric-*/checkpoints/step-*.json"))
 
     def step(self) -> int:
         found = self.checkpoints()
