@@ -40,7 +40,7 @@ def test_the_pipeline_runs_from_s3_to_s3(s3: S3Server, small_demo: Path, tmp_pat
             capture_output=True,
             text=True,
             timeout=400,
-        )
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(json.loads(done.stdout.splitlines()[-1]))
     first, second = results
