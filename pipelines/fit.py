@@ -20,8 +20,8 @@ import torch.distributed as dist
 from ray.data import ExecutionOptions, ExecutionResources
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
-from safetensors.torch import load_file
 
+from dpmpp_core.models.tensors import read_tensors
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.pretrain import PretrainTask
 from dpmpp_core.tasks.prompts import PromptTask
@@ -73,7 +73,7 @@ class Job:
         return MetricTask(config, learned["texts"], float(learned["scale"]), steps)
 
     def _load(self, name: str) -> dict[str, torch.Tensor]:
-        return load_file(Storage(self.training_set.storage).fetch(self.inputs) / name)
+        return read_tensors(Storage(self.training_set.storage).fetch(self.inputs) / name)
 
 
 def fit(

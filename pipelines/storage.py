@@ -18,6 +18,7 @@ from typing import Any
 from pyarrow import fs
 
 from dpmpp_core.data.files import connect_s3
+from dpmpp_core.errors import ConfigError, DataError
 
 MARKER = "stage.json"
 
@@ -34,6 +35,8 @@ class Storage:
         self.is_local = "://" not in uri
         if self.is_local:
             self.uri = str(Path(uri).expanduser().absolute())
+            if Path(self.uri).exists() and not Path(self.uri).is_dir():
+                raise ConfigError(f"the storage {self.uri} is no folder: name a new or another one")
             self.filesystem: fs.FileSystem = fs.LocalFileSystem()
             self.base = self.uri
         else:
@@ -53,12 +56,24 @@ class Storage:
         return self.read_json(f"{key}/{MARKER}")
 
     def read_json(self, key: str) -> dict[str, Any] | None:
-        """A JSON file, or None where there is none."""
+        """A JSON object, or None where there is no such file.
+
+        Raises:
+            DataError: the file holds something else.
+        """
         try:
             with self.filesystem.open_input_file(self.path(key)) as stream:
-                return json.loads(stream.read())
+                value = json.loads(stream.read())
         except FileNotFoundError:
             return None
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise DataError(
+                f"{self.location(key)} is damaged: delete its folder, and the same command makes "
+                "it again"
+            )
+        return value
 
     def write(self, key: str, data: bytes) -> None:
         """Write one file so that a reader sees the old one, the new one, never a part."""

@@ -171,6 +171,12 @@ class Manifest:
         ]
         if leaked:
             found.append(f"{len(leaked)} test images are training images too: {_some(leaked)}")
+        doubted = _queries_labelled_otherwise(self)
+        if doubted:
+            found.append(
+                f"{len(doubted)} queries are gallery images too, of another person or camera, so "
+                f"that one of the two labels is wrong: {_some(doubted)}"
+            )
         return found
 
     def save(self, folder: Path) -> None:
@@ -202,19 +208,21 @@ class Manifest:
         folder = Path(folder)
         try:
             head = json.loads((folder / "manifest.json").read_text())
-            images = pq.read_table(folder / "images.parquet", schema=IMAGE_SCHEMA)
-            quarantine = pq.read_table(folder / "quarantine.parquet", schema=QUARANTINE_SCHEMA)
-            if head["format"] != FORMAT:
+            if head["format"] != FORMAT:  # whose tables may be others too
                 raise DataError(
                     f"the manifest in {folder} has format {head['format']}, this version reads "
                     f"{FORMAT}; prepare the data again"
                 )
+            images = pq.read_table(folder / "images.parquet", schema=IMAGE_SCHEMA)
+            quarantine = pq.read_table(folder / "quarantine.parquet", schema=QUARANTINE_SCHEMA)
             manifest = cls(head["root"], head["layout"], images, quarantine)
             same = (manifest.dataset_id, quarantine.num_rows) == (
                 head["dataset_id"],
                 head["quarantined"],
             )
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException,
+        ) as error:  # fmt: skip
             raise DataError(
                 f"the manifest in {folder} cannot be read ({error}); prepare the data again"
             ) from error
@@ -358,6 +366,18 @@ def _queries_on_own_camera(manifest: Manifest) -> list[str]:
         cameras[row["pid"]].add(row["camid"])
     queries = manifest.subset("query").select(["path", "pid", "camid"]).to_pylist()
     return [row["path"] for row in queries if cameras.get(row["pid"]) == {row["camid"]}]
+
+
+def _queries_labelled_otherwise(manifest: Manifest) -> list[str]:
+    """Paths of queries whose very file is in the gallery, not as their junk but as something else.
+
+    The same person on the same camera is left out of the ranking and does no harm.
+    """
+    labels: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    for row in manifest.subset("gallery").select(["sha256", "pid", "camid"]).to_pylist():
+        labels[row["sha256"]].add((row["pid"], row["camid"]))
+    queries = manifest.subset("query").select(["path", "sha256", "pid", "camid"]).to_pylist()
+    return [row["path"] for row in queries if labels[row["sha256"]] - {(row["pid"], row["camid"])}]
 
 
 def _pids(rows: pa.Table) -> set[int]:
