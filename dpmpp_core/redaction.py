@@ -9,8 +9,12 @@ import unicodedata
 HIDDEN = "***"
 SHORTEST = 8  # characters; a shorter value of a variable would be found in innocent words
 _NAME = r"[\w.-]*(?:secret|token|passw(?:or)?d|api_?key|access_?key|credential|signature)"
-# scheme://user:password@host, also s3://key:secret@bucket. A database's password may hold a slash.
-_LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)(?:[^/\s?#]*|[^:/@\s]*:[^@\s]*)@", re.IGNORECASE)
+# scheme://user:password@host, also s3://key:secret@bucket.
+_LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^/\s?#]*@", re.IGNORECASE)
+# SQLAlchemy takes passwords with slashes and more.
+_DATABASE = re.compile(
+    r"\b((?:postgres|mysql|mariadb|mssql|oracle)[a-z0-9+]*://)\S*@", re.IGNORECASE
+)
 _PARAMETER = re.compile(rf"([?&;]{_NAME}[\w-]*=)[^&\s#'\"]+", re.IGNORECASE)
 _SECRET_VARIABLE = re.compile(rf"{_NAME}$", re.IGNORECASE)
 
@@ -23,7 +27,7 @@ def redact(text: str) -> str:
     so (`AWS_SECRET_ACCESS_KEY`, `MLFLOW_TRACKING_PASSWORD`, `HF_TOKEN`). Everything that prints,
     logs or records a URI or the text of an error goes through here.
     """
-    text = _LOGIN.sub(rf"\1{HIDDEN}@", text)
+    text = _LOGIN.sub(rf"\1{HIDDEN}@", _DATABASE.sub(rf"\1{HIDDEN}@", text))
     text = _PARAMETER.sub(rf"\1{HIDDEN}", text)
     for name, value in os.environ.items():
         if len(value) >= SHORTEST and value in text and _SECRET_VARIABLE.match(name):

@@ -24,10 +24,8 @@ def row(given: str, text: str | bytes, says: str, read: Callable = load_config) 
         data = text if isinstance(text, bytes) else text.format(folder=folder).encode()
         file.write_bytes(data)
         said = refusal(lambda: read(str(file)).name if read is load_config else read(str(file)))
-        ran = [path.name for path in folder.iterdir() if path != file]
-        return Outcome(
-            said, "file as it was" if file.read_bytes() == data and not ran else "changed"
-        )
+        same = file.read_bytes() == data and list(folder.iterdir()) == [file]
+        return Outcome(said, "file as it was" if same else "changed")
 
     return Row(given, attempt, says, "file as it was")
 

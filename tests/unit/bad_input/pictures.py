@@ -1,4 +1,4 @@
-"""Files that are no pictures, or odd ones: each lies in a training folder beside eight good ones."""
+"""Files that are no pictures, or odd ones, in a training folder beside good ones."""
 
 from __future__ import annotations
 

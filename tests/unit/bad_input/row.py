@@ -106,7 +106,9 @@ def _reported(manifest: Manifest) -> str:
 
 def _on_disk(root: Path) -> list[str]:
     return sorted(
-        os.path.join(folder, name) for folder, *names in os.walk(root) for name in sum(names, [])
+        os.path.join(folder, name)
+        for folder, folders, files in os.walk(root)
+        for name in (*folders, *files)
     )
 
 

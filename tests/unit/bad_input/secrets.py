@@ -80,9 +80,9 @@ ROWS = [
     row("login in an S3 storage",
         lambda _: refusal(Storage, f"s3://AKIA:{SECRET}@bucket/x"), "AWS_SECRET_ACCESS_KEY"),
     row("login in a key of the configuration",
-        lambda _: refusal(load_config, "demo", [f"seed=http://me:{SECRET}@host"]), "seed: .*integer"),
+        lambda _: refusal(load_config, "demo", [f"seed=http://me:{SECRET}@host"]), "seed: .*int"),
     row("login in the arguments of a command",
-        on_the_command_line("data", "check", f"s3://AKIA:{SECRET}@bucket"), r"^exit 2: dpmpp: .*\[\]"),
+        on_the_command_line("data", "check", f"s3://AKIA:{SECRET}@bucket"), "^exit 2: dpmpp: "),
     row("terminal codes in an error",
         lambda _: one_line("no file a\x1b[2J\nb\u202e.jpg"), r"^no file a\\x1b\[2J b\\u202e.jpg$"),
 ]  # fmt: skip

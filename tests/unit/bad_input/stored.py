@@ -197,7 +197,7 @@ ROWS = [
         manifest(lambda f: (f / "manifest.json").write_text("[" * 100_000)),
         "cannot be read .*recursion",
     ),
-    found_masks("person masks, cut", lambda f: cut(f / "masks.parquet"), "masks again"),
+    found_masks("person masks, cut", lambda f: cut(f / "masks.parquet"), "makes them again"),
     found_masks(
         "person masks of another grid",
         lambda f: save_masks(f, ["a.jpg"], np.ones((1, 16, 8), bool)),
