@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -109,17 +110,17 @@ def test_nothing_asks_the_gpu_to_synchronise() -> None:
 
 
 def test_a_half_upload_is_gone_before_the_next_begins(tmp_path: Path) -> None:
-    """On a file system that cannot rename a folder, as S3; here pyarrow's of a local one."""
-    storage = Storage(str(tmp_path / "store"))
-    storage.is_local, storage.filesystem = False, fs.LocalFileSystem()
-    left = tmp_path / "store/stages/a-1"
-    left.mkdir(parents=True)
-    (left / "weights.part2").write_text("of a worker that died")
+    """In a store of objects, which cannot rename a folder; here in memory."""
+    storage = Storage(str(tmp_path))
+    store = fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("memory")))
+    storage.is_local, storage.filesystem = False, store
+    storage.write("stages/a-1/weights.part2", b"of a worker that died")
     with storage.commit("stages/a-1") as (folder, marker):
         (folder / "weights").write_text("whole")
         marker["made"] = True
         assert storage.marker("stages/a-1") is None
-    assert sorted(path.name for path in left.iterdir()) == [MARKER, "weights"]
+    left = store.get_file_info(fs.FileSelector(storage.path("stages/a-1")))
+    assert sorted(info.base_name for info in left) == [MARKER, "weights"]
 
 
 def test_training_and_embedding_normalise_alike() -> None:
