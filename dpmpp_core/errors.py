@@ -4,9 +4,14 @@ The message of each says what was wrong, where, and what to do; the command line
 line and exits with 2. Anything else that escapes is a defect or a fault of the machine (exit 1).
 """
 
+from dpmpp_core.redaction import redact
+
 
 class UserError(Exception):
-    """Base of every error that the user can mend."""
+    """Base of every error that the user can mend. Its message holds no secrets, see `redact`."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class ConfigError(UserError):

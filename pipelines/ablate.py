@@ -11,6 +11,7 @@ from typing import Any
 from dpmpp_core.config import Config, load_config
 from dpmpp_core.config.grid import Grid, load_grid
 from dpmpp_core.data.synthesis import BANDS, PARTS
+from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import rankings
 from pipelines.ablation_table import TABLE, Ablation, Measured, by_variant, render
 from pipelines.evaluate import load_embeddings
@@ -152,7 +153,7 @@ def _written(
     return {
         "ablation": name,
         "run_id": run.tracking.run_id,
-        "tracking_uri": run.tracking.uri,
+        "tracking_uri": redact(run.tracking.uri),
         "dataset_id": prepared.summary["dataset_id"],
         "counts": counts,
         "seeds": list(request.seeds),

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dpmpp_core.errors import DataError
 from pipelines.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -78,9 +79,17 @@ class Checkpoints:
                 self._storage.delete(self._state(step))
 
     def _markers(self) -> dict[int, dict[str, Any]]:
-        keys = [key for key in self._storage.files(self._key) if key.endswith(".json")]
-        found = [self._storage.read_json(key) for key in keys]
-        return {marker["step"]: marker for marker in found if marker is not None}
+        found = {}
+        for key in self._storage.files(self._key):
+            if not key.endswith(".json"):
+                continue
+            try:
+                marker = self._storage.read_json(key) or {}
+                found[int(marker["step"])] = marker
+            except (DataError, KeyError, ValueError):
+                self._say(f"{self._storage.location(key)} is damaged: its checkpoint is not used")
+                self._storage.delete(key)
+        return found
 
     def _read(self, step: int) -> bytes:
         marker = self._storage.read_json(self._marker(step)) or {}

@@ -13,6 +13,7 @@ import ray
 
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import ConfigError
+from dpmpp_core.redaction import redact
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +222,7 @@ def _join(address: str, config: ClusterConfig) -> tuple[Plan, Plan]:
             ignore_reinit_error=True,
         )
     except (ConnectionError, ValueError) as error:
-        problem = " ".join(str(error).split())[:300]
+        problem = " ".join(redact(str(error)).split())[:300]
         raise ConfigError(f"--address {address}: no Ray cluster answers: {problem}") from None
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))

@@ -19,7 +19,13 @@ from dpmpp_core.data.plan import class_labels
 from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.encoder import ImageEncoder
 from dpmpp_core.models.reid import ReidModel, load_model, start_clip
-from dpmpp_core.retrieval import Embeddings, from_columns, stripe_histogram, to_columns
+from dpmpp_core.retrieval import (
+    Embeddings,
+    from_columns,
+    refuse_unusable,
+    stripe_histogram,
+    to_columns,
+)
 from pipelines.cluster import Plan
 from pipelines.progress import bar
 from pipelines.stage import Run, Stage
@@ -115,9 +121,13 @@ def embed_sets(
 
     Returns:
         name -> embeddings, and the colour histograms [N, D] that serve as a baseline.
+
+    Raises:
+        WeightsError: an image without usable features or masks, see `refuse_unusable`.
     """
     paths = [path for rows in sets.values() for path in rows["path"].to_pylist()]
     columns = embed(paths, EmbedWithModel, (manifest.root, storage, key), plan, batch, "embedded")
+    refuse_unusable({n: values for n, values in columns.items() if n != "colours"}, paths)
     result, start = {}, 0
     for name, rows in sets.items():
         part = {column: values[start : start + len(rows)] for column, values in columns.items()}
@@ -151,6 +161,7 @@ def features(run: Run, prepared: Stage) -> Stage:
         size = config.evaluation.batch
         arguments = (manifest.root, config)
         columns = embed(paths, EmbedWithStart, arguments, run.plan, size, "training images")
+        refuse_unusable(columns, paths)
         labels, _ = class_labels(rows["pid"].to_numpy())
         joint = torch.from_numpy(columns["joint"])
         save_file(

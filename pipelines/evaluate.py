@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from dpmpp_core.data.manifest import Manifest
-from dpmpp_core.models.reid import CARD_FILE
+from dpmpp_core.models.reid import NAME
+from dpmpp_core.models.saved import read_card
+from dpmpp_core.models.tensors import read_tensors
 from dpmpp_core.retrieval import (
     Embeddings,
     chance,
@@ -61,7 +63,7 @@ def evaluate_model(run: Run, prepared: Stage, model_storage: str, model_key: str
 
 def _weights(folder: str) -> str:
     """Hash of a saved model's weights: another model in the same folder is another model."""
-    return json.loads((Path(folder) / CARD_FILE).read_text())["weights_sha256"]
+    return str(read_card(Path(folder), NAME).get("weights_sha256"))
 
 
 def query_sets(manifest: Manifest) -> list[tuple[str, pa.Table]]:
@@ -110,8 +112,8 @@ def _save(part: Embeddings, path: Path) -> None:
 
 
 def load_embeddings(path: Path) -> Embeddings:
-    """Embeddings as `evaluate_model` stored them."""
-    arrays = load_file(path)
+    """Embeddings as `evaluate_model` stored them; WeightsError if the file is damaged."""
+    arrays = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
     features, masks = from_columns(arrays)
     return Embeddings(
         features=features,

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpmpp_core.config import Config
+from dpmpp_core.errors import DataError
 from dpmpp_core.occlusion.saliency import pack_mask, unpack_mask
 
 FILE = "masks.parquet"  # path: string, mask: binary, np.packbits of the patch grid, row by row
@@ -28,7 +29,20 @@ def save_masks(folder: Path, paths: list[str], masks: npt.NDArray[np.bool_]) -> 
 
 
 def load_masks(folder: Path, paths: list[str], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Masks bool [N, rows, columns] of the images `paths`, in their order."""
-    table = pq.read_table(folder / FILE)
-    packed = dict(zip(table["path"].to_pylist(), table["mask"].to_pylist(), strict=True))
-    return np.stack([unpack_mask(packed[path], grid) for path in paths])
+    """Masks bool [N, rows, columns] of the images `paths`, in their order.
+
+    Raises:
+        DataError: the file is missing or damaged, lacks an image, or is of another grid.
+    """
+    try:
+        table = pq.read_table(folder / FILE)
+        packed = dict(zip(table["path"].to_pylist(), table["mask"].to_pylist(), strict=True))
+        return np.stack([unpack_mask(packed[path], grid) for path in paths])
+    except KeyError as error:
+        problem = f"no column or image {error}"
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        problem = str(error)
+    raise DataError(
+        f"the person masks in {folder / FILE} cannot be read ({problem}); delete that folder, and "
+        "the same command makes them again"
+    )

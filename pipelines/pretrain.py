@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from dpmpp_core.data.captions import read_captions
 from dpmpp_core.data.images import read_image
@@ -19,6 +19,7 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.models.clip import build_clip, weights_fingerprint
 from dpmpp_core.models.reid import ReidModel, save_model
 from dpmpp_core.models.saved import weights_sha256
+from dpmpp_core.models.tensors import read_tensors
 from dpmpp_core.retrieval.captions import caption_retrieval
 from dpmpp_core.tasks.pretrain import PretrainTask, encode_captions
 from pipelines.evaluate import load_embeddings
@@ -101,7 +102,7 @@ def captions(run: Run, prepared: Stage, pretrained: Stage, evaluated: Stage) -> 
         said = read_captions(manifest.root, list(gallery.paths))
         texts = sorted(set(said))
         clip = build_clip(config.model, config.data.height, config.data.width, load_weights=False)
-        state = load_file(run.folder(pretrained) / weights_name(run))
+        state = read_tensors(run.folder(pretrained) / weights_name(run))
         clip.load_state_dict(state)
         words = encode_captions(clip, config.model.backbone, texts).numpy()
         joint = gallery.features["joint"]

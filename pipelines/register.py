@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
+from dpmpp_core.redaction import redact
 from pipelines.stage import Run, Stage
 
 ALIAS = "candidate"
@@ -29,7 +30,7 @@ def register(run: Run, metric: Stage, evaluated: Stage) -> Stage:
         "metric": metric.key,
         "evaluate": evaluated.key,
         "name": name,
-        "tracking": run.tracking.uri,
+        "tracking": redact(run.tracking.uri),  # a new password is no new server
     }
 
     def build(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from dpmpp_core.data.donors import list_backgrounds
 from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.models.clip import check_weights, find_tokenizer, grid_size, has_text
+from dpmpp_core.models.reid import NAME
+from dpmpp_core.models.saved import read_card
+from dpmpp_core.redaction import redact
 from pipelines.cluster import Plan, connect
 from pipelines.embed import features
 from pipelines.evaluate import evaluate_model
@@ -213,8 +216,8 @@ def _check(config: Config, options: Options, until: str) -> None:
         needing = "saliency" if looks else "features"
         if until == "pretrain" or STAGES.index(until) >= STAGES.index(needing):
             _check_model(config.model, until)
-    elif not (Path(options.model) / "model.json").is_file():
-        raise ConfigError(f"--model {options.model}: holds no model.json, not a saved model")
+    else:
+        read_card(Path(options.model), NAME)
     grid_size(config.model, config.data.height, config.data.width)
     if config.data.height % PATCH or config.data.width % PATCH:
         raise ConfigError(
@@ -284,7 +287,7 @@ def _result(run: Run) -> dict[str, Any]:
     result: dict[str, Any] = {
         "run": name,
         "run_id": run.tracking.run_id,
-        "tracking_uri": run.tracking.uri,
+        "tracking_uri": redact(run.tracking.uri),
         "dataset_id": prepared.summary["dataset_id"],
         "counts": prepared.summary["counts"],
         "warnings": prepared.summary["warnings"],
@@ -317,5 +320,5 @@ def _result(run: Run) -> dict[str, Any]:
         page = (run.folder(by_name["report"]) / "report.html").read_bytes()
         run.storage.write(f"{name}/report.html", page)
     run.storage.write(f"{name}/result.json", json.dumps(result, indent=2).encode())
-    run.storage.write(f"{name}/config.yaml", run.config.to_yaml().encode())
+    run.storage.write(f"{name}/config.yaml", redact(run.config.to_yaml()).encode())
     return result

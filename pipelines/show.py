@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dpmpp_core.protocols import FIGURES, GPU, GPU_FLOPS
+from dpmpp_core.redaction import one_line
 from pipelines.report import results_table, robustness_table
 
 SHOWN = 20
@@ -58,12 +59,12 @@ def show_data(result: dict[str, Any]) -> None:
         listed = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
         console.print(f"{len(rows)} left out: {listed}", highlight=False)
     for row in rows[:SHOWN]:
-        line = f"  {row['path']}: {row['reason']} ({row['detail']})"
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        line = f"{row['path']}: {row['reason']} ({row['detail']})"
+        console.print(escape(f"  {one_line(line)}"), highlight=False, soft_wrap=True)
     if len(rows) > SHOWN:
         console.print(f"  ... and {len(rows) - SHOWN} more, in quarantine.parquet", highlight=False)
     for warning in result["warnings"]:
-        console.print(f"warning: {escape(warning)}", highlight=False, soft_wrap=True)
+        console.print(f"warning: {escape(one_line(warning))}", highlight=False, soft_wrap=True)
 
 
 def show_demo(result: dict[str, Any]) -> None:

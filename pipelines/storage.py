@@ -19,6 +19,7 @@ from pyarrow import fs
 
 from dpmpp_core.data.files import connect_s3
 from dpmpp_core.data.patience import patient
+from dpmpp_core.errors import ConfigError, DataError
 
 MARKER = "stage.json"
 
@@ -35,6 +36,8 @@ class Storage:
         self.is_local = "://" not in uri
         if self.is_local:
             self.uri = str(Path(uri).expanduser().absolute())
+            if Path(self.uri).exists() and not Path(self.uri).is_dir():
+                raise ConfigError(f"the storage {self.uri} is no folder: name a new or another one")
             self.filesystem: fs.FileSystem = fs.LocalFileSystem()
             self.base = self.uri
         else:
@@ -54,9 +57,24 @@ class Storage:
         return self.read_json(f"{key}/{MARKER}")
 
     def read_json(self, key: str) -> dict[str, Any] | None:
-        """A JSON file, or None where there is none."""
+        """A JSON object, or None where there is no such file.
+
+        Raises:
+            DataError: the file holds something else.
+        """
         data = self.read(key)
-        return None if data is None else json.loads(data)
+        if data is None:
+            return None
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise DataError(
+                f"{self.location(key)} is damaged: delete its folder, and the same command makes "
+                "it again"
+            )
+        return value
 
     @patient
     def read(self, key: str) -> bytes | None:

@@ -6,6 +6,7 @@ goes on with the same run.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import tempfile
@@ -14,12 +15,15 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.tracking import MlflowClient
 
 from dpmpp_core.config import Config, config_keys
+from dpmpp_core.errors import ConfigError
+from dpmpp_core.redaction import redact
 
 if TYPE_CHECKING:
     from pipelines.stage import Stage
@@ -33,15 +37,20 @@ class Tracking:
     """The MLflow runs of one pipeline.
 
     Args:
-        uri: tracking URI, `sqlite:///FILE` or `http://...`.
+        uri: tracking URI, `sqlite:///FILE` or `http://...`. A login in an http URI goes into the
+            environment, where MLflow's client looks for it, since that prints and records its URI.
+            Whatever is recorded goes through `redact`.
         artifacts: artifact root of an experiment that has to be created; None = the server's.
 
     Stages that end before `begin` are recorded when it is called: a run's identity holds that of
     its data, which the first stages find out.
+
+    Raises:
+        ConfigError: an http URI with parameters.
     """
 
     def __init__(self, uri: str, artifacts: str | None = None) -> None:
-        self.uri = uri
+        self.uri = _without_login(uri)
         self._artifacts = artifacts
         self._waiting: list[Stage] = []
         self._client: MlflowClient | None = None
@@ -88,7 +97,7 @@ class Tracking:
         run_id = client.create_run(self._experiment_id, tags=tags).info.run_id
         values = config.model_dump(mode="json")
         params = [
-            Param(key, str(_lookup(values, key)))
+            Param(key, redact(str(_lookup(values, key))))
             for key in config_keys()
             if not key.startswith(NOT_IDENTITY)
         ]
@@ -97,12 +106,12 @@ class Tracking:
             name=Path(str(data["root"])).name or "data",
             digest=str(data["id"])[:36],
             source_type="local" if "://" not in str(data["root"]) else "s3",
-            source=str(data["root"]),
+            source=redact(str(data["root"])),
             profile=str(data["counts"]),
         )
         tag = InputTag("mlflow.data.context", "training and evaluation")
         client.log_inputs(run_id, [DatasetInput(dataset, [tag])])
-        client.log_text(run_id, config.to_yaml(), "config.yaml")
+        client.log_text(run_id, redact(config.to_yaml()), "config.yaml")
         client.log_dict(run_id, environment(), "environment.json")
         return run_id
 
@@ -134,7 +143,7 @@ class Tracking:
         """Tag the stage that is under way and the pipeline's run, for a search to find them."""
         if self._stage_run is not None:
             for run in (self._stage_run, str(self.run_id)):
-                self._open.set_tag(run, f"dpmpp.{name}", sentence)
+                self._open.set_tag(run, f"dpmpp.{name}", redact(sentence))
 
     def stage_ended(self, stage: Stage) -> None:
         """Record a finished stage; one that this run already recorded is left alone."""
@@ -153,7 +162,7 @@ class Tracking:
         now = int(time.time() * 1000)
         numbers = {**flat_numbers(stage.summary), "seconds": stage.seconds}
         client.log_batch(run, metrics=[Metric(k, v, now, 0) for k, v in numbers.items()])
-        client.log_dict(run, stage.summary, "summary.json")
+        client.log_text(run, redact(json.dumps(stage.summary, indent=2)), "summary.json")
         client.set_terminated(run, "FINISHED")
         self._stage_run = None
 
@@ -170,7 +179,7 @@ class Tracking:
         now = int(time.time() * 1000)
         client.log_batch(
             run,
-            params=[Param(k, v) for k, v in params.items()],
+            params=[Param(k, redact(v)) for k, v in params.items()],
             metrics=[Metric(k, v, now, 0) for k, v in flat_numbers(figures).items()],
         )
         client.set_terminated(run, "FINISHED")
@@ -202,6 +211,24 @@ class Tracking:
         if self._client is None:
             raise RuntimeError("Tracking.begin was not called")
         return self._client
+
+
+def _without_login(uri: str) -> str:
+    """An http URI without its login, which becomes MLFLOW_TRACKING_USERNAME and _PASSWORD."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return uri
+    if parts.query or parts.fragment:
+        raise ConfigError(
+            f"--tracking-uri {uri}: give the server alone; a token goes into the environment "
+            "variable MLFLOW_TRACKING_TOKEN"
+        )
+    login, at, host = parts.netloc.rpartition("@")
+    if at:
+        user, _, password = login.partition(":")
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(user)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
+    return urlunsplit(parts._replace(netloc=host))
 
 
 def environment() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dpmpp_core.data.files import list_files, listing_fingerprint
 from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.reid import save_model
 from dpmpp_core.models.saliency import SaliencyModel
+from dpmpp_core.models.tensors import refuse_non_finite
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
 from dpmpp_core.tasks.saliency import SaliencyTask
@@ -52,6 +53,7 @@ def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -
         task, summary = fit(run, "prompts", training_set, features.key, key, workers=1)
         assert isinstance(task, PromptTask)
         results = task.results()
+        refuse_non_finite(results, "the text prototypes of stage 1")
         save_file(results, folder / "texts.safetensors")
         return {**summary, "identities": len(results["texts"]), "scale": float(results["scale"])}
 

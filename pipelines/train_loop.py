@@ -14,9 +14,9 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
-from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
+from dpmpp_core.models.tensors import read_tensors
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.pretrain import PretrainTask
 from dpmpp_core.tasks.prompts import PromptTask
@@ -66,7 +66,7 @@ class Job:
         return MetricTask(config, learned["texts"], float(learned["scale"]), steps)
 
     def _load(self, name: str) -> dict[str, torch.Tensor]:
-        return load_file(Storage(self.training_set.storage).fetch(self.inputs) / name)
+        return read_tensors(Storage(self.training_set.storage).fetch(self.inputs) / name)
 
     def open_checkpoints(self) -> Checkpoints:
         """The checkpoints; what there is to say of them goes to the board."""

@@ -15,6 +15,7 @@ import ray.data
 from ray import tune
 
 from dpmpp_core.config import Config
+from dpmpp_core.redaction import redact
 from pipelines.cluster import Plan, pace
 from pipelines.progress import Bar, bar
 from pipelines.run import train_and_evaluate
@@ -133,5 +134,5 @@ class _Shown(tune.Callback):
 
 def _reason(error: Any) -> str:
     """The last line of a remote traceback: what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()]
     return lines[-1][:500] if lines else type(error).__name__

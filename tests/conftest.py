@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from dpmpp_core.config import DemoConfig
+
+# An example's time says more about the machine's other work than about the code.
+settings.register_profile("dpmpp", deadline=None)
+settings.load_profile("dpmpp")
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "pku_reid"
 

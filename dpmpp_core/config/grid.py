@@ -6,14 +6,13 @@ import difflib
 import json
 from collections.abc import Iterator, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from dpmpp_core.config.reading import first_problem, read_text, shipped_names
+from dpmpp_core.config.reading import first_problem, shipped_names
 from dpmpp_core.config.sections import Section
+from dpmpp_core.config.text import is_file, parse_yaml, read_text, shorten
 from dpmpp_core.errors import ConfigError
 
 FOLDER = resources.files("dpmpp_core") / "recipes" / "grids"
@@ -88,16 +87,17 @@ def load_grid(source: str) -> Grid:
     """
     if source in grid_names():
         text = (FOLDER / f"{source}.yaml").read_text()
-    elif Path(source).is_file():
+    elif is_file(source):
         text = read_text(source)
     else:
-        raise ConfigError(f"no grid or file named {source!r}, {_nearest(source, grid_names())}")
+        named = shorten(repr(source))
+        raise ConfigError(f"no grid or file named {named}, {_nearest(source, grid_names())}")
     try:
-        return Grid.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
+        return Grid.model_validate(parse_yaml(text))
+    except ValidationError as error:  # also a ValueError
         raise ConfigError(f"{source}: {first_problem(error)}") from None
+    except ValueError as error:
+        raise ConfigError(f"{source}: not valid YAML: {error}") from None
 
 
 def _nearest(name: str, names: Sequence[str] | dict[str, Any]) -> str:

@@ -11,10 +11,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from dpmpp_core.config.sections import Config
+from dpmpp_core.config.sections import LARGEST, Config
+from dpmpp_core.config.text import is_file, parse_yaml, read_text, shorten
 from dpmpp_core.errors import ConfigError
 
 
@@ -51,18 +51,19 @@ def _read_tree(source: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     if source in recipe_names():
         text = (resources.files("dpmpp_core") / "recipes" / f"{source}.yaml").read_text()
         default_name = source
-    elif Path(source).is_file():
+    elif is_file(source):
         default_name = Path(source).stem
         text = read_text(source)
     else:
         names = recipe_names()
         near = difflib.get_close_matches(source, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"no recipe or file named {source!r}{hint} (recipes: {', '.join(names)})")
+        named = shorten(repr(source))
+        raise ConfigError(f"no recipe or file named {named}{hint} (recipes: {', '.join(names)})")
     try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+        tree = parse_yaml(text) or {}
+    except ValueError as error:
+        raise ConfigError(f"{source}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: a mapping of sections is needed, not {type(tree).__name__}")
     tree.setdefault("name", default_name)
@@ -73,14 +74,6 @@ def _read_tree(source: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     if parent in lineage:
         raise ConfigError(f"{' extends '.join((*lineage, parent))}: a circle")
     return _merge(_read_tree(str(parent), lineage), tree)
-
-
-def read_text(path: str) -> str:
-    """A user's file; ConfigError if it is no text."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file in UTF-8") from None
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,9 +90,10 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise ConfigError(f"override {override!r}: write it as section.key=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
+        value = parse_yaml(text)
+    except ValueError as error:
+        given, value = shorten(repr(override)), shorten(repr(text))
+        raise ConfigError(f"override {given}: {value} is not a YAML value: {error}") from None
     *sections, leaf = key.strip().split(".")
     for section in sections:
         child = tree.setdefault(section, {})
@@ -146,7 +140,7 @@ def first_problem(error: ValidationError) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
-    shown = "" if isinstance(given, dict) else f" (it is {given!r})"
+    shown = "" if isinstance(given, dict) else f" (it is {shorten(repr(given))})"
     if not key:  # a fault of sections that do not go together: the message names them
         return message
     return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
@@ -163,6 +157,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise ConfigError(f"--seeds {text!r}: write whole numbers with commas between, as 0,1,2")
+    if any(len(part) > 10 or int(part) > LARGEST for part in parts):
+        raise ConfigError(f"--seeds {shorten(repr(text))}: a seed is larger than {LARGEST}")
     seeds = tuple(int(part) for part in parts)
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds {text!r}: a seed comes twice, which would count one run twice")

@@ -23,8 +23,18 @@ Layout = Literal["auto", "market1501", "msmt17", "occluded_reid", "p_duke", "par
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 
+LARGEST = 2**31 - 1  # of whole numbers: seeds of every library and counts of anything fit
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _whole_numbers_fit(self) -> Section:
+        for name, value in self:
+            if isinstance(value, int) and value > LARGEST:
+                raise ValueError(f"{name} {value} is larger than {LARGEST}")
+        return self
 
 
 class DemoConfig(Section):

@@ -24,7 +24,7 @@ def read_captions(root: str, paths: Sequence[str]) -> list[str]:
     data = read_bytes(root, ANNOTATIONS)
     try:
         table = pq.read_table(pa.BufferReader(data), columns=["path", "caption"])
-    except (pa.ArrowException, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:
         problem = " ".join(str(error).split())
         raise DataError(
             f"{ANNOTATIONS} in {root} has no columns path and caption: {problem}"

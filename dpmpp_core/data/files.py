@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ _FILE_FAULTS = {
     errno.EPERM,
     errno.ESTALE,
 }
+
+_BUCKET = re.compile(r"[\w.-]+")  # no login, port or parameters
 
 
 class FileStat(NamedTuple):
@@ -97,7 +100,10 @@ def read_bytes(root: str, path: str, limit: int | None = None) -> bytes:
     try:
         if _is_s3(root):
             return _read_s3(root, path, limit)
-        with open(os.path.join(root, path), "rb") as file:
+        where = os.path.join(root, path)
+        if not stat.S_ISREG(os.stat(where).st_mode):  # to open a pipe would wait for ever
+            raise DataError(f"{path} in {root} is not a file")
+        with open(where, "rb") as file:
             return file.read(-1 if limit is None else limit)
     except OSError as error:
         if error.errno not in _FILE_FAULTS:
@@ -147,6 +153,10 @@ def is_inside(path: str) -> bool:
 
 
 def _list_local(root: str) -> tuple[list[FileStat], list[Rejected]]:
+    try:
+        root.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"the name of the data folder {root!r} is not UTF-8; rename it") from None
     try:
         info = os.stat(root)
         os.scandir(root).close()
@@ -241,6 +251,11 @@ def connect_s3(uri: str) -> tuple[fs.S3FileSystem, str]:
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     if not bucket:
         raise DataError(f"{uri} names no bucket; write s3://bucket/prefix")
+    if not _BUCKET.fullmatch(bucket) or "?" in prefix:
+        raise DataError(
+            f"{uri}: write s3://bucket/prefix and nothing else; credentials come from "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the server from AWS_ENDPOINT_URL"
+        )
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
     return _connect(bucket, endpoint), f"{bucket}/{prefix}".rstrip("/")
 

@@ -15,6 +15,8 @@ from dpmpp_core.errors import DataError
 
 MAX_PIXELS = 50_000_000  # a larger image is taken for a decompression bomb
 Image = NDArray[np.uint8]
+# What is wrong with a file is said by our own errors, once and with its name.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def header_size(data: bytes) -> tuple[int, int]:

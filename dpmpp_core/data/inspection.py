@@ -17,6 +17,8 @@ from dpmpp_core.errors import DataError
 MIN_SIDE = 8  # pixels; below, nothing of a person is left
 MAX_BYTES = 64 * 1024 * 1024  # of one file
 UNREADABLE = "unreadable"  # the one reason that may pass without the file being changed
+# A JPEG spends a bit or more on 16x16 pixels; decoders fill up with grey what is not there.
+JPEG_PIXELS_A_BIT = 16 * 16
 
 
 def inspect(root: str, entry: Entry) -> dict[str, Any]:
@@ -78,6 +80,9 @@ def _fault(data: bytes) -> tuple[str, str]:
         return "too_large", f"{width}x{height} pixels are more than the {MAX_PIXELS:,} allowed"
     if not _is_complete(data):
         return "truncated", f"the end of the picture is missing ({len(data):,} bytes are there)"
+    if data.startswith(b"\xff\xd8") and 8 * len(data) < width * height / JPEG_PIXELS_A_BIT:
+        detail = f"{len(data):,} bytes cannot hold the {width}x{height} pixels of the header"
+        return "truncated", detail
     return "", ""
 
 

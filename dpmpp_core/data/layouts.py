@@ -192,7 +192,8 @@ def _msmt(listing: FileListing) -> Iterator[Entry | Rejected]:
         known = (kind, f"mask_{kind}_v2")
         places[kind] = next((name for name in top if name.lower() in known), kind)
     yield from _problems(listing, [Folder(place, "", 0, False) for place in places.values()])
-    listed: set[str] = set()
+    listed: dict[str, set[int]] = {}  # path -> the persons that the lists name
+    found: list[Entry | Rejected] = []
     for part in ("train", "val", "query", "gallery"):
         name = f"list_{part}.txt"
         if name not in files:
@@ -202,7 +203,12 @@ def _msmt(listing: FileListing) -> Iterator[Entry | Rejected]:
         text = read_bytes(listing.root, name).decode("utf-8-sig", "replace")
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
-                yield _msmt_line(line, f"{name}:{number}", place, split, files, listed)
+                found.append(_msmt_line(line, f"{name}:{number}", place, split, files, listed))
+    for item in found:
+        if isinstance(item, Entry) and len(listed[item.path]) > 1:
+            persons = " and ".join(map(str, sorted(listed[item.path])))
+            item = Rejected(item.path, "conflicting_label", f"the lists name persons {persons}")
+        yield item
     folders = [Folder(place, "", 0, False) for place in places.values()]
     for _, path in _images(listing, folders):
         if isinstance(path, Rejected):
@@ -213,18 +219,20 @@ def _msmt(listing: FileListing) -> Iterator[Entry | Rejected]:
 
 
 def _msmt_line(
-    line: str, where: str, place: str, split: str, files: set[str], listed: set[str]
+    line: str, where: str, place: str, split: str, files: set[str], listed: dict[str, set[int]]
 ) -> Entry | Rejected:
-    """One line of a list file; notes its path in `listed`."""
+    """One line of a list file; notes its path and person in `listed`."""
     relative, *person = line.strip().replace("\\", "/").rsplit(None, 1)
     if not person or not _NUMBER.fullmatch(person[0]):
         return Rejected(where, "bad_list_line", f"expected `path person`, found {line[:80]!r}")
     if not is_inside(relative):
-        return Rejected(where, "outside_root", f"{relative} leads out of the folder {place}/")
+        named = f"{relative[:80]!r}"
+        return Rejected(where, "outside_root", f"{named} is no path inside the folder {place}/")
     path = f"{place}/{relative}"
     if path in listed:
-        return Rejected(where, "listed_twice", f"{path} stands in the lists before; first one kept")
-    listed.add(path)
+        listed[path].add(int(person[0]))
+        return Rejected(where, "listed_twice", f"{path} stands in the lists before")
+    listed[path] = {int(person[0])}
     if path not in files:
         return Rejected(path, "missing_file", f"named in {where}, but not in the folder")
     if not _IMAGE.search(path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -166,6 +166,12 @@ class Manifest:
         leaked = test.filter(pc.is_in(test["sha256"], value_set=trained))["path"].to_pylist()
         if leaked:
             found.append(f"{len(leaked)} test images are training images too: {some(leaked)}")
+        doubted = _queries_labelled_otherwise(self)
+        if doubted:
+            found.append(
+                f"{len(doubted)} queries are gallery images too, of another person or camera, so "
+                f"that one of the two labels is wrong: {some(doubted)}"
+            )
         return found
 
     def save(self, folder: Path) -> None:
@@ -307,6 +313,18 @@ def _queries_on_own_camera(manifest: Manifest) -> list[str]:
     return queries.filter(pc.equal(only, queries["camid"]))["path"].to_pylist()
 
 
+def _queries_labelled_otherwise(manifest: Manifest) -> list[str]:
+    """Paths of queries whose very file is in the gallery, not as their junk but as something else.
+
+    The same person on the same camera is left out of the ranking and does no harm.
+    """
+    labels: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    for row in manifest.subset("gallery").select(["sha256", "pid", "camid"]).to_pylist():
+        labels[row["sha256"]].add((row["pid"], row["camid"]))
+    queries = manifest.subset("query").select(["path", "sha256", "pid", "camid"]).to_pylist()
+    return [row["path"] for row in queries if labels[row["sha256"]] - {(row["pid"], row["camid"])}]
+
+
 def _pids(rows: pa.Table) -> set[int]:
     return set(rows["pid"].unique().to_pylist())
 
@@ -346,16 +364,16 @@ def _read_images(folder: Path, filters: Any = None) -> tuple[dict[str, Any], pa.
     """manifest.json and rows of images.parquet; DataError if they are no saved manifest's."""
     try:
         head = json.loads((Path(folder) / "manifest.json").read_text())
-        expected = {"format", "root", "layout", "dataset_id", "quarantined"}
+        if head["format"] != FORMAT:  # whose tables may be others too
+            raise DataError(
+                f"the manifest in {folder} has format {head['format']}, this version reads "
+                f"{FORMAT}; prepare the data again"
+            )
+        expected = {"root", "layout", "dataset_id", "quarantined"}
         if missing := expected - set(head):
             raise ValueError(f"manifest.json has no {', '.join(sorted(missing))}")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unreadable(folder, error) from error
-    if head["format"] != FORMAT:
-        raise DataError(
-            f"the manifest in {folder} has format {head['format']}, this version reads "
-            f"{FORMAT}; prepare the data again"
-        )
     return head, _read_table(folder, "images", IMAGE_SCHEMA, head["dataset_id"], filters)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dpmpp_core.config import ModelConfig
 from dpmpp_core.errors import ConfigError, WeightsError
+from dpmpp_core.models.tensors import load_problem, refuse_non_finite, weights_alone
 from dpmpp_core.models.timm_vit import (
     PREFIX,
     build_timm,
@@ -209,7 +210,7 @@ def build_clip(config: ModelConfig, height: int, width: int, load_weights: bool 
 def _build_open_clip(config: ModelConfig, weights: Path | None, size: tuple[int, int]) -> Any:
     tag = open_clip.get_pretrained_cfg(config.backbone, config.pretrained or "") or {}
     try:
-        with _quiet():
+        with _quiet(), weights_alone():
             state = _oblong_weights(config, weights, size) if weights else None
             model = open_clip.create_model(
                 config.backbone,
@@ -220,12 +221,14 @@ def _build_open_clip(config: ModelConfig, weights: Path | None, size: tuple[int,
             )
             if state is not None:
                 model.load_state_dict(state)
-            return model
     except Exception as error:
         if weights is None:
             raise
-        problem = " ".join(str(error).split())[:300]
+        problem = load_problem(weights, error)
         raise WeightsError(f"{weights} does not load as {config.backbone}: {problem}") from None
+    if weights is not None:
+        refuse_non_finite(model.state_dict(), str(weights))
+    return model
 
 
 def _oblong_weights(
@@ -285,7 +288,8 @@ def _patch_size(config: ModelConfig) -> int:
 
 
 def _model_settings(backbone: str) -> dict:
-    settings = open_clip.get_model_config(backbone)
+    # Names with a place (`hf-hub:`, `local-dir:`) would be fetched from there at once.
+    settings = None if ":" in backbone else open_clip.get_model_config(backbone)
     if settings is None:
         near = difflib.get_close_matches(backbone, open_clip.list_models(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -19,7 +19,7 @@ from dpmpp_core.models.bands import VisibleBands
 from dpmpp_core.models.clip import build_clip
 from dpmpp_core.models.encoder import Encoded, ImageEncoder
 from dpmpp_core.models.mask_generator import MaskGenerator
-from dpmpp_core.models.saved import read_saved, write_saved
+from dpmpp_core.models.saved import fill, read_saved, write_saved
 
 NAME = "model"
 WEIGHTS_FILE, CARD_FILE = f"{NAME}.safetensors", f"{NAME}.json"
@@ -198,12 +198,13 @@ def load_model(path: str | Path, device: str = "cpu") -> ReidModel:
         device: a torch device.
 
     Raises:
-        WeightsError: files missing or damaged, another format, or weights whose hash is not the
-            card's.
+        WeightsError: files missing or damaged, another format, weights whose hash is not the
+            card's, that hold NaN, or that are of another network than the card says.
+        ConfigError: the card names no known backbone.
     """
     config, data, state = read_saved(Path(path), NAME)
     with torch.random.fork_rng():
         clip = build_clip(config, data.height, data.width, load_weights=False)
         model = ReidModel(config, data, clip)
-    model.load_state_dict(state)
+    fill(model, state, path)
     return model.to(device).eval()

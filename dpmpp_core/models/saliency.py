@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dpmpp_core.config import DataConfig, ModelConfig
 from dpmpp_core.models.clip import build_clip
 from dpmpp_core.models.encoder import Encoded, ImageEncoder
-from dpmpp_core.models.saved import read_saved, write_saved
+from dpmpp_core.models.saved import fill, read_saved, write_saved
 
 NAME = "saliency"
 WEIGHTS_FILE, CARD_FILE = f"{NAME}.safetensors", f"{NAME}.json"
@@ -56,12 +56,11 @@ def load_saliency(path: str | Path) -> SaliencyModel:
     """Read what `save_saliency` wrote, in evaluation mode, to mask other pictures with.
 
     Raises:
-        WeightsError: files missing or damaged, another format, or weights whose hash is not the
-            card's.
+        WeightsError, ConfigError: as `load_model`.
     """
     config, data, state = read_saved(Path(path), NAME)
     with torch.random.fork_rng():
         clip = build_clip(config, data.height, data.width, load_weights=False)
         model = SaliencyModel(config, data, clip)
-    model.load_state_dict(state)
+    fill(model, state, path)
     return model.eval()

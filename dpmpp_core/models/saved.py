@@ -11,12 +11,13 @@ from typing import Any
 import open_clip
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from dpmpp_core.config import DataConfig, ModelConfig
+from dpmpp_core.config.text import shorten
 from dpmpp_core.errors import WeightsError
+from dpmpp_core.models.tensors import read_tensors, refuse_non_finite
 
 FORMAT = 1
 
@@ -41,13 +42,16 @@ def write_saved(
 ) -> str:
     """Write both files into `folder`; return the weights' SHA-256.
 
+    Raises WeightsError, and writes nothing, if a weight is NaN or infinite.
+
     Args:
         state: the weights.
         config, data: sections that the model is built from again.
         facts: further JSON-able facts for the card.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     state = {key: tensor.contiguous().cpu() for key, tensor in state.items()}
+    refuse_non_finite(state, f"the model to be written to {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
     digest = weights_sha256(state)
     card = {
         "format": FORMAT,
@@ -66,21 +70,10 @@ def read_saved(folder: Path, name: str) -> tuple[ModelConfig, DataConfig, dict[s
     """What `write_saved` wrote.
 
     Raises:
-        WeightsError: files missing or damaged, another format, or weights whose hash is not the
-            card's.
+        WeightsError: as `read_card` and `read_tensors`, or weights whose hash is not the card's.
     """
-    weights_file, card_file = f"{name}.safetensors", f"{name}.json"
-    for file in (card_file, weights_file):
-        if not (folder / file).is_file():
-            raise WeightsError(f"{folder} holds no {file}: not a saved model")
-    try:
-        card = json.loads((folder / card_file).read_text())
-        state = load_file(folder / weights_file)
-    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{folder}: a damaged model file: {error}") from None
-    written = card.get("format") if isinstance(card, dict) else None
-    if written != FORMAT:
-        raise WeightsError(f"{folder}: model format {written}, this code reads {FORMAT}")
+    card = read_card(folder, name)
+    weights_file, card_file = folder / f"{name}.safetensors", f"{name}.json"
     try:
         digest = card["weights_sha256"]
         config = ModelConfig.model_validate(card["model"])
@@ -88,6 +81,35 @@ def read_saved(folder: Path, name: str) -> tuple[ModelConfig, DataConfig, dict[s
     except (KeyError, ValidationError) as error:
         problem = " ".join(str(error).split())
         raise WeightsError(f"{folder}/{card_file}: a damaged card: {problem}") from None
+    state = read_tensors(weights_file)
     if weights_sha256(state) != digest:
-        raise WeightsError(f"{folder}/{weights_file}: its hash is not the one in {card_file}")
+        raise WeightsError(f"{weights_file}: its hash is not the one in {card_file}")
     return config, data, state
+
+
+def read_card(folder: Path, name: str) -> dict[str, Any]:
+    """What NAME.json tells of a saved model.
+
+    Raises:
+        WeightsError: one of the two files is missing, the card is damaged or of another format.
+    """
+    for file in (f"{name}.json", f"{name}.safetensors"):
+        if not (folder / file).is_file():
+            raise WeightsError(f"{folder} holds no {file}: not a saved model")
+    try:
+        card = json.loads((folder / f"{name}.json").read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{folder}: a damaged model file: {name}.json: {error}") from None
+    written = card.get("format") if isinstance(card, dict) else None
+    if written != FORMAT:
+        raise WeightsError(f"{folder}: model format {written}, this code reads {FORMAT}")
+    return card
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], folder: str | Path) -> None:
+    """Load the weights of a saved model; WeightsError if its card names another network."""
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:
+        problem = shorten(" ".join(str(error).split()))
+        raise WeightsError(f"{folder}: the weights do not fit the card: {problem}") from None

@@ -18,6 +18,7 @@ from torch import nn
 
 from dpmpp_core.config import ModelConfig
 from dpmpp_core.errors import ConfigError, WeightsError
+from dpmpp_core.models.tensors import load_problem, refuse_non_finite, weights_alone
 
 PREFIX = "timm/"
 
@@ -89,23 +90,25 @@ def build_timm(config: ModelConfig, weights: Path | None) -> nn.Module:
     """timm's model without its classifier, at its own image size.
 
     Raises:
-        WeightsError: a file that does not hold every weight of the model.
+        WeightsError: a file that does not hold every weight of the model, or NaN.
     """
     model = timm.create_model(config.backbone.removeprefix(PREFIX), num_classes=0)
     if weights is None:
         return model
     try:
-        state = timm.models.load_state_dict(str(weights))  # weights only: no code is run
+        with weights_alone():  # no code is run
+            state = timm.models.load_state_dict(str(weights))
         state = sys.modules[type(model).__module__].checkpoint_filter_fn(state, model)
         missing = model.load_state_dict(state, strict=False).missing_keys
     except Exception as error:
-        problem = " ".join(str(error).split())[:300]
+        problem = load_problem(weights, error)
         raise WeightsError(f"{weights} does not load as {config.backbone}: {problem}") from None
     if missing:  # what it has besides, such as a classifier, is of no use here
         raise WeightsError(
             f"{weights} does not load as {config.backbone}: it lacks {len(missing)} tensors "
             f"({', '.join(missing[:3])}, ...)"
         )
+    refuse_non_finite(model.state_dict(), str(weights))
     return model
 
 

@@ -11,6 +11,7 @@ from dpmpp_core.retrieval.evaluation import (
     figures,
     from_columns,
     rankings,
+    refuse_unusable,
     to_columns,
     top_matches,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "paired_difference",
     "permuted_masks",
     "rankings",
+    "refuse_unusable",
     "static_mask",
     "stripe_histogram",
     "to_columns",

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dpmpp_core.errors import WeightsError
 from dpmpp_core.retrieval.masks import permuted_masks, static_mask
 from dpmpp_core.retrieval.ranking import (
     QueryRanks,
@@ -69,6 +70,22 @@ def from_columns(columns: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
         return {n.removeprefix(kind): v for n, v in columns.items() if n.startswith(kind)}
 
     return spaces("feature_"), spaces("mask_")
+
+
+def refuse_unusable(columns: Mapping[str, NDArray[np.floating]], paths: Sequence[str]) -> None:
+    """Raise WeightsError if a model gave NaN, infinity or nothing but zeros for an image.
+
+    columns: name (`feature_SPACE`, `mask_SPACE`) -> [N, D] of the images `paths`, in their order.
+    Such rows have no direction, so no place in a ranking; names the column and the first image.
+    """
+    for name, values in columns.items():
+        bad = ~np.isfinite(values).all(axis=1) | ~values.any(axis=1)
+        if bad.any():
+            raise WeightsError(
+                f"{name} of {paths[int(bad.argmax())]} holds NaN, infinity or nothing but zeros "
+                f"({int(bad.sum())} of {len(paths)} images do): the model is damaged, or left by a "
+                "training that diverged"
+            )
 
 
 def evaluate(query: Embeddings, gallery: Embeddings, seed: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from dpmpp_core.errors import UserError
+from dpmpp_core.redaction import one_line, redact
 
 Overrides = Annotated[
     list[str] | None,
@@ -55,6 +56,11 @@ Json = Annotated[
 ]
 
 
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
 def guarded(
     work: Callable[[], dict[str, Any]],
     show: Callable[[dict[str, Any]], None],
@@ -65,7 +71,9 @@ def guarded(
     While it runs, stdout is stderr: libraries and Ray's workers print where they like, and
     `--json` promises that the last line of stdout is the result.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Redacting("%(message)s"))
     for name in ("pipelines", "dpmpp_core"):
         logging.getLogger(name).setLevel(logging.INFO)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -80,13 +88,13 @@ def guarded(
     try:
         result = work()
     except UserError as error:
-        print(f"dpmpp: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"dpmpp: {one_line(str(error))}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("dpmpp: stopped; the same command goes on from here", file=sys.stderr)
         code = 1
     except Exception:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
         code = 1
     sys.stdout.flush()
     os.dup2(stdout, 1)

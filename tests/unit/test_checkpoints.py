@@ -83,6 +83,17 @@ def test_without_its_marker_a_state_is_no_checkpoint(
     assert checkpoints.newest() == 1
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}"])
+def test_a_damaged_marker_counts_as_none(
+    checkpoints: Checkpoints, tmp_path: Path, said: list[str], content: bytes
+) -> None:
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    (tmp_path / "run" / "step-000000002.json").write_bytes(content)
+    assert checkpoints.newest() == 1
+    assert "step-000000002.json" in said[0]
+
+
 def test_a_state_that_runs_code_is_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
     class Harmful:
         def __reduce__(self) -> tuple:

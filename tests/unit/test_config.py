@@ -202,15 +202,6 @@ def test_files_that_extend_in_a_circle_are_refused(tmp_path, chain):
         load_config(paths[0])
 
 
-@pytest.mark.parametrize("tag", ["object/apply:pathlib.Path.touch", "object/new:pathlib.Path"])
-def test_object_tags_are_refused_and_never_run(tmp_path, tag):
-    marker = tmp_path / "was run"
-    file = written(tmp_path, f"name: !!python/{tag} ['{marker}']\n")
-    with pytest.raises(ConfigError, match=r"not valid YAML.*python/object"):
-        load_config(file)
-    assert not marker.exists()
-
-
 @pytest.mark.parametrize(
     ("source", "hint"), [("dmeo", "; did you mean 'demo'"), ("nothing", ""), ("recipes", "")]
 )

@@ -113,9 +113,10 @@ def test_a_missing_file_is_a_data_error_but_a_machine_fault_is_not(
     def exhausted(*_: object) -> None:
         raise OSError(24, "Too many open files")
 
+    (tmp_path / "here.jpg").touch()
     monkeypatch.setattr("builtins.open", exhausted)
     with pytest.raises(OSError, match="Too many"):
-        read_bytes(str(tmp_path), "gone.jpg")
+        read_bytes(str(tmp_path), "here.jpg")
 
 
 def test_the_fingerprint_sees_every_change(tmp_path: Path) -> None:

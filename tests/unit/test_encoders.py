@@ -334,16 +334,6 @@ def test_files_of_another_network_are_refused_for_timm(tmp_path, timm_file):
         check_weights(gone)
 
 
-def test_timm_checkpoint_with_code_is_refused_and_never_run(tmp_path):
-    from tests.unit.test_models import Harmful
-
-    marker, path = tmp_path / "was run", tmp_path / "weights.pt"
-    torch.save({"state_dict": Harmful(marker)}, path)
-    with pytest.raises(WeightsError, match=r"weights\.pt does not load as timm/test_vit"):
-        build_clip(settings("timm/test_vit", checkpoint=str(path)), *SIZE)
-    assert not marker.exists()
-
-
 def test_timm_tags_are_checked_and_absent_files_explained(monkeypatch, tmp_path):
     config = ModelConfig(backbone="timm/vit_base_patch16_224")  # the default tag is OpenAI's
     with pytest.raises(ConfigError, match=r"no tag 'openai' \(tags: augreg2_in21k_ft_in1k, .*null"):

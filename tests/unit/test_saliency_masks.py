@@ -169,12 +169,6 @@ def test_a_table_without_the_columns_is_no_table_of_masks(tmp_path):
         GivenMasks(str(tmp_path), (16, 8))
 
 
-def test_a_file_that_is_no_table_is_named(tmp_path):
-    (tmp_path / ANNOTATIONS).write_text("no table")
-    with pytest.raises(DataError, match=r"annotations\.parquet .* not a Parquet table"):
-        GivenMasks(str(tmp_path), (16, 8))
-
-
 @pytest.mark.parametrize("packed", [b"no zlib", pack_mask(half_person()[:100])])
 def test_a_packed_mask_of_another_kind_is_named(tmp_path, packed):
     annotate(tmp_path, {PATHS[0]: packed})
