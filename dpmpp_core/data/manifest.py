@@ -208,7 +208,8 @@ class Manifest:
         """Read what `save` wrote; DataError if a file is missing, damaged or of another save."""
         head, images = _read_images(folder)
         quarantine = _read_table(folder, "quarantine", QUARANTINE_SCHEMA, head["dataset_id"])
-        if quarantine.num_rows != head["quarantined"]:
+        whole = quarantine.num_rows == head["quarantined"]
+        if not whole or _digest(images) != head["dataset_id"]:
             raise _mixed(folder)
         return cls(head["root"], head["layout"], images, quarantine, head["dataset_id"])
 

@@ -19,7 +19,7 @@ from dpmpp_core.config import load_config
 from dpmpp_core.data.captions import read_captions
 from dpmpp_core.data.files import read_bytes
 from dpmpp_core.data.given_masks import GivenMasks, has_true_masks
-from dpmpp_core.data.manifest import Manifest, read_manifest
+from dpmpp_core.data.manifest import FORMAT, Manifest, read_manifest
 from pipelines.evaluate import load_embeddings
 from pipelines.masks import load_masks, save_masks
 from pipelines.storage import MARKER, Storage
@@ -66,7 +66,7 @@ def with_path(folder: Path, path: str) -> None:
 
 
 def forged(folder: Path) -> Callable[[], object]:
-    """A path out of the root, and a head that vouches for it."""
+    """A path out of the root, and files that vouch for it."""
     read_manifest(str(good_market(folder / "data"))).save(folder / "manifest")
     (folder / "secret.jpg").write_bytes(picture())
     with_path(folder / "manifest", "../secret.jpg")
@@ -74,6 +74,10 @@ def forged(folder: Path) -> Callable[[], object]:
     table = pq.read_table(folder / "manifest/images.parquet")
     head["dataset_id"] = Manifest("", "", table, table).dataset_id
     (folder / "manifest/manifest.json").write_text(json.dumps(head))
+    for name in ("images", "quarantine"):
+        file = folder / f"manifest/{name}.parquet"
+        told = pq.read_table(file).replace_schema_metadata({"dataset_id": head["dataset_id"]})
+        pq.write_table(told, file)
     loaded = Manifest.load(folder / "manifest")
     return lambda: read_bytes(loaded.root, loaded.images["path"][0].as_py())
 
@@ -83,7 +87,7 @@ def swapped(folder: Path) -> None:
 
 
 def newer(folder: Path) -> None:
-    head = json.loads((folder / "manifest.json").read_text()) | {"format": 2}
+    head = json.loads((folder / "manifest.json").read_text()) | {"format": FORMAT + 1}
     (folder / "manifest.json").write_text(json.dumps(head))
     pq.write_table(pa.table({"other": [1]}), folder / "images.parquet")
 
@@ -187,7 +191,11 @@ ROWS = [
     row("manifest, a path edited", manifest(lambda f: with_path(f, "../x")), "not belong together"),
     row("manifest, a path out of the root vouched for", forged, "'../secret.jpg' leads out of"),
     row("manifest, its tables swapped", manifest(swapped), "DataError.*prepare the data again"),
-    row("manifest of a newer format", manifest(newer), "has format 2, this version reads 1"),
+    row(
+        "manifest of a newer format",
+        manifest(newer),
+        f"has format {FORMAT + 1}, this version reads {FORMAT}",
+    ),
     *(
         row(f"manifest, {file} cut", manifest(cut_part(file)), "cannot be read")
         for file in ("images.parquet", "quarantine.parquet", "manifest.json")
