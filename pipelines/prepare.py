@@ -1,4 +1,4 @@
-"""Data folder -> manifest, every image looked at by Ray Data."""
+"""Data folder -> manifest, every image looked at once by Ray Data."""
 
 from __future__ import annotations
 
@@ -146,8 +146,9 @@ def inspect_all(source: Source, storage: Storage, workers: int) -> pa.Table:
     rows = images.join(record.read(), FILE, join_type="inner")
     if len(rows) != len(images):
         raise RuntimeError(
-            f"{storage.location(record.key)} lost {len(images) - len(rows)} rows while in use: "
-            "does another run prepare the same data? Start again when it has ended"
+            f"{storage.location(record.key)} lacks {len(images) - len(rows)} rows that were just "
+            "written. Is the storage a folder that not all nodes share? Does another run prepare "
+            "the same data? Start again when it has ended"
         )
     return rows.select(INSPECTED_SCHEMA.names).cast(INSPECTED_SCHEMA)
 

@@ -16,6 +16,7 @@ import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
+from dpmpp_core.data.manifest import SETS
 from tests.integration.conftest import SMALL
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
@@ -79,6 +80,16 @@ def test_the_pipeline_runs_from_s3_to_s3(
     for stage in first["stages"]:
         assert f"dpmpp/{stage['key']}/stage.json" in keys
     assert not [key for key in keys if "/training/" in key and "checkpoint_" in key]
+
+    new = next((small_demo / "query").glob("*.jpg"))
+    client.upload_file(str(new), "images", "demo/bounding_box_train/0900_c1s1_000000_00.jpg")
+    done = subprocess.run(
+        [*command[:1], "prepare", *command[2:]],
+        env=os.environ | s3, cwd=tmp_path, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    known = sum(first["counts"][name]["images"] for name in SETS)
+    assert f"{known} of {known + 1} images are known from before" in done.stderr
 
 
 def connect(environment: dict[str, str]):  # type: ignore[no-untyped-def]
