@@ -12,6 +12,7 @@ import logging
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -90,7 +91,7 @@ class Record:
             tables = pool.map(self._read_part, parts)
         rows = pa.concat_tables([RECORD_SCHEMA.empty_table(), *tables])
         # A task that was run twice left two parts.
-        numbers = pa.array(range(len(rows)), pa.int64())
+        numbers = pa.array(np.arange(len(rows)))
         first = rows.select(FILE).append_column("row", numbers).group_by(FILE)
         return rows.take(first.aggregate([("row", "min")])["row_min"])
 

@@ -1,4 +1,4 @@
-"""Data folder -> manifest, every image looked at by Ray Data."""
+"""Data folder -> manifest, every image looked at once by Ray Data."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from pipelines.storage import Storage
 ENTRY_SCHEMA = pa.schema([IMAGE_SCHEMA.field(name) for name in Entry._fields])
 log = logging.getLogger(__name__)
 
-ROWS = 1024  # images a task at most: what a killed worker has to look at again
-TASKS = 8  # a worker at least, so that none waits long for the last one
+ROWS = 32, 1024  # images a task, at least and at most: what a killed one has to look at again
+TASKS = 8  # a worker, if that gives them enough images: none then waits long for the last one
 REMOTE_READS = 8  # files that a task reads at a time from S3, where it would mostly wait
 
 
@@ -146,26 +146,29 @@ def inspect_all(source: Source, storage: Storage, workers: int) -> pa.Table:
     rows = images.join(record.read(), FILE, join_type="inner")
     if len(rows) != len(images):
         raise RuntimeError(
-            f"{storage.location(record.key)} lost {len(images) - len(rows)} rows while in use: "
-            "does another run prepare the same data? Start again when it has ended"
+            f"{storage.location(record.key)} lacks {len(images) - len(rows)} rows that were just "
+            "written. Is the storage a folder that not all nodes share? Does another run prepare "
+            "the same data? Start again when it has ended"
         )
     return rows.select(INSPECTED_SCHEMA.names).cast(INSPECTED_SCHEMA)
 
 
 def _inspect(root: str, todo: pa.Table, storage: str, workers: int) -> None:
     """Look at the files `todo` (FILE_SCHEMA) on Ray Data tasks, each of which records its own."""
-    size = max(1, min(ROWS, len(todo) // (workers * TASKS)))
+    least, most = ROWS
+    size = min(most, max(least, len(todo) // (workers * TASKS)))
     blocks = [todo.slice(start, size).combine_chunks() for start in range(0, len(todo), size)]
 
     def look(files: pa.Table) -> pa.Table:
-        with ThreadPoolExecutor(REMOTE_READS if "://" in root else 1) as pool:
-            found = list(pool.map(partial(inspect_file, root), files["path"].to_pylist()))
+        with ThreadPoolExecutor(REMOTE_READS if "://" in root else 1) as threads:
+            found = list(threads.map(partial(inspect_file, root), files["path"].to_pylist()))
         columns = [*files.columns, *pa.Table.from_pylist(found, FOUND_SCHEMA).columns]
         Record(Storage(storage), root).add(pa.table(columns, RECORD_SCHEMA))
         return pa.table({"done": [len(files)]})
 
+    pool = TaskPoolStrategy(size=min(workers, len(blocks)))
     dataset = ray.data.from_arrow(blocks).map_batches(
-        look, batch_size=None, batch_format="pyarrow", compute=TaskPoolStrategy(size=workers)
+        look, batch_size=None, batch_format="pyarrow", compute=pool
     )
     done = 0
     with bar("images checked", len(todo)) as shown:

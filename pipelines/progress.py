@@ -26,19 +26,19 @@ class Bar:
     def __init__(self, title: str, total: int, progress: Progress | None) -> None:
         self._title, self._total, self._progress = title, total, progress
         self._task = progress.add_task(title, total=total, note="") if progress else None
-        self._start = self._last = time.monotonic()
-        self._shown = 0
+        self._last, self._shown = time.monotonic(), 0
+        self._first: tuple[float, int] | None = None  # continued work does not start at 0
 
     def update(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        start, before = self._first = self._first or (now, done)
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
-        elif done > self._shown and (
-            time.monotonic() - self._last >= LINE_SECONDS or done == self._total
-        ):
-            self._last, self._shown = time.monotonic(), done
+        elif done > self._shown and (now - self._last >= LINE_SECONDS or done == self._total):
+            self._last, self._shown = now, done
             line = f"  {self._title}: {done}/{self._total} {note}".rstrip()
-            if done < self._total:
-                left = (self._last - self._start) * (self._total - done) / done
+            if before < done < self._total:
+                left = (now - start) * (self._total - done) / (done - before)
                 line += f", {datetime.timedelta(seconds=round(left))} left"
             console.print(line, highlight=False)
 

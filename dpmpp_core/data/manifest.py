@@ -315,10 +315,7 @@ def _queries_on_own_camera(manifest: Manifest) -> list[str]:
 
 
 def _queries_labelled_otherwise(manifest: Manifest) -> list[str]:
-    """Paths of queries whose very file is in the gallery, not as their junk but as something else.
-
-    The same person on the same camera is left out of the ranking and does no harm.
-    """
+    """Queries whose very file is in the gallery as another person or camera; as junk it is fine."""
     labels: dict[str, set[tuple[int, int]]] = defaultdict(set)
     for row in manifest.subset("gallery").select(["sha256", "pid", "camid"]).to_pylist():
         labels[row["sha256"]].add((row["pid"], row["camid"]))

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from pipelines.run import Options, run_pipeline
 
@@ -99,24 +100,25 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(
 ) -> None:
     """SIGKILL after the first parts; the files in them are not read again."""
     some = images(data)
-    for number in range(3000):  # one person more, all pictures different
+    for number in range(4000):  # one person more, all pictures different
         file = some[number % len(some)]
         copy = data / "bounding_box_train" / f"0900_c{number % 5 + 1}s1_{number:06}_00.jpg"
         copy.write_bytes(file.read_bytes() + number.to_bytes(4, "big"))
     command = [DPMPP, "prepare", "--data", str(data), "--storage", str(tmp_path / "runs")]
+    command += ["--address", ray.get_runtime_context().gcs_address]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 200
         while len(parts(data)) < 2 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
     assert process.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()
-    time.sleep(2)  # Ray's processes end with the driver
+    time.sleep(5)  # Ray ends the tasks of a dead driver
     done = {path for part in parts(data) for path in pq.read_table(part)["path"].to_pylist()}
-    assert 0 < len(done) < 3000 and not list((tmp_path / "runs").glob("stages/prepare-*"))
+    assert 0 < len(done) < 4000 and not list((tmp_path / "runs").glob("stages/prepare-*"))
     for path in done:
         spoil(data / path)
     result = prepare(data)
     assert result["quarantined"] == []
-    assert result["counts"]["train"]["images"] == 3000 + len(some)
+    assert result["counts"]["train"]["images"] == 4000 + len(some)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dpmpp_core.data.manifest import SETS
 from tests.integration.conftest import SMALL
 from tests.s3_server import S3Server
 
@@ -52,3 +53,14 @@ def test_the_pipeline_runs_from_s3_to_s3(s3: S3Server, small_demo: Path, tmp_pat
     for stage in first["stages"]:
         assert f"dpmpp/{stage['key']}/stage.json" in keys
     assert not [key for key in keys if "/checkpoints/" in key]
+
+    new = next((small_demo / "query").glob("*.jpg"))
+    s3.client().upload_file(str(new), "images", "demo/bounding_box_train/0900_c1s1_000000_00.jpg")
+    done = subprocess.run(
+        [*command[:1], "prepare", *command[2:]],
+        env=os.environ | s3.environment, cwd=tmp_path, capture_output=True, text=True,
+        timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    known = sum(first["counts"][name]["images"] for name in SETS)
+    assert f"{known} of {known + 1} images are known from before" in done.stderr

@@ -116,7 +116,7 @@ def test_a_later_override_wins_and_neighbours_stay():
         ("data.std=[0.5, 0, 0.5]", "data.std.1: .*greater than 0"),
         ("model.taps=[]", "model.taps: .*at least 1 item"),
         ("model.taps=[0, 2]", "model.taps.0: .*greater than 0"),
-        ("occlusion.min_ratio=0.9", "occlusion: min_ratio 0.9 is above max_ratio 0.6"),
+        ("metric.update=alternating", "metric.update alternating needs a model.mask_generator"),
         ("name=../up", "name: string should match pattern"),
         # syntax
         ("seed", "override 'seed': write it as section.key=value"),
@@ -129,6 +129,11 @@ def test_wrong_overrides_say_what_is_wrong(override, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_config("demo", [override])
     assert "\n" not in str(caught.value)
+
+
+def test_a_range_that_holds_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"occlusion: min_ratio 0.9 is above max_ratio 0.6"):
+        load_config("demo", ["occlusion.min_ratio=0.9", "occlusion.max_ratio=0.6"])
 
 
 @given(st.sampled_from([key for key in KEYS if len(key) > 9]), st.data())

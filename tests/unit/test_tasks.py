@@ -22,8 +22,9 @@ CLASSES = 4
 
 
 def config(*overrides):
-    """The demo's, small, with the paper's form of the mask."""
+    """The demo's, small, with the paper's form of the mask and all its losses."""
     form = ("model.bands=0", "model.mask_generator=light")
+    form += ("metric.loss.heads=1", "metric.class_ignoring=true")
     return load_config("demo", ["data.height=64", "data.width=32", *form, *overrides])
 
 

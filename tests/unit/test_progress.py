@@ -1,0 +1,27 @@
+"""What a log shows of long work."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pipelines import progress
+
+
+def test_a_line_tells_how_much_is_done_and_when_the_rest_will_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 60))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with progress.bar("images checked", 10) as shown:
+        shown.update(2)  # as a continued run starts
+        shown.update(2)  # nothing new, nothing said
+        shown.update(6, "fast")
+        shown.update(10)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "  images checked: 2/10",
+        "  images checked: 6/10 fast, 0:02:00 left",
+        "  images checked: 10/10",
+    ]
