@@ -22,6 +22,10 @@ SMALL = [
     "metric.precision=fp32",
     "augment.pad=4",
     "metric.loss.triplet=1",
+    "metric.loss.heads=1",
+    "metric.class_ignoring=true",
+    "augment.erase=0.5",
+    "occlusion.rolling=true",
 ]
 
 
