@@ -12,7 +12,7 @@ from dpmpp_core.occlusion.saliency import pack_mask, spectral_saliency, unpack_m
 from dpmpp_core.occlusion.transfer import transfer_patches, visible_patches
 
 EVERYTHING = OcclusionConfig(
-    probability=1, min_oiou=0, min_ratio=0, max_ratio=1, min_donor=0, top_share=1
+    rolling=True, probability=1, min_oiou=0, min_ratio=0, max_ratio=1, min_donor=0, top_share=1
 )
 
 
