@@ -16,7 +16,7 @@ test-fast: $(STAMP)  ## unit tests only: no Ray, no MLflow
 	$(BIN)/python -m pytest tests/unit
 
 test-faults: $(STAMP)  ## processes killed, nodes lost, storage away, disk full: all of it
-	$(BIN)/python -m pytest tests/faults -m '' --fault-table tests/bench/results/faults.md
+	$(BIN)/python -m pytest tests/faults tests/integration/test_cli.py -m '' --fault-table tests/bench/results/faults.md
 
 lint: $(STAMP)  ## style, types, and which package may import which
 	$(BIN)/ruff check .

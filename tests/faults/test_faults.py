@@ -92,11 +92,12 @@ def damage_newest_checkpoint(lab: Lab, training: Training) -> str:
 
 
 FAULTS: list[Callable[[Lab, Training], str]] = [
-    lose_train_worker, terminate, damage_newest_checkpoint,
+    lose_train_worker,
     *(
         pytest.param(fault, marks=pytest.mark.long)
         for fault in (
-            lose_data_worker, lose_train_node, lose_data_node, preempt_train_node, lose_driver,
+            lose_data_worker, terminate, damage_newest_checkpoint, lose_driver, lose_train_node,
+            lose_data_node, preempt_train_node,
         )
     ),
 ]  # fmt: skip
