@@ -59,14 +59,14 @@ class Lab:
     def kill(self, pool: str, title: str) -> None:
         """SIGKILL a Ray worker process of a node by its title."""
         raylet = self._nodes[pool].all_processes["raylet"][0].process.pid
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LONGEST
         while time.monotonic() < deadline:
             for process in psutil.Process(raylet).children(recursive=True):
                 if process.is_running() and title in " ".join(_title(process)):
                     process.kill()
                     return
             time.sleep(0.2)
-        raise AssertionError(f"no process {title} on the {pool} node within 60 s")
+        raise AssertionError(f"no process {title} on the {pool} node within {LONGEST} s")
 
     def close(self) -> None:
         self._cluster.shutdown()
