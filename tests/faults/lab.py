@@ -101,7 +101,9 @@ class Training:
 
     def start(self) -> Training:
         with self._log.open("ab") as log, self._out.open("wb") as out:
-            self.process = subprocess.Popen(self._command, stdout=out, stderr=log, env=self._env)
+            self.process = subprocess.Popen(
+                self._command, stdout=out, stderr=log, env=self._env, cwd=self._log.parent
+            )
         return self
 
     def log(self) -> str:
