@@ -152,15 +152,20 @@ def described(name: str, text: str | Mapping[str, Any]) -> Row:
     return Row(f"card of a saved model: {name}", attempt, "(Weights|Config)Error", "")
 
 
+def save_changed(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """The saved model with other weights, whose hash the card has."""
+    state = {name: tensor.clone() for name, tensor in model().state_dict().items()}
+    change(state)
+    save_file(state, folder / "model.safetensors")
+    facts = {**card(), "weights_sha256": weights_sha256(state)}
+    (folder / "model.json").write_text(json.dumps(facts))
+
+
 def weighed(given: str, change: Callable[[dict[str, Tensor]], object], says: str) -> Row:
-    """A saved model with other weights, whose hash the card has."""
+    """A saved model whose weights are refused."""
 
     def attempt(folder: Path) -> Outcome:
-        state = {name: tensor.clone() for name, tensor in model().state_dict().items()}
-        change(state)
-        save_file(state, folder / "model.safetensors")
-        facts = {**card(), "weights_sha256": weights_sha256(state)}
-        (folder / "model.json").write_text(json.dumps(facts))
+        save_changed(folder, change)
         return Outcome(refusal(load_model, folder), "")
 
     return Row(given, attempt, says, "")
@@ -170,11 +175,7 @@ def embedded(given: str, change: Callable[[dict[str, Tensor]], object], says: st
     """A model that loads, since its weights are finite, and gives features of no use."""
 
     def attempt(folder: Path) -> Outcome:
-        state = {name: tensor.clone() for name, tensor in model().state_dict().items()}
-        change(state)
-        save_file(state, folder / "model.safetensors")
-        facts = {**card(), "weights_sha256": weights_sha256(state)}
-        (folder / "model.json").write_text(json.dumps(facts))
+        save_changed(folder, change)
         pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 32, 3), np.uint8)
         made = load_model(folder).embed(pictures)
         columns = to_columns(made.features, made.masks)
