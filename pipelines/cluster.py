@@ -35,7 +35,7 @@ class Plan:
     """Who gets what, in Ray's logical CPUs and GPUs.
 
     Attributes:
-        train_workers: processes of one training run.
+        train_workers: processes of one training run, at most.
         train_cpus: CPUs, and so torch threads, of each.
         train_gpu: whether each has a GPU.
         data_workers: processes that make training batches.
@@ -74,22 +74,22 @@ def plan(
         ConfigError: more train workers than GPUs, or than CPUs left; shows the arithmetic.
     """
     use_gpu = config.gpu if config.gpu is not None else gpus > 0
-    workers = config.train_workers
-    if use_gpu and workers > gpus:
+    workers, fewest = config.train_workers, config.worker_counts[0]
+    if use_gpu and fewest > gpus:
         raise ConfigError(
-            f"cluster.train_workers {workers} with GPUs, but the cluster has {gpus}: lower it or "
+            f"cluster.train_workers {fewest} with GPUs, but the cluster has {gpus}: lower it or "
             "set cluster.gpu=false"
         )
     data = config.data_workers or max(1, cpus // 2 if shared or use_gpu else cpus // 4)
     left = cpus if shared else cpus - data - 1  # 1 for Ray Data's own reading tasks
-    if left < workers:
+    if left < fewest:
         raise ConfigError(
-            f"cluster.train_workers {workers} need a CPU each, but {cpus} CPUs - {data} data "
+            f"cluster.train_workers {fewest} need a CPU each, but {cpus} CPUs - {data} data "
             f"workers - 1 = {left}: lower cluster.train_workers or cluster.data_workers"
         )
-    if nodes and sum(nodes) < workers:
+    if nodes and sum(nodes) < fewest:
         raise ConfigError(
-            f"cluster.train_workers {workers} need a CPU each, but the nodes that may train have "
+            f"cluster.train_workers {fewest} need a CPU each, but the nodes that may train have "
             f"{sum(nodes)}: lower cluster.train_workers or change cluster.train_nodes"
         )
     train_cpus = 1 if use_gpu and not shared else _fitting(workers, left // workers, nodes)

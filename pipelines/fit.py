@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ray.data
 import ray.train
-from ray.data import ExecutionOptions, ExecutionResources
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -20,16 +18,14 @@ from dpmpp_core.tasks.task import Task
 from pipelines.cluster import selector
 from pipelines.progress import follow, start_board
 from pipelines.stage import Run, training_key
-from pipelines.stream import TrainingSet, step_stream
+from pipelines.stream import DealSteps, Steps, TrainingSet
 from pipelines.train_loop import Job, train_loop
 
 log = logging.getLogger(__name__)
 
-AHEAD_BYTES = 512 * 2**20  # batches made ahead of training, in the object store
-
 
 def fit(
-    run: Run, kind: str, training_set: TrainingSet, inputs: str, key: str, workers: int
+    run: Run, kind: str, training_set: TrainingSet, inputs: str, key: str
 ) -> tuple[Task, dict[str, Any]]:
     """Train on Ray Train, from the newest checkpoint if there is one.
 
@@ -50,7 +46,7 @@ def fit(
     task = job.task()
     total = task.steps_per_epoch * task.epochs
     with follow(board, f"{kind} steps", total, _watch(run, task)), _stop_politely(board):
-        result = _fit_or_stop(_trainer(run, job, name, total, workers))
+        result = _fit_or_stop(_trainer(run, job, name, total))
     ended = result.return_value  # type: ignore[attr-defined]  # mypy reads the older Ray Train
     if ended["fault"] is not None:
         raise TrainingError(_fault(job, task, ended["fault"]))
@@ -71,17 +67,22 @@ def fit(
     }
 
 
-def _trainer(run: Run, job: Job, name: str, total: int, workers: int) -> TorchTrainer:
+def _trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:
     plan, storage, cluster = run.plan, run.storage, run.config.cluster
-    datasets: dict[str, Callable[[], ray.data.Dataset]] = {}
-    if job.kind != "prompts":
+    workers: int | tuple[int, int] = plan.train_workers
+    if cluster.worker_counts[0] < plan.train_workers:
+        workers = cluster.worker_counts[0], plan.train_workers
+    datasets: dict[str, Callable[[], Steps]] = {}
+    if job.kind == "prompts":
+        workers = 1  # the features fit in memory, a step takes milliseconds
+    else:
         data_workers = plan.data_workers
 
-        def stream() -> ray.data.Dataset:  # called again whenever the worker group starts anew
+        def steps() -> Steps:  # called again whenever the worker group starts anew
             first = min(job.open_checkpoints().newest(), total - 1)  # Ray Data wants a row
-            return step_stream(job.training_set, first, total, workers, data_workers)
+            return Steps(job.training_set, first, total, data_workers)
 
-        datasets["steps"] = stream
+        datasets["steps"] = steps
     resources = {"CPU": plan.train_cpus} | ({"GPU": 1} if plan.train_gpu else {})
     return TorchTrainer(
         train_loop,  # type: ignore[arg-type]
@@ -91,7 +92,7 @@ def _trainer(run: Run, job: Job, name: str, total: int, workers: int) -> TorchTr
             "checkpoint_seconds": cluster.checkpoint_seconds,
         },
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=workers,  # type: ignore[arg-type]  # mypy reads the older Ray Train
             use_gpu=plan.train_gpu,
             resources_per_worker=resources,
             label_selector=selector(cluster.train_nodes) or None,  # type: ignore[call-arg]
@@ -103,13 +104,7 @@ def _trainer(run: Run, job: Job, name: str, total: int, workers: int) -> TorchTr
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
         datasets=datasets,  # type: ignore[arg-type]
-        dataset_config=ray.train.DataConfig(
-            execution_options=ExecutionOptions(
-                preserve_order=True,
-                resource_limits=ExecutionResources(object_store_memory=AHEAD_BYTES),
-            ),
-            enable_shard_locality=False,
-        ),
+        dataset_config=DealSteps(),
     )
 
 

@@ -50,8 +50,7 @@ def pretrain(run: Run, prepared: Stage, saliency: Stage) -> Stage:
 
     def build(folder: Path) -> dict[str, Any]:
         training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key, "pretrain")
-        workers = run.plan.train_workers
-        task, summary = fit(run, "pretrain", training_set, prepared.key, key, workers)
+        task, summary = fit(run, "pretrain", training_set, prepared.key, key)
         assert isinstance(task, PretrainTask)
         state = {name: value.half().contiguous() for name, value in task.clip.state_dict().items()}
         weights = folder / weights_name(run)

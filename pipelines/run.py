@@ -223,21 +223,27 @@ def _check(config: Config, options: Options, until: str) -> None:
         raise ConfigError(
             f"data.height and data.width: whole multiples of {PATCH} pixels are needed"
         )
-    workers, parts = config.cluster.train_workers, config.metric.accumulate
+    for workers in config.cluster.worker_counts:
+        _check_shares(config, workers)
+
+
+def _check_shares(config: Config, workers: int) -> None:
+    """Refuse batches that so many train workers cannot share."""
+    parts = config.metric.accumulate
     shared = {"metric.identities": config.metric.identities}
     if config.saliency.provider == "sps":
         shared["saliency.identities"] = config.saliency.identities
     for key, identities in shared.items():
         if identities % workers:
             raise ConfigError(
-                f"{key} {identities} cannot be shared by cluster.train_workers {workers}: "
-                "make it a multiple"
+                f"{key} {identities} cannot be shared by {workers} train workers "
+                "(cluster.train_workers, cluster.min_train_workers): make it a multiple"
             )
     if config.metric.identities % (workers * parts):
         raise ConfigError(
             f"metric.identities {config.metric.identities} cannot be taken in metric.accumulate "
-            f"{parts} parts by each of cluster.train_workers {workers}: make it a multiple of "
-            f"{workers * parts}"
+            f"{parts} parts by each of {workers} train workers (cluster.train_workers, "
+            f"cluster.min_train_workers): make it a multiple of {workers * parts}"
         )
 
 

@@ -24,8 +24,7 @@ from pipelines.stream import TrainingSet
 def train_saliency(run: Run, prepared: Stage, key: str) -> tuple[SaliencyModel, dict[str, Any]]:
     """Stage 0: learn where the person is; the model and a summary for the stage of that key."""
     training_set = TrainingSet(run.config, run.storage.uri, prepared.key, None, "saliency")
-    workers = run.plan.train_workers
-    task, summary = fit(run, "saliency", training_set, prepared.key, key, workers)
+    task, summary = fit(run, "saliency", training_set, prepared.key, key)
     assert isinstance(task, SaliencyTask)
     return task.model, summary
 
@@ -36,7 +35,7 @@ TEXT_KEYS = {"prompt_tokens", "prompt", "normalise_text"}
 def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -> Stage:
     """Stage 1: learn the identities' prompts; leaves `texts.safetensors`.
 
-    On one worker whatever the cluster: the features fit in memory, a step takes milliseconds.
+    On one worker whatever the cluster.
     """
     config = run.config
     identity = {
@@ -50,7 +49,7 @@ def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -
 
     def build(folder: Path) -> dict[str, Any]:
         training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key)
-        task, summary = fit(run, "prompts", training_set, features.key, key, workers=1)
+        task, summary = fit(run, "prompts", training_set, features.key, key)
         assert isinstance(task, PromptTask)
         results = task.results()
         refuse_non_finite(results, "the text prototypes of stage 1")
@@ -90,8 +89,7 @@ def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage | No
 
     def build(folder: Path) -> dict[str, Any]:
         training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key)
-        workers = run.plan.train_workers
-        task, summary = fit(run, "metric", training_set, inputs, key, workers)
+        task, summary = fit(run, "metric", training_set, inputs, key)
         assert isinstance(task, MetricTask)
         facts = {
             "dataset": prepared.summary["dataset_id"],

@@ -311,6 +311,9 @@ class ClusterConfig(Section):
     """How much of the machine or cluster is used; not part of a run's identity."""
 
     train_workers: PositiveInt = 1
+    min_train_workers: PositiveInt | None = Field(
+        None, description="go on with so few when nodes are lost; null = wait for all"
+    )
     data_workers: PositiveInt | None = Field(None, description="null = sized to the cluster")
     gpu: bool | None = Field(None, description="null = use GPUs where the cluster has them")
     train_nodes: tuple[Label, ...] = Field((), description="labels of the nodes that train")
@@ -319,6 +322,17 @@ class ClusterConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3, description="restarts of the train workers after one was lost"
     )
+
+    @model_validator(mode="after")
+    def _fewest(self) -> ClusterConfig:
+        if (self.min_train_workers or 1) > self.train_workers:
+            raise ValueError("min_train_workers is more than train_workers")
+        return self
+
+    @property
+    def worker_counts(self) -> range:
+        """How many train workers there may be."""
+        return range(self.min_train_workers or self.train_workers, self.train_workers + 1)
 
 
 class TrackingConfig(Section):

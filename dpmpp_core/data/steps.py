@@ -239,5 +239,9 @@ class StepMaker:
 def _changed(before: Image, after: Image, grid: tuple[int, ...]) -> NDArray[np.bool_]:
     """Patches of which more than half the pixels differ, bool [gh, gw]."""
     (rows, columns), (height, width) = grid, before.shape[:2]
-    differs = (before != after).any(axis=2).reshape(rows, height // rows, columns, width // columns)
-    return differs.mean(axis=(1, 3)) > 0.5
+    channels = before != after
+    # `channels.any(axis=2)` takes nine times longer.
+    differs = channels[..., 0] | channels[..., 1] | channels[..., 2]
+    strips = differs.view(np.uint8).reshape(rows, height // rows, width).sum(1, np.uint32)
+    counts = strips.reshape(rows, columns, width // columns).sum(2)
+    return counts * 2 > (height // rows) * (width // columns)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dpmpp_core.models.batch_norm import WholeBatchNorm2d, over_workers
+
 SPACE = "bands"
 EYE_WIDTH = 64
 
@@ -57,7 +59,7 @@ class VisibleBands(nn.Module):
         super().__init__()
         self.bands, self.width, self.token_width = bands, bands * token_width, token_width
         self.patches = nn.Sequential(
-            nn.BatchNorm2d(channels),
+            WholeBatchNorm2d(channels),
             nn.Conv2d(channels, EYE_WIDTH, 1),
             nn.GELU(),
             nn.Conv2d(EYE_WIDTH, EYE_WIDTH, 5, padding=2),
@@ -90,7 +92,7 @@ class VisibleBands(nn.Module):
         by_row = torch.einsum("bdhw,bhw->bdh", tokens, weight)
         feature = (by_row @ shares.T / seen.clamp_min(1e-3)[:, None]).transpose(1, 2)  # [B, R, D]
         if self.training:
-            self.usual.lerp_(seen.detach().mean(dim=0), 0.05)
+            self.usual.lerp_(over_workers(seen.detach().mean(dim=0)), 0.05)
         # Never zero: a mask of nothing is no mask, and the metric refuses it.
         mask = (seen / (seen + self.usual)).square().clamp_min(1e-9)
         return Banded(feature.flatten(1), mask.repeat_interleave(self.token_width, dim=1), visible)

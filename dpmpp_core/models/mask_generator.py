@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dpmpp_core.models.batch_norm import WholeBatchNorm2d
+
 
 class MaskGenerator(nn.Module):
     """Patch tokens of several blocks -> one mask in (0, 1) for each metric space.
@@ -42,7 +44,7 @@ class MaskGenerator(nn.Module):
         for i, (out, kernel) in enumerate(zip(widths, kernels, strict=True)):
             layers += [
                 nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False),
-                nn.BatchNorm2d(out),
+                WholeBatchNorm2d(out),
                 nn.ReLU(inplace=True),
             ]
             if i < 2:

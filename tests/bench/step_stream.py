@@ -27,7 +27,7 @@ from pipelines.run import _demo_root
 from pipelines.saliency import saliency
 from pipelines.stage import Run
 from pipelines.storage import Storage
-from pipelines.stream import UNUSED, TrainingSet, step_stream
+from pipelines.stream import UNUSED, Steps, TrainingSet
 from pipelines.tracking import Tracking
 from pipelines.train_loop import streamed
 from tests.bench.timing import write
@@ -51,7 +51,7 @@ class Measured(TrainingSet):
         return super().step_maker(self.cache)
 
 
-class Steps(torch.utils.data.Dataset):
+class Items(torch.utils.data.Dataset):
     """The same for a DataLoader: item `i` is step `i`."""
 
     def __init__(self, training_set: TrainingSet, steps: int) -> None:
@@ -78,7 +78,7 @@ class Taker:
     def from_loader(self, training_set: TrainingSet, steps: int, workers: int) -> float:
         torch.set_num_threads(1)
         loader = torch.utils.data.DataLoader(
-            Steps(training_set, steps), batch_size=None, num_workers=workers, prefetch_factor=4
+            Items(training_set, steps), batch_size=None, num_workers=workers, prefetch_factor=4
         )
         return rate(loader, steps)
 
@@ -132,7 +132,7 @@ def measure(folder: str, steps: int, rounds: int, workers: int) -> list[str]:
         rates: dict[str, list[float]] = {"stream": [], "loader": []}
         for _ in range(rounds):
             taker = Taker.remote()  # type: ignore[attr-defined]
-            (shard,) = step_stream(measured, 0, steps, 1, workers).streaming_split(1)
+            (shard,) = Steps(measured, 0, steps, workers).deal(1)
             rates["stream"].append(ray.get(taker.from_stream.remote(shard, steps)))
             ray.kill(taker)
             taker = Taker.remote()  # type: ignore[attr-defined]

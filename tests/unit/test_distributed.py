@@ -48,7 +48,6 @@ def shared_gradient_on(rows, average=False):
 
 def awake(*overrides):
     task = metric_task(*overrides).train()
-    task.model.mask_generator.eval()  # its batch norm sees a worker's own shard
     with torch.no_grad():
         for linear in task.model.mask_generator.spaces.values():
             nn.init.normal_(linear.weight, generator=torch.Generator().manual_seed(3))

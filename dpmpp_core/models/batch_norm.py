@@ -1,0 +1,50 @@
+"""Batch norm whose batch is that of all train workers."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class WholeBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` with the statistics of the whole batch, however many workers share it.
+
+    torch's own synchronised one runs on GPUs only. Every worker must have as many samples. On one
+    worker, and in evaluation, it is `nn.BatchNorm2d` itself.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same."""
+        if not self.training or worker_count() == 1:
+            return super().forward(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self._normalise(inputs.float()).to(inputs.dtype)
+
+    def _normalise(self, inputs: Tensor) -> Tensor:
+        mean = over_workers(inputs.mean(dim=(0, 2, 3)))
+        centred = inputs - mean[:, None, None]
+        # In two passes: the mean of squares less the squared mean would lose digits.
+        var = over_workers(centred.square().mean(dim=(0, 2, 3)))
+        self._remember(mean, var, inputs.numel() // inputs.shape[1] * worker_count())
+        scale = self.weight * (var + self.eps).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, var: Tensor, count: int) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var * count / max(1, count - 1), self.momentum)
+
+
+def over_workers(local: Tensor) -> Tensor:
+    """The mean over the train workers; gradients flow to all of them."""
+    return local if worker_count() == 1 else all_reduce(local) / worker_count()
+
+
+def worker_count() -> int:
+    """Train workers that share a batch."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
