@@ -20,7 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpmpp_core.config import ClusterConfig, DataConfig, DemoConfig
+from dpmpp_core.config import ClusterConfig, DataConfig, DemoConfig, load_config
 from dpmpp_core.data.demo import generate
 from dpmpp_core.data.files import FileListing, FileStat, listing_fingerprint
 from dpmpp_core.data.layouts import scan
@@ -58,29 +60,41 @@ def main() -> None:
 
 
 def images_table(count: int) -> list[str]:
-    """Images a second of one and of two workers, then of a second run that has nothing to read."""
+    """Images a second of one and of two workers: looked at, looked at again, and person masks."""
     from pipelines.cluster import connect
+    from pipelines.embed import embed
     from pipelines.prepare import find_data, inspect_all
+    from pipelines.saliency import FindPersons
     from pipelines.storage import Storage
 
-    connect(None, ClusterConfig(train_workers=1, data_workers=2))
-    lines = ["| workers | images | seconds | images/s | x one |", "|---|---:|---:|---:|---:|"]
+    config = load_config("demo", ["saliency.provider=spectral"])
+    plan, _ = connect(None, ClusterConfig(train_workers=1, data_workers=2))
+    lines = ["| work | workers | images | seconds | images/s | x one |"]
+    lines += ["|---|---:|---:|---:|---:|---:|"]
     with tempfile.TemporaryDirectory() as folder:
         source = find_data(DataConfig(), make_images(Path(folder) / "data", count))
-        images = len(source.scan.entries)
+        paths = [entry.path for entry in source.scan.entries]
         inspect_all(source, Storage(f"{folder}/warm"), 2)  # starts Ray's processes
-        seconds = {}
+        alone: dict[str, float] = {}
+
+        def timed(work: str, workers: int, run: Callable[[], Any]) -> None:
+            start = time.perf_counter()
+            run()
+            seconds = time.perf_counter() - start
+            alone.setdefault(work, seconds)
+            lines.append(
+                f"| {work} | {workers} | {len(paths)} | {seconds:.2f} | "
+                f"{len(paths) / seconds:.0f} | {alone[work] / seconds:.2f} |"
+            )
+
         for workers in (1, 2):
             storage = Storage(f"{folder}/runs-{workers}")
-            for name in (f"{workers}", f"{workers}, all known"):
-                start = time.perf_counter()
-                inspect_all(source, storage, workers)
-                seconds[name] = time.perf_counter() - start
-                speed = images / seconds[name]
-                share = seconds["1"] / seconds[name]
-                lines.append(
-                    f"| {name} | {images} | {seconds[name]:.2f} | {speed:.0f} | {share:.2f} |"
-                )
+            for work in ("prepare", "prepare, all known"):
+                timed(work, workers, partial(inspect_all, source, storage, workers))
+        for workers in (1, 2):
+            arguments = (source.root, config, None)
+            share = replace(plan, embed_workers=workers)
+            timed("saliency", workers, partial(embed, paths, FindPersons, arguments, share, 64, ""))
     return [*lines, ""]
 
 

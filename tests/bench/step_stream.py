@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import ray
 import torch
@@ -112,12 +112,22 @@ def main() -> None:
     )
 
 
-def measure(folder: str, steps: int, rounds: int, workers: int) -> list[str]:
+def measured_sets(folder: str) -> dict[str, Measured]:
+    """The demo set, with its masks, by what is to be done."""
     config = load_config("demo", ["saliency.provider=spectral", "cluster.data_workers=4"])
     plan, _ = connect(None, config.cluster)
-    run = Run(config, Storage(folder), Tracking(""), replace(plan, data_workers=workers))
+    run = Run(config, Storage(folder), Tracking(""), plan)
     prepared = prepare(run, find_data(config.data, _demo_root(run)))
     masks = saliency(run, prepared)
+    found = {}
+    for name, (probability, cache) in CASES.items():
+        occlusion = config.occlusion.model_copy(update={"probability": probability})
+        changed = config.model_copy(update={"occlusion": occlusion})
+        found[name] = Measured(changed, folder, prepared.key, masks.key, cache=cache)
+    return found
+
+
+def measure(folder: str, steps: int, rounds: int, workers: int) -> list[str]:
     lines = [
         f"{workers} process(es) make batches of 64 images of 256x128 (demo set, JPEG), one takes "
         f"them; {steps - WARM_UP} steps counted, median of {rounds} turns.",
@@ -125,10 +135,7 @@ def measure(folder: str, steps: int, rounds: int, workers: int) -> list[str]:
         "| work | step stream, images/s | DataLoader | ratio | bar |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name, (probability, cache) in CASES.items():
-        occlusion = config.occlusion.model_copy(update={"probability": probability})
-        changed = config.model_copy(update={"occlusion": occlusion})
-        measured = Measured(changed, folder, prepared.key, masks.key, cache=cache)
+    for name, measured in measured_sets(folder).items():
         rates: dict[str, list[float]] = {"stream": [], "loader": []}
         for _ in range(rounds):
             taker = Taker.remote()  # type: ignore[attr-defined]
@@ -139,7 +146,7 @@ def measure(folder: str, steps: int, rounds: int, workers: int) -> list[str]:
             rates["loader"].append(ray.get(taker.from_loader.remote(measured, steps, workers)))
             ray.kill(taker)
         ours, theirs = (statistics.median(rates[who]) for who in ("stream", "loader"))
-        bar = 0.85 if probability else 0.95
+        bar = 0.85 if CASES[name][0] else 0.95
         lines.append(f"| {name} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f} | {bar} |")
         print(lines[-1], rates, flush=True)
     return lines

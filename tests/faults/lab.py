@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,26 @@ NODES = {"data": 3, "train": 2}  # CPUs of each; the head node only coordinates
 
 
 class Lab:
-    """Head, data node and train node, each with raylet and processes of its own."""
+    """Head, data node and train node, each with raylet and processes of its own.
 
-    def __init__(self) -> None:
+    Args:
+        cpus: of the nodes of each pool.
+    """
+
+    def __init__(self, cpus: Mapping[str, int] = NODES) -> None:
+        self._cpus = cpus
         self._cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_port": 0}
         )
-        self._nodes = {pool: self._start(pool) for pool in NODES}
+        self._nodes = {pool: self._start(pool) for pool in cpus}
+        self._further: list[Any] = []
 
     @property
     def address(self) -> str:
         return self._cluster.address
 
     def _start(self, pool: str) -> Any:
-        return self._cluster.add_node(num_cpus=NODES[pool], labels={"pool": pool})
+        return self._cluster.add_node(num_cpus=self._cpus[pool], labels={"pool": pool})
 
     def node_id(self, pool: str) -> str:
         return self._nodes[pool].node_id
@@ -49,6 +55,18 @@ class Lab:
 
     def join(self, pool: str) -> None:
         self._nodes[pool] = self._start(pool)
+
+    def grow(self, pool: str) -> None:
+        """Let a further node join."""
+        self._further.append(self._start(pool))
+
+    def shrink(self) -> None:
+        """Kill a node that `grow` let join, with all its processes."""
+        self._cluster.remove_node(self._further.pop(), allow_graceful=False)
+
+    def count(self, title: str) -> int:
+        """Ray worker processes of the whole cluster with that title."""
+        return sum(title in " ".join(_title(process)) for process in psutil.process_iter())
 
     def replace(self, pool: str, after: float) -> None:
         """Let another node join, and kill the first one some seconds later."""
