@@ -13,7 +13,7 @@ from tests.faults.conftest import OVERRIDES, Table, Unbroken
 from tests.faults.lab import Lab, Training, copy_before_stage_2
 from tests.s3_server import S3Server
 
-DISK = 64 * 2**20  # bytes
+DISK = 256 * 2**20  # bytes; a checkpoint has 38 MB, and up to three are kept
 AWAY = 30.0  # seconds
 
 
