@@ -77,6 +77,9 @@ def load_images(root: str, paths: list[str], data: DataConfig) -> torch.Tensor:
     return to_tensor_batch(np.stack(images), data.mean, data.std)
 
 
+BATCHES = 256  # planned by one task of Ray Data, so that millions of images are few tasks
+
+
 def embed(
     paths: list[str], worker: type, arguments: tuple, plan: Plan, batch: int, title: str
 ) -> dict[str, np.ndarray]:
@@ -85,12 +88,14 @@ def embed(
     The paths are cut into the same batches whatever the number of workers, so that the numbers do
     not depend on it.
     """
+    rows = batch * BATCHES
     tables = [
-        pa.table({"row": np.arange(i, min(i + batch, len(paths))), "path": paths[i : i + batch]})
-        for i in range(0, len(paths), batch)
+        pa.table({"row": np.arange(i, min(i + rows, len(paths))), "path": paths[i : i + rows]})
+        for i in range(0, len(paths), rows)
     ]
-    workers = min(plan.embed_workers, len(tables))
-    dataset = ray.data.from_arrow(tables).map_batches(
+    workers = min(plan.embed_workers, -(-len(paths) // batch))
+    batches = ray.data.from_arrow(tables).repartition(target_num_rows_per_block=batch)
+    dataset = batches.map_batches(
         worker,
         fn_constructor_args=arguments,
         batch_size=None,

@@ -16,6 +16,7 @@ from ray.train.torch import TorchTrainer
 from dpmpp_core.errors import TrainingError
 from dpmpp_core.tasks.task import Task
 from pipelines.cluster import selector
+from pipelines.pack import pack_images
 from pipelines.progress import follow, start_board
 from pipelines.stage import Run, training_key
 from pipelines.stream import DealSteps, Steps, TrainingSet
@@ -45,6 +46,8 @@ def fit(
     job = Job(kind, training_set, inputs, f"{name}/checkpoints", run.plan.train_cpus, board)
     task = job.task()
     total = task.steps_per_epoch * task.epochs
+    if kind != "prompts" and training_set.is_packed(training_set.table()[0]):
+        pack_images(run, training_set)
     with follow(board, f"{kind} steps", total, _watch(run, task)), _stop_politely(board):
         result = _fit_or_stop(_trainer(run, job, name, total))
     ended = result.return_value  # type: ignore[attr-defined]  # mypy reads the older Ray Train

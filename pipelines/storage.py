@@ -150,7 +150,7 @@ class Storage:
         """A local folder with the contents of a committed one; on S3, a copy kept on this node."""
         if self.is_local:
             return Path(self.path(key))
-        cache = Path(tempfile.gettempdir()) / "dpmpp-cache" / self.path(key)
+        cache = self._cache(key)
         if not (cache / MARKER).is_file():
             cache.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(dir=cache.parent))
@@ -163,6 +163,31 @@ class Storage:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return cache
+
+    def fetch_file(self, key: str) -> Path:
+        """A local file with the contents of one that never changes; on S3, a copy on this node.
+
+        Raises:
+            DataError: there is no such file.
+        """
+        if self.is_local:
+            return Path(self.path(key))
+        cache = self._cache(key)
+        if not cache.is_file():
+            data = self.read(key)
+            if data is None:
+                raise DataError(f"{self.location(key)} is gone: the same command makes it again")
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            partial = cache.with_name(f".{cache.name}.{os.getpid()}")
+            try:
+                partial.write_bytes(data)
+                os.replace(partial, cache)
+            finally:
+                partial.unlink(missing_ok=True)
+        return cache
+
+    def _cache(self, key: str) -> Path:
+        return Path(tempfile.gettempdir()) / "dpmpp-cache" / self.path(key)
 
     @patient
     def _download(self, key: str, folder: Path) -> None:
@@ -182,5 +207,4 @@ class Storage:
         elif kind == fs.FileType.File:
             self.filesystem.delete_file(self.path(key))
         if not self.is_local:
-            cache = Path(tempfile.gettempdir()) / "dpmpp-cache" / self.path(key)
-            shutil.rmtree(cache, ignore_errors=True)
+            shutil.rmtree(self._cache(key), ignore_errors=True)

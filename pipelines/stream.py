@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 import ray.train
 from ray.data import ActorPoolStrategy, DataIterator, ExecutionOptions, ExecutionResources
@@ -18,6 +19,7 @@ from dpmpp_core.config import Config
 from dpmpp_core.data.captions import read_captions
 from dpmpp_core.data.donors import CACHE_BYTES
 from dpmpp_core.data.manifest import Manifest, load_split
+from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
 from dpmpp_core.data.synthesis import Synthesiser
@@ -44,9 +46,33 @@ class TrainingSet:
     saliency: str | None
     section: Literal["saliency", "metric", "pretrain"] = "metric"
 
+    def table(self) -> tuple[str, pa.Table]:
+        """Root and rows of the training images in the manifest."""
+        return load_split(Storage(self.storage).fetch(self.prepared), "train")
+
+    def is_packed(self, root: str) -> bool:
+        """Whether its images, which are below `root`, are read from shards."""
+        wanted = self.config.data.pack
+        return "://" in root if wanted is None else wanted
+
+    @property
+    def shards(self) -> str:
+        """Key of the folder of the shards."""
+        return f"packed/{self.prepared.rpartition('/')[2]}"
+
+    def shard(self, number: int) -> str:
+        """Key of a shard."""
+        return f"{self.shards}/shard-{number:05}.arrow"
+
+    def _packed(self, root: str, paths: list[str]) -> PackedImages | None:
+        if not self.is_packed(root):
+            return None
+        storage = Storage(self.storage)
+        return PackedImages(paths, lambda number: storage.fetch_file(self.shard(number)))
+
     def rows(self) -> tuple[str, list[str], np.ndarray, np.ndarray]:
         """Root, paths, class labels int64 [N] and cameras int64 [N] of the training images."""
-        root, table = load_split(Storage(self.storage).fetch(self.prepared), "train")
+        root, table = self.table()
         labels, _ = class_labels(table["pid"].to_numpy())
         return root, table["path"].to_pylist(), labels, table["camid"].to_numpy()
 
@@ -96,6 +122,7 @@ class TrainingSet:
             cache_bytes,
             twins=twins,
             covered=covered,
+            packed=self._packed(root, paths),
         )
 
     def synthesiser(self) -> Synthesiser:

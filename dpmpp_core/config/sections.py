@@ -80,6 +80,10 @@ class DataConfig(Section):
     width: PositiveInt = Field(128, description="pixels")
     mean: Triple = Field((0.5, 0.5, 0.5), description="of RGB in [0, 1] (CLIP-ReID)")
     std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
+    pack: bool | None = Field(
+        None,
+        description="copy the training images into few large files first; null = if they are on S3",
+    )
     demo: DemoConfig = DemoConfig()
 
 

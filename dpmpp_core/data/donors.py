@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from dpmpp_core.config import AugmentConfig, OcclusionConfig
 from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_masks
 from dpmpp_core.data.files import list_files
-from dpmpp_core.data.images import read_image, resize
+from dpmpp_core.data.images import decode_file, read_image, resize
+from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.errors import DataError
 
 Image = NDArray[np.uint8]
@@ -137,6 +138,7 @@ class ImageCache:
         paths: relative to root.
         height, width: pixels of every image; with `cover`, the least ones: the aspect ratio stays.
         max_bytes: at most so many bytes are kept.
+        packed: where the files are read from, if not from root.
     """
 
     def __init__(
@@ -147,9 +149,10 @@ class ImageCache:
         width: int,
         max_bytes: int = CACHE_BYTES,
         cover: bool = False,
+        packed: PackedImages | None = None,
     ) -> None:
         self.root, self.paths, self.size, self.max_bytes = root, paths, (height, width), max_bytes
-        self._cover = cover
+        self._cover, self._packed = cover, packed
         self._kept: OrderedDict[int, Image] = OrderedDict()
         self._bytes = 0
 
@@ -162,13 +165,18 @@ class ImageCache:
         if image is not None:
             self._kept.move_to_end(number)
             return image
-        image = self._resized(read_image(self.root, self.paths[number]))
+        image = self._resized(self._read(number))
         image.setflags(write=False)
         self._kept[number] = image
         self._bytes += image.nbytes
         while self._bytes > self.max_bytes:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return image
+
+    def _read(self, number: int) -> Image:
+        if self._packed is None:
+            return read_image(self.root, self.paths[number])
+        return decode_file(self._packed.read(number), self.root, self.paths[number])
 
     def _resized(self, pixels: Image) -> Image:
         height, width = self.size

@@ -58,7 +58,11 @@ def decode(data: bytes) -> Image:
 
 def read_image(root: str, path: str) -> Image:
     """`decode` of the file at `path` below `root`; DataError names the file."""
-    data = read_bytes(root, path)
+    return decode_file(read_bytes(root, path), root, path)
+
+
+def decode_file(data: bytes, root: str, path: str) -> Image:
+    """`decode` of what the file at `path` below `root` holds; DataError names the file."""
     try:
         return decode(data)
     except DataError as error:

@@ -21,6 +21,7 @@ from dpmpp_core.data.augment import (
     random_erase,
 )
 from dpmpp_core.data.donors import CACHE_BYTES, Bank, Donors, ImageCache
+from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.data.plan import Draw, StepPlan, stream
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.occlusion.pairing import Pairs, draw_pairs
@@ -76,6 +77,7 @@ class StepMaker:
             depends on it.
         twins: whether a step also holds its mixed images without their donors.
         covered: whether a step also holds images behind made-up surfaces.
+        packed: where the images are read from, if not from root.
 
     Raises:
         ConfigError: the grid does not divide the image size.
@@ -97,6 +99,7 @@ class StepMaker:
         cache_bytes: int = CACHE_BYTES,
         twins: bool = False,
         covered: bool = False,
+        packed: PackedImages | None = None,
     ) -> None:
         if data.height % grid[0] or data.width % grid[1]:
             raise ConfigError(
@@ -110,7 +113,7 @@ class StepMaker:
             raise ValueError(f"masks are {masks.shape[1:]}, the grid is {grid}")
         self._labels, self._camids, self._masks, self._plan = labels, camids, masks, plan
         self._data, self._augment, self._occlusion = data, augment, occlusion
-        self._images = ImageCache(root, paths, data.height, data.width, cache_bytes)
+        self._images = ImageCache(root, paths, data.height, data.width, cache_bytes, packed=packed)
         self._donors = Donors(self._images, masks, augment, occlusion)
         self._twins, self._covered = twins, covered
 

@@ -53,6 +53,8 @@ def test_the_pipeline_runs_from_s3_to_s3(s3: S3Server, small_demo: Path, tmp_pat
     for stage in first["stages"]:
         assert f"dpmpp/{stage['key']}/stage.json" in keys
     assert not [key for key in keys if "/checkpoints/" in key]
+    prepared = first["stages"][0]["key"].rpartition("/")[2]
+    assert f"dpmpp/packed/{prepared}/shard-00000.arrow" in keys
 
     new = next((small_demo / "query").glob("*.jpg"))
     s3.client().upload_file(str(new), "images", "demo/bounding_box_train/0900_c1s1_000000_00.jpg")
