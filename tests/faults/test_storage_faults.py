@@ -28,6 +28,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def fill(filler: Path) -> None:
+    """Take what room there is, also that of a checkpoint deleted since."""
+    with filler.open("ab", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(2**16))
+        except OSError:
+            pass
+
+
 @pytest.mark.long
 def test_a_full_disk_costs_a_checkpoint_not_the_training(
     lab: Lab, small_demo: Path, unbroken: Unbroken, table: Table, small_disk: Path, tmp_path: Path
@@ -38,14 +48,9 @@ def test_a_full_disk_costs_a_checkpoint_not_the_training(
     training.start().wait_for_step(30)
     step = training.step()
     filler = small_disk / "filler"
-    with filler.open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(2**16))
-                file.flush()
-        except OSError:
-            pass
-    training.wait_for(lambda: "could not be written" in training.log(), "word of the full disk")
+    training.wait_for(
+        lambda: fill(filler) or "could not be written" in training.log(), "word of the full disk"
+    )
     assert training.step() >= step, "the checkpoint before is kept"
     filler.unlink()
     equal = training.result()["weights_sha256"] == unbroken.sha256
