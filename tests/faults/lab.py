@@ -65,8 +65,11 @@ class Lab:
         self._cluster.remove_node(self._further.pop(), allow_graceful=False)
 
     def count(self, title: str) -> int:
-        """Ray worker processes of the whole cluster with that title."""
-        return sum(title in " ".join(_title(process)) for process in psutil.process_iter())
+        """Ray worker processes of the nodes with that title."""
+        nodes = [*self._nodes.values(), *self._further]
+        raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
+        workers = [p for pid in raylets for p in psutil.Process(pid).children(recursive=True)]
+        return sum(title in " ".join(_title(process)) for process in workers)
 
     def replace(self, pool: str, after: float) -> None:
         """Let another node join, and kill the first one some seconds later."""
