@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import pytest
 
+from pipelines.tracking import environment
 from tests.faults.lab import Lab, Training
 from tests.integration.conftest import SMALL
 
@@ -46,7 +49,17 @@ def table(pytestconfig: pytest.Config) -> Iterator[Table]:
     yield made
     path = pytestconfig.getoption("--fault-table")
     if path and made.rows:
-        Path(path).write_text("\n".join(["# Faults", "", *HEAD, *made.rows, ""]))
+        Path(path).write_text("\n".join(["# Faults", "", _machine(), "", *HEAD, *made.rows, ""]))
+
+
+def _machine() -> str:
+    found = environment()
+    return (
+        f"`make test-faults`; {date.today().isoformat()}. Python {platform.python_version()}, ray "
+        f"{found['packages']['ray']}, torch {found['packages']['torch']}; {found['cpus']}-core "
+        f"{platform.machine()} CPU; nodes of one machine. Seconds lost: beyond the unbroken "
+        "training's, restarts of Ray's workers and of the program included."
+    )
 
 
 @pytest.fixture(scope="session")
