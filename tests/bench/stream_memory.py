@@ -66,6 +66,7 @@ def main() -> None:
     plan, _ = connect(None, config.cluster)
     with tempfile.TemporaryDirectory() as folder:
         training_set = make_training_set(Path(folder), config, arguments.rows)
+        trained_on = len(training_set.rows()[1])
         (shard,) = Steps(training_set, 0, STEPS, plan.data_workers).deal(1)
         taker = Taker.remote()  # type: ignore[attr-defined]
         taken = taker.take.remote(shard, 60 * arguments.minutes)
@@ -74,7 +75,7 @@ def main() -> None:
     cv2.imwrite(str(RESULTS / "stream-memory.png"), picture(seconds, curves)[..., ::-1])
     command = f"python -m tests.bench.stream_memory --rows {arguments.rows}"
     lines = [
-        f"{arguments.rows:,} rows ({len(training_set.rows()[1]):,} of them to train), "
+        f"{arguments.rows:,} rows ({trained_on:,} of them to train), "
         f"{plan.data_workers} data worker(s), {done:,} of {STEPS:,} steps, {images:,} images. "
         "Resident memory in MB, shared pages apart; mean of each sixth of the "
         "time.",
