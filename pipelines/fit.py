@@ -46,7 +46,7 @@ def fit(
     job = Job(kind, training_set, inputs, f"{name}/checkpoints", run.plan.train_cpus, board)
     task = job.task()
     total = task.steps_per_epoch * task.epochs
-    if kind != "prompts" and training_set.is_packed(training_set.table()[0]):
+    if kind != "prompts":
         pack_images(run, training_set)
     with follow(board, f"{kind} steps", total, _watch(run, task)), _stop_politely(board):
         result = _fit_or_stop(_trainer(run, job, name, total))

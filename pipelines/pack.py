@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
 
 import pyarrow as pa
-import ray
-from ray.data import TaskPoolStrategy
 
 from dpmpp_core.data.files import read_bytes
 from dpmpp_core.data.packed import ROWS, pack
 from dpmpp_core.errors import DataError
-from pipelines.prepare import REMOTE_READS
-from pipelines.progress import bar
+from pipelines.prepare import of_files, on_tasks
 from pipelines.stage import Run
 from pipelines.storage import Storage
 from pipelines.stream import TrainingSet
 
 
 def pack_images(run: Run, training_set: TrainingSet) -> None:
-    """Write the shards of a training set that are not there yet.
+    """Write the shards of a training set that are not there yet, if it is to be read from such.
 
     Raises:
         DataError: an image is not the one that `prepare` looked at.
     """
     root, table = training_set.table()
+    if not training_set.is_packed(root):
+        return
     uri = run.storage.uri
     there = set(run.storage.files(training_set.shards))
     blocks = [
@@ -40,21 +38,11 @@ def pack_images(run: Run, training_set: TrainingSet) -> None:
 
     def write(rows: pa.Table) -> pa.Table:
         paths = rows["path"].to_pylist()
-        with ThreadPoolExecutor(REMOTE_READS if "://" in root else 1) as threads:
-            images = list(threads.map(partial(read_bytes, root), paths))
+        images = of_files(partial(read_bytes, root), root, rows)
         for path, image, known in zip(paths, images, rows["sha256"].to_pylist(), strict=True):
             if sha256(image).hexdigest() != known:
                 raise DataError(f"{path} in {root} was changed since `dpmpp prepare`: run it again")
         Storage(uri).write(training_set.shard(rows["shard"][0].as_py()), pack(paths, images))
         return pa.table({"done": [len(rows)]})
 
-    pool = TaskPoolStrategy(size=min(run.plan.embed_workers, len(blocks)))
-    dataset = ray.data.from_arrow(blocks).map_batches(
-        write, batch_size=None, batch_format="pyarrow", compute=pool
-    )
-    done = 0
-    with bar("images packed", sum(map(len, blocks))) as shown:
-        for finished in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            assert isinstance(finished, pa.Table)
-            done += sum(finished["done"].to_pylist())
-            shown.update(done)
+    on_tasks(write, blocks, run.plan.embed_workers, "images packed")

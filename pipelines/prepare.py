@@ -160,18 +160,30 @@ def _inspect(root: str, todo: pa.Table, storage: str, workers: int) -> None:
     blocks = [todo.slice(start, size).combine_chunks() for start in range(0, len(todo), size)]
 
     def look(files: pa.Table) -> pa.Table:
-        with ThreadPoolExecutor(REMOTE_READS if "://" in root else 1) as threads:
-            found = list(threads.map(partial(inspect_file, root), files["path"].to_pylist()))
+        found = of_files(partial(inspect_file, root), root, files)
         columns = [*files.columns, *pa.Table.from_pylist(found, FOUND_SCHEMA).columns]
         Record(Storage(storage), root).add(pa.table(columns, RECORD_SCHEMA))
         return pa.table({"done": [len(files)]})
 
+    on_tasks(look, blocks, workers, "images checked")
+
+
+def of_files(read: Callable[[str], Any], root: str, files: pa.Table) -> list[Any]:
+    """`read` of each path of `files`, which lie below `root`; several at a time from S3."""
+    with ThreadPoolExecutor(REMOTE_READS if "://" in root else 1) as threads:
+        return list(threads.map(read, files["path"].to_pylist()))
+
+
+def on_tasks(
+    work: Callable[[pa.Table], pa.Table], blocks: list[pa.Table], workers: int, title: str
+) -> None:
+    """Do each block on a Ray Data task, showing progress; `work` tells how many rows are `done`."""
     pool = TaskPoolStrategy(size=min(workers, len(blocks)))
     dataset = ray.data.from_arrow(blocks).map_batches(
-        look, batch_size=None, batch_format="pyarrow", compute=pool
+        work, batch_size=None, batch_format="pyarrow", compute=pool
     )
     done = 0
-    with bar("images checked", len(todo)) as shown:
+    with bar(title, sum(map(len, blocks))) as shown:
         for finished in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             assert isinstance(finished, pa.Table)
             done += sum(finished["done"].to_pylist())

@@ -96,14 +96,7 @@ class Storage:
     def write(self, key: str, data: bytes) -> None:
         """Write one file so that a reader sees the old one, the new one, never a part."""
         if self.is_local:
-            target = Path(self.path(key))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.partial")
-            try:
-                partial.write_bytes(data)
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)  # a full disk must get its room back
+            _replace(Path(self.path(key)), data, "partial")
         else:  # an S3 object appears whole or not at all
             with self.filesystem.open_output_stream(self.path(key)) as stream:
                 stream.write(data)
@@ -177,13 +170,7 @@ class Storage:
             data = self.read(key)
             if data is None:
                 raise DataError(f"{self.location(key)} is gone: the same command makes it again")
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            partial = cache.with_name(f".{cache.name}.{os.getpid()}")
-            try:
-                partial.write_bytes(data)
-                os.replace(partial, cache)
-            finally:
-                partial.unlink(missing_ok=True)
+            _replace(cache, data, str(os.getpid()))  # others fetch it at the same time
         return cache
 
     def _cache(self, key: str) -> Path:
@@ -208,3 +195,14 @@ class Storage:
             self.filesystem.delete_file(self.path(key))
         if not self.is_local:
             shutil.rmtree(self._cache(key), ignore_errors=True)
+
+
+def _replace(target: Path, data: bytes, suffix: str) -> None:
+    """Write a local file beside its place, then move it there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{suffix}")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)  # a full disk must get its room back

@@ -1,7 +1,7 @@
 """Many images in few large files: a shard is an Arrow file with the bytes of so many of them.
 
 Training reads its images in no order and again and again. From S3 each would be a request; a shard
-is fetched once and then mapped into memory, out of which a row is read without a copy. Rows have
+is fetched once and then mapped into memory, out of which a row is read without the rest. Rows have
 the order of the training set, so the place of an image follows from its number (ours).
 """
 
