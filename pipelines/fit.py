@@ -19,7 +19,7 @@ from pipelines.cluster import selector
 from pipelines.pack import pack_images
 from pipelines.progress import follow, start_board
 from pipelines.stage import Run, training_key
-from pipelines.stream import DealSteps, Steps, TrainingSet
+from pipelines.stream import TrainingSet, data_workers
 from pipelines.train_loop import Job, train_loop
 
 log = logging.getLogger(__name__)
@@ -46,10 +46,15 @@ def fit(
     job = Job(kind, training_set, inputs, f"{name}/checkpoints", run.plan.train_cpus, board)
     task = job.task()
     total = task.steps_per_epoch * task.epochs
-    if kind != "prompts":
+    streamed = kind != "prompts"  # prompts learn from features that fit in memory
+    if streamed:
         pack_images(run, training_set)
-    with follow(board, f"{kind} steps", total, _watch(run, task)), _stop_politely(board):
-        result = _fit_or_stop(_trainer(run, job, name, total))
+    with (
+        follow(board, f"{kind} steps", total, _watch(run, task)),
+        _stop_politely(board),
+        data_workers(training_set, run.plan.data_workers if streamed else 0) as workers,
+    ):
+        result = _fit_or_stop(_trainer(run, job, name, total, workers))
     ended = result.return_value  # type: ignore[attr-defined]  # mypy reads the older Ray Train
     if ended["fault"] is not None:
         raise TrainingError(_fault(job, task, ended["fault"]))
@@ -70,28 +75,20 @@ def fit(
     }
 
 
-def _trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:
+def _trainer(run: Run, job: Job, name: str, total: int, data: list[Any]) -> TorchTrainer:
     plan, storage, cluster = run.plan, run.storage, run.config.cluster
     workers: int | tuple[int, int] = plan.train_workers
     if cluster.worker_counts[0] < plan.train_workers:
         workers = cluster.worker_counts[0], plan.train_workers
-    datasets: dict[str, Callable[[], Steps]] = {}
     if job.kind == "prompts":
-        workers = 1  # the features fit in memory, a step takes milliseconds
-    else:
-        data_workers = plan.data_workers
-
-        def steps() -> Steps:  # called again whenever the worker group starts anew
-            first = min(job.open_checkpoints().newest(), total - 1)  # Ray Data wants a row
-            return Steps(job.training_set, first, total, data_workers)
-
-        datasets["steps"] = steps
+        workers = 1  # a step takes milliseconds
     resources = {"CPU": plan.train_cpus} | ({"GPU": 1} if plan.train_gpu else {})
     return TorchTrainer(
         train_loop,  # type: ignore[arg-type]
         train_loop_config={
             "job": job,
             "total": total,
+            "data_workers": data,
             "checkpoint_seconds": cluster.checkpoint_seconds,
         },
         scaling_config=ScalingConfig(
@@ -106,8 +103,6 @@ def _trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:
             storage_filesystem=None if storage.is_local else storage.filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
-        datasets=datasets,  # type: ignore[arg-type]
-        dataset_config=DealSteps(),
     )
 
 

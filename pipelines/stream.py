@@ -1,19 +1,29 @@
-"""Training steps as a Ray Data stream: planned on paper, made on data workers, in order.
+"""Training steps as a stream: planned on paper, made by data workers, taken in order.
 
-A row is one train worker's share of one step. It holds nothing but a number; the data worker that
-gets it plans the whole batch from (seed, epoch, step) and makes its share of it.
+A step is a number. The data worker that is given it plans the whole batch from (seed, epoch, step)
+and makes one train worker's share of it, so that any worker makes any step the same. A train worker
+asks for the next few steps ahead and takes them in their order; nobody stands between the two.
+
+Ray Data carried these steps before, a row each. Its coordinator took a tenth of the throughput and
+kept some 10 kB of every step for as long as the training lasted (results/step-stream.md and
+stream-memory.md of the benchmarks).
 """
 
 from __future__ import annotations
 
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import ray.data
-import ray.train
-from ray.data import ActorPoolStrategy, DataIterator, ExecutionOptions, ExecutionResources
+import ray
+import torch
 
 from dpmpp_core.config import Config
 from dpmpp_core.data.captions import read_captions
@@ -23,7 +33,7 @@ from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
 from dpmpp_core.data.synthesis import Synthesiser
-from pipelines.cluster import pace, selector
+from pipelines.cluster import selector
 from pipelines.masks import load_masks, transfer_grid
 from pipelines.storage import Storage
 
@@ -138,71 +148,94 @@ class TrainingSet:
         return Synthesiser(manifest.root, paths, masks, lenders, data, occlusion, self.config.seed)
 
 
-AHEAD_BYTES = 512 * 2**20  # of batches made ahead of training, in the object store
-QUEUED = 8  # steps that wait at a data worker: with Ray's 2 it idles a fifth of its time
-BLOCK = 1000  # rows planned by one task of Ray Data
+QUEUED = 4  # batches that a data worker makes ahead, for all train workers together
 UNUSED = ("rows", "camids")  # of a step's arrays: no task reads them
 
 
-class MakeStep:
-    """Data worker: row number -> batch."""
+class DataWorker:
+    """Makes batches on a CPU of any node."""
 
-    def __init__(self, training_set: TrainingSet, first_step: int, world: int) -> None:
+    def __init__(self, training_set: TrainingSet) -> None:
         self._maker = training_set.step_maker()
-        self._first, self._world = first_step, world
+        self._making = threading.Lock()  # a batch that is handed over is no longer being made
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        step, rank = divmod(int(row["id"]), self._world)
-        made = self._maker.make(self._first + step, rank, self._world)
+    def make(self, step: int, rank: int, world: int) -> dict[str, np.ndarray]:
+        """The share of train worker `rank` of `world`; see `StepMaker.make`."""
+        with self._making:
+            made = self._maker.make(step, rank, world)
         return {name: value for name, value in made.items() if name not in UNUSED}
 
 
-@dataclass(frozen=True)
-class Steps:
-    """Steps `first` to `last` (excluded) of a training, for a worker group of any size."""
+@contextmanager
+def data_workers(training_set: TrainingSet, count: int) -> Iterator[list[Any]]:
+    """So many data workers, on the nodes with the labels `cluster.data_nodes`, until the end.
 
-    training_set: TrainingSet
-    first: int
-    last: int
-    data_workers: int
-
-    def deal(self, world: int) -> list[DataIterator]:
-        """The steps as `world` streams, in which each worker finds its share of every step.
-
-        Made on nodes with the labels `cluster.data_nodes`, in order, at most AHEAD_BYTES ahead.
-        """
-        context = ray.data.DataContext.get_current()
-        pace(context)
-        context.memory_usage_poll_interval_s = None  # a thread for every batch
-        rows = (self.last - self.first) * world  # `world` rows a step, in the order of the ranks
-        nodes = selector(self.training_set.config.cluster.data_nodes)
-        placement: dict[str, Any] = {"label_selector": nodes} if nodes else {}
-        numbers = ray.data.range(rows, override_num_blocks=-(-rows // BLOCK))
-        # One row a block, cut when its turn comes: blocks of one row from the start cost Ray Data
-        # more than a millisecond each, before the first step.
-        stream = numbers.repartition(target_num_rows_per_block=1).map(
-            MakeStep,  # type: ignore[arg-type]  # a callable class
-            fn_constructor_args=(self.training_set, self.first, world),
-            compute=ActorPoolStrategy(size=self.data_workers, max_tasks_in_flight_per_actor=QUEUED),
-            num_cpus=1,
-            max_concurrency=2,  # one batch is made while the one before is handed over
-            **placement,
-        )
-        stream.context.execution_options = ExecutionOptions(
-            preserve_order=True,
-            resource_limits=ExecutionResources(object_store_memory=AHEAD_BYTES),
-        )
-        return stream.streaming_split(world, equal=True)  # row by row
+    One whose process or node dies is started again, elsewhere if need be, and makes again what was
+    asked of it and not yet taken. They outlive the train workers, and so do the images in their
+    memory.
+    """
+    nodes = selector(training_set.config.cluster.data_nodes)
+    placement: dict[str, Any] = {"label_selector": nodes} if nodes else {}
+    worker = ray.remote(DataWorker).options(
+        num_cpus=1,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=2,  # one batch is made while the one before is handed over
+        scheduling_strategy="SPREAD",  # over nodes, and out of a trial's placement group
+        **placement,
+    )
+    workers = [worker.remote(training_set) for _ in range(count)]
+    try:
+        yield workers
+    finally:
+        for one in workers:
+            ray.kill(one)
 
 
-class DealSteps(ray.train.DataConfig):
-    """Deals `Steps` to the worker group that there is, smaller when a node was lost."""
+def stream_steps(
+    workers: Sequence[Any], first: int, last: int, rank: int = 0, world: int = 1
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Train worker `rank`'s share of the steps `first` to `last` (excluded), in their order.
 
-    def configure(  # type: ignore[override]
-        self, datasets: dict[str, Steps], world_size: int, *args: Any, **more: Any
-    ) -> list[dict[str, DataIterator]]:
-        """The streams by name, for each rank."""
-        dealt = {name: steps.deal(world_size) for name, steps in datasets.items()}
-        return [
-            {name: streams[rank] for name, streams in dealt.items()} for rank in range(world_size)
-        ]
+    The next one is fetched and copied while the caller works on this one. At most `QUEUED` whole
+    batches a data worker wait in the object store.
+
+    Args:
+        workers: handles of `DataWorker`s; which one makes a step does not matter.
+
+    Raises:
+        DataError: an image cannot be read; names the file.
+    """
+    batches = _in_order(workers, range(first, last), rank, world)
+    thread = ThreadPoolExecutor(1)
+    try:
+        following = thread.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = thread.submit(next, batches, None)
+            yield batch
+    finally:
+        thread.shutdown(wait=False)
+
+
+def _in_order(
+    workers: Sequence[Any], steps: range, rank: int, world: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    upcoming = iter(steps)
+    asked: deque[tuple[Any, int]] = deque()  # batch, number of its worker; oldest first
+    while True:
+        for step in islice(upcoming, QUEUED * len(workers) - len(asked)):
+            number = _idlest(asked, len(workers))
+            asked.append((workers[number].make.remote(step, rank, world), number))
+        if not asked:
+            return
+        batch, _ = asked.popleft()
+        # Arrays out of the object store are read-only; it gets its room back after the copy.
+        yield {name: torch.from_numpy(value.copy()) for name, value in ray.get(batch).items()}
+
+
+def _idlest(asked: Sequence[tuple[Any, int]], workers: int) -> int:
+    """The worker with the fewest batches still to make: nodes are not equally fast."""
+    batches = [batch for batch, _ in asked]
+    unmade = set(ray.wait(batches, num_returns=len(batches), timeout=0)[1] if batches else ())
+    load = Counter(number for batch, number in asked if batch in unmade)
+    return min(range(workers), key=lambda number: load[number])

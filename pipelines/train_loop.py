@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ from dpmpp_core.tasks.saliency import SaliencyTask
 from dpmpp_core.tasks.task import Task
 from pipelines.checkpoints import Checkpoints, State, Writer
 from pipelines.storage import Storage
-from pipelines.stream import TrainingSet
+from pipelines.stream import TrainingSet, stream_steps
 
 PULSE_SECONDS = 1.0  # how often the workers agree on what to do beside training
 
@@ -130,7 +130,12 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     pulse = _Pulse(job, writer, at.step, settings["checkpoint_seconds"])
     clock = _Clock()
     first_fault = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in _batches(task, at.step):
+    batches: Iterable[dict[str, torch.Tensor]]
+    if isinstance(task, PromptTask):  # plans its batches in memory
+        batches = task.batches(at.step)
+    else:
+        batches = stream_steps(settings["data_workers"], at.step, total, rank, world)
+    for batch in batches:
         clock.waited()
         on_device = {name: value.to(device) for name, value in batch.items()}
         on_device["step"] = torch.tensor(at.step)
@@ -354,22 +359,3 @@ class _Clock:
         waited, worked = self._waited, self._worked
         self._waited = self._worked = 0.0
         return {"seconds": waited + worked, "data_wait_share": waited / max(1e-9, waited + worked)}
-
-
-def _batches(task: Task, step: int) -> Iterable[dict[str, torch.Tensor]]:
-    """Batches from `step` on: prompts plan theirs in memory, Ray Data streams the others'."""
-    if isinstance(task, PromptTask):
-        return task.batches(step)
-    return streamed(ray.train.get_dataset_shard("steps"), step)
-
-
-def streamed(shard: ray.data.DataIterator, step: int) -> Iterator[dict[str, torch.Tensor]]:
-    """This worker's share of each step from `step` on; RuntimeError if the stream began later."""
-    for row in shard.iter_batches(batch_size=1, prefetch_batches=2, batch_format="numpy"):
-        found = int(row.pop("step")[0])
-        if found < step:  # the stream began before this worker's checkpoint
-            continue
-        if found > step:
-            raise RuntimeError(f"the step stream is at step {found}, the checkpoint at {step}")
-        step += 1
-        yield {str(k): torch.from_numpy(values[0].copy()) for k, values in row.items()}

@@ -17,8 +17,7 @@ import time
 import ray
 import torch
 
-from pipelines.stream import Steps
-from pipelines.train_loop import streamed
+from pipelines.stream import data_workers, stream_steps
 from tests.bench.step_stream import Measured, measured_sets
 from tests.bench.timing import write
 
@@ -28,11 +27,11 @@ SLACKS = (0.9, 1.1, 1.3, 2.0)
 
 @ray.remote(num_cpus=0)
 class Trainer:
-    def run(self, shard: ray.data.DataIterator, seconds: float, steps: int) -> tuple[float, float]:
+    def run(self, workers: list, seconds: float, steps: int) -> tuple[float, float]:
         """Seconds a step, and the share of them spent waiting, after the warm-up."""
         waited = begun = 0.0
         mark = time.perf_counter()
-        for step, batch in enumerate(streamed(shard, 0)):
+        for step, batch in enumerate(stream_steps(workers, 0, steps)):
             now = time.perf_counter()
             waited += now - mark
             if step == WARM_UP:
@@ -40,8 +39,6 @@ class Trainer:
             torch.stack([value.sum() for value in batch.values()])
             time.sleep(seconds)
             mark = time.perf_counter()
-            if step == steps - 1:
-                break
         whole = mark - begun
         return whole / (steps - WARM_UP), waited / whole
 
@@ -77,8 +74,8 @@ def main() -> None:
 
 def run(training_set: Measured, workers: int, seconds: float, steps: int) -> tuple[float, float]:
     trainer = Trainer.remote()  # type: ignore[attr-defined]
-    (shard,) = Steps(training_set, 0, steps, workers).deal(1)
-    found = ray.get(trainer.run.remote(shard, seconds, steps))
+    with data_workers(training_set, workers) as makers:
+        found = ray.get(trainer.run.remote(makers, seconds, steps))
     ray.kill(trainer)
     return found
 

@@ -27,9 +27,8 @@ from pipelines.run import _demo_root
 from pipelines.saliency import saliency
 from pipelines.stage import Run
 from pipelines.storage import Storage
-from pipelines.stream import UNUSED, Steps, TrainingSet
+from pipelines.stream import UNUSED, TrainingSet, data_workers, stream_steps
 from pipelines.tracking import Tracking
-from pipelines.train_loop import streamed
 from tests.bench.timing import write
 
 WARM_UP = 30  # steps: processes started, buffers full
@@ -72,8 +71,8 @@ class Items(torch.utils.data.Dataset):
 class Taker:
     """The process that trains, without training."""
 
-    def from_stream(self, shard: ray.data.DataIterator, steps: int) -> float:
-        return rate(streamed(shard, 0), steps)
+    def from_stream(self, workers: list, steps: int) -> float:
+        return rate(stream_steps(workers, 0, steps), steps)
 
     def from_loader(self, training_set: TrainingSet, steps: int, workers: int) -> float:
         torch.set_num_threads(1)
@@ -139,8 +138,8 @@ def measure(folder: str, steps: int, rounds: int, workers: int) -> list[str]:
         rates: dict[str, list[float]] = {"stream": [], "loader": []}
         for _ in range(rounds):
             taker = Taker.remote()  # type: ignore[attr-defined]
-            (shard,) = Steps(measured, 0, steps, workers).deal(1)
-            rates["stream"].append(ray.get(taker.from_stream.remote(shard, steps)))
+            with data_workers(measured, workers) as makers:
+                rates["stream"].append(ray.get(taker.from_stream.remote(makers, steps)))
             ray.kill(taker)
             taker = Taker.remote()  # type: ignore[attr-defined]
             rates["loader"].append(ray.get(taker.from_loader.remote(measured, steps, workers)))

@@ -27,8 +27,7 @@ from pipelines.cluster import connect
 from pipelines.masks import save_masks, transfer_grid
 from pipelines.pictures import drawn, panels_of
 from pipelines.storage import Storage
-from pipelines.stream import Steps, TrainingSet
-from pipelines.train_loop import streamed
+from pipelines.stream import TrainingSet, data_workers, stream_steps
 from tests.bench.prepare_speed import inspected
 from tests.bench.timing import RESULTS, write
 
@@ -36,9 +35,10 @@ STEPS = 1_000_000  # of the training that is streamed, of which the first are ta
 BLOCKS = 6  # of the counted time; flat means that the last holds no more than the second
 
 TITLES = {
-    "data workers": "ray::MapWorker",
-    "the stream's coordinator": "ray::SplitCoordinator",
+    "data workers": "ray::DataWorker",
     "the process that takes": "ray::Taker",
+    "the driver": "tests.bench.stream_memory",
+    "Ray's node and head": "raylet gcs_server",
 }
 STORE = "object store, pages touched"
 
@@ -47,10 +47,10 @@ STORE = "object store, pages touched"
 class Taker:
     """The process that trains, without training."""
 
-    def take(self, shard: ray.data.DataIterator, seconds: float) -> tuple[int, int]:
+    def take(self, workers: list, seconds: float) -> tuple[int, int]:
         """Steps and images taken in that time."""
         end, steps, images = time.monotonic() + seconds, 0, 0
-        for batch in streamed(shard, 0):
+        for batch in stream_steps(workers, 0, STEPS):
             steps, images = steps + 1, images + len(batch["images"])
             if time.monotonic() > end:
                 break
@@ -67,11 +67,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         training_set = make_training_set(Path(folder), config, arguments.rows)
         trained_on = len(training_set.rows()[1])
-        (shard,) = Steps(training_set, 0, STEPS, plan.data_workers).deal(1)
         taker = Taker.remote()  # type: ignore[attr-defined]
-        taken = taker.take.remote(shard, 60 * arguments.minutes)
-        seconds, curves = watch(taken)
-        done, images = ray.get(taken)
+        with data_workers(training_set, plan.data_workers) as workers:
+            taken = taker.take.remote(workers, 60 * arguments.minutes)
+            seconds, curves = watch(taken)
+            done, images = ray.get(taken)
     cv2.imwrite(str(RESULTS / "stream-memory.png"), picture(seconds, curves)[..., ::-1])
     command = f"python -m tests.bench.stream_memory --rows {arguments.rows}"
     lines = [

@@ -33,7 +33,7 @@ def lose_train_worker(lab: Lab, training: Training) -> str:
 
 
 def lose_data_worker(lab: Lab, training: Training) -> str:
-    lab.kill("data", "MakeStep")
+    lab.kill("data", "DataWorker")
     return "Ray Data started another and made its batches again"
 
 
