@@ -21,11 +21,16 @@ log = logging.getLogger(__name__)
 # when it polls, every 2 s by default.
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "600",
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for each other must not burn their cores
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours are in `progress`
 }
+
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+# Seconds that a worker group may wait for its CPUs and GPUs. One of any size is sized by what Ray
+# knew up to a second before a node was lost, and asks again only after this time.
+START_SECONDS = "300"
+ELASTIC_START_SECONDS = "20"
 
 TRIAL_BYTES = 5 * 2**30  # memory of the processes of a trial of the demo's size, measured
 
@@ -149,7 +154,10 @@ def connect(address: str | None, config: ClusterConfig) -> tuple[Plan, Plan]:
     Raises:
         ConfigError: no cluster at `address`, or it is too small.
     """
-    os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
+    elastic = config.worker_counts[0] < config.train_workers
+    seconds = ELASTIC_START_SECONDS if elastic else START_SECONDS
+    for name, value in {**ENVIRONMENT, START_TIMEOUT: seconds}.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)

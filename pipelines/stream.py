@@ -176,7 +176,7 @@ def data_workers(training_set: TrainingSet, count: int) -> Iterator[list[Any]]:
     """
     nodes = selector(training_set.config.cluster.data_nodes)
     placement: dict[str, Any] = {"label_selector": nodes} if nodes else {}
-    worker = ray.remote(DataWorker).options(
+    worker: Any = ray.remote(DataWorker).options(
         num_cpus=1,
         max_restarts=-1,
         max_task_retries=-1,

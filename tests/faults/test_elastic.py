@@ -15,7 +15,6 @@ WORKER = "ray::RayTrainWorker"
 
 
 @pytest.mark.long
-@pytest.mark.xfail(reason="Ray decides on what it knew before the loss, then waits 300 s for it")
 def test_it_goes_on_with_one_worker_of_two_and_takes_a_second_again(
     small_demo: Path, unbroken: Unbroken, table: Table, tmp_path: Path
 ) -> None:

@@ -34,7 +34,7 @@ def lose_train_worker(lab: Lab, training: Training) -> str:
 
 def lose_data_worker(lab: Lab, training: Training) -> str:
     lab.kill("data", "DataWorker")
-    return "Ray Data started another and made its batches again"
+    return "Ray started another, which made its batches again"
 
 
 def lose_train_node(lab: Lab, training: Training) -> str:
