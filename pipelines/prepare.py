@@ -155,8 +155,7 @@ def inspect_all(source: Source, storage: Storage, workers: int) -> pa.Table:
 
 def _inspect(root: str, todo: pa.Table, storage: str, workers: int) -> None:
     """Look at the files `todo` (FILE_SCHEMA) on Ray Data tasks, each of which records its own."""
-    least, most = ROWS
-    size = min(most, max(least, len(todo) // (workers * TASKS)))
+    size = block_rows(len(todo), workers)
     blocks = [todo.slice(start, size).combine_chunks() for start in range(0, len(todo), size)]
 
     def look(files: pa.Table) -> pa.Table:
@@ -166,6 +165,12 @@ def _inspect(root: str, todo: pa.Table, storage: str, workers: int) -> None:
         return pa.table({"done": [len(files)]})
 
     on_tasks(look, blocks, workers, "images checked")
+
+
+def block_rows(files: int, workers: int) -> int:
+    """How many files one task looks at."""
+    least, most = ROWS
+    return min(most, max(least, files // (workers * TASKS)))
 
 
 def of_files(read: Callable[[str], Any], root: str, files: pa.Table) -> list[Any]:

@@ -33,7 +33,7 @@ def test_it_goes_on_with_one_worker_of_two_and_takes_a_second_again(
         training.wait_for_step(before + 20)
         assert lab.count(WORKER) == 1
         lab.grow("train")
-        time.sleep(5)
+        time.sleep(25)  # Ray counts its nodes every 20 s
         between = training.step()
         lab.kill("train", "RayTrainWorker")
         training.wait_for_step(between + 10)

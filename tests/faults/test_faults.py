@@ -111,8 +111,7 @@ def test_the_weights_are_those_of_an_unbroken_training(
     unbroken: Unbroken,
     table: Table,
 ) -> None:
-    if fault is not lose_data_worker:  # which is done long before training, so small are batches
-        training.wait_for_step(30)
+    training.wait_for_step(30)
     step = training.step()
     happened = fault(lab, training)
     result = training.result()

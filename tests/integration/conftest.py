@@ -31,12 +31,12 @@ SMALL = [
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """A local Ray with logical CPUs for two train workers and their data workers."""
+    """A local Ray with logical CPUs for two train workers and their data workers, 8 in all."""
     import ray
 
     from pipelines.cluster import connect
 
-    connect(None, ClusterConfig(train_workers=2, data_workers=2))
+    connect(None, ClusterConfig(train_workers=2, data_workers=4))
     yield
     ray.shutdown()
 
