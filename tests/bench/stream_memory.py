@@ -32,13 +32,14 @@ from tests.bench.prepare_speed import inspected
 from tests.bench.timing import RESULTS, write
 
 STEPS = 1_000_000  # of the training that is streamed, of which the first are taken
+WARM_UP = 60  # seconds
 BLOCKS = 6  # of the counted time; flat means that the last holds no more than the second
 
 TITLES = {
-    "data workers": "ray::DataWorker",
-    "the process that takes": "ray::Taker",
-    "the driver": "tests.bench.stream_memory",
-    "Ray's node and head": "raylet gcs_server",
+    "data workers": ("ray::DataWorker",),
+    "the process that takes": ("ray::Taker",),
+    "the driver": ("tests.bench.stream_memory",),
+    "Ray's node and control store": ("raylet/raylet", "gcs_server"),
 }
 STORE = "object store, pages touched"
 
@@ -110,14 +111,15 @@ def make_training_set(folder: Path, config: Config, rows: int) -> TrainingSet:
 
 
 def watch(taken: ray.ObjectRef) -> tuple[list[float], dict[str, list[float]]]:
-    """Seconds, and MB by kind of process at each, once the first batches have come."""
-    time.sleep(20)
+    """Seconds, and MB by kind of process at each, once the workers' image caches are full."""
+    time.sleep(WARM_UP)
     begun, seconds = time.monotonic(), []
     curves: dict[str, list[float]] = {name: [] for name in (*TITLES, STORE)}
     while not ray.wait([taken], timeout=1)[0]:
         seconds.append(time.monotonic() - begun)
         found = dict.fromkeys(curves, 0.0)
-        for process in psutil.Process().children(recursive=True):
+        me = psutil.Process()
+        for process in [me, *me.children(recursive=True)]:
             for name, value in _memory(process):
                 found[name] += value
         for name, value in found.items():
@@ -128,13 +130,13 @@ def watch(taken: ray.ObjectRef) -> tuple[list[float], dict[str, list[float]]]:
 def _memory(process: psutil.Process) -> Iterator[tuple[str, float]]:
     """MB of a process by kind: pages of its own, and what Ray's node shares with all."""
     try:
-        title, memory = " ".join(process.cmdline()), process.memory_info()
+        title, memory = " ".join(process.cmdline()[:3]), process.memory_info()
     except psutil.Error:
         return
     for name, wanted in TITLES.items():
-        if wanted in title:
+        if any(part in title for part in wanted):
             yield name, (memory.rss - memory.shared) / 1e6
-    if "raylet/raylet" in title.split(" ")[0]:
+    if "raylet/raylet" in title:
         yield STORE, memory.shared / 1e6
 
 
