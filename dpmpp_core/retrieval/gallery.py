@@ -40,7 +40,7 @@ BLOCK_ITEMS = 4096  # gallery items in a matrix product
 BLOCK_QUERIES = 512
 GROUP = 8  # neighbouring dimensions whose energy is kept as one
 FEW = 0.005  # share of the pairs below which scoring each on its own is cheaper (measured)
-BLOCK_PAIRS = 4096  # pairs scored exactly at a time
+BLOCK_PAIRS = 128  # pairs scored exactly at a time: what fits a core's caches
 SAFE = (1e-12, 1e12)  # lengths whose squares keep their digits in float32
 GRID = 2.0**24  # exact scores are multiples of 1 / GRID
 STEPS = 127  # of int8, either side of zero
@@ -145,9 +145,10 @@ class Gallery:
 
     def exact(self, query: Query, rows: Tensor, items: Tensor) -> Tensor:
         """Scores of the pairs (rows[i], items[i]): float32 [n], the definition of the score."""
+        step = BLOCK_PAIRS if self.device.type == "cpu" else BLOCK_PAIRS * 64
         scores = [
-            self._exact(query, rows[i : i + BLOCK_PAIRS], items[i : i + BLOCK_PAIRS])
-            for i in range(0, len(rows), BLOCK_PAIRS)
+            self._exact(query, rows[i : i + step], items[i : i + step])
+            for i in range(0, len(rows), step)
         ]
         return torch.cat([torch.empty(0, device=self.device), *scores])
 
@@ -155,12 +156,12 @@ class Gallery:
         total = torch.zeros(len(rows), dtype=torch.float64, device=self.device)
         for space, stored in self._spaces.items():
             asked = query.spaces[space]
-            g = stored.exact[items].double()
-            product = (asked.weight64[rows] * g).sum(1)
+            g = stored.exact.index_select(0, items).double()
+            product = asked.weight64.index_select(0, rows).mul_(g).sum(1)
             squares = g.square_()
             length = squares.sum(1)
             if asked.square64 is not None:
-                masked = squares.mul_(asked.square64[rows]).sum(1)
+                masked = asked.square64.index_select(0, rows).mul_(squares).sum(1)
                 length = torch.maximum(masked, length * VANISHED**2)
             total += product / length.sqrt()
         return (total * (GRID / len(self._spaces))).round().float() / GRID
@@ -183,15 +184,12 @@ class Block:
         self.items = items
         self._spaces = {space: _Decoded(x, items) for space, x in spaces.items()}
 
-    def scores(self, query: Query, rows: slice) -> tuple[Tensor, Tensor]:
-        """Scores of the queries `rows`, float32 [q, g], and how far off the exact ones they may
-        be: float32 [q, g] or [1, 1]."""
-        products = [x.products(query.spaces[s], rows) for s, x in self._spaces.items()]
-        return self._scores(query, rows, products)
-
-    def reaching(self, query: Query, rows: slice, floor: Tensor, hidden: Hidden) -> Reaching:
+    def reaching(
+        self, query: Query, rows: slice, floor: Tensor, hidden: Hidden, k: int | None = None
+    ) -> Reaching:
         """The pairs of the queries `rows` whose score may be `floor` [q] or more, but for the
-        `hidden` ones: an index into [q, g], such as a bool tensor."""
+        `hidden` ones: an index into [q, g], such as a bool tensor. With `k` only those that may
+        be among a query's k best of the block, where its floor is -inf."""
         products = [x.products(query.spaces[s], rows) for s, x in self._spaces.items()]
         few = self._promising(query, rows, products, floor, hidden)
         if few is not None:
@@ -202,13 +200,16 @@ class Block:
         scores, off = self._scores(query, rows, products)
         if hidden is not None:
             scores[hidden] = -torch.inf
+        if k is not None and k < scores.shape[1] and torch.isneginf(floor).any():
+            floor = torch.maximum(floor, (scores - off).topk(k, dim=1).values[:, -1])
         # No score is below -3, but the hidden ones are: a floor of -inf must not let them in.
         row, item = _where(scores >= (floor[:, None] - off).clamp_min_(-3))
         off_by = off.expand_as(scores)[row, item]
         return Reaching(row + rows.start, item + self.items.start, scores[row, item], off_by)
 
     def _scores(self, query: Query, rows: slice, products: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """`products` become the scores."""
+        """Scores [q, g], which take the place of `products`, and how far off the exact ones they
+        may be: float32 [q, g] or [1, 1]."""
         found = [
             x.scores(query.spaces[s], rows, product)
             for (s, x), product in zip(self._spaces.items(), products, strict=True)

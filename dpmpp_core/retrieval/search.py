@@ -71,22 +71,10 @@ class _Lists:
             rows = slice(start, min(start + BLOCK_QUERIES, len(self.query)))
             hidden = self._hidden(rows, block.items)
             floor = self.best[rows, -1]
-            if torch.isinf(floor).any():
-                floor = torch.maximum(floor, self._kth(block, rows, hidden))
-            pairs = block.reaching(self.query, rows, floor, hidden)
+            pairs = block.reaching(self.query, rows, floor, hidden, self.k)
             scores = self.gallery.exact(self.query, pairs.rows, pairs.items)
             with self.lock:
                 _merge(self.best, self.indices, pairs.rows, scores, pairs.items)
-
-    def _kth(self, block: Block, rows: slice, hidden: Tensor | None) -> Tensor:
-        """No more than the exact score of the k-th best of the block: [q]."""
-        scores, off = block.scores(self.query, rows)
-        if scores.shape[1] < self.k:
-            return torch.full_like(scores[:, 0], -torch.inf)
-        scores -= off
-        if hidden is not None:
-            scores[hidden] = -torch.inf
-        return scores.topk(self.k, dim=1).values[:, -1]
 
     def _hidden(self, rows: slice, items: slice) -> Tensor | None:
         if self.allowed is None:

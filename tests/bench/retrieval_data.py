@@ -89,7 +89,7 @@ def measured(call: Callable[[], Any], rounds: int = 3) -> tuple[Any, Cost]:
 
 
 def in_fresh_process(module: str, *arguments: str) -> dict[str, Any]:
-    """The JSON that `python -m MODULE ARGUMENTS` prints last, so that its peak memory is its own."""
+    """The JSON that `python -m MODULE ARGUMENTS` prints last: its peak memory is its own."""
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
