@@ -74,7 +74,7 @@ class _Lists:
             pairs = block.reaching(self.query, rows, floor, hidden, self.k)
             scores = self.gallery.exact(self.query, pairs.rows, pairs.items)
             with self.lock:
-                _merge(self.best, self.indices, pairs.rows, scores, pairs.items)
+                merge(self.best, self.indices, pairs.rows, scores, pairs.items)
 
     def _hidden(self, rows: slice, items: slice) -> Tensor | None:
         if self.allowed is None:
@@ -84,7 +84,7 @@ class _Lists:
         return hidden.expand(rows.stop - rows.start, items.stop - items.start)
 
 
-def _merge(best: Tensor, indices: Tensor, row: Tensor, score: Tensor, item: Tensor) -> None:
+def merge(best: Tensor, indices: Tensor, row: Tensor, score: Tensor, item: Tensor) -> None:
     """Put scored items into the lists `best` and `indices` [Q, k] of their queries."""
     if len(row) == 0:
         return
