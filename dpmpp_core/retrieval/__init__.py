@@ -21,6 +21,7 @@ from dpmpp_core.retrieval.masks import mask_statistics, permuted_masks, static_m
 from dpmpp_core.retrieval.ranking import RankingResult, evaluate_ranking
 from dpmpp_core.retrieval.reranking import rerank
 from dpmpp_core.retrieval.search import masked_topk
+from dpmpp_core.retrieval.shortlist import Shortlist, group
 from dpmpp_core.retrieval.similarity import masked_similarity
 
 __all__ = [
@@ -31,12 +32,14 @@ __all__ = [
     "Interval",
     "Mode",
     "RankingResult",
+    "Shortlist",
     "chance",
     "compact",
     "evaluate",
     "evaluate_ranking",
     "figures",
     "from_columns",
+    "group",
     "mask_statistics",
     "masked_similarity",
     "masked_topk",

@@ -119,6 +119,16 @@ class Gallery:
     def device(self) -> torch.device:
         return next(iter(self._spaces.values())).codes.device
 
+    @property
+    def scanned_bytes(self) -> int:
+        """Memory of what a search reads, without the originals of compact features."""
+        kept = (t for x in self._spaces.values() for t in (x.codes, x.lengths, x.energies, x.error))
+        return sum(t.nbytes for t in kept if t is not None)
+
+    def block(self, items: slice) -> Block:
+        """Some items, ready to be scored."""
+        return Block(self._spaces, items)
+
     def each_block(self, work: Callable[[Block], None], step: int) -> None:
         """`work` with each `step` items of the gallery, in any order; on a CPU one thread a core.
 
@@ -126,7 +136,7 @@ class Gallery:
         what is not a matrix product is shared too.
         """
         blocks = (
-            Block(self._spaces, slice(start, min(start + step, len(self))))
+            self.block(slice(start, min(start + step, len(self))))
             for start in range(0, len(self), step)
         )
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1

@@ -44,16 +44,16 @@ def made(queries: int, items: int, width: int, pids: int, cameras: int, seed: in
     shifts = 0.5 * rng.standard_normal((cameras, width), dtype=np.float32) * scale
 
     def drawn(of: np.ndarray, camids: np.ndarray, hardness: float) -> np.ndarray:
-        x = rng.standard_normal((len(of), width), dtype=np.float32)
-        x *= scale * np.exp(0.35 * rng.standard_normal((len(of), 1), dtype=np.float32)) * hardness
+        x = np.empty((len(of), width), np.float32)
         for start in range(0, len(of), 65536):
             part = slice(start, start + 65536)
-            x[part] += centres[of[part]]
-            x[part] += shifts[camids[part]]
-        for i, matrix in enumerate(turn):
-            columns = slice(64 * i, min(64 * i + 64, width))
-            size = columns.stop - columns.start
-            x[:, columns] = x[:, columns] @ matrix[:size, :size].astype(np.float32)
+            y = rng.standard_normal((len(of[part]), width), dtype=np.float32)
+            y *= np.exp(0.35 * rng.standard_normal((len(y), 1), dtype=np.float32)) * hardness
+            y = y * scale + centres[of[part]] + shifts[camids[part]]
+            for i, matrix in enumerate(turn):
+                columns = slice(64 * i, min(64 * i + 64, width))
+                size = columns.stop - columns.start
+                x[part, columns] = y[:, columns] @ matrix[:size, :size].astype(np.float32)
         return x
 
     q_pids, g_pids = rng.integers(0, pids, queries), rng.integers(0, len(centres), items)

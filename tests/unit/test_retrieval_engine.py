@@ -12,8 +12,10 @@ from torch import Tensor
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import (
     Gallery,
+    Shortlist,
     compact,
     evaluate_ranking,
+    group,
     masked_similarity,
     masked_topk,
     rank_features,
@@ -156,3 +158,28 @@ def test_bad_rows_and_arguments_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="gallery_camids"):
         ids = np.zeros(7, int), np.zeros(300, int), np.zeros(7, int), np.zeros(9, int)
         rank_features(query, mask, gallery, *ids)
+
+
+def test_a_shortlist_of_all_lists_finds_what_the_whole_search_finds() -> None:
+    for seed in range(4):
+        query, mask, gallery = arrays(seed)
+        order, sizes = group({"v": gallery, "w": gallery[:, :20]}, lists=9, seed=seed)
+        assert sorted(order.tolist()) == list(range(300)) and sizes.sum() == 300
+        torch.set_num_threads(1 + seed % 2)
+        found, indices = Shortlist(gallery[order], sizes).topk(query, mask, 12, probes=99)
+        expected, best = masked_topk(query, mask, gallery, 12)
+        assert torch.equal(found, expected) and torch.equal(order[indices], best)
+
+
+def test_a_shortlist_of_few_lists_finds_what_lies_in_clusters() -> None:
+    rng = torch.Generator().manual_seed(0)
+    centres = torch.randn(40, 64, generator=rng)
+    pids = torch.arange(2000) % 40
+    gallery = centres[pids] + 0.5 * torch.randn(2000, 64, generator=rng)
+    query = centres + 0.5 * torch.randn(40, 64, generator=rng)
+    mask = torch.rand(40, 64, generator=rng)
+    order, sizes = group(gallery, lists=40)
+    _, found = Shortlist(gallery[order], sizes).topk(query, mask, 10, probes=6)
+    _, best = masked_topk(query, mask, gallery, 10)
+    hits = (order[found][:, :, None] == best[:, None]).any(2)
+    assert hits.float().mean() > 0.95
