@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpmpp_core.retrieval.arguments import Spaces, by_space, matrix
-from dpmpp_core.retrieval.gallery import Gallery, Query
+from dpmpp_core.retrieval.gallery import Gallery
 from dpmpp_core.retrieval.search import masked_topk, merge
 
 SAMPLE = 64  # items a list, from which its centre is learnt
@@ -80,7 +80,7 @@ class Shortlist:
         """The best k items among the `probes` lists that suit each query best: float32 [Q, k] and
         int64 [Q, k], as `masked_topk`; all lists give what that gives. Indices count in the order
         of `features`. Raises ValueError as `masked_topk`."""
-        asked = Query(query, query_mask, self.gallery)
+        asked = self.gallery.query(query, query_mask)
         probes = min(probes, len(self.centres))
         _, lists = masked_topk(query, query_mask, self.centres, probes)
         best = torch.full((len(asked), k), -torch.inf)
@@ -89,11 +89,14 @@ class Shortlist:
         def search(row: int) -> None:
             mine = best[row : row + 1], indices[row : row + 1]
             rows = slice(row, row + 1)
-            for one in lists[row].tolist():
-                block = self.gallery.block(slice(self.starts[one], self.starts[one + 1]))
-                found = block.reaching(asked, rows, mine[0][:, -1], None, k)
-                scores = self.gallery.exact(asked, found.rows, found.items)
-                merge(*mine, torch.zeros_like(found.rows), scores, found.items)
+            # The best list alone says how good an item must be to matter.
+            chosen = [slice(self.starts[i], self.starts[i + 1]) for i in lists[row].tolist()]
+            for part in (chosen[:1], chosen[1:]):
+                if part:
+                    block = self.gallery.block(part)
+                    found = block.reaching(asked, rows, mine[0][:, -1], None, k)
+                    scores = self.gallery.exact(asked, found.rows, found.items)
+                    merge(*mine, torch.zeros_like(found.rows), scores, found.items)
 
         threads = torch.get_num_threads()
         if threads == 1 or len(asked) == 1:
