@@ -36,13 +36,15 @@ FEW, FEW_OF_ONE = 0.005, 0.1
 class Stored:
     """One space of a gallery.
 
-    codes: [G, D], what is scanned. lengths: float32 [G], theirs. energies: float32 [G, D / 8], sums
-    of squares of `GROUP` neighbouring dimensions. exact: [G, D], what exact scores are made of.
+    codes: [G, D], what is scanned. lengths: float32 [G], theirs. order: int64 [D], dimensions that
+    masks weigh alike side by side. energies: float32 [G, D / 8], sums of squares of `GROUP`
+    neighbours in this order. exact: [G, D], what exact scores are made of.
     error: float32 [G], |exact / scale - codes| for the best scale; None if both are the same.
     """
 
     codes: Tensor
     lengths: Tensor
+    order: Tensor
     energies: Tensor
     exact: Tensor
     error: Tensor | None
@@ -243,13 +245,14 @@ class Asked:
 
 
 class Query:
-    """Queries and their masks [Q, D], checked, for a gallery of these spaces (name -> width)."""
+    """Queries and their masks [Q, D], checked, for a gallery of these spaces: name -> `order` of
+    the dimensions [D]."""
 
     def __init__(
         self,
         query: Spaces,
         query_mask: Spaces | None,
-        spaces: Mapping[str, int],
+        spaces: Mapping[str, Tensor],
         device: torch.device,
     ) -> None:
         queries = by_space(query)
@@ -260,13 +263,13 @@ class Query:
         if masks is not None:
             refuse_other_spaces("query_mask", masks, queries)
         self.spaces: dict[str, Asked] = {}
-        for space, width in spaces.items():
+        for space, order in spaces.items():
             q = matrix("query", space, queries[space]).to(device)
             m = None
             if masks is not None:
                 m = matrix("query_mask", space, masks[space]).to(device)
-            refuse_other_width(space, q, torch.empty(0, width))
-            self.spaces[space] = _asked(space, q, m)
+            refuse_other_width(space, q, order[None])
+            self.spaces[space] = _asked(space, q, m, order)
         sizes = {len(x.weight) for x in self.spaces.values()}
         if len(sizes) != 1:
             raise ValueError(f"the spaces of query have different numbers of queries: {sizes}")
@@ -296,7 +299,7 @@ def rounding(width: int) -> float:
     return (math.sqrt(width) + 8) * 2**-24
 
 
-def _asked(space: str, query: Tensor, mask: Tensor | None) -> Asked:
+def _asked(space: str, query: Tensor, mask: Tensor | None, order: Tensor) -> Asked:
     q = query.double()
     q = q / largest("query", space, query, "is a feature vector of length zero").double()
     q = q / torch.linalg.vector_norm(q, dim=1, keepdim=True)
@@ -306,7 +309,7 @@ def _asked(space: str, query: Tensor, mask: Tensor | None) -> Asked:
     m = mask.double()
     m = m / m.amax(1, keepdim=True)
     weight, square = q * m, m.square()
-    least = -grouped(-square.float()).amax(2)
+    least = -grouped(-square.float()[:, order]).amax(2)
     return Asked(weight.float(), square.float(), least, weight, square)
 
 

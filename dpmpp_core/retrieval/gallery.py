@@ -9,6 +9,7 @@ what is equal (copies of an item, items of which the mask leaves nothing) ties.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
@@ -24,6 +25,7 @@ from dpmpp_core.retrieval.arguments import (
     matrix,
     of,
     refuse_other_spaces,
+    tensor,
 )
 from dpmpp_core.retrieval.blocks import GROUP, Block, Query, Stored, grouped
 from dpmpp_core.retrieval.similarity import VANISHED
@@ -66,18 +68,28 @@ class Gallery:
         originals: the float features that `features` are a compact form of (`compact`), if they
             are at hand: then the compact ones are scanned, and whatever they cannot decide is
             scored by the originals, so that results are exactly those of the originals.
+        usual_mask: a mask as queries have them, [D] or by space, such as the mean of many. Changes
+            speed only: scores are bounded by the weights of dimensions that it weighs alike.
 
     Raises:
         ValueError: NaN, infinity, a feature vector of length zero (names argument and row), or
             originals of another shape.
     """
 
-    def __init__(self, features: Spaces, originals: Spaces | None = None) -> None:
+    def __init__(
+        self,
+        features: Spaces,
+        originals: Spaces | None = None,
+        usual_mask: Spaces | None = None,
+    ) -> None:
         given = by_space(features)
         exact = by_space(originals) if originals is not None else {}
         if exact:
             refuse_other_spaces("originals", exact, given)
-        self._spaces = {s: _stored(s, given[s], exact.get(s)) for s in given}
+        usual = by_space(usual_mask) if usual_mask is not None else {}
+        if usual:
+            refuse_other_spaces("usual_mask", usual, given)
+        self._spaces = {s: _stored(s, given[s], exact.get(s), usual.get(s)) for s in given}
         sizes = {len(x.codes) for x in self._spaces.values()}
         if len(sizes) != 1:
             raise ValueError(f"the spaces of gallery have different numbers of items: {sizes}")
@@ -103,7 +115,8 @@ class Gallery:
 
     def query(self, query: Spaces, query_mask: Spaces | None) -> Query:
         """Queries and their masks, checked against this gallery; as `masked_topk`."""
-        return Query(query, query_mask, self.spaces, self.device)
+        orders = {space: x.order for space, x in self._spaces.items()}
+        return Query(query, query_mask, orders, self.device)
 
     def block(self, slices: Sequence[slice]) -> Block:
         """Some items, ready to be scored."""
@@ -115,10 +128,15 @@ class Gallery:
         Whole blocks side by side, each computed by one thread: nobody waits for the slowest, and
         what is not a matrix product is shared too.
         """
+        # The first is small: what it finds lets later ones be looked at less closely.
+        starts = [0, *range(max(1, step // 16), len(self), step)]
         blocks = (
-            self.block([slice(start, min(start + step, len(self)))])
-            for start in range(0, len(self), step)
+            self.block([slice(start, stop)])
+            for start, stop in itertools.pairwise([*starts, len(self)])
+            if start < stop
         )
+        for first in itertools.islice(blocks, 1):
+            work(first)
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         if threads == 1 or len(self) <= step:
             for block in blocks:
@@ -157,37 +175,46 @@ class Gallery:
         return (total * (GRID / len(self._spaces))).round().float() / GRID
 
 
-def _stored(space: str, features: Array, original: Array | None) -> Stored:
+def _stored(
+    space: str, features: Array, original: Array | None, usual_mask: Array | None
+) -> Stored:
     codes = matrix("gallery", space, features)
     if codes.dtype not in (torch.float32, torch.bfloat16, torch.int8):
         codes = codes.float()
-    codes, energies = _checked("gallery", space, codes)
+    order = torch.arange(codes.shape[1], device=codes.device)
+    if usual_mask is not None:
+        usual = tensor(usual_mask).to(codes.device)
+        if usual.shape != order.shape:
+            raise ValueError(
+                f"usual_mask{of(space)} has shape {tuple(usual.shape)}, not {tuple(order.shape)}"
+            )
+        order = torch.argsort(usual)
+    codes, energies = _checked("gallery", space, codes, order)
     lengths = energies.sum(1).sqrt_()
     if original is None:
-        return Stored(codes, lengths, energies, codes, None)
+        return Stored(codes, lengths, order, energies, codes, None)
     exact = matrix("originals", space, original)
     if exact.shape != codes.shape:
         raise ValueError(
             f"originals{of(space)} has shape {tuple(exact.shape)} but gallery {tuple(codes.shape)}"
         )
-    exact, _ = _checked(
-        "originals", space, exact if exact.dtype == torch.float32 else exact.float()
-    )
+    exact = exact if exact.dtype == torch.float32 else exact.float()
+    exact, _ = _checked("originals", space, exact, order)
     error = torch.cat([_residual(codes[r].float(), exact[r]) for r in _slices(len(codes))])
-    return Stored(codes, lengths, energies, exact, error)
+    return Stored(codes, lengths, order, energies, exact, error)
 
 
-def _checked(name: str, space: str, x: Tensor) -> tuple[Tensor, Tensor]:
+def _checked(name: str, space: str, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     """Features whose squares fit float32, and the energies of their groups. Copied only if they do
     not fit as they are."""
     energies = torch.empty(len(x), -(-x.shape[1] // GROUP), device=x.device)
     for r in _slices(len(x)):
-        energies[r] = grouped(x[r].float().square()).sum(2)
+        energies[r] = grouped(x[r].float().square()[:, order]).sum(2)
     total = energies.sum(1)
     if ((total > SAFE[0] ** 2) & (total < SAFE[1] ** 2)).all():
         return x, energies
     x = x / largest(name, space, x, "is a feature vector of length zero").to(x.dtype)
-    return x, grouped(x.float().square()).sum(2)
+    return x, grouped(x.float().square()[:, order]).sum(2)
 
 
 def _residual(codes: Tensor, exact: Tensor) -> Tensor:

@@ -63,11 +63,17 @@ class Shortlist:
     Args:
         features: [N, D] or a mapping, in the order that `group` gave: list by list. May be mapped.
         sizes: int64 [lists], items of each.
-        originals: as of `Gallery`, in the same order.
+        originals, usual_mask: as of `Gallery`, the first in the same order.
     """
 
-    def __init__(self, features: Spaces, sizes: Tensor, originals: Spaces | None = None) -> None:
-        self.gallery = Gallery(features, originals)
+    def __init__(
+        self,
+        features: Spaces,
+        sizes: Tensor,
+        originals: Spaces | None = None,
+        usual_mask: Spaces | None = None,
+    ) -> None:
+        self.gallery = Gallery(features, originals, usual_mask)
         sizes = sizes[sizes > 0]
         self.starts = [0, *torch.cumsum(sizes, 0).tolist()]
         if self.starts[-1] != len(self.gallery):

@@ -21,7 +21,8 @@ import torch
 from usearch.index import Index
 
 from dpmpp_core.retrieval import Gallery, Shortlist, compact, group, masked_topk
-from tests.bench.retrieval_data import in_fresh_process, made, measured
+from dpmpp_core.retrieval.gallery import Storage
+from tests.bench.retrieval_data import Made, in_fresh_process, made, measured
 
 WIDTH = 1280  # 768 + 512, both spaces of ViT-B/16
 QUERIES = 40
@@ -30,7 +31,7 @@ PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def _recall(found: np.ndarray, best: np.ndarray) -> float:
-    return float((found[:, :, None] == best[:, None]).any(2).mean())
+    return float((found[:, :, None] == best[:, None]).any(1).mean())
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
@@ -47,48 +48,73 @@ def _each(search: Callable[[slice], object], queries: int) -> float:
 
 
 def million(items: int = 1_000_000) -> dict[str, object]:
-    """10^6 x 1280, float32: one query at a time."""
+    """10^6 x 1280, float32: one query at a time; exact, then in lists."""
     data = made(QUERIES, items, WIDTH, items // 20, 20)
-    query, mask, x = data[:3]
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
-    gallery, ready = measured(lambda: Gallery(x), 1)
-    exact = {
-        "ours": _each(lambda r: masked_topk(query[r], mask[r], gallery, K), 8),
-        "ours unmasked": _each(lambda r: masked_topk(query[r], None, gallery, K), 8),
-        "faiss flat": _each(
-            lambda r: faiss.knn(query[r], x, K, metric=faiss.METRIC_INNER_PRODUCT), 8
-        ),
-    }
-    exact["ours again"] = _each(lambda r: masked_topk(query[r], mask[r], gallery, K), 8)
-    best = masked_topk(query, mask, gallery, K)[1].numpy()
-    del gallery
-    torch.set_num_threads(2)
+    exact, ready = _exact(data)
+    x, query, mask = data.gallery, _unit(data.query), data.mask
+    best = masked_topk(query, mask, x, K)[1].numpy()
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    unit = _unit(query)
-    _, plain = faiss.knn(unit, x, K, metric=faiss.METRIC_INNER_PRODUCT)
-    (order, sizes), grouping = measured(lambda: group(x), 1)
+    _, plain = faiss.knn(query, x, K, metric=faiss.METRIC_INNER_PRODUCT)
+    (order, sizes), grouping = measured(lambda gallery=x: group(gallery), 1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "by_list.npy"
         by_list = np.lib.format.open_memmap(path, "w+", np.float32, x.shape)
         for start in range(0, items, 65536):
             by_list[start : start + 65536] = x[order[start : start + 65536]]
-        del x, data
-        lists, preparing = measured(lambda: Shortlist(by_list, sizes), 1)
+        del x
+        data = data._replace(gallery=by_list)
+        lists, preparing = measured(lambda: Shortlist(by_list, sizes, usual_mask=data.usual), 1)
         theirs = _ivf(by_list, np.add.reduceat(by_list, lists.starts[:-1], axis=0))
-        torch.set_num_threads(1)
-        faiss.omp_set_num_threads(1)
-        found: dict[str, list[object]] = {"ours": [], "faiss": []}
-        for probes in PROBES:
-            _, ids = lists.topk(query, mask, K, probes)
-            seconds = _each(lambda r, p=probes: lists.topk(query[r], mask[r], K, p), QUERIES)
-            found["ours"].append((probes, _recall(order[ids].numpy(), best), seconds))
-            theirs.nprobe = probes
-            _, ids = theirs.search(unit, K)
-            seconds = _each(lambda r: theirs.search(unit[r], K), QUERIES)
-            found["faiss"].append((probes, _recall(order.numpy()[ids], plain), seconds))
-    return {"exact": exact, "ready": ready.cpu, "grouping": grouping.cpu,
+        place = order.numpy()
+        found = [_in_lists(lists, theirs, query, mask, p, place, best, plain) for p in PROBES]
+    return {"exact": exact, "ready": ready, "grouping": grouping.cpu,
             "preparing": preparing.cpu, "lists": found}  # fmt: skip
+
+
+def _exact(data: Made) -> tuple[dict[str, float], float]:
+    """Processor seconds of an exact search of one query, and to make the gallery ready."""
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    query, mask, x = data[:3]
+    gallery, ready = measured(lambda: Gallery(x, usual_mask=data.usual), 1)
+    bare = Gallery(x)
+    searches = {
+        "ours": lambda r: masked_topk(query[r], mask[r], gallery, K),
+        "ours, usual mask unknown": lambda r: masked_topk(query[r], mask[r], bare, K),
+        "ours unmasked": lambda r: masked_topk(query[r], None, gallery, K),
+        "faiss flat": lambda r: faiss.knn(query[r], x, K, metric=faiss.METRIC_INNER_PRODUCT),
+    }
+    seconds = {name: [_each(search, 4) for _ in range(3)] for name, search in searches.items()}
+    torch.set_num_threads(2)
+    faiss.omp_set_num_threads(2)
+    return {name: min(values) for name, values in seconds.items()}, ready.cpu
+
+
+def _in_lists(
+    ours: Shortlist,
+    theirs: faiss.IndexIVFFlat,
+    query: np.ndarray,
+    mask: np.ndarray,
+    probes: int,
+    place: np.ndarray,
+    best: np.ndarray,
+    plain: np.ndarray,
+) -> tuple[int, float, float, float, float]:
+    """probes, recall and seconds of ours (masked), the same of faiss (unmasked)."""
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    theirs.nprobe = probes
+    mine = ours.topk(query, mask, K, probes)[1].numpy()
+    seconds = _each(lambda r: ours.topk(query[r], mask[r], K, probes), QUERIES)
+    other = theirs.search(query, K)[1]
+    their_seconds = _each(lambda r: theirs.search(query[r], K), QUERIES)
+    return (
+        probes,
+        _recall(place[mine], best),
+        seconds,
+        _recall(place[other], plain),
+        their_seconds,
+    )
 
 
 def _ivf(x: np.ndarray, centres: np.ndarray) -> faiss.IndexIVFFlat:
@@ -132,18 +158,26 @@ def numerators(items: int = 20_000) -> dict[str, object]:
 
 def scale() -> dict[str, object]:
     """Seconds a query and bytes an item, by size and storage."""
-    rows = []
-    for items in (10_000, 100_000, 400_000):
-        data = made(64, items, WIDTH, items // 20, 20)
-        torch.set_num_threads(1)
-        for storage in ("float32", "bfloat16", "int8"):
-            held = data.gallery if storage == "float32" else compact(data.gallery, storage)
-            gallery = Gallery(held, None if storage == "float32" else data.gallery)
-            one = _each(lambda r, g=gallery: masked_topk(data.query[r], data.mask[r], g, K), 5)
-            _, many = measured(lambda g=gallery: masked_topk(data.query, data.mask, g, K), 1)
-            rows.append((items, storage, one, many.cpu / 64, gallery.scanned_bytes / items))
-            del gallery, held
+    rows = [
+        _scaled(items, storage)
+        for items in (10_000, 100_000, 400_000)
+        for storage in ("float32", "bfloat16", "int8")
+    ]
     return {"rows": rows}
+
+
+def _scaled(items: int, storage: Storage) -> tuple[int, str, float, float, float]:
+    data = made(64, items, WIDTH, items // 20, 20)
+    torch.set_num_threads(1)
+    compacted = None if storage == "float32" else compact(data.gallery, storage)[""]
+    gallery = (
+        Gallery(data.gallery, None, data.usual)
+        if compacted is None
+        else Gallery(compacted, data.gallery, data.usual)
+    )
+    one = _each(lambda r: masked_topk(data.query[r], data.mask[r], gallery, K), 5)
+    _, many = measured(lambda: masked_topk(data.query, data.mask, gallery, K), 1)
+    return items, storage, one, many.cpu / 64, gallery.scanned_bytes / items
 
 
 JOBS = (million, numerators, scale)

@@ -59,9 +59,12 @@ def drawn(seed: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     return query.astype(np.float32), None if seed % 5 == 0 else mask, gallery.astype(np.float32)
 
 
-def stored(gallery: np.ndarray, seed: int) -> Gallery:
+def stored(gallery: np.ndarray, mask: np.ndarray | None, seed: int) -> Gallery:
     kind = ("float32", "bfloat16", "int8")[seed % 3]
-    return Gallery(gallery) if kind == "float32" else Gallery(compact(gallery, kind), gallery)
+    usual = None if mask is None or seed % 2 else mask.mean(0)
+    codes = gallery if kind == "float32" else compact(gallery, kind)
+    return Gallery({"": codes} if kind == "float32" else codes,
+                   None if kind == "float32" else gallery, usual)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +85,7 @@ def test_topk_equals_brute_force_in_any_blocks_and_storage() -> None:
         allowed = np.broadcast_to(rng.random(len(gallery)) < 0.8, (len(query), len(gallery)))
         scores = brute_scores(query, mask, gallery)
         given = allowed[0] if seed % 2 else (lambda r, c: allowed[r, c])  # noqa: B023
-        found, indices = masked_topk(query, mask, stored(gallery, seed), k, given, step)
+        found, indices = masked_topk(query, mask, stored(gallery, mask, seed), k, given, step)
         assert indices.tolist() == brute_topk(scores, k, allowed), seed
         listed = indices.numpy()
         expected = np.where(listed < 0, np.nan, np.take_along_axis(scores, listed.clip(0), 1))
@@ -104,7 +107,7 @@ def test_figures_equal_those_of_the_brute_scores_in_any_blocks_and_storage() -> 
             continue
         compared += 1
         step = int(rng.integers(1, 30))
-        found = rank_features(query, mask, stored(gallery, seed), *ids, block_items=step)
+        found = rank_features(query, mask, stored(gallery, mask, seed), *ids, block_items=step)
         np.testing.assert_array_equal(found.first_match_rank, expected.first_match_rank)
         np.testing.assert_array_equal(found.average_precision, expected.average_precision)
         np.testing.assert_array_equal(found.cmc, expected.cmc)
