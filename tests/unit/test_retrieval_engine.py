@@ -186,3 +186,42 @@ def test_a_shortlist_of_few_lists_finds_what_lies_in_clusters() -> None:
     _, best = masked_topk(query, mask, gallery, 10)
     hits = (order[found][:, :, None] == best[:, None]).any(2)
     assert hits.float().mean() > 0.95
+
+
+def two_cameras(q_pids: list[int], g_pids: list[int]) -> list[np.ndarray]:
+    q, g = np.array(q_pids), np.array(g_pids)
+    return [q, g, np.zeros_like(q), np.ones_like(g)]
+
+
+def test_constant_features_earn_the_worst_rank_in_any_order() -> None:
+    rng = np.random.default_rng(0)
+    mask = rng.random((1, 9), np.float32)
+    for _ in range(20):
+        ids = two_cameras([1], rng.permutation([1] + [2] * 9).tolist())
+        found = rank_features(np.ones((1, 9)), mask, np.full((10, 9), 0.3), *ids, block_items=4)
+        assert found.first_match_rank.tolist() == [10]
+
+
+def test_equal_scores_are_listed_by_index() -> None:
+    query, mask, gallery = arrays(4, q=2, g=3)
+    copies = gallery.repeat(40, 1)
+    for step in (1, 7, 64, 4096):
+        _, indices = masked_topk(query, mask, copies, 80, block_items=step)
+        for row in indices.tolist():
+            assert row == [i for j in row[::40] for i in range(j, 120, 3)][:80]
+
+
+def test_no_query_identity_in_the_gallery_is_an_error() -> None:
+    query, mask, gallery = arrays(5, q=2, g=4)
+    with pytest.raises(DataError, match="none of the 2 queries"):
+        rank_features(query, mask, gallery, *two_cameras([1, 2], [3, 4, 5, 6]))
+
+
+def test_features_that_all_point_away_are_ranked_too() -> None:
+    query, mask, gallery = arrays(6, q=4, g=40)
+    away = -gallery.abs()
+    ids = two_cameras([0, 1, 2, 3], [0, 1, 2, 3] * 10)
+    scores = masked_similarity(query.abs(), mask, away)
+    assert (scores < 0).all()
+    found = rank_features(query.abs(), mask, away, *ids)
+    assert found.metrics() == evaluate_ranking(scores, *ids).metrics()
