@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from tests.bench import retrieval_ranking, retrieval_search
@@ -18,7 +19,7 @@ from tests.bench.timing import RESULTS, write
 
 COMMAND = "make bench-retrieval"
 KEPT = RESULTS / "retrieval.json"
-NOTES = RESULTS / "retrieval-tries.md"
+NOTES = Path(__file__).parent / "retrieval_tries.md"
 Figures = dict[str, Any]
 
 
