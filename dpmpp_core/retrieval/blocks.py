@@ -155,7 +155,8 @@ class _Part:
     @property
     def features(self) -> Tensor:
         if self._features is None:
-            self._features = torch.cat(self.codes).float()
+            whole = self.codes[0] if len(self.codes) == 1 else torch.cat(self.codes)
+            self._features = whole.float()
         return self._features
 
     @property

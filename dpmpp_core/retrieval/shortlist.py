@@ -109,11 +109,13 @@ class Shortlist:
             for row in range(len(asked)):
                 search(row)
         else:
-            with ThreadPoolExecutor(
-                threads, initializer=torch.set_num_threads, initargs=(1,)
-            ) as pool:
-                list(pool.map(search, range(len(asked))))
-            torch.set_num_threads(threads)
+            try:
+                with ThreadPoolExecutor(
+                    threads, initializer=torch.set_num_threads, initargs=(1,)
+                ) as pool:
+                    list(pool.map(search, range(len(asked))))
+            finally:
+                torch.set_num_threads(threads)
         best[indices < 0] = torch.nan
         return best, indices
 
