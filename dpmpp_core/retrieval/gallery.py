@@ -43,8 +43,8 @@ STEPS = 127  # of int8, either side of zero
 def compact(features: Spaces, storage: Storage) -> dict[str, Tensor]:
     """Features [N, D] by space as a smaller type: bfloat16, or int8 steps of each row's largest.
 
-    A lone array comes back as the space ''. Only directions count in the metric, so that the rows' scales are not needed and not kept.
-    Raises ValueError for NaN, infinity and rows of zeros.
+    A lone array comes back as the space ''. Only directions count in the metric, so that the rows'
+    scales are not needed and not kept. Raises ValueError for NaN, infinity and rows of zeros.
     """
     codes = {}
     for space, values in by_space(features).items():
