@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-faults lint format constraints clean
+.PHONY: demo test test-fast test-faults bench-retrieval lint format constraints clean
 
 demo: $(STAMP)  ## the whole pipeline on the generated demo set
 	$(BIN)/dpmpp run --config demo
@@ -17,6 +17,11 @@ test-fast: $(STAMP)  ## unit tests only: no Ray, no MLflow
 
 test-faults: $(STAMP)  ## processes killed, nodes lost, storage away, disk full: all of it
 	$(BIN)/python -m pytest tests/faults tests/integration/test_cli.py -m '' --fault-table tests/bench/results/faults.md
+
+bench-retrieval: $(STAMP)  ## ranking and search side by side with others; half an hour on 2 cores
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --no-deps --target .peers --upgrade torchreid==0.2.5
+	$(BIN)/python -m tests.bench.retrieval
 
 lint: $(STAMP)  ## style, types, and which package may import which
 	$(BIN)/ruff check .

@@ -23,18 +23,22 @@ TRAPS = {
     "NaN distances give a plausible score": [
         "unit/test_retrieval_ranking.py::test_all_nan_does_not_give_a_plausible_score",
         "unit/test_retrieval_similarity.py::test_non_finite_values_are_refused_by_name_and_row",
+        "unit/test_retrieval_engine.py::test_bad_rows_and_arguments_are_refused_by_name",
         "unit/test_bad_input.py::test_bad_input_is_reported_and_nothing_is_lost",
     ],
     "the score of constant embeddings depends on the order of the gallery": [
         "unit/test_retrieval_ranking.py::test_constant_embeddings_earn_the_worst_rank",
         "unit/test_retrieval_ranking.py::test_order_of_the_gallery_changes_nothing",
+        "unit/test_retrieval_engine.py::test_constant_features_earn_the_worst_rank_in_any_order",
     ],
     "no query identity in the gallery": [
         "unit/test_retrieval_ranking.py::test_no_valid_query_is_an_error_of_the_data",
+        "unit/test_retrieval_engine.py::test_no_query_identity_in_the_gallery_is_an_error",
         "unit/test_data_manifest.py::test_queries_need_gallery_images_from_another_camera",
     ],
     "negative similarities count as not retrieved": [
         "unit/test_retrieval_ranking.py::test_negative_similarities_count_as_any_other",
+        "unit/test_retrieval_engine.py::test_features_that_all_point_away_are_ranked_too",
     ],
     "stage 1 fails where the batch divides the images": [
         "unit/test_traps.py::test_prompt_batches_that_divide_the_images_leave_no_empty_one",
@@ -44,8 +48,11 @@ TRAPS = {
         "unit/test_plan.py::test_class_labels_are_sorted_and_invertible",
         "unit/test_plan.py::test_another_process_makes_the_same_plan",
     ],
-    # Re-ranking variants disagree: there is no re-ranking here. What is ranked equals brute force.
+    "re-ranking variants disagree": [
+        "unit/test_retrieval_reranking.py::test_rerank_equals_the_transcription",
+    ],
     "the ranking is not the one that was stated": [
+        "unit/test_retrieval_engine.py::test_topk_equals_brute_force_in_any_blocks_and_storage",
         "unit/test_retrieval_ranking.py::test_evaluator_equals_brute_force",
         "unit/test_retrieval_similarity.py::test_closed_form_equals_the_loop",
     ],

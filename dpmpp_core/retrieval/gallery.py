@@ -1,0 +1,227 @@
+"""A gallery made ready once: blocks of its scores against any queries, and exact scores of pairs.
+
+The score of a pair is the masked metric of `similarity.py`, computed in float64 and rounded to a
+multiple of 2^-24, which float32 holds exactly (`ours`). Matrix products in float32 come within a
+known distance of it, whatever their blocks; where that is too far to decide an order, the exact
+score decides. So rankings do not depend on blocks, shards, or on how the gallery is stored, and
+what is equal (copies of an item, items of which the mask leaves nothing) ties.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dpmpp_core.retrieval.arguments import (
+    Array,
+    Spaces,
+    by_space,
+    largest,
+    matrix,
+    of,
+    refuse_other_spaces,
+    tensor,
+)
+from dpmpp_core.retrieval.blocks import GROUP, Block, Query, Stored, grouped
+from dpmpp_core.retrieval.similarity import VANISHED
+
+Storage = Literal["float32", "bfloat16", "int8"]
+
+BLOCK_ITEMS = 4096  # gallery items in a matrix product
+BLOCK_QUERIES = 512
+BLOCK_PAIRS = 128  # pairs scored exactly at a time: what fits a core's caches
+SAFE = (1e-12, 1e12)  # lengths whose squares keep their digits in float32
+GRID = 2.0**24  # exact scores are multiples of 1 / GRID
+STEPS = 127  # of int8, either side of zero
+
+
+def compact(features: Spaces, storage: Storage) -> dict[str, Tensor]:
+    """Features [N, D] by space as a smaller type: bfloat16, or int8 steps of each row's largest.
+
+    A lone array comes back as the space ''. Only directions count in the metric, so that the rows'
+    scales are not needed and not kept. Raises ValueError for NaN, infinity and rows of zeros.
+    """
+    codes = {}
+    for space, values in by_space(features).items():
+        x = matrix("features", space, values)
+        x = x.float() / largest("features", space, x, "is a feature vector of length zero")
+        codes[space] = (
+            (x * STEPS).round_().to(torch.int8)
+            if storage == "int8"
+            else x.to(getattr(torch, storage))
+        )
+    return codes
+
+
+class Gallery:
+    """Gallery features, checked once, to be searched any number of times.
+
+    Args:
+        features: [G, D], or a mapping of metric space to such: tensors or NumPy arrays, also
+            memory-mapped ones, which are read block by block. float32, bfloat16 and int8 stay as
+            they are, other types become float32. Only directions count: int8 needs no scale.
+        originals: the float features that `features` are a compact form of (`compact`), if they
+            are at hand: then the compact ones are scanned, and whatever they cannot decide is
+            scored by the originals, so that results are exactly those of the originals.
+        usual_mask: a mask as queries have them, [D] or by space, such as the mean of many. Changes
+            speed only: scores are bounded by the weights of dimensions that it weighs alike.
+
+    Raises:
+        ValueError: NaN, infinity, a feature vector of length zero (names argument and row), or
+            originals of another shape.
+    """
+
+    def __init__(
+        self,
+        features: Spaces,
+        originals: Spaces | None = None,
+        usual_mask: Spaces | None = None,
+    ) -> None:
+        given = by_space(features)
+        exact = by_space(originals) if originals is not None else {}
+        if exact:
+            refuse_other_spaces("originals", exact, given)
+        usual = by_space(usual_mask) if usual_mask is not None else {}
+        if usual:
+            refuse_other_spaces("usual_mask", usual, given)
+        self._spaces = {s: _stored(s, given[s], exact.get(s), usual.get(s)) for s in given}
+        sizes = {len(x.codes) for x in self._spaces.values()}
+        if len(sizes) != 1:
+            raise ValueError(f"the spaces of gallery have different numbers of items: {sizes}")
+        self._size = sizes.pop()
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def spaces(self) -> dict[str, int]:
+        """Width of each metric space."""
+        return {space: x.codes.shape[1] for space, x in self._spaces.items()}
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self._spaces.values())).codes.device
+
+    @property
+    def scanned_bytes(self) -> int:
+        """Memory of what a search reads, without the originals of compact features."""
+        kept = (t for x in self._spaces.values() for t in (x.codes, x.lengths, x.energies, x.error))
+        return sum(t.nbytes for t in kept if t is not None)
+
+    def query(self, query: Spaces, query_mask: Spaces | None) -> Query:
+        """Queries and their masks, checked against this gallery; as `masked_topk`."""
+        orders = {space: x.order for space, x in self._spaces.items()}
+        return Query(query, query_mask, orders, self.device)
+
+    def block(self, slices: Sequence[slice]) -> Block:
+        """Some items, ready to be scored."""
+        return Block(self._spaces, slices)
+
+    def each_block(self, work: Callable[[Block], None], step: int) -> None:
+        """`work` with each `step` items of the gallery, in any order; on a CPU one thread a core.
+
+        Whole blocks side by side, each computed by one thread: nobody waits for the slowest, and
+        what is not a matrix product is shared too.
+        """
+        # The first is small: what it finds lets later ones be looked at less closely.
+        starts = [0, *range(max(1, step // 16), len(self), step)]
+        blocks = (
+            self.block([slice(start, stop)])
+            for start, stop in itertools.pairwise([*starts, len(self)])
+            if start < stop
+        )
+        for first in itertools.islice(blocks, 1):
+            work(first)
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        if threads == 1 or len(self) <= step:
+            for block in blocks:
+                work(block)
+            return
+        try:
+            with ThreadPoolExecutor(
+                threads, initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool:
+                for done in [pool.submit(work, block) for block in blocks]:
+                    done.result()
+        finally:
+            torch.set_num_threads(threads)
+
+    def exact(self, query: Query, rows: Tensor, items: Tensor) -> Tensor:
+        """Scores of the pairs (rows[i], items[i]): float32 [n], the definition of the score."""
+        step = BLOCK_PAIRS if self.device.type == "cpu" else BLOCK_PAIRS * 64
+        scores = [
+            self._exact(query, rows[i : i + step], items[i : i + step])
+            for i in range(0, len(rows), step)
+        ]
+        return torch.cat([torch.empty(0, device=self.device), *scores])
+
+    def _exact(self, query: Query, rows: Tensor, items: Tensor) -> Tensor:
+        total = torch.zeros(len(rows), dtype=torch.float64, device=self.device)
+        for space, stored in self._spaces.items():
+            asked = query.spaces[space]
+            g = stored.exact.index_select(0, items).double()
+            product = asked.weight64.index_select(0, rows).mul_(g).sum(1)
+            squares = g.square_()
+            length = squares.sum(1)
+            if asked.square64 is not None:
+                masked = asked.square64.index_select(0, rows).mul_(squares).sum(1)
+                length = torch.maximum(masked, length * VANISHED**2)
+            total += product / length.sqrt()
+        return (total * (GRID / len(self._spaces))).round().float() / GRID
+
+
+def _stored(
+    space: str, features: Array, original: Array | None, usual_mask: Array | None
+) -> Stored:
+    codes = matrix("gallery", space, features)
+    if codes.dtype not in (torch.float32, torch.bfloat16, torch.int8):
+        codes = codes.float()
+    order = torch.arange(codes.shape[1], device=codes.device)
+    if usual_mask is not None:
+        usual = tensor(usual_mask).to(codes.device)
+        if usual.shape != order.shape:
+            raise ValueError(
+                f"usual_mask{of(space)} has shape {tuple(usual.shape)}, not {tuple(order.shape)}"
+            )
+        order = torch.argsort(usual)
+    codes, energies = _checked("gallery", space, codes, order)
+    lengths = energies.sum(1).sqrt_()
+    if original is None:
+        return Stored(codes, lengths, order, energies, codes, None)
+    exact = matrix("originals", space, original)
+    if exact.shape != codes.shape:
+        raise ValueError(
+            f"originals{of(space)} has shape {tuple(exact.shape)} but gallery {tuple(codes.shape)}"
+        )
+    exact = exact if exact.dtype == torch.float32 else exact.float()
+    exact, _ = _checked("originals", space, exact, order)
+    error = torch.cat([_residual(codes[r].float(), exact[r]) for r in _slices(len(codes))])
+    return Stored(codes, lengths, order, energies, exact, error)
+
+
+def _checked(name: str, space: str, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Features whose squares fit float32, and the energies of their groups. Copied only if they do
+    not fit as they are."""
+    energies = torch.empty(len(x), -(-x.shape[1] // GROUP), device=x.device)
+    for r in _slices(len(x)):
+        energies[r] = grouped(x[r].float().square()[:, order]).sum(2)
+    total = energies.sum(1)
+    if ((total > SAFE[0] ** 2) & (total < SAFE[1] ** 2)).all():
+        return x, energies
+    x = x / largest(name, space, x, "is a feature vector of length zero").to(x.dtype)
+    return x, grouped(x.float().square()[:, order]).sum(2)
+
+
+def _residual(codes: Tensor, exact: Tensor) -> Tensor:
+    """|exact / scale - codes| of each row, for the scale that makes it least."""
+    scale = (codes * exact).sum(1) / codes.square().sum(1)
+    return torch.linalg.vector_norm(exact / scale[:, None] - codes, dim=1)
+
+
+def _slices(size: int) -> Iterator[slice]:
+    return (slice(i, i + BLOCK_ITEMS) for i in range(0, size, BLOCK_ITEMS))
