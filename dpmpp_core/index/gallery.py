@@ -188,8 +188,8 @@ class GalleryIndex:
     ) -> tuple[GalleryIndex, Added]:
         """Add images, all or none.
 
-        A picture that the index has under the same `image` with the same `sha256` is skipped; with
-        another `sha256` it is replaced. So the same call again changes nothing.
+        A picture that the index has under the same `image` is skipped if `sha256` and `mtime_ns`
+        are the same, replaced if not. So the same call again changes nothing.
 
         Args:
             model: the one that made the features.
@@ -321,13 +321,16 @@ class GalleryIndex:
     def _known(self, rows: pa.Table) -> tuple[NDArray[np.bool_], Rows]:
         """Which rows the index has already, and the positions of those they take the place of."""
         names = rows["image"].combine_chunks()
-        contents = rows["sha256"].combine_chunks()
+        contents, changes = (rows[name].combine_chunks() for name in ("sha256", "mtime_ns"))
         known, replaced = np.zeros(len(rows), np.bool_), []
         for block in self.blocks():
             at = pc.index_in(block.rows["image"], value_set=names)
             here = np.flatnonzero(at.is_valid().to_numpy(False) & block.live)
             at = at.take(here)
-            same = pc.equal(block.rows["sha256"].take(here), contents.take(at)).to_numpy(False)
+            same = pc.and_(
+                pc.equal(block.rows["sha256"].take(here), contents.take(at)),
+                pc.equal(block.rows["mtime_ns"].take(here), changes.take(at)),
+            ).to_numpy(False)
             known[at.to_numpy(False)[same]] = True
             replaced.append(block.start + here[~same])
         return known, np.concatenate([np.empty(0, np.int64), *replaced])
