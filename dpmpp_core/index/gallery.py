@@ -45,6 +45,7 @@ from dpmpp_core.index.segments import (
     whole_file,
     write_segment,
 )
+from dpmpp_core.retrieval import Gallery
 
 log = logging.getLogger(__name__)
 
@@ -207,13 +208,14 @@ class GalleryIndex:
         rows = rows.select(ROW_SCHEMA.names).cast(ROW_SCHEMA)
         if pc.count_distinct(rows["image"]).as_py() != len(rows):
             raise ValueError("an image is to be added twice at once")
-        columns = encode(features, self.manifest.stored)
+        in_order = {space: features[space] for space in self.manifest.model.spaces}
+        columns = encode(in_order, self.manifest.stored)
         with self._writing() as now:
             known, replaced = now._known(rows)
             fresh = ~known
             segments = now._without(replaced)
             if fresh.any():
-                schema = segment_schema(model.spaces, self.manifest.stored)
+                schema = segment_schema(self.manifest.model.spaces, self.manifest.stored)
                 table = pa.table([*rows.columns, *columns.values()], schema=schema)
                 segments.append(now._write([table.filter(pa.array(fresh))], schema))
             now = now._with(segments)
@@ -258,19 +260,33 @@ class GalleryIndex:
             DataError: a damaged segment.
             FileNotFoundError: the index was compacted since it was opened: open it again.
         """
-        places = zip(self._starts, self.manifest.segments, strict=True)
-        for start, segment in places:
+        for start, segment in zip(self._starts, self.manifest.segments, strict=True):
+            if segments is None or segment.file in segments:
+                yield from self._blocks_of(segment, start)
+
+    def galleries(self, segments: Collection[str] | None = None) -> Iterator[tuple[Block, Gallery]]:
+        """As `blocks`, each with its features made ready to be searched again and again.
+
+        Raises:
+            DataError, FileNotFoundError: as `blocks`.
+        """
+        for start, segment in zip(self._starts, self.manifest.segments, strict=True):
             if segments is not None and segment.file not in segments:
                 continue
-            live = self._live(segment)
-            at = 0
-            for rows in read_segment(self.folder / SEGMENTS / segment.file):
-                part = live[at : at + len(rows)]
-                features = features_of(rows, self.manifest.stored)
-                yield Block(start + at, rows, features, part)
-                at += len(rows)
-            if at != segment.rows:
-                raise DataError(f"{segment.file} in {self.folder} has {at} rows, not those listed")
+            if segment.file not in self._ready:
+                blocks = self._blocks_of(segment, start)
+                self._ready[segment.file] = [(b, Gallery(b.features)) for b in blocks]
+            yield from self._ready[segment.file]
+
+    def _blocks_of(self, segment: Segment, start: int) -> Iterator[Block]:
+        live = self._live(segment)
+        at = 0
+        for rows in read_segment(self.folder / SEGMENTS / segment.file):
+            part = live[at : at + len(rows)]
+            yield Block(start + at, rows, features_of(rows, self.manifest.stored), part)
+            at += len(rows)
+        if at != segment.rows:
+            raise DataError(f"{segment.file} in {self.folder} has {at} rows, not those listed")
 
     def take(self, positions: Rows) -> pa.Table:
         """ROW_SCHEMA of the rows at these positions, in their order."""
@@ -307,6 +323,10 @@ class GalleryIndex:
         """Size of the segments on the disk."""
         files = (self.folder / SEGMENTS / segment.file for segment in self.manifest.segments)
         return sum(file.stat().st_size for file in files)
+
+    @cached_property
+    def _ready(self) -> dict[str, list[tuple[Block, Gallery]]]:
+        return {}
 
     @cached_property
     def _starts(self) -> list[int]:

@@ -32,7 +32,7 @@ def test_a_flat_folder_of_pictures_is_enough():
     found = find_sightings(listing("b.JPG", "deep/er/a.png", "notes.txt", "Thumbs.db"))
     assert found.layout == "any"
     assert found.images == [Sighting("b.JPG"), Sighting("deep/er/a.png")]
-    assert [(row.path, row.reason) for row in found.rejected] == [("notes.txt", "not_an_image_name")]
+    assert [row[:2] for row in found.rejected] == [("notes.txt", "not_an_image_name")]
 
 
 def test_names_tell_persons_and_cameras_only_if_all_of_them_do():
