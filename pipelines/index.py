@@ -57,7 +57,7 @@ def build(folder: str, model: str, stored: Stored, images: Images) -> dict[str, 
     Raises:
         UserError: the model, the data, or a folder with something else in it.
     """
-    listing, found = _find(images)
+    listing, found = find_images(images)
     source, version = absolute(model), model_version(model)
     path = local_folder(folder)
     if (path / "index.json").exists():
@@ -89,7 +89,7 @@ def add(folder: str, images: Images, model: str | None = None) -> dict[str, Any]
     index = GalleryIndex.open(local_folder(folder))
     source = absolute(model or index.manifest.source)
     index.check(model_version(source), f"the model {source}")
-    return _add(index, source, *_find(images), images.address)
+    return _add(index, source, *find_images(images), images.address)
 
 
 def delete(folder: str, images: Sequence[str], pids: Sequence[int]) -> dict[str, Any]:
@@ -185,18 +185,21 @@ def loaded_model(source: str) -> ReidModel:
 class EmbedImages:
     """A worker: looks at images, and embeds those that are good."""
 
-    def __init__(self, root: str, source: str) -> None:
+    def __init__(self, root: str, source: str, masks: bool = False) -> None:
         torch.set_num_threads(1)
-        self._model, self._root = loaded_model(source), root
+        self._model, self._root, self._masks = loaded_model(source), root, masks
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Columns row, sha256, reason, detail, features; of bad images the features are zeros."""
+        """Columns row, sha256, reason, detail, features and, if asked for, masks.
+
+        Features and masks of bad images are zeros.
+        """
         looked = [inspect_picture(self._root, path) for path in batch["path"]]
         pictures = [picture for _, picture in looked if picture is not None]
         good = np.array([picture is not None for _, picture in looked])
         made = self._model.embed(pictures, batch=BATCH)
         columns = {}
-        for name, values in to_columns(made.features, {}).items():
+        for name, values in to_columns(made.features, made.masks if self._masks else {}).items():
             columns[name] = np.zeros((len(good), values.shape[1]), np.float32)
             columns[name][good] = values
         texts = {
@@ -206,7 +209,8 @@ class EmbedImages:
         return {"row": batch["row"], **texts, **columns}
 
 
-def _find(images: Images) -> tuple[FileListing, Sightings]:
+def find_images(images: Images) -> tuple[FileListing, Sightings]:
+    """List a data folder and name its images, with the labels that are given."""
     listing = list_files(absolute(images.data))
     labels = None
     if images.labels is not None:

@@ -35,7 +35,6 @@ from dpmpp_core.errors import DataError, WeightsError
 from dpmpp_core.index.segments import (
     BLOCK,
     ROW_SCHEMA,
-    STORED,
     Matrix,
     Stored,
     encode,
@@ -140,10 +139,8 @@ class GalleryIndex:
         """A new, empty index.
 
         Raises:
-            DataError: `folder` is not empty, or `stored` no known type.
+            DataError: `folder` is not empty.
         """
-        if stored not in STORED:
-            raise DataError(f"features cannot be stored as {stored!r}: {', '.join(STORED)}")
         refuse_used(folder)
         (folder / SEGMENTS).mkdir(parents=True, exist_ok=True)
         index = cls(folder, Manifest(model=model, source=source, stored=stored))

@@ -44,6 +44,14 @@ _TYPES = {
 }
 
 
+def known_type(stored: str) -> Stored:
+    """`stored` as a type of features; DataError if it is none."""
+    for known in STORED:
+        if stored == known:
+            return known
+    raise DataError(f"features cannot be stored as {stored!r}: {', '.join(STORED)}")
+
+
 def segment_schema(spaces: Mapping[str, int], stored: Stored) -> pa.Schema:
     """ROW_SCHEMA, and a column `feature_SPACE` of vectors for each metric space."""
     fields = [
