@@ -291,6 +291,7 @@ def reliability_diagram(calibration: Calibration) -> Image:
     right.plot(accepted, refused, "-o", color="#D55E00", lw=2, ms=5)
     right.set(xlabel="pairs of two persons accepted (%)", ylabel="pairs of one refused (%)")
     right.set(xscale="log", ylim=(-2, 102))
+    right.xaxis.set_major_formatter("{x:g}")
     for threshold, x, y in zip(calibration.thresholds, accepted, refused, strict=False):
         right.annotate(f"{threshold.score:.2f}", (x, y), (5, 5), textcoords="offset points",
                        fontsize=8)  # fmt: skip

@@ -58,7 +58,8 @@ def write_search_page(path: Path, facts: Mapping[str, str], answers: Sequence[An
 def answer_html(answer: Answer) -> str:
     """What one query found, as HTML to put into another page."""
     parts = _environment().get_template("answer.html.j2").make_module()
-    return Markup("<style>{}</style>{}").format(
+    return Markup("<style>{}{}</style>{}").format(
+        parts.light(),  # type: ignore[attr-defined]
         parts.style(),  # type: ignore[attr-defined]
         parts.answered(_shown(answer)),  # type: ignore[attr-defined]
     )

@@ -78,7 +78,8 @@ def show_found(result: dict[str, Any]) -> None:
     for query in result["queries"]:
         table = Table(title=one_line(query["image"]), title_justify="left")
         for column in ("", "score", "same person", "person", "camera", "time", "image"):
-            table.add_column(column, justify="left" if column in ("time", "image") else "right")
+            left = column in ("time", "image")
+            table.add_column(column, justify="left" if left else "right", no_wrap=column == "time")
         for rank, hit in enumerate(query["hits"], 1):
             chance = hit["probability"]
             table.add_row(

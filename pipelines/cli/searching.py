@@ -202,7 +202,6 @@ def web_app(
         str, typer.Option(help="127.0.0.1 = this machine only; there is no login.")
     ] = "127.0.0.1",
     model: IndexModel = None,
-    as_json: Json = False,
 ) -> None:
     """Serve a page to drop a picture on and search; ends with Ctrl-C."""
 
@@ -211,7 +210,7 @@ def web_app(
 
         return serve(index, model, host, port)
 
-    guarded(work, lambda result: None, as_json)
+    guarded(work, lambda result: None, as_json=False)
 
 
 def _show_added(result: dict[str, Any]) -> None:
