@@ -297,7 +297,7 @@ class Shard:
     def _index(self) -> GalleryIndex:
         """Opened at the first question, so that what is wrong with it is told to who asks."""
         if self._opened is None:
-            from dpmpp_core.index.gallery import Manifest
+            from dpmpp_core.index.manifest import Manifest
 
             torch.set_num_threads(1)
             manifest = Manifest.model_validate(self._manifest)

@@ -21,17 +21,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from dpmpp_core.data.files import refuse_used
 from dpmpp_core.errors import DataError, WeightsError
+from dpmpp_core.index.manifest import (
+    MANIFEST,
+    Manifest,
+    ModelVersion,
+    Segment,
+    name_of,
+    read_index_manifest,
+)
 from dpmpp_core.index.segments import (
     BLOCK,
     ROW_SCHEMA,
@@ -48,53 +55,9 @@ from dpmpp_core.retrieval import Gallery
 
 log = logging.getLogger(__name__)
 
-MANIFEST, SEGMENTS, LOCK = "index.json", "segments", "lock"
-FORMAT = 1
+SEGMENTS, LOCK = "segments", "lock"
 SEGMENT_ROWS = 1_048_576  # of a compacted segment
 Rows = NDArray[np.int64]
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelVersion(_Record):
-    """The model whose features an index holds.
-
-    Attributes:
-        weights_sha256: of the weights, as in the model's card.
-        spaces: metric space -> dimensions.
-    """
-
-    weights_sha256: str
-    spaces: dict[str, int]
-
-
-class Segment(_Record):
-    """One segment: its file, its rows, how many of them are deleted and the file that says which.
-
-    Both files lie in the folder `segments`.
-    """
-
-    file: str = Field(pattern=r"^[0-9a-f]{32}\.arrow$")
-    rows: int = Field(gt=0)
-    deleted: int = Field(0, ge=0)
-    tombstones: str | None = Field(None, pattern=r"^[0-9a-f]{32}-[0-9a-f]{8}\.npy$")
-
-
-class Manifest(_Record):
-    """What index.json holds.
-
-    Attributes:
-        source: where the model was found: a folder or URI.
-        stored: type of the stored features.
-    """
-
-    format: int = FORMAT
-    model: ModelVersion
-    source: str
-    stored: Stored
-    segments: tuple[Segment, ...] = ()
 
 
 class Block(NamedTuple):
@@ -154,30 +117,15 @@ class GalleryIndex:
         Raises:
             DataError: no index, a damaged one, or one of another format.
         """
-        try:
-            value = json.loads((folder / MANIFEST).read_bytes())
-        except FileNotFoundError:
-            raise DataError(
-                f"{folder} holds no {MANIFEST}: not an index; `dpmpp index build` makes one"
-            ) from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{folder}/{MANIFEST} cannot be read: {error}") from None
-        written = value.get("format") if isinstance(value, dict) else None
-        if written != FORMAT:
-            raise DataError(f"{folder}: index format {written}, this code reads {FORMAT}")
-        try:
-            return cls(folder, Manifest.model_validate(value))
-        except ValidationError as error:
-            problem = " ".join(str(error).split())
-            raise DataError(f"{folder}/{MANIFEST} is damaged: {problem}") from None
+        return cls(folder, read_index_manifest(folder))
 
     def check(self, model: ModelVersion, whose: str) -> None:
         """Raise WeightsError if `model`, that of `whose` features, is not the index's own."""
         if model != self.manifest.model:
             own = self.manifest
             raise WeightsError(
-                f"{self.folder} holds features of the model {_named(own.model)} ({own.source}), "
-                f"{whose} is of {_named(model)}: features of two models cannot be compared. Take "
+                f"{self.folder} holds features of the model {name_of(own.model)} ({own.source}), "
+                f"{whose} is of {name_of(model)}: features of two models cannot be compared. Take "
                 "that model, or build another index"
             )
 
@@ -435,40 +383,3 @@ class GalleryIndex:
         for file in (self.folder / SEGMENTS).iterdir():
             if file.name not in named:
                 file.unlink(missing_ok=True)
-
-
-def _named(model: ModelVersion) -> str:
-    spaces = ", ".join(f"{space} {width}" for space, width in model.spaces.items())
-    return f"{model.weights_sha256[:12]} with the spaces {spaces}"
-
-
-def facts(index: GalleryIndex) -> dict[str, Any]:
-    """What `dpmpp index info` tells, as plain values; opens the small columns of all segments."""
-    persons: set[int] = set()
-    cameras: set[int] = set()
-    first: int | None = None
-    last: int | None = None
-    for block in index.blocks():
-        rows = block.rows.select(["pid", "camid", "time"]).filter(pa.array(block.live))
-        persons |= set(pc.unique(rows["pid"].drop_null()).to_pylist())
-        cameras |= set(pc.unique(rows["camid"].drop_null()).to_pylist())
-        span = pc.min_max(rows["time"]).as_py()
-        if span["min"] is not None:
-            first = span["min"] if first is None else min(first, span["min"])
-            last = span["max"] if last is None else max(last, span["max"])
-    manifest = index.manifest
-    return {
-        "index": str(index.folder),
-        "images": len(index),
-        "persons": len(persons),
-        "cameras": sorted(cameras),
-        "first_time": first,
-        "last_time": last,
-        "deleted": index.deleted,
-        "segments": len(manifest.segments),
-        "bytes": index.bytes,
-        "stored": manifest.stored,
-        "model": manifest.source,
-        "weights_sha256": manifest.model.weights_sha256,
-        "spaces": manifest.model.spaces,
-    }
