@@ -1,0 +1,42 @@
+"""What is in an index, told in plain values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dpmpp_core.index.gallery import GalleryIndex
+
+
+def facts(index: GalleryIndex) -> dict[str, Any]:
+    """What `dpmpp index info` tells, as plain values; opens the small columns of all segments."""
+    persons: set[int] = set()
+    cameras: set[int] = set()
+    first: int | None = None
+    last: int | None = None
+    for block in index.blocks():
+        rows = block.rows.select(["pid", "camid", "time"]).filter(pa.array(block.live))
+        persons |= set(pc.unique(rows["pid"].drop_null()).to_pylist())
+        cameras |= set(pc.unique(rows["camid"].drop_null()).to_pylist())
+        span = pc.min_max(rows["time"]).as_py()
+        if span["min"] is not None:
+            first = span["min"] if first is None else min(first, span["min"])
+            last = span["max"] if last is None else max(last, span["max"])
+    manifest = index.manifest
+    return {
+        "index": str(index.folder),
+        "images": len(index),
+        "persons": len(persons),
+        "cameras": sorted(cameras),
+        "first_time": first,
+        "last_time": last,
+        "deleted": index.deleted,
+        "segments": len(manifest.segments),
+        "bytes": index.bytes,
+        "stored": manifest.stored,
+        "model": manifest.source,
+        "weights_sha256": manifest.model.weights_sha256,
+        "spaces": manifest.model.spaces,
+    }

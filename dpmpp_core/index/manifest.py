@@ -1,0 +1,87 @@
+"""index.json: which model made the features of an index, and which segments there are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dpmpp_core.errors import DataError
+from dpmpp_core.index.segments import Stored
+
+MANIFEST = "index.json"
+FORMAT = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelVersion(_Record):
+    """The model whose features an index holds.
+
+    Attributes:
+        weights_sha256: of the weights, as in the model's card.
+        spaces: metric space -> dimensions.
+    """
+
+    weights_sha256: str
+    spaces: dict[str, int]
+
+
+class Segment(_Record):
+    """One segment: its file, its rows, how many of them are deleted and the file that says which.
+
+    Both files lie in the folder `segments`.
+    """
+
+    file: str = Field(pattern=r"^[0-9a-f]{32}\.arrow$")
+    rows: int = Field(gt=0)
+    deleted: int = Field(0, ge=0)
+    tombstones: str | None = Field(None, pattern=r"^[0-9a-f]{32}-[0-9a-f]{8}\.npy$")
+
+
+class Manifest(_Record):
+    """What index.json holds.
+
+    Attributes:
+        source: where the model was found: a folder or URI.
+        stored: type of the stored features.
+    """
+
+    format: int = FORMAT
+    model: ModelVersion
+    source: str
+    stored: Stored
+    segments: tuple[Segment, ...] = ()
+
+
+def read_index_manifest(folder: Path) -> Manifest:
+    """What index.json in a folder holds.
+
+    Raises:
+        DataError: there is none, or a damaged one, or one of another format.
+    """
+    try:
+        value = json.loads((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder} holds no {MANIFEST}: not an index; `dpmpp index build` makes one"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{folder}/{MANIFEST} cannot be read: {error}") from None
+    written = value.get("format") if isinstance(value, dict) else None
+    if written != FORMAT:
+        raise DataError(f"{folder}: index format {written}, this code reads {FORMAT}")
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        problem = " ".join(str(error).split())
+        raise DataError(f"{folder}/{MANIFEST} is damaged: {problem}") from None
+
+
+def name_of(model: ModelVersion) -> str:
+    """A model for a sentence: the start of its hash, its spaces."""
+    spaces = ", ".join(f"{space} {width}" for space, width in model.spaces.items())
+    return f"{model.weights_sha256[:12]} with the spaces {spaces}"
