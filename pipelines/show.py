@@ -73,6 +73,19 @@ def show_demo(result: dict[str, Any]) -> None:
     Console().print(f"{result['root']}: {listed}, {result['seconds']:.1f} s", highlight=False)
 
 
+def show_export(result: dict[str, Any]) -> None:
+    """The file, what goes in and comes out, and how near it is to the model."""
+    console = Console()
+    spaces = ", ".join(f"{name} {width}" for name, width in result["spaces"].items())
+    for line in (
+        f"{result['onnx']}: {result['bytes'] / 1e6:.1f} MB",
+        f"in: uint8 [N, {result['height']}, {result['width']}, 3] RGB; out: features and masks of "
+        f"{spaces}",
+        f"{result['images']} images: within {result['max_abs_difference']:.1e} of the model",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def show_synthesis(result: dict[str, Any]) -> None:
     """What was written, by band."""
     console = Console()
