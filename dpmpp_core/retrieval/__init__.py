@@ -15,27 +15,34 @@ from dpmpp_core.retrieval.evaluation import (
     to_columns,
     top_matches,
 )
+from dpmpp_core.retrieval.feature_ranks import rank_features
+from dpmpp_core.retrieval.gallery import Gallery, compact
 from dpmpp_core.retrieval.masks import mask_statistics, permuted_masks, static_mask
 from dpmpp_core.retrieval.ranking import RankingResult, evaluate_ranking
+from dpmpp_core.retrieval.search import masked_topk
 from dpmpp_core.retrieval.similarity import masked_similarity
 
 __all__ = [
     "MODES",
     "Difference",
     "Embeddings",
+    "Gallery",
     "Interval",
     "Mode",
     "RankingResult",
     "chance",
+    "compact",
     "evaluate",
     "evaluate_ranking",
     "figures",
     "from_columns",
     "mask_statistics",
     "masked_similarity",
+    "masked_topk",
     "paired_bootstrap",
     "paired_difference",
     "permuted_masks",
+    "rank_features",
     "rankings",
     "refuse_unusable",
     "static_mask",

@@ -111,7 +111,10 @@ def rank_queries(
 
     Arguments and ValueErrors as in `evaluate_ranking`.
     """
-    _check_shapes(similarity, query_pids, gallery_pids, query_camids, gallery_camids)
+    shape = tuple(similarity.shape)
+    if len(shape) != 2:
+        raise ValueError(f"similarity must be [Q, G], got shape {shape}")
+    refuse_other_lengths(shape, query_pids, gallery_pids, query_camids, gallery_camids)
     average_precision = np.full(len(query_pids), np.nan)
     inverse_penalty = np.full(len(query_pids), np.nan)
     first_match_rank = np.zeros(len(query_pids), np.int64)
@@ -120,10 +123,7 @@ def rank_queries(
         if not positive.any():
             continue
         ranks = _ranks_of_positives(row, same, positive)
-        found = np.arange(1, len(ranks) + 1)
-        average_precision[i] = np.mean(found / ranks)
-        inverse_penalty[i] = len(ranks) / ranks[-1]
-        first_match_rank[i] = ranks[0]
+        average_precision[i], inverse_penalty[i], first_match_rank[i] = ranks_from_positions(ranks)
     return QueryRanks(average_precision, inverse_penalty, first_match_rank)
 
 
@@ -173,6 +173,12 @@ def matching_items(
         yield order[start:end], camids[start:end] != camid
 
 
+def ranks_from_positions(ranks: Ints) -> tuple[float, float, int]:
+    """Average precision, inverse penalty and rank of the first, from a query's ascending ranks."""
+    found = np.arange(1, len(ranks) + 1)
+    return float(np.mean(found / ranks)), float(len(ranks) / ranks[-1]), int(ranks[0])
+
+
 def _ranks_of_positives(row: NDArray[np.floating], same: Ints, positive: NDArray[np.bool_]) -> Ints:
     """Ascending ranks (from 1) of a query's positives. Sorts them only, counts all others."""
     of_same = row[same]
@@ -205,16 +211,14 @@ def _rows(similarity: Tensor | NDArray[np.floating]) -> Iterator[NDArray[np.floa
         yield from block
 
 
-def _check_shapes(
-    similarity: Tensor | NDArray[np.floating],
+def refuse_other_lengths(
+    shape: tuple[int, ...],
     query_pids: Ints,
     gallery_pids: Ints,
     query_camids: Ints,
     gallery_camids: Ints,
 ) -> None:
-    shape = tuple(similarity.shape)
-    if len(shape) != 2:
-        raise ValueError(f"similarity must be [Q, G], got shape {shape}")
+    """Raise ValueError unless the ids fit scores of `shape` (Q, G)."""
     for name, values, size in (
         ("query_pids", query_pids, shape[0]),
         ("query_camids", query_camids, shape[0]),
@@ -222,4 +226,4 @@ def _check_shapes(
         ("gallery_camids", gallery_camids, shape[1]),
     ):
         if values.shape != (size,):
-            raise ValueError(f"{name} has shape {values.shape}, similarity {shape} needs ({size},)")
+            raise ValueError(f"{name} has shape {values.shape}, {shape} scores need ({size},)")

@@ -7,21 +7,26 @@ The query's mask re-weights the other side, which is then normalised again (DPM,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
-Array = Tensor | NDArray[np.floating]
-Spaces = Array | Mapping[str, Array]
+from dpmpp_core.retrieval.arguments import (
+    SMALLEST,
+    Array,
+    Spaces,
+    by_space,
+    largest,
+    matrix,
+    refuse_bad_mask,
+    refuse_other_spaces,
+    refuse_other_width,
+)
 
-# Guards of the divisions. Their product bounds a gradient, and must stay below 1e38.
-SMALLEST = 1e-24
+# Guard of a division. Its product with SMALLEST bounds a gradient, and must stay below 1e38.
 VANISHED = 1e-12
 
 
@@ -49,40 +54,34 @@ def masked_similarity(query: Spaces, query_mask: Spaces | None, gallery: Spaces)
         ValueError: spaces or shapes that do not fit; NaN or infinity; a feature vector of length
             zero; a mask that is all zero or has a negative value. Names the argument and the row.
     """
-    queries, galleries = _by_space(query), _by_space(gallery)
-    masks = {space: None for space in queries} if query_mask is None else _by_space(query_mask)
+    queries, galleries = by_space(query), by_space(gallery)
+    masks = {space: None for space in queries} if query_mask is None else by_space(query_mask)
     if not queries:
         raise ValueError("query has no metric space")
-    for name, given in (("gallery", galleries), ("query_mask", masks)):
-        if given.keys() != queries.keys():
-            raise ValueError(
-                f"{name} has the spaces {sorted(given)} but query has {sorted(queries)}; "
-                "give all three the same ones"
-            )
+    refuse_other_spaces("gallery", galleries, queries)
+    refuse_other_spaces("query_mask", masks, queries)
     scores = [_one_space(s, queries[s], masks[s], galleries[s]) for s in queries]
     return scores[0] if len(scores) == 1 else torch.stack(scores).mean(0)
 
 
 def _one_space(space: str, query: Array, mask: Array | None, gallery: Array) -> Tensor:
-    q, g = _matrix("query", space, query), _matrix("gallery", space, gallery)
-    if q.shape[1] != g.shape[1]:
-        raise ValueError(
-            f"query{_of(space)} has {q.shape[1]} dimensions but gallery has {g.shape[1]}"
-        )
-    q = q / _largest("query", space, q, "is a feature vector of length zero")
-    g = g / _largest("gallery", space, g, "is a feature vector of length zero")
+    q, g = _wide("query", space, query), _wide("gallery", space, gallery)
+    refuse_other_width(space, q, g)
+    q = q / largest("query", space, q, "is a feature vector of length zero")
+    g = g / largest("gallery", space, g, "is a feature vector of length zero")
     if mask is None:
         with torch.autocast(q.device.type, enabled=False):
             return normalize(q) @ normalize(g).T
-    m = _matrix("query_mask", space, mask)
-    if m.shape != q.shape:
-        raise ValueError(
-            f"query_mask{_of(space)} has shape {tuple(m.shape)} but query {tuple(q.shape)}"
-        )
-    _largest("query_mask", space, m, "is all zero")
-    _refuse("query_mask", space, (m < 0).any(1), "has a negative value")
+    m = _wide("query_mask", space, mask)
+    refuse_bad_mask(space, m, q)
     dtype = torch.promote_types(q.dtype, m.dtype)
     return masked_cosine(q.to(dtype), m.to(dtype), g.to(dtype))
+
+
+def _wide(name: str, space: str, value: Array) -> Tensor:
+    """`value` as a tensor [N, D] of float32 or float64."""
+    x = matrix(name, space, value)
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def masked_cosine(query: Tensor, mask: Tensor, gallery: Tensor) -> Tensor:
@@ -126,36 +125,3 @@ class _MaskedCosine(torch.autograd.Function):
         grad_m = (by_square @ squares).mul_(m).addcmul_(q, pulled)
         grad_g = (by_square.T @ m.square()).mul_(g).addmm_(by_product.T, q * m)
         return pulled.mul_(m), grad_m, grad_g
-
-
-def _by_space(value: Spaces) -> dict[str, Array]:
-    return dict(value) if isinstance(value, Mapping) else {"": value}
-
-
-def _of(space: str) -> str:
-    return f" of space '{space}'" if space else ""
-
-
-def _matrix(name: str, space: str, value: Array) -> Tensor:
-    """`value` as a floating tensor [N, D], float32 or float64."""
-    if isinstance(value, np.ndarray):
-        # torch warns of arrays that it could write through, such as those backed by Arrow.
-        value = torch.from_numpy(value if value.flags.writeable else value.copy())
-    if value.ndim != 2 or value.shape[1] == 0:
-        raise ValueError(f"{name}{_of(space)} must be [N, D], got shape {tuple(value.shape)}")
-    return value.to(torch.promote_types(value.dtype, torch.float32))
-
-
-def _largest(name: str, space: str, x: Tensor, when_zero: str) -> Tensor:
-    """Largest size in each row, [N, 1]: divided by it, squares neither overflow nor underflow."""
-    largest = x.detach().abs().amax(1, keepdim=True)
-    _refuse(name, space, ~largest.isfinite()[:, 0], "has NaN or infinity")
-    _refuse(name, space, largest[:, 0] == 0, when_zero)
-    return largest.clamp_min(SMALLEST)
-
-
-def _refuse(name: str, space: str, bad: Tensor, why: str) -> None:
-    if bad.any():
-        rows = bad.nonzero()[:, 0].tolist()
-        more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
-        raise ValueError(f"{name}{_of(space)}: row {rows[0]}{more} {why}")

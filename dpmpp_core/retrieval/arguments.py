@@ -1,0 +1,90 @@
+"""Features and masks as callers give them -> tensors by metric space, or a refusal by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = Tensor | NDArray[np.floating]
+Spaces = Array | Mapping[str, Array]
+
+# Below this, and the inverse of it, squares of float32 are no longer safe.
+SMALLEST = 1e-24
+
+
+def by_space(value: Spaces) -> dict[str, Array]:
+    """A lone array as the space without a name."""
+    return dict(value) if isinstance(value, Mapping) else {"": value}
+
+
+def refuse_other_spaces(
+    name: str, given: Mapping[str, object], queries: Mapping[str, object]
+) -> None:
+    """Raise ValueError unless the argument `name` has the spaces of the query."""
+    if given.keys() != queries.keys():
+        raise ValueError(
+            f"{name} has the spaces {sorted(given)} but query has {sorted(queries)}; "
+            "give all three the same ones"
+        )
+
+
+def of(space: str) -> str:
+    """How messages name a space."""
+    return f" of space '{space}'" if space else ""
+
+
+def tensor(value: Tensor | NDArray[Any]) -> Tensor:
+    """An array as a tensor of the same memory, which must not be written to."""
+    if isinstance(value, Tensor):
+        return value
+    with warnings.catch_warnings():
+        # torch warns of arrays that it must not write to, such as mapped ones.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(value)
+
+
+def matrix(name: str, space: str, value: Array) -> Tensor:
+    """`value` as a tensor [N, D] that shares its memory where it can."""
+    value = tensor(value)
+    if value.ndim != 2 or value.shape[1] == 0:
+        raise ValueError(f"{name}{of(space)} must be [N, D], got shape {tuple(value.shape)}")
+    return value
+
+
+def refuse_other_width(space: str, query: Tensor, gallery: Tensor) -> None:
+    if query.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"query{of(space)} has {query.shape[1]} dimensions but gallery has {gallery.shape[1]}"
+        )
+
+
+def refuse_bad_mask(space: str, mask: Tensor, query: Tensor) -> None:
+    """Raise ValueError for another shape than the query's, NaN, all zero, or a negative value."""
+    if mask.shape != query.shape:
+        raise ValueError(
+            f"query_mask{of(space)} has shape {tuple(mask.shape)} but query {tuple(query.shape)}"
+        )
+    largest("query_mask", space, mask, "is all zero")
+    refuse("query_mask", space, (mask < 0).any(1), "has a negative value")
+
+
+def largest(name: str, space: str, x: Tensor, when_zero: str) -> Tensor:
+    """Largest size in each row, [N, 1]: divided by it, squares neither overflow nor underflow."""
+    size = x.detach().abs().amax(1, keepdim=True)
+    refuse(name, space, ~size.isfinite()[:, 0], "has NaN or infinity")
+    refuse(name, space, size[:, 0] == 0, when_zero)
+    return size.clamp_min(SMALLEST)
+
+
+def refuse(name: str, space: str, bad: Tensor, why: str) -> None:
+    """Raise ValueError, naming the first of the rows where bool [N] `bad` holds."""
+    if bad.any():
+        rows = bad.nonzero()[:, 0].tolist()
+        more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
+        raise ValueError(f"{name}{of(space)}: row {rows[0]}{more} {why}")

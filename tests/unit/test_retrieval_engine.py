@@ -1,0 +1,145 @@
+"""The ranking engine against brute force: top-k and figures, any blocks, any storage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dpmpp_core.errors import DataError
+from dpmpp_core.retrieval import (
+    Gallery,
+    compact,
+    evaluate_ranking,
+    masked_similarity,
+    masked_topk,
+    rank_features,
+)
+
+CASES = 1500
+
+
+def brute_scores(query: np.ndarray, mask: np.ndarray | None, gallery: np.ndarray) -> np.ndarray:
+    """psi of each pair as written, in float64, to a multiple of 2^-24; 0 where nothing is left."""
+    q, g = query.astype(np.float64), gallery.astype(np.float64)
+    m = np.ones_like(q) if mask is None else mask.astype(np.float64)
+    scores = np.zeros((len(q), len(g)))
+    for i in range(len(q)):
+        seen = g * m[i]
+        length = np.linalg.norm(seen, axis=1)
+        scores[i] = seen @ q[i] / np.linalg.norm(q[i]) / np.where(length > 0, length, 1)
+    return (np.round(scores * 2**24) / 2**24).astype(np.float32)
+
+
+def brute_topk(scores: np.ndarray, k: int, allowed: np.ndarray) -> list[list[int]]:
+    lists = [
+        sorted((j for j in range(len(s)) if ok[j]), key=lambda j: (-s[j], j))[:k]
+        for s, ok in zip(scores, allowed, strict=True)
+    ]
+    return [x + [-1] * (k - len(x)) for x in lists]
+
+
+def drawn(seed: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """A small case: few levels, so that ties, duplicates and masked-out items are common."""
+    rng = np.random.default_rng(seed)
+    q, g, d = rng.integers(1, 5), rng.integers(1, 24), rng.integers(1, 9)
+    if seed % 3 == 0:
+        query, gallery = rng.standard_normal((q, d)), rng.standard_normal((g, d))
+    else:
+        query, gallery = rng.integers(-2, 3, (q, d)), rng.integers(-2, 3, (g, d))
+        query[~query.any(1)], gallery[~gallery.any(1)] = 1, 1
+    gallery = gallery[rng.integers(0, g, g)]  # duplicates
+    mask = rng.integers(0, 3, (q, d)).astype(np.float32)
+    mask[~mask.any(1)] = 1
+    return query.astype(np.float32), None if seed % 5 == 0 else mask, gallery.astype(np.float32)
+
+
+def stored(gallery: np.ndarray, seed: int) -> Gallery:
+    kind = ("float32", "bfloat16", "int8")[seed % 3]
+    return Gallery(gallery) if kind == "float32" else Gallery(compact(gallery, kind), gallery)
+
+
+def test_topk_equals_brute_force_in_any_blocks_and_storage() -> None:
+    for seed in range(CASES):
+        query, mask, gallery = drawn(seed)
+        rng = np.random.default_rng(seed)
+        k, step = int(rng.integers(1, 12)), int(rng.integers(1, 30))
+        allowed = np.broadcast_to(rng.random(len(gallery)) < 0.8, (len(query), len(gallery)))
+        scores = brute_scores(query, mask, gallery)
+        given = allowed[0] if seed % 2 else (lambda r, c: allowed[r, c])  # noqa: B023
+        found, indices = masked_topk(query, mask, stored(gallery, seed), k, given, step)
+        assert indices.tolist() == brute_topk(scores, k, allowed), seed
+        listed = indices.numpy()
+        expected = np.where(listed < 0, np.nan, np.take_along_axis(scores, listed.clip(0), 1))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7)
+
+
+def test_figures_equal_those_of_the_brute_scores_in_any_blocks_and_storage() -> None:
+    compared = 0
+    for seed in range(CASES):
+        query, mask, gallery = drawn(seed)
+        rng = np.random.default_rng(seed)
+        ids = [rng.integers(0, n, len(x)) for n in (3, 2) for x in (query, gallery)]
+        try:
+            expected = evaluate_ranking(brute_scores(query, mask, gallery), *ids)
+        except DataError:
+            with pytest.raises(DataError, match="none of the"):
+                rank_features(query, mask, gallery, *ids)
+            continue
+        compared += 1
+        step = int(rng.integers(1, 30))
+        found = rank_features(query, mask, stored(gallery, seed), *ids, block_items=step)
+        np.testing.assert_array_equal(found.first_match_rank, expected.first_match_rank)
+        np.testing.assert_array_equal(found.average_precision, expected.average_precision)
+        np.testing.assert_array_equal(found.cmc, expected.cmc)
+        assert found.metrics() == expected.metrics()
+    assert compared > CASES / 2
+
+
+def arrays(seed: int, q: int = 7, g: int = 300, d: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(q, d, generator=rng),
+        torch.rand(q, d, generator=rng),
+        torch.randn(g, d, generator=rng),
+    )
+
+
+def test_scores_are_those_of_masked_similarity_and_spaces_are_averaged() -> None:
+    spaces = [dict(zip(("v", "v_p"), x, strict=True))
+              for x in zip(arrays(0), arrays(1, d=33), strict=True)]  # fmt: skip
+    scores, indices = masked_topk(*spaces, k=300)
+    expected = masked_similarity(*spaces)
+    torch.testing.assert_close(scores, expected.gather(1, indices), rtol=0, atol=1e-6)
+    torch.testing.assert_close(scores, expected.sort(descending=True).values, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+def test_scale_of_any_argument_does_not_count(scale: float) -> None:
+    query, mask, gallery = arrays(2)
+    scores, indices = masked_topk(query, mask, gallery, 20)
+    for scaled in ((query * scale, mask, gallery), (query, mask * scale, gallery),
+                   (query, mask, gallery * scale)):  # fmt: skip
+        found, order = masked_topk(*scaled, 20)
+        torch.testing.assert_close(found, scores, rtol=0, atol=1e-6)
+        assert torch.equal(order, indices)
+
+
+def test_bad_rows_and_arguments_are_refused_by_name() -> None:
+    query, mask, gallery = arrays(3)
+    for position, name in ((0, "query"), (1, "query_mask"), (2, "gallery")):
+        for value, why in ((torch.nan, "NaN"), (torch.inf, "NaN"), (0.0, "zero")):
+            broken = [query.clone(), mask.clone(), gallery.clone()]
+            broken[position][3] = value
+            with pytest.raises(ValueError, match=rf"^{name}: row 3 .*{why}"):
+                masked_topk(*broken, 5)
+    with pytest.raises(ValueError, match="64 dimensions but gallery has 63"):
+        masked_topk(query, mask, gallery[:, 1:], 5)
+    with pytest.raises(ValueError, match=r"query_mask has shape \(6, 64\)"):
+        masked_topk(query, mask[1:], gallery, 5)
+    with pytest.raises(ValueError, match="k is 0"):
+        masked_topk(query, mask, gallery, 0)
+    with pytest.raises(ValueError, match="gallery_camids"):
+        ids = np.zeros(7, int), np.zeros(300, int), np.zeros(7, int), np.zeros(9, int)
+        rank_features(query, mask, gallery, *ids)
