@@ -21,6 +21,8 @@ from dpmpp_core.retrieval.masks import mask_statistics, permuted_masks, static_m
 from dpmpp_core.retrieval.ranking import RankingResult, evaluate_ranking
 from dpmpp_core.retrieval.search import masked_topk
 from dpmpp_core.retrieval.similarity import masked_similarity
+from dpmpp_core.retrieval.strata import by_cameras, by_hidden, intervals
+from dpmpp_core.retrieval.tracklets import draw_tracklets, fuse, multi_shot
 
 __all__ = [
     "MODES",
@@ -30,15 +32,21 @@ __all__ = [
     "Interval",
     "Mode",
     "RankingResult",
+    "by_cameras",
+    "by_hidden",
     "chance",
     "compact",
+    "draw_tracklets",
     "evaluate",
     "evaluate_ranking",
     "figures",
     "from_columns",
+    "fuse",
+    "intervals",
     "mask_statistics",
     "masked_similarity",
     "masked_topk",
+    "multi_shot",
     "paired_bootstrap",
     "paired_difference",
     "permuted_masks",

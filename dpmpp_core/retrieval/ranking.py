@@ -122,7 +122,7 @@ def rank_queries(
     for i, (row, (same, positive)) in enumerate(zip(_rows(similarity), matches, strict=True)):
         if not positive.any():
             continue
-        ranks = _ranks_of_positives(row, same, positive)
+        ranks = ranks_of_positives(row, same, positive)
         average_precision[i], inverse_penalty[i], first_match_rank[i] = ranks_from_positions(ranks)
     return QueryRanks(average_precision, inverse_penalty, first_match_rank)
 
@@ -179,7 +179,7 @@ def ranks_from_positions(ranks: Ints) -> tuple[float, float, int]:
     return float(np.mean(found / ranks)), float(len(ranks) / ranks[-1]), int(ranks[0])
 
 
-def _ranks_of_positives(row: NDArray[np.floating], same: Ints, positive: NDArray[np.bool_]) -> Ints:
+def ranks_of_positives(row: NDArray[np.floating], same: Ints, positive: NDArray[np.bool_]) -> Ints:
     """Ascending ranks (from 1) of a query's positives. Sorts them only, counts all others."""
     of_same = row[same]
     own = np.sort(of_same[positive])[::-1]
