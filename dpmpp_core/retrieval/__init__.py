@@ -22,7 +22,7 @@ from dpmpp_core.retrieval.ranking import RankingResult, evaluate_ranking
 from dpmpp_core.retrieval.search import masked_topk
 from dpmpp_core.retrieval.similarity import masked_similarity
 from dpmpp_core.retrieval.strata import by_cameras, by_hidden, intervals
-from dpmpp_core.retrieval.tracklets import draw_tracklets, fuse, multi_shot
+from dpmpp_core.retrieval.tracklets import draw_tracklets, fuse, multi_shot, rank_tracklets
 
 __all__ = [
     "MODES",
@@ -51,6 +51,7 @@ __all__ = [
     "paired_difference",
     "permuted_masks",
     "rank_features",
+    "rank_tracklets",
     "rankings",
     "refuse_unusable",
     "static_mask",

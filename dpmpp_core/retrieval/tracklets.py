@@ -93,7 +93,7 @@ def multi_shot(
     for k in shots:
         rows = draw_tracklets(query.pids, query.camids, k, seed)
         try:
-            found = _rankings(query, gallery, rows) if len(rows) else None
+            found = rank_tracklets(query, gallery, rows) if len(rows) else None
         except DataError:  # these persons are not in the gallery
             found = None
         if found is not None:
@@ -104,8 +104,20 @@ def multi_shot(
 Ranked = tuple[NDArray[np.float64], NDArray[np.float64]]  # average precision, right at rank 1; [T]
 
 
-def _rankings(query: Embeddings, gallery: Embeddings, rows: Rows) -> dict[str, Ranked]:
-    """What each tracklet found, by way; NaN where it has no positive."""
+def rank_tracklets(query: Embeddings, gallery: Embeddings, rows: Rows) -> dict[str, Ranked]:
+    """What each tracklet found, by way of `WAYS`, see `multi_shot`.
+
+    Args:
+        rows: int64 [T, k], as of `draw_tracklets`.
+
+    Returns:
+        way -> (average precision, 1 where the first item is right), float64 [T] each; NaN where
+        the tracklet has no positive.
+
+    Raises:
+        ValueError: as `masked_similarity`.
+        DataError: no tracklet has a positive.
+    """
 
     def ranked(made: Fused, members: Rows) -> RankingResult:
         pids, camids = query.pids[members], query.camids[members]
