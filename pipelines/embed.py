@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,17 @@ BATCHES = 256  # planned by one task of Ray Data, so that millions of images are
 def embed(
     paths: list[str], worker: type, arguments: tuple, plan: Plan, batch: int, title: str
 ) -> dict[str, np.ndarray]:
-    """Columns of the worker's results, in the order of `paths`.
+    """Columns of the worker's results, in the order of `paths`."""
+    parts = list(embedded(paths, worker, arguments, plan, batch, title))
+    order = np.argsort(np.concatenate([part["row"] for part in parts]))
+    names = [name for name in parts[0] if name != "row"]
+    return {name: np.concatenate([part[name] for part in parts])[order] for name in names}
+
+
+def embedded(
+    paths: list[str], worker: type, arguments: tuple, plan: Plan, batch: int, title: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of the worker's results as they come, `row` telling which of the paths they are of.
 
     The paths are cut into the same batches whatever the number of workers, so that the numbers do
     not depend on it.
@@ -109,16 +120,12 @@ def embed(
         num_cpus=1,
         num_gpus=1 if plan.train_gpu else 0,
     )
-    parts: list[dict[str, np.ndarray]] = []
     done = 0
     with bar(title, len(paths)) as shown:
         for part in dataset.iter_batches(batch_size=None):
-            parts.append({str(name): np.asarray(column) for name, column in part.items()})
             done += len(part["row"])
             shown.update(done)
-    order = np.argsort(np.concatenate([part["row"] for part in parts]))
-    names = [name for name in parts[0] if name != "row"]
-    return {name: np.concatenate([part[name] for part in parts])[order] for name in names}
+            yield {str(name): np.asarray(column) for name, column in part.items()}
 
 
 def embed_sets(

@@ -39,6 +39,11 @@ CHECKED = (1, 3, 64, 32)  # pictures of each batch that is compared: a hundred
 LARGEST = 1_900_000_000  # bytes of weights: a Protobuf message, so an ONNX file, ends at 2 GiB
 
 
+def graph_beside(model: str) -> str:
+    """Where the graph of the model in a folder is, unless told otherwise."""
+    return model if model.endswith(SUFFIX) else f"{model.rstrip('/')}/{NAME}{SUFFIX}"
+
+
 def export(model: Path, out: Path) -> dict[str, Any]:
     """Write a saved model as one ONNX graph, checked against the model itself.
 
@@ -78,6 +83,7 @@ def export(model: Path, out: Path) -> dict[str, Any]:
         "spaces": json.dumps(loaded.spaces),
         "height": str(loaded.data.height),
         "width": str(loaded.data.width),
+        "bands": str(loaded.config.bands),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.part")
@@ -109,6 +115,7 @@ class OnnxModel:
     Attributes:
         weights_sha256: of the model that was exported.
         spaces: metric space -> width.
+        bands: horizontal bands of the person, 0 = none.
         data: the size of its pictures.
 
     Raises:
@@ -119,7 +126,7 @@ class OnnxModel:
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         runtime = _package("onnxruntime")
         if not Path(path).is_file():
-            raise WeightsError(f"no file {path}: `dpmpp export` writes one")
+            raise WeightsError(f"no file {path}: `dpmpp export --model FOLDER` writes one")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -135,6 +142,7 @@ class OnnxModel:
             raise WeightsError(f"{path} is no model of `dpmpp export`, or of another version of it")
         self.weights_sha256: str = facts["weights_sha256"]
         self.spaces: dict[str, int] = json.loads(facts["spaces"])
+        self.bands = int(facts["bands"])
         self.data = DataConfig(height=int(facts["height"]), width=int(facts["width"]))
         self._names = [output.name for output in self._session.get_outputs()]
 

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dpmpp_core.retrieval import Embeddings, top_matches
+from dpmpp_core.retrieval.calibration import Calibration
 
 Image = NDArray[np.uint8]
 
@@ -271,6 +272,30 @@ def loss_curves(history: Sequence[Mapping[str, float]]) -> Image:
         axes.set_title(plain(name))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
+    return drawn(figure)
+
+
+def reliability_diagram(calibration: Calibration) -> Image:
+    """What probabilities are worth on persons not fitted on, and what each threshold costs."""
+    figure, (left, right) = panels_of(2, width=4.4, height=3.6)
+    told, true, _ = (np.array(x) for x in zip(*calibration.reliability, strict=True))
+    left.plot([0, 100], [0, 100], ":", color="#7A7A7A", lw=1.5, label="perfect")
+    label = f"held-out persons, ECE {100 * calibration.held_out['ece']:.1f} %"
+    left.plot(100 * told, 100 * true, "-o", color="#0072B2", lw=2, ms=5, label=label)
+    left.set(xlabel="told: same person (%)", ylabel="true: same person (%)")
+    left.set(xlim=(-2, 102), ylim=(-2, 102))
+    left.set_title("Reliability, pairs at even odds")
+    left.legend(frameon=False, loc="upper left")
+    wrong = [(100 * t.false_accept, 100 * t.false_reject) for t in calibration.thresholds]
+    accepted, refused = np.array(wrong or [(np.nan, np.nan)]).T
+    right.plot(accepted, refused, "-o", color="#D55E00", lw=2, ms=5)
+    right.set(xlabel="pairs of two persons accepted (%)", ylabel="pairs of one refused (%)")
+    right.set(xscale="log", ylim=(-2, 102))
+    right.xaxis.set_major_formatter("{x:g}")
+    for threshold, x, y in zip(calibration.thresholds, accepted, refused, strict=False):
+        right.annotate(f"{threshold.score:.2f}", (x, y), (5, 5), textcoords="offset points",
+                       fontsize=8)  # fmt: skip
+    right.set_title("Thresholds on the score")
     return drawn(figure)
 
 

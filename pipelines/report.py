@@ -125,6 +125,30 @@ def write_report(path: Path, report: ReportData) -> None:
 
     Pictures are embedded, nothing is loaded from elsewhere, no script runs.
     """
+    rows = result_rows(report.metrics)
+    page = (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            sets={name: [row for row in rows if row.query_set == name] for name in _sets(report)},
+            controls=[_control(name, report.metrics[name]) for name in _sets(report)],
+            sure=[*interval_rows(report.intervals), *hidden_rows(report.strata)],
+            cameras=camera_grids(report.strata),
+            shots=shot_rows(report.multi_shot),
+            shot_columns=SHOT_COLUMNS,
+            losses=loss_curves(report.history) if report.history else None,
+            reasons=Counter(row.reason for row in report.quarantine).most_common(),
+            examples=[r for r in report.quarantine if report.thumbnails.get(r.path) is not None],
+            listed=LISTED,
+            dead_mask=DEAD_MASK,
+        )
+    )
+    write_page(path, page)
+
+
+def templates() -> jinja2.Environment:
+    """The templates of pages; what they show is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -134,23 +158,12 @@ def write_report(path: Path, report: ReportData) -> None:
     )
     environment.filters["data_uri"] = _data_uri
     environment.filters["duration"] = _duration
-    rows = result_rows(report.metrics)
-    page = environment.get_template("report.html.j2").render(
-        report=report,
-        sets={name: [row for row in rows if row.query_set == name] for name in _sets(report)},
-        controls=[_control(name, report.metrics[name]) for name in _sets(report)],
-        sure=[*interval_rows(report.intervals), *hidden_rows(report.strata)],
-        cameras=camera_grids(report.strata),
-        shots=shot_rows(report.multi_shot),
-        shot_columns=SHOT_COLUMNS,
-        losses=loss_curves(report.history) if report.history else None,
-        reasons=Counter(row.reason for row in report.quarantine).most_common(),
-        examples=[r for r in report.quarantine if report.thumbnails.get(r.path) is not None],
-        listed=LISTED,
-        dead_mask=DEAD_MASK,
-    )
+    return environment
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page; a reader never sees half of it. Raises OSError if it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A reader never sees half a report.
     unfinished = path.with_name(path.name + ".part")
     unfinished.write_text(page, encoding="utf-8")
     unfinished.replace(path)

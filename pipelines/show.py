@@ -71,7 +71,13 @@ def show_data(result: dict[str, Any]) -> None:
     for name, values in counts.items():
         table.add_row(name, *(f"{values.get(column, 0):,}" for column in columns))
     console.print(table)
-    rows = result["quarantined"]
+    show_left_out(console, result["quarantined"])
+    for warning in result["warnings"]:
+        console.print(f"warning: {escape(one_line(warning))}", highlight=False, soft_wrap=True)
+
+
+def show_left_out(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """Quarantined files: how many for which reason, the first by name."""
     if rows:
         reasons = Counter(row["reason"] for row in rows)
         listed = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
@@ -81,8 +87,6 @@ def show_data(result: dict[str, Any]) -> None:
         console.print(escape(f"  {one_line(line)}"), highlight=False, soft_wrap=True)
     if len(rows) > SHOWN:
         console.print(f"  ... and {len(rows) - SHOWN} more, in quarantine.parquet", highlight=False)
-    for warning in result["warnings"]:
-        console.print(f"warning: {escape(one_line(warning))}", highlight=False, soft_wrap=True)
 
 
 def show_demo(result: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import struct
 from typing import Any
 
 from dpmpp_core.data.files import read_bytes
-from dpmpp_core.data.images import MAX_PIXELS, decode, header_size, jpeg_segments
+from dpmpp_core.data.images import MAX_PIXELS, Image, decode, header_size, jpeg_segments
 from dpmpp_core.data.layouts import Entry
 from dpmpp_core.errors import DataError
 
@@ -37,6 +37,11 @@ def inspect_file(root: str, path: str) -> dict[str, Any]:
     `truncated`, `too_small`, `too_large`. Where a check failed, width, height and bytes are 0 and
     sha256 is empty. Bad files never raise; faults of the machine do (OSError).
     """
+    return inspect_picture(root, path)[0]
+
+
+def inspect_picture(root: str, path: str) -> tuple[dict[str, Any], Image | None]:
+    """What `inspect_file` returns, and the picture, uint8 [H, W, 3] RGB; None if it is not good."""
     row: dict[str, Any] = {
         "width": 0,
         "height": 0,
@@ -48,18 +53,18 @@ def inspect_file(root: str, path: str) -> dict[str, Any]:
     try:
         data = read_bytes(root, path, limit=MAX_BYTES + 1)
     except DataError as error:
-        return {**row, "reason": UNREADABLE, "detail": str(error)}
+        return {**row, "reason": UNREADABLE, "detail": str(error)}, None
     reason, detail = _fault(data)
     if reason:
-        return {**row, "reason": reason, "detail": detail}
+        return {**row, "reason": reason, "detail": detail}, None
     try:
         image = decode(data)
     except DataError as error:
-        return {**row, "reason": "truncated", "detail": str(error)}
+        return {**row, "reason": "truncated", "detail": str(error)}, None
     row["height"], row["width"] = image.shape[:2]
     row["bytes"] = len(data)
     row["sha256"] = hashlib.sha256(data).hexdigest()
-    return row
+    return row, image
 
 
 def _fault(data: bytes) -> tuple[str, str]:

@@ -54,11 +54,11 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 }
 WITHOUT_TRAINING = frozenset({"occluded_reid", "partial_reid"})
 
-_IMAGE = re.compile(r"\.(jpe?g|png|bmp|tiff?)$", re.IGNORECASE)
+IMAGE_NAME = re.compile(r"\.(jpe?g|png|bmp|tiff?)$", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,9}")
-_LITTER = re.compile(r"(^|/)(Thumbs\.db|\.DS_Store|\._[^/]*)$", re.IGNORECASE)
+LITTER = re.compile(r"(^|/)(Thumbs\.db|\.DS_Store|\._[^/]*)$", re.IGNORECASE)
 # 0002_c1s1_000451_03.jpg (Market), 0001_c2_f0046182.jpg (Duke), -1_c3s2_....jpg (junk)
-_MARKET_NAME = re.compile(r"(-1|[0-9]{1,9})_c([0-9]{1,9})(s[0-9]+)?([_.].*)?\.[^.]+$")
+MARKET_NAME = re.compile(r"(-1|[0-9]{1,9})_c([0-9]{1,9})(s[0-9]+)?([_.].*)?\.[^.]+$")
 _MSMT_NAME = re.compile(r"[0-9]+_[0-9]+_([0-9]{1,9})(_|\.)")  # 0000_000_01_0303morning_....jpg
 _FLAT_NAME = re.compile(r"([0-9]{1,9})(_|\.)")  # 001_02.jpg, where no folder names the person
 
@@ -96,14 +96,19 @@ def scan(
 
 def detect_layout(listing: FileListing) -> str:
     """Name of the layout that a listing has; DataError if none or several."""
-    present = _present(listing)
-    fitting = [layout for layout in REQUIRED if _fits(layout, present)]
+    fitting = fitting_layouts(listing)
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         names = " and ".join(fitting)
         raise DataError(f"{listing.root} fits the layouts {names}; choose one with data.layout")
     raise DataError(_not_found(listing, list(REQUIRED)))
+
+
+def fitting_layouts(listing: FileListing) -> list[str]:
+    """Names of all layouts that a listing has."""
+    present = _present(listing)
+    return [layout for layout in REQUIRED if _fits(layout, present)]
 
 
 def _present(listing: FileListing) -> set[str]:
@@ -166,7 +171,7 @@ def _market(listing: FileListing, occluded_queries: bool) -> Iterator[Entry | Re
         if isinstance(path, Rejected):
             yield path
             continue
-        name = _MARKET_NAME.match(path.rpartition("/")[2])
+        name = MARKET_NAME.match(path.rpartition("/")[2])
         if name is None:
             yield Rejected(path, "misnamed", "expected <person>_c<camera>..., as 0002_c1s1_03.jpg")
             continue
@@ -235,7 +240,7 @@ def _msmt_line(
     listed[path] = {int(person[0])}
     if path not in files:
         return Rejected(path, "missing_file", f"named in {where}, but not in the folder")
-    if not _IMAGE.search(path):
+    if not IMAGE_NAME.search(path):
         return Rejected(path, "not_an_image_name", f"named in {where}, but no image by its ending")
     camera = _MSMT_NAME.match(path.rpartition("/")[2])
     if camera is None:
@@ -296,9 +301,9 @@ def _images(listing: FileListing, folders: list[Folder]) -> Iterator[tuple[Folde
     """Files inside the folders: images by their ending, or what is wrong. Litter is left out."""
     for file in listing.files:
         for folder in folders:
-            if not file.path.startswith(folder.path + "/") or _LITTER.search(file.path):
+            if not file.path.startswith(folder.path + "/") or LITTER.search(file.path):
                 continue
-            if _IMAGE.search(file.path):
+            if IMAGE_NAME.search(file.path):
                 yield folder, file.path
             else:
                 detail = "neither .jpg, .jpeg, .png, .bmp nor .tif"

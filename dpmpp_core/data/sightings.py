@@ -1,0 +1,185 @@
+"""Images of any folder for an index: who was seen by which camera and when, as far as is known.
+
+A known layout gives persons and cameras, and so do names like those of Market-1501. Anything else,
+and times, comes from a CSV file of labels.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from dpmpp_core.data.files import FileListing, Rejected
+from dpmpp_core.data.layouts import (
+    IMAGE_NAME,
+    LITTER,
+    MARKET_NAME,
+    detect_layout,
+    fitting_layouts,
+    scan,
+)
+from dpmpp_core.errors import DataError
+
+ANY = "any"  # a folder without a layout
+LABELS = ("pid", "camid", "time")
+
+
+class Sighting(NamedTuple):
+    """One image, not yet opened; None = not known."""
+
+    path: str  # relative to the root
+    pid: int | None = None  # person, >= 0
+    camid: int | None = None  # camera, >= 0
+    time: int | None = None  # seconds since 1970, UTC
+    split: str = ""  # train, query or gallery, where the layout says so
+
+
+class Sightings(NamedTuple):
+    """What a folder holds: its layout (ANY if none), images by path, and what is no image."""
+
+    layout: str
+    images: list[Sighting]
+    rejected: list[Rejected]
+
+
+def find_sightings(
+    listing: FileListing, split: str = "all", labels: Mapping[str, Sighting] | None = None
+) -> Sightings:
+    """Name the images of a folder.
+
+    Args:
+        listing: of the folder.
+        split: train, query or gallery: this part of a known layout only; all = every part.
+        labels: path -> what is known better than from names, see `read_labels`.
+
+    Raises:
+        DataError: a folder that fits several layouts, or has not that split; labels of an image
+            that is not there.
+    """
+    found = _of_layout(listing, split) if fitting_layouts(listing) else _of_any(listing, split)
+    if not labels:
+        return found
+    images = {sighting.path: sighting for sighting in found.images}
+    if missing := sorted(labels.keys() - images.keys()):
+        raise DataError(
+            f"{len(missing)} labels are of no image of the folder, as that of {missing[0]}"
+        )
+    for path, label in labels.items():
+        known = {name: value for name in LABELS if (value := getattr(label, name)) is not None}
+        images[path] = images[path]._replace(**known)
+    return found._replace(images=list(images.values()))
+
+
+def _of_layout(listing: FileListing, split: str) -> Sightings:
+    layout = detect_layout(listing)
+    found = scan(listing.root, layout, listing=listing)
+    images = []
+    for entry in found.entries:
+        # Of Market-1501 person 0 is a distractor: somebody, nobody knows who.
+        pid = None if layout == "market1501" and entry.pid == 0 else entry.pid
+        if split in ("all", entry.split):
+            images.append(Sighting(entry.path, pid, entry.camid, split=entry.split))
+    if not images:
+        raise DataError(f"{listing.root} ({layout}) has no {split} images")
+    return Sightings(layout, images, found.rejected)
+
+
+def _of_any(listing: FileListing, split: str) -> Sightings:
+    if split != "all":
+        raise DataError(f"{listing.root} has no known layout, so no split {split}: take all of it")
+    paths, rejected = [], [p for p in listing.problems if p.reason != "empty_folder"]
+    for file in listing.files:
+        if IMAGE_NAME.search(file.path):
+            paths.append(file.path)
+        elif not LITTER.search(file.path):
+            detail = "neither .jpg, .jpeg, .png, .bmp nor .tif"
+            rejected.append(Rejected(file.path, "not_an_image_name", detail))
+    if not paths:
+        raise DataError(f"{listing.root} holds no image: {len(listing.files)} files, none by name")
+    names = [MARKET_NAME.match(path.rpartition("/")[2]) for path in paths]
+    images = [Sighting(path) for path in paths]
+    if all(names):  # else a name that happens to look like one says nothing
+        images = [
+            Sighting(path, int(name[1]) if int(name[1]) > 0 else None, int(name[2]))
+            for path, name in zip(paths, names, strict=True)
+            if name is not None
+        ]
+    return Sightings(ANY, images, rejected)
+
+
+def read_labels(data: bytes, name: str) -> dict[str, Sighting]:
+    """Labels by path, from a CSV file with the column `path` and any of `pid`, `camid`, `time`.
+
+    Paths are relative to the data folder; an empty cell is not known; times as `parse_time`.
+
+    Raises:
+        DataError: another column, a path twice, a value that is none; names `name` and line.
+    """
+    try:
+        lines = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True)
+        columns = lines.fieldnames or []
+        if "path" not in columns or len(set(columns)) < 2 or set(columns) - {"path", *LABELS}:
+            raise DataError(
+                f"{name}: its first line must name the column path and any of pid, camid, time"
+            )
+        return _labels(lines, name)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{name} is no CSV file in UTF-8: {error}") from None
+
+
+def _labels(lines: Iterable[dict[str, str]], name: str) -> dict[str, Sighting]:
+    labels: dict[str, Sighting] = {}
+    for number, line in enumerate(lines, 2):
+        where = f"{name}:{number}"
+        path = line["path"]
+        if None in line or None in line.values() or not path:
+            raise DataError(f"{where}: as many values as columns are needed, the path among them")
+        if path in labels:
+            raise DataError(f"{where}: {path} stands there twice")
+        pid, camid = (_number(line.get(key, ""), where, key) for key in ("pid", "camid"))
+        time = line.get("time", "").strip()
+        try:
+            labels[path] = Sighting(path, pid, camid, parse_time(time) if time else None)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+    return labels
+
+
+def _number(text: str, where: str, key: str) -> int | None:
+    text = text.strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise DataError(f"{where}: {key} {text!r} is no number from 0 on")
+    return int(text)
+
+
+def parse_time(text: str) -> int:
+    """Seconds since 1970 of `2026-11-27T14:05`, `2026-11-27`, or a whole number of seconds.
+
+    A time without a zone is UTC. Raises DataError for anything else.
+    """
+    try:
+        if text.lstrip("-").isdigit():
+            return int(text)
+        when = datetime.datetime.fromisoformat(text)
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=datetime.UTC)
+        return int(when.timestamp())
+    except (ValueError, OverflowError):
+        raise DataError(
+            f"{text!r} is no time: write 2026-11-27T14:05, with +01:00 behind it if not UTC"
+        ) from None
+
+
+def show_time(seconds: int | None) -> str:
+    """A time for people, in UTC; empty if it is not known."""
+    if seconds is None:
+        return ""
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds} s"

@@ -1,0 +1,140 @@
+"""A segment of a gallery index: an Arrow file that is written once, then mapped into memory.
+
+Each record batch is a block: one contiguous array a metric space, which is read where it lies.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dpmpp_core.errors import DataError
+
+Matrix = NDArray[np.float32]
+Stored = Literal["float32", "float16", "bfloat16", "int8"]
+STORED: tuple[Stored, ...] = get_args(Stored)
+BLOCK = 16_384  # rows, at most
+
+ROW_SCHEMA = pa.schema(
+    [
+        pa.field("image", pa.string(), nullable=False),  # its path or URI
+        pa.field("sha256", pa.string(), nullable=False),  # of the file, 64 hexadecimal digits
+        pa.field("bytes", pa.int64(), nullable=False),  # size of the file
+        pa.field("mtime_ns", pa.int64(), nullable=False),  # its last change, ns since 1970
+        pa.field("pid", pa.int64()),  # person; null = not known
+        pa.field("camid", pa.int64()),  # camera
+        pa.field("time", pa.int64()),  # when it was taken, seconds since 1970, UTC
+    ]
+)
+# Arrow has no bfloat16: its bits are stored as an integer.
+_TYPES = {
+    "float32": pa.float32(),
+    "float16": pa.float16(),
+    "bfloat16": pa.int16(),
+    "int8": pa.int8(),
+}
+
+
+def known_type(stored: str) -> Stored:
+    """`stored` as a type of features; DataError if it is none."""
+    for known in STORED:
+        if stored == known:
+            return known
+    raise DataError(f"features cannot be stored as {stored!r}: {', '.join(STORED)}")
+
+
+def segment_schema(spaces: Mapping[str, int], stored: Stored) -> pa.Schema:
+    """ROW_SCHEMA, and a column `feature_SPACE` of vectors for each metric space."""
+    fields = [
+        pa.field(f"feature_{space}", pa.list_(_TYPES[stored], width), nullable=False)
+        for space, width in spaces.items()
+    ]
+    return pa.schema([*ROW_SCHEMA, *fields])
+
+
+def encode(features: Mapping[str, Matrix], stored: Stored) -> dict[str, pa.Array]:
+    """Features by space [N, D] -> their columns, each vector of length 1 in the type `stored`.
+
+    int8 holds a vector times 127 over its largest entry: the metric ignores a gallery vector's
+    length. Raises DataError for a vector with NaN, infinity, or nothing but zeros.
+    """
+    columns = {}
+    for space, values in features.items():
+        tensor = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+        largest = tensor.abs().amax(dim=1, keepdim=True)
+        if not (largest.isfinite() & (largest > 0)).all():
+            raise DataError(f"a feature of space '{space}' holds NaN, infinity or only zeros")
+        tensor = tensor / largest
+        if stored == "int8":
+            coded = (tensor * 127).round().to(torch.int8)
+        else:
+            unit = tensor / tensor.norm(dim=1, keepdim=True)
+            coded = unit.to(getattr(torch, stored))
+            coded = coded.view(torch.int16) if stored == "bfloat16" else coded
+        flat = pa.array(coded.numpy().reshape(-1), _TYPES[stored])
+        columns[f"feature_{space}"] = pa.FixedSizeListArray.from_arrays(flat, tensor.shape[1])
+    return columns
+
+
+def features_of(block: pa.RecordBatch, stored: Stored) -> dict[str, Tensor]:
+    """Features by space [N, D] of a block as they are stored, in the memory where they lie.
+
+    Nobody may write into them.
+    """
+    features = {}
+    for field in block.schema:
+        if field.name.startswith("feature_"):
+            flat = torch.from_dlpack(block.column(field.name).flatten())
+            flat = flat.view(torch.bfloat16) if stored == "bfloat16" else flat
+            features[field.name.removeprefix("feature_")] = flat.view(-1, field.type.list_size)
+    return features
+
+
+def write_segment(file: Path, blocks: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+    """Write a segment whole or not at all."""
+    with whole_file(file) as partial, pa.OSFile(str(partial), "wb") as sink:  # noqa: SIM117
+        with pa.ipc.new_file(sink, schema) as writer:
+            for block in blocks:
+                writer.write_batch(block)
+
+
+def read_segment(file: Path) -> Iterator[pa.RecordBatch]:
+    """The blocks of a segment, mapped, not read; DataError if it is damaged."""
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{file} is damaged ({error}): delete its line from index.json and add its images again"
+        ) from error
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """A file to write beside `file`, which takes its place, on the disk, when the block ends well.
+
+    A reader sees the old one or the new one, also after a crash or a loss of power.
+    """
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        yield partial
+        with partial.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, file)
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        partial.unlink(missing_ok=True)  # a full disk must get its room back

@@ -1,0 +1,267 @@
+"""From a score to the probability that two pictures show the same person.
+
+Beta calibration (Kull, Silva Filho and Flach, AISTATS 2017): with x = (score + 1) / 2
+
+    logit p = a ln x - b ln(1 - x) + c + logit(base rate),   a, b >= 0
+
+so that p never falls as the score rises. It is fitted on pairs of validation pictures, those of
+the same person weighing as much as those of two; the share of pairs of the same person where it is
+used, the base rate, is then stated, not learnt: validation sets say nothing about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from dpmpp_core.errors import DataError
+from dpmpp_core.retrieval.evaluation import Embeddings
+from dpmpp_core.retrieval.ranking import matching_items
+from dpmpp_core.retrieval.similarity import masked_similarity
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+BASE_RATE = 0.01
+RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0001)  # false accepts to give thresholds for
+FEWEST = 10  # pairs of two persons above a threshold, for it to be told
+NEGATIVES = 1_000_000  # pairs of two persons that are looked at, at most
+EDGE = 1e-6
+BINS = 10
+
+
+class Threshold(BaseModel):
+    """Accept from `score` on: shares of pairs in [0, 1] that are then wrong.
+
+    Attributes:
+        false_accept: of pairs of two persons, those accepted.
+        false_reject: of pairs of the same person, those refused.
+    """
+
+    score: float
+    false_accept: float
+    false_reject: float
+
+
+class Fit(BaseModel):
+    """a, b and c of the formula above."""
+
+    a: float = Field(ge=0)
+    b: float = Field(ge=0)
+    c: float
+
+    def probability(self, scores: Floats, base_rate: float) -> Floats:
+        """Probability in (0, 1) of each score in [-1, 1], NaN of NaN.
+
+        Raises:
+            DataError: a base rate that is not between 0 and 1.
+        """
+        if not 0 < base_rate < 1:
+            raise DataError(f"base rate {base_rate}: a share above 0 and below 1 is needed")
+        logit = _terms(scores) @ np.array([self.a, self.b, self.c])
+        return 1 / (1 + np.exp(-logit - np.log(base_rate / (1 - base_rate))))
+
+
+class Calibration(BaseModel):
+    """A fit, what it was made of and how good it is on persons it has not seen.
+
+    Attributes:
+        weights_sha256: the model whose scores these are.
+        same, different: pairs of the same person, and of two, that were used.
+        persons: how many there were.
+        base_rate: the stated share of pairs of the same person, if no other is given.
+        held_out: figures of fits on half of the persons, on the other half, both ways: `log_loss`
+            (nats; `log_loss_prior` knows the base rate only), `ece` (expected calibration error),
+            each at even odds and, with the ending `_stated`, at the base rate.
+        reliability: at even odds, held out: mean probability, share of the same person, pairs.
+        thresholds: by the share of false accepts.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    weights_sha256: str
+    fit: Fit
+    same: int
+    different: int
+    persons: int
+    base_rate: float
+    held_out: dict[str, float]
+    reliability: list[tuple[float, float, int]]
+    thresholds: list[Threshold]
+
+    def probability(self, scores: Floats, base_rate: float | None = None) -> Floats:
+        """As `Fit.probability`, at the stated base rate or another."""
+        return self.fit.probability(scores, self.base_rate if base_rate is None else base_rate)
+
+
+class Pairs(NamedTuple):
+    """Scores of pairs in [-1, 1], whether each is of the same person, and who is in it."""
+
+    scores: Floats
+    same: Bools
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+
+
+def score_pairs(query: Embeddings, gallery: Embeddings, seed: int = 0) -> Pairs:
+    """All pairs of the same person, as in evaluation (not of one camera), and pairs of two.
+
+    Of the latter at most `NEGATIVES`, drawn from `seed`. A picture is no pair with itself.
+    """
+    rng = np.random.default_rng(seed)
+    keep = min(1.0, NEGATIVES / max(1, len(query) * len(gallery)))
+    parts: list[Pairs] = []
+    matches = matching_items(query.pids, gallery.pids, query.camids, gallery.camids)
+    for i, (same, positive) in enumerate(matches):
+        row = slice(i, i + 1)
+        features = {s: x[row] for s, x in query.features.items()}
+        masks = {s: x[row] for s, x in query.masks.items()}
+        scores = masked_similarity(features, masks, gallery.features).numpy()[0].astype(np.float64)
+        other = rng.random(len(gallery)) < keep
+        other[same] = False
+        chosen = np.concatenate([same[positive], np.flatnonzero(other)])
+        hits = int(positive.sum())
+        first = np.full(len(chosen), query.pids[i])
+        parts.append(
+            Pairs(scores[chosen], np.arange(len(chosen)) < hits, first, gallery.pids[chosen])
+        )
+    return Pairs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def calibrate(
+    pairs: Pairs, weights_sha256: str, base_rate: float = BASE_RATE, seed: int = 0
+) -> Calibration:
+    """Fit on all pairs, and measure fits on half of the persons with the other half.
+
+    The pairs must be of persons the model was not trained on; nothing can check that.
+
+    Raises:
+        DataError: fewer than four persons, or no pair of the same person or of two in a half.
+    """
+    persons = np.unique(pairs.first)
+    shuffled = np.random.default_rng(seed).permutation(persons)
+    halves = [shuffled[: len(shuffled) // 2], shuffled[len(shuffled) // 2 :]]
+    inside = [np.isin(pairs.first, half) & np.isin(pairs.second, half) for half in halves]
+    if len(persons) < 4 or any(len(np.unique(pairs.same[part])) < 2 for part in inside):
+        raise DataError(
+            f"{len(persons)} persons with pairs: calibration needs four or more, each seen by two "
+            "cameras"
+        )
+    held_scores, held_same, chances = [], [], []
+    for learnt, tested in (inside, inside[::-1]):
+        fit = fit_scores(pairs.scores[learnt], pairs.same[learnt])
+        held_scores.append(fit.probability(pairs.scores[tested], 0.5))
+        chances.append(fit.probability(pairs.scores[tested], base_rate))
+        held_same.append(pairs.same[tested])
+    same = np.concatenate(held_same)
+    even, stated = np.concatenate(held_scores), np.concatenate(chances)
+    figures = {**_figures(even, same, 0.5, ""), **_figures(stated, same, base_rate, "_stated")}
+    return Calibration(
+        weights_sha256=weights_sha256,
+        fit=fit_scores(pairs.scores, pairs.same),
+        same=int(pairs.same.sum()),
+        different=int((~pairs.same).sum()),
+        persons=len(persons),
+        base_rate=base_rate,
+        held_out=figures,
+        reliability=reliability(even, same, 0.5),
+        thresholds=thresholds(pairs.scores, pairs.same),
+    )
+
+
+def fit_scores(scores: Floats, same: Bools) -> Fit:
+    """Least log loss with both kinds of pairs weighing alike; a negative a or b becomes 0."""
+    terms = _terms(scores)
+    weights = _weights(same, 0.5)
+    for used in ([0, 1, 2], [0, 2], [1, 2]):
+        found = _logistic(terms[:, used], same, weights)
+        if (found[:-1] >= 0).all():
+            break
+    else:
+        raise DataError("scores do not rise with being the same person: this model tells nothing")
+    whole = np.zeros(3)
+    whole[used] = found
+    return Fit(a=whole[0], b=whole[1], c=whole[2])
+
+
+def _logistic(terms: Floats, same: Bools, weights: Floats) -> Floats:
+    """Weighted logistic regression by Newton's method, with a touch of ridge so that classes that
+    are told apart without a mistake have a finite fit."""
+    beta = np.zeros(terms.shape[1])
+    ridge = np.full(terms.shape[1], 1e-4)
+    ridge[-1] = 1e-8
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-np.clip(terms @ beta, -500, 500)))
+        gradient = terms.T @ (weights * (p - same)) + ridge * beta
+        bend = (terms * (weights * p * (1 - p))[:, None]).T @ terms + np.diag(ridge)
+        step = np.linalg.solve(bend, gradient)
+        beta -= step * min(1.0, 4.0 / max(1e-12, float(np.abs(step).max())))
+        if np.abs(step).max() < 1e-9:
+            break
+    return beta
+
+
+def thresholds(scores: Floats, same: Bools, rates: Sequence[float] = RATES) -> list[Threshold]:
+    """The least score that lets at most such a share of pairs of two persons pass.
+
+    Rates with fewer than `FEWEST` such pairs are left out: what is told would be chance.
+    """
+    others = np.sort(scores[~same])[::-1]
+    own = scores[same]
+    found = []
+    for rate in rates:
+        allowed = int(rate * len(others))
+        if allowed < FEWEST:
+            continue
+        score = float(np.nextafter(others[allowed], 2))  # above the first that must not pass
+        accepted = float((others >= score).mean())
+        found.append(
+            Threshold(score=score, false_accept=accepted, false_reject=float((own < score).mean()))
+        )
+    return found
+
+
+def reliability(
+    probabilities: Floats, same: Bools, base_rate: float
+) -> list[tuple[float, float, int]]:
+    """Of each tenth of the probabilities that has pairs: their mean, the share of the same person
+    (both with pairs weighed to the base rate), and how many pairs there are."""
+    weights = _weights(same, base_rate)
+    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    found = []
+    for number in range(BINS):
+        inside = bins == number
+        if total := weights[inside].sum():
+            mean = float((weights * probabilities)[inside].sum() / total)
+            share = float(weights[inside & same].sum() / total)
+            found.append((mean, share, int(inside.sum())))
+    return found
+
+
+def _figures(probabilities: Floats, same: Bools, base_rate: float, ending: str) -> dict[str, float]:
+    weights = _weights(same, base_rate)
+    p = np.clip(probabilities, 1e-12, 1 - 1e-12)
+    loss = -(weights * np.where(same, np.log(p), np.log1p(-p))).sum()
+    prior = -(base_rate * np.log(base_rate) + (1 - base_rate) * np.log1p(-base_rate))
+    bins = np.minimum((p * BINS).astype(int), BINS - 1)
+    gaps = [abs((weights * (same - p))[bins == number].sum()) for number in range(BINS)]
+    return {
+        f"log_loss{ending}": float(loss),
+        f"log_loss_prior{ending}": float(prior),
+        f"ece{ending}": float(sum(gaps)),
+    }
+
+
+def _terms(scores: Floats) -> Floats:
+    """[N, 3]: ln x, -ln(1 - x), 1."""
+    x = np.clip((np.asarray(scores, np.float64) + 1) / 2, EDGE, 1 - EDGE)
+    return np.stack([np.log(x), -np.log1p(-x), np.ones_like(x)], axis=-1)
+
+
+def _weights(same: Bools, base_rate: float) -> Floats:
+    """Of each pair, summing to 1: to the base rate over pairs of the same person."""
+    own = max(1, int(same.sum()))
+    return np.where(same, base_rate / own, (1 - base_rate) / max(1, len(same) - own))

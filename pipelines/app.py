@@ -1,0 +1,60 @@
+"""The web app: Streamlit shows `app_page.py` until it is stopped."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from dpmpp_core.errors import ConfigError, DataError
+from pipelines.index import model_version, open_index
+from pipelines.prepare import absolute
+
+log = logging.getLogger(__name__)
+
+PAGE = Path(__file__).with_name("app_page.py")
+UPLOAD_MB = 64
+SETTINGS = {
+    "server.headless": "true",  # opens no browser
+    "server.fileWatcherType": "none",
+    "server.maxUploadSize": str(UPLOAD_MB),
+    "browser.gatherUsageStats": "false",
+    "client.toolbarMode": "minimal",
+    "client.showErrorDetails": "none",
+    "theme.base": "light",
+    "theme.primaryColor": "#0a5aa8",
+}
+
+
+def serve(index: str, model: str | None, host: str, port: int) -> dict[str, Any]:
+    """Serve the app until Ctrl-C or SIGTERM.
+
+    Raises:
+        ConfigError: Streamlit is not installed.
+        DataError: the port cannot be used.
+        UserError: the index or its model, looked at before anything is served.
+    """
+    if importlib.util.find_spec("streamlit") is None:
+        raise ConfigError("the app needs Streamlit: pip install 'dpmpp[app]'")
+    if not 0 < port < 65536:
+        raise ConfigError(f"--port {port}: a number from 1 to 65535 is needed")
+    uri = absolute(index)
+    opened = open_index(uri)
+    source = absolute(model or opened.manifest.source)
+    opened.check(model_version(source), f"the model {source}")
+    command = [sys.executable, "-m", "streamlit", "run", str(PAGE)]
+    settings = SETTINGS | {"server.address": host, "server.port": str(port)}
+    command += [f"--{name}={value}" for name, value in settings.items()]
+    log.info("app: http://%s:%d, until Ctrl-C", host, port)
+    with subprocess.Popen([*command, "--", uri, source]) as server:
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            server.terminate()
+            return {"served": uri}
+    if code:
+        raise DataError(f"the app ended at once: is port {port} in use? --port names another")
+    return {"served": uri}

@@ -1,0 +1,242 @@
+"""Commands that make gallery indexes and search them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.cli.options import Address, Json, guarded
+
+app = typer.Typer()
+index_app = typer.Typer(help="Make and keep gallery indexes.", no_args_is_help=True)
+
+Index = Annotated[str, typer.Option("--index", help="Folder of the index.")]
+AnyIndex = Annotated[str, typer.Option("--index", help="Folder or s3://bucket/prefix.")]
+ImageData = Annotated[
+    str, typer.Option("--data", help="Any folder of images, or s3://bucket/prefix.")
+]
+Split = Annotated[
+    str, typer.Option(help="train, query or gallery of a known layout; or all of the folder.")
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(help="CSV file: path (in the data folder), and any of pid, camid, time."),
+]
+IndexModel = Annotated[
+    str | None, typer.Option("--model", help="Where the index's model is, if it was moved.")
+]
+BaseRate = Annotated[
+    float | None,
+    typer.Option(help="Share of pairs of the same person. Default: as calibrated."),
+]
+
+
+@index_app.command("build")
+def index_build(
+    index: Index,
+    data: ImageData,
+    model: Annotated[str, typer.Option("--model", help="Folder of a saved model.")],
+    split: Split = "all",
+    labels: Labels = None,
+    stored: Annotated[
+        str, typer.Option(help="Type of the features: float32, float16, bfloat16, int8.")
+    ] = "float32",
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Make an index of a folder's images; the same command again goes on with it."""
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.index.segments import known_type
+        from pipelines.index import Images, build
+
+        return build(index, model, known_type(stored), Images(data, split, labels, address))
+
+    guarded(work, _show_added, as_json)
+
+
+@index_app.command("add")
+def index_add(
+    index: Index,
+    data: ImageData,
+    model: IndexModel = None,
+    split: Split = "all",
+    labels: Labels = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Add the images of a folder that are new or changed."""
+
+    def work() -> dict[str, Any]:
+        from pipelines.index import Images, add
+
+        return add(index, Images(data, split, labels, address), model)
+
+    guarded(work, _show_added, as_json)
+
+
+@index_app.command("delete")
+def index_delete(
+    index: Index,
+    image: Annotated[
+        list[str] | None, typer.Option(help="An image, as `search` shows it; may be repeated.")
+    ] = None,
+    pid: Annotated[list[int] | None, typer.Option(help="A person; may be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Delete images or persons; `compact` then gives their space back."""
+
+    def work() -> dict[str, Any]:
+        from pipelines.index import delete
+
+        return delete(index, image or [], pid or [])
+
+    guarded(work, _show_index, as_json)
+
+
+@index_app.command("compact")
+def index_compact(index: Index, as_json: Json = False) -> None:
+    """Give back the space of what was deleted, and make few large segments of many."""
+
+    def work() -> dict[str, Any]:
+        from pipelines.index import compact
+
+        return compact(index)
+
+    guarded(work, _show_index, as_json)
+
+
+@index_app.command("info")
+def index_info(index: AnyIndex, as_json: Json = False) -> None:
+    """What is in an index."""
+
+    def work() -> dict[str, Any]:
+        from pipelines.index import info
+
+        return info(index)
+
+    guarded(work, _show_index, as_json)
+
+
+@index_app.command("calibrate")
+def index_calibrate(
+    index: Index,
+    data: Annotated[
+        str, typer.Option("--data", help="Images of persons the model was not trained on.")
+    ],
+    base_rate: Annotated[
+        float, typer.Option(help="Share of pairs of the same person where it is used.")
+    ] = 0.01,
+    labels: Labels = None,
+    model: IndexModel = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Fit the "same person" probability, and tell what thresholds cost."""
+
+    def work() -> dict[str, Any]:
+        from pipelines.calibrate import calibrate_index
+        from pipelines.index import Images
+
+        return calibrate_index(index, Images(data, "all", labels, address), base_rate, model)
+
+    def show(result: dict[str, Any]) -> None:
+        from pipelines.show_search import show_calibration
+
+        show_calibration(result)
+
+    guarded(work, show, as_json)
+
+
+@app.command()
+def search(
+    index: AnyIndex,
+    query: Annotated[str, typer.Option(help="A picture, or a folder of pictures.")],
+    top: Annotated[int, typer.Option(help="How many to list.")] = 20,
+    camera: Annotated[
+        list[int] | None, typer.Option(help="Only of this camera; may be repeated.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--from", help="Taken at or after: 2026-11-27T14:05, UTC.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Taken before.")] = None,
+    shards: Annotated[
+        int, typer.Option(help="Ray workers to share the segments; 0 = this process.")
+    ] = 0,
+    html: Annotated[str | None, typer.Option(help="Also write a page to look at.")] = None,
+    base_rate: BaseRate = None,
+    tracklet: Annotated[
+        bool, typer.Option("--tracklet", help="All pictures of the folder are of one person.")
+    ] = False,
+    engine: Annotated[
+        str, typer.Option(help="torch, or onnx: run the file that `dpmpp export` wrote.")
+    ] = "torch",
+    model: IndexModel = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Find the person of a picture in an index."""
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.data.sightings import parse_time
+        from dpmpp_core.index import Where
+        from pipelines.search import Request, run_search
+
+        where = Where(
+            cameras=camera or None,
+            since=None if since is None else parse_time(since),
+            until=None if until is None else parse_time(until),
+        )
+        request = Request(
+            index,
+            query,
+            top,
+            where,
+            model,
+            shards,
+            base_rate,
+            html,
+            address,
+            engine,
+            tracklet,
+        )
+        return run_search(request)
+
+    def show(result: dict[str, Any]) -> None:
+        from pipelines.show_search import show_found
+
+        show_found(result)
+
+    guarded(work, show, as_json)
+
+
+@app.command("app")
+def web_app(
+    index: AnyIndex,
+    port: Annotated[int, typer.Option(help="Of the address http://127.0.0.1:PORT.")] = 8501,
+    host: Annotated[
+        str, typer.Option(help="127.0.0.1 = this machine only; there is no login.")
+    ] = "127.0.0.1",
+    model: IndexModel = None,
+) -> None:
+    """Serve a page to drop a picture on and search; ends with Ctrl-C."""
+
+    def work() -> dict[str, Any]:
+        from pipelines.app import serve
+
+        return serve(index, model, host, port)
+
+    guarded(work, lambda result: None, as_json=False)
+
+
+def _show_added(result: dict[str, Any]) -> None:
+    from pipelines.show_search import show_added
+
+    show_added(result)
+
+
+def _show_index(result: dict[str, Any]) -> None:
+    from pipelines.show_search import show_index
+
+    show_index(result)

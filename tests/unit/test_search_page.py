@@ -1,0 +1,83 @@
+"""The page of a search is one safe file and shows what was found."""
+
+from __future__ import annotations
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+
+from pipelines.search import Asked, Hit
+from pipelines.search_page import (
+    Answer,
+    answer_html,
+    chance_text,
+    thumbnail,
+    trusted_picture,
+    write_search_page,
+)
+
+HOSTILE = "/d/<script>alert(1)</script>\"'><img src=x onerror=alert(1)>.jpg"
+NOISE = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
+
+
+def asked(visible=True, bands=(0.0, 0.25, 0.5, 0.25)):
+    seen = np.zeros((1, 4, 2), np.float32)
+    seen[0, :, 0] = 1
+    return Asked({}, {}, seen if visible else None, np.array([bands]) if bands else None)
+
+
+def hits(image):
+    return [Hit(image, 0.75, 0.5, 3, 2, 1_795_784_700), Hit(HOSTILE, -0.25, None, None, None, None)]
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "0003_c2.png"
+    path.write_bytes(cv2.imencode(".png", NOISE)[1].tobytes())
+    return str(path)
+
+
+def test_the_page_shows_what_was_found_and_loads_nothing(image, tmp_path):
+    out = tmp_path / "new" / "page.html"
+    answers = [Answer(HOSTILE, NOISE, asked(), hits(image)), Answer(image, NOISE, asked(), [])]
+    write_search_page(out, {"index": "<b>x</b>"}, answers)
+    page = out.read_text()
+    for text in ("50 %", "0.750", "person 3", "camera 2", "2026-11-27 13:05:00", "not found",
+                 "Nothing found", "2 queries"):  # fmt: skip
+        assert text in page
+    assert "<script" not in page and "<b>x" not in page and "onerror=alert(1)>" not in page
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert "default-src 'none'" in page
+
+
+def test_the_part_for_other_pages_is_the_same(image):
+    part = answer_html(Answer(HOSTILE, NOISE, asked(), hits(image)))
+    assert part.count('class="hit"') == 2
+    assert "<script" not in part
+
+
+def test_what_was_not_seen_is_dark_and_bars_show_the_mask():
+    picture = np.full((64, 32, 3), 200, np.uint8)
+    shown = trusted_picture(picture, asked())
+    assert shown.shape == (256, 128 + 6 + 128 + 6 + 46, 3)
+    assert shown[:, 20].mean() == 200
+    assert shown[128, 134 + 10].mean() > 150 > shown[128, 134 + 118].mean()
+    bars = shown[:, -46:]
+    lengths = [(bars[row] == (0, 114, 178)).all(axis=1).sum() for row in (32, 96, 160, 224)]
+    assert lengths == [0, 23, 46, 23]
+    assert trusted_picture(picture, asked(visible=False, bands=None)).shape == (256, 128, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1e-9, "< 0.1 %"), (0.05, "5.0 %"), (0.5, "50 %"), (0.99951, "> 99.9 %")],
+)
+def test_no_probability_is_told_as_certain(value, text):
+    assert chance_text(value) == text
+
+
+def test_a_picture_that_is_gone_has_no_thumbnail(image, tmp_path):
+    assert thumbnail(image).shape == (128, 64, 3)
+    assert thumbnail(str(tmp_path / "gone.jpg")) is None

@@ -1,0 +1,102 @@
+"""Who was seen where and when, out of any folder."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpmpp_core.data.files import FileListing, FileStat
+from dpmpp_core.data.sightings import (
+    Sighting,
+    find_sightings,
+    parse_time,
+    read_labels,
+    show_time,
+)
+from dpmpp_core.errors import DataError
+
+MARKET = [
+    "bounding_box_train/0002_c1s1_000451_03.jpg",
+    "bounding_box_test/0000_c2s1_000451_03.jpg",
+    "bounding_box_test/0007_c3s1_000451_03.jpg",
+    "query/0007_c4s1_000451_03.jpg",
+]
+
+
+def listing(*paths):
+    return FileListing("/data", [FileStat(path, 1, 2) for path in sorted(paths)], [])
+
+
+def test_a_flat_folder_of_pictures_is_enough():
+    found = find_sightings(listing("b.JPG", "deep/er/a.png", "notes.txt", "Thumbs.db"))
+    assert found.layout == "any"
+    assert found.images == [Sighting("b.JPG"), Sighting("deep/er/a.png")]
+    assert [row[:2] for row in found.rejected] == [("notes.txt", "not_an_image_name")]
+
+
+def test_names_tell_persons_and_cameras_only_if_all_of_them_do():
+    names = ["0005_c3s1_01.jpg", "-1_c2_02.jpg", "0000_c2_03.jpg"]
+    found = find_sightings(listing(*names)).images
+    assert {image.path: (image.pid, image.camid) for image in found} == {
+        names[0]: (5, 3),
+        names[1]: (None, 2),
+        names[2]: (None, 2),
+    }
+    found = find_sightings(listing(*names, "holiday.jpg")).images
+    assert {(image.pid, image.camid) for image in found} == {(None, None)}
+
+
+def test_of_a_layout_one_split_or_all_of_it_is_taken():
+    found = find_sightings(listing(*MARKET), "gallery")
+    assert (found.layout, len(found.images)) == ("market1501", 2)
+    assert {(image.pid, image.camid) for image in found.images} == {(None, 2), (7, 3)}
+    assert len(find_sightings(listing(*MARKET)).images) == 4
+    with pytest.raises(DataError, match="no known layout, so no split query"):
+        find_sightings(listing("a.jpg"), "query")
+
+
+def test_a_folder_without_images_is_refused():
+    with pytest.raises(DataError, match="holds no image: 1 files"):
+        find_sightings(listing("a.txt"))
+
+
+def test_labels_go_before_names():
+    csv = b"\xef\xbb\xbftime,path,camid\n2026-11-27T14:05+01:00,x/a.jpg,12\n,b.jpg,\n"
+    labels = read_labels(csv, "l.csv")
+    images = find_sightings(listing("x/a.jpg", "b.jpg", "c.jpg"), labels=labels).images
+    assert images[2] == Sighting("x/a.jpg", None, 12, 1_795_784_700)
+    assert images[0] == Sighting("b.jpg")
+    found = find_sightings(listing(*MARKET), labels={MARKET[3]: Sighting(MARKET[3], time=5)})
+    assert Sighting(MARKET[3], 7, 4, 5, "query") in found.images
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"", "first line"),
+        (b"path\na.jpg\n", "first line"),
+        (b"path,person\na.jpg,3\n", "first line"),
+        (b"path,pid\na.jpg\n", "l.csv:2: as many values"),
+        (b"path,pid\na.jpg,3,4\n", "l.csv:2: as many values"),
+        (b"path,pid\na.jpg,-3\n", "l.csv:2: pid '-3'"),
+        (b"path,pid\na.jpg,1\nb.jpg,1e3\n", "l.csv:3: pid '1e3'"),
+        (b"path,pid\na.jpg,1\na.jpg,1\n", "l.csv:3: a.jpg stands there twice"),
+        (b"path,time\na.jpg,noon\n", "l.csv:2: 'noon' is no time"),
+        (b"path,time\na.jpg,\xff\n", "no CSV file in UTF-8"),
+    ],
+)
+def test_bad_labels_are_named(text, says):
+    with pytest.raises(DataError, match=says):
+        read_labels(text, "l.csv")
+
+
+def test_labels_of_no_image_are_refused():
+    with pytest.raises(DataError, match=r"of no image of the folder, as that of z\.jpg"):
+        find_sightings(listing("a.jpg"), labels={"z.jpg": Sighting("z.jpg", 1)})
+
+
+@given(st.integers(0, 4_000_000_000))
+def test_a_time_that_is_shown_is_the_time_that_is_read(seconds):
+    assert parse_time(show_time(seconds)) == seconds
+    assert parse_time(str(seconds)) == seconds
