@@ -19,6 +19,7 @@ from dpmpp_core.retrieval.feature_ranks import rank_features
 from dpmpp_core.retrieval.gallery import Gallery, compact
 from dpmpp_core.retrieval.masks import mask_statistics, permuted_masks, static_mask
 from dpmpp_core.retrieval.ranking import RankingResult, evaluate_ranking
+from dpmpp_core.retrieval.reranking import rerank
 from dpmpp_core.retrieval.search import masked_topk
 from dpmpp_core.retrieval.similarity import masked_similarity
 from dpmpp_core.retrieval.strata import by_cameras, by_hidden, intervals
@@ -54,6 +55,7 @@ __all__ = [
     "rank_tracklets",
     "rankings",
     "refuse_unusable",
+    "rerank",
     "static_mask",
     "stripe_histogram",
     "to_columns",

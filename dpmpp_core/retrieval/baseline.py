@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmpp_core.errors import DataError
-from dpmpp_core.retrieval.ranking import Ints, matching_items
+from dpmpp_core.retrieval.ranking import Ints, Pairs
 
 STRIPES = 6
 BINS = (8, 4, 4)
@@ -51,13 +51,14 @@ def chance(
     total = len(gallery_pids)
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, total + 1))])
     precisions, firsts = [], []
-    for _, positive in matching_items(query_pids, gallery_pids, query_camids, gallery_camids):
-        hits = int(positive.sum())
+    pairs = Pairs.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    same = np.bincount(pairs.rows, minlength=len(query_pids))
+    positive = np.bincount(pairs.rows[pairs.positive], minlength=len(query_pids))
+    for hits, valid in zip(positive.tolist(), (total - same + positive).tolist(), strict=True):
         if hits == 0:
             continue
-        valid = total - (len(positive) - hits)
-        pairs = (hits - 1) / (valid - 1) if valid > 1 else 0.0
-        precisions.append((harmonic[valid] + pairs * (valid - harmonic[valid])) / valid)
+        others = (hits - 1) / (valid - 1) if valid > 1 else 0.0
+        precisions.append((harmonic[valid] + others * (valid - harmonic[valid])) / valid)
         firsts.append(hits / valid)
     if not firsts:
         raise DataError("no query has a picture of the same person in the gallery; check the pids")

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpmpp_core.errors import WeightsError
+from dpmpp_core.retrieval.feature_ranks import rank_features
+from dpmpp_core.retrieval.gallery import Gallery
 from dpmpp_core.retrieval.masks import permuted_masks, static_mask
-from dpmpp_core.retrieval.ranking import (
-    QueryRanks,
-    RankingResult,
-    matching_items,
-    mean_result,
-    rank_queries,
-    summarise,
-)
-from dpmpp_core.retrieval.similarity import masked_similarity
+from dpmpp_core.retrieval.ranking import RankingResult, mean_result
+from dpmpp_core.retrieval.search import masked_topk
 
 Matrix = NDArray[np.float32]
 T = TypeVar("T")
 Mode = Literal["masked", "unmasked", "permuted", "static", "both"]
 MODES: tuple[Mode, ...] = ("masked", "unmasked", "permuted", "static", "both")
 EXCHANGES = 5  # of masks between queries, over which `permuted` is a mean
-
-# Scores in memory at a time: 64 MB in float32.
-BLOCK_SCORES = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -116,24 +108,28 @@ def rankings(query: Embeddings, gallery: Embeddings, seed: int) -> dict[Mode, Ra
     masked: each query's own mask. unmasked: plain cosine. both: the query's mask times that of each
     gallery picture; left out for a gallery without masks. Controls: static (the mean mask for all)
     and permuted (other queries' masks: the mean of `EXCHANGES` exchanges drawn from `seed`; left
-    out for a lone query, which has nobody to swap with). Scores are made and ranked in blocks of
-    queries, so memory does not grow with their number.
+    out for a lone query, which has nobody to swap with). Scores are made and ranked in blocks
+    (`rank_features`), so memory does not grow with their number.
 
     Raises ValueError (see `masked_similarity`) and DataError (no query has a positive).
     """
     own = query.masks
-    found: dict[Mode, RankingResult] = {
-        "masked": _rank(query, own, gallery),
-        "unmasked": _rank(query, None, gallery),
-    }
+    ids = (query.pids, gallery.pids, query.camids, gallery.camids)
+    ready = Gallery(gallery.features)
+
+    def ranked(masks: Mapping[str, Matrix] | None) -> RankingResult:
+        return rank_features(query.features, masks, ready, *ids)
+
+    own = query.masks
+    found: dict[Mode, RankingResult] = {"masked": ranked(own), "unmasked": ranked(None)}
     if len(query) > 1:
         exchanged = [permuted_masks(own, seed * EXCHANGES + i) for i in range(EXCHANGES)]
-        found["permuted"] = mean_result([_rank(query, masks, gallery) for masks in exchanged])
-    found["static"] = _rank(query, static_mask(own), gallery)
+        found["permuted"] = mean_result([ranked(masks) for masks in exchanged])
+    found["static"] = ranked(static_mask(own))
     if gallery.masks:
         # <q, normalise(m_q m_g g)>: the gallery's mask scales its features, once for all queries.
         seen = {space: x * gallery.masks[space] for space, x in gallery.features.items()}
-        found["both"] = _rank(query, own, replace(gallery, features=seen))
+        found["both"] = rank_features(query.features, own, seen, *ids)
     return found
 
 
@@ -151,33 +147,17 @@ def top_matches(
     """
     chosen = np.asarray(rows, np.int64)
     masks = _take(query.masks, chosen) if mode == "masked" else None
-    scores = masked_similarity(_take(query.features, chosen), masks, gallery.features).numpy()
-    indices = np.full((len(chosen), k), -1, np.int64)
-    best = np.full((len(chosen), k), np.nan, np.float32)
-    matches = matching_items(query.pids[chosen], gallery.pids, query.camids[chosen], gallery.camids)
-    for i, (same, positive) in enumerate(matches):
-        order = np.argsort(-scores[i], kind="stable")
-        order = order[~np.isin(order, same[~positive])][:k]
-        indices[i, : len(order)] = order
-        best[i, : len(order)] = scores[i, order]
-    return indices, best
+    pids, camids = query.pids[chosen][:, None], query.camids[chosen][:, None]
+
+    def valid(rows: slice, items: slice) -> NDArray[np.bool_]:
+        same_camera = gallery.camids[items] == camids[rows]
+        return ~(same_camera & (gallery.pids[items] == pids[rows]))
+
+    best, indices = masked_topk(
+        _take(query.features, chosen), masks, gallery.features, k, allowed=valid
+    )
+    return indices.numpy(), best.numpy()
 
 
-def _rank(
-    query: Embeddings, masks: Mapping[str, Matrix] | None, gallery: Embeddings
-) -> RankingResult:
-    step = max(1, BLOCK_SCORES // max(1, len(gallery)))
-    blocks = []
-    for start in range(0, len(query), step):
-        rows = slice(start, start + step)
-        scores = masked_similarity(
-            _take(query.features, rows), masks and _take(masks, rows), gallery.features
-        )
-        blocks.append(
-            rank_queries(scores, query.pids[rows], gallery.pids, query.camids[rows], gallery.camids)
-        )
-    return summarise(QueryRanks.joined(blocks), gallery_size=len(gallery))
-
-
-def _take(spaces: Mapping[str, Matrix], rows: slice | NDArray[np.int64]) -> dict[str, Matrix]:
+def _take(spaces: Mapping[str, Matrix], rows: NDArray[np.int64]) -> dict[str, Matrix]:
     return {space: values[rows] for space, values in spaces.items()}

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dpmpp_core.retrieval.arguments import Spaces
-from dpmpp_core.retrieval.gallery import BLOCK_ITEMS, Block, Gallery, Query
+from dpmpp_core.retrieval.gallery import BLOCK_ITEMS, BLOCK_QUERIES, Block, Gallery, Query
 from dpmpp_core.retrieval.ranking import (
     Ints,
-    QueryRanks,
+    Pairs,
+    Positives,
     RankingResult,
-    matching_items,
-    ranks_from_positions,
     refuse_other_lengths,
     summarise,
 )
 
 Floats32 = NDArray[np.float32]
-
-BLOCK_QUERIES = 1024
 
 
 def rank_features(
@@ -57,96 +54,49 @@ def rank_features(
     refuse_other_lengths(
         (len(asked), len(gallery)), query_pids, gallery_pids, query_camids, gallery_camids
     )
-    pairs = _Pairs.of(query_pids, gallery_pids, query_camids, gallery_camids)
-    return summarise(_ranks(asked, gallery, pairs, block_items), gallery_size=len(gallery))
+    pairs = Pairs.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    ranks = _Ranks(asked, gallery, pairs)
+    gallery.each_block(ranks.add, block_items)
+    return summarise(ranks.positives.ranks(), gallery_size=len(gallery))
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """Query and gallery item of one pid, by query: int64 [n] each; the first of a query's are at
-    starts [Q + 1]. positive: bool [n], the rest is junk."""
+class _Ranks:
+    """How many items reach each positive's score, while blocks of the gallery come in."""
 
-    rows: Ints
-    items: Ints
-    positive: NDArray[np.bool_]
+    def __init__(self, query: Query, gallery: Gallery, pairs: Pairs) -> None:
+        self.query, self.gallery, self.lock = query, gallery, Lock()
+        rows, items = pairs.rows[pairs.positive], pairs.items[pairs.positive]
+        self.positives = Positives(rows, self._exact(rows, items), len(query))
+        by_item = np.argsort(pairs.items, kind="stable")
+        self.same_rows, self.same_items = pairs.rows[by_item], pairs.items[by_item]
 
-    @staticmethod
-    def of(q_pids: Ints, g_pids: Ints, q_camids: Ints, g_camids: Ints) -> _Pairs:
-        found = list(matching_items(q_pids, g_pids, q_camids, g_camids))
-        none = np.empty(0, np.int64)
-        return _Pairs(
-            np.repeat(np.arange(len(found)), [len(same) for same, _ in found]),
-            np.concatenate([none, *(same for same, _ in found)]),
-            np.concatenate([none.astype(bool), *(positive for _, positive in found)]),
-        )
-
-
-def _ranks(query: Query, gallery: Gallery, pairs: _Pairs, block_items: int) -> QueryRanks:
-    rows, items = pairs.rows[pairs.positive], pairs.items[pairs.positive]
-    own = _exact(gallery, query, rows, items)
-    order = np.lexsort((own, rows))
-    own, rows = own[order], rows[order]
-    keys = _keys(rows, own)
-    # The least score of each query's positives: what is below it counts for nothing.
-    lowest = np.full(len(query), np.inf, np.float32)
-    np.minimum.at(lowest, rows, own)
-    passed = np.zeros(len(own) + 1, np.int64)  # items at or above the n lowest positives of a query
-    same = np.argsort(pairs.items, kind="stable")
-    for block in gallery.blocks(block_items):
-        of_block = same[np.searchsorted(pairs.items[same], block.items.start) :]
-        of_block = of_block[pairs.items[of_block] < block.items.stop]
-        for start in range(0, len(query), BLOCK_QUERIES):
-            part = slice(start, min(start + BLOCK_QUERIES, len(query)))
-            hide = of_block[(pairs.rows[of_block] >= start) & (pairs.rows[of_block] < part.stop)]
-            hidden = pairs.rows[hide] - start, pairs.items[hide] - block.items.start
-            row, item, value, off = _reaching(block, query, part, hidden, lowest[part])
-            undecided = np.searchsorted(keys, _keys(row, value - off)) != np.searchsorted(
-                keys, _keys(row, value + off), side="right"
+    def add(self, block: Block) -> None:
+        items = block.items
+        part = slice(*np.searchsorted(self.same_items, [items.start, items.stop]))
+        same_rows, same_items = self.same_rows[part], self.same_items[part]
+        for start in range(0, len(self.query), BLOCK_QUERIES):
+            rows = slice(start, min(start + BLOCK_QUERIES, len(self.query)))
+            here = (same_rows >= start) & (same_rows < rows.stop)
+            hidden = (same_rows[here] - start, same_items[here] - items.start)
+            floor = torch.from_numpy(self.positives.lowest[rows]).to(self.gallery.device)
+            pairs = block.reaching(
+                self.query, rows, floor, tuple(torch.from_numpy(x) for x in hidden)
             )
-            value[undecided] = _exact(gallery, query, row[undecided], item[undecided])
-            reached = np.searchsorted(keys, _keys(row, value), side="right")
-            reached = reached[value >= lowest[row]]
-            passed += np.bincount(reached, minlength=len(passed))
-    return _counted(len(query), rows, passed)
+            self._count(*(x.cpu().numpy() for x in pairs))
 
+    def _count(self, rows: Ints, items: Ints, scores: Floats32, off: Floats32) -> None:
+        """A score stands between the positives that it surely reaches and those it surely does
+        not; where one is left in between, the exact score decides."""
+        places = self.positives.places(rows, scores - off, "left")
+        ends = self.positives.starts[rows + 1]
+        following = self.positives.scores[np.minimum(places, ends - 1)]
+        open_ = (places < ends) & (following <= scores + off)
+        exact = self._exact(rows[open_], items[open_])
+        sure = places[~open_]
+        with self.lock:
+            self.positives.count_places(sure)
+            self.positives.count(rows[open_], exact)
 
-def _reaching(
-    block: Block, query: Query, rows: slice, hidden: tuple[Ints, Ints], lowest: Floats32
-) -> tuple[Ints, Ints, Floats32, Floats32]:
-    """Pairs whose score may reach its query's `lowest` [q], without the `hidden` (row, item) of
-    the block: queries, items, scores, and how far off these may be."""
-    scores, off = block.scores(query, rows)
-    upper = scores + off
-    upper[hidden] = -torch.inf
-    floor = torch.from_numpy(lowest).to(upper.device)[:, None]
-    row, item = torch.nonzero(upper >= floor, as_tuple=True)
-    value = scores[row, item].cpu().numpy()
-    off_by = np.full_like(value, off) if isinstance(off, float) else off[row, item].cpu().numpy()
-    return row.cpu().numpy() + rows.start, item.cpu().numpy() + block.items.start, value, off_by
-
-
-def _counted(size: int, rows: Ints, passed: Ints) -> QueryRanks:
-    """rows: query of each positive, by query and rising score. passed[n]: items whose score is at
-    or above that of the first n positives of all, and below that of the next of their query."""
-    starts = np.searchsorted(rows, np.arange(size + 1))
-    average_precision, inverse_penalty = np.full(size, np.nan), np.full(size, np.nan)
-    first_match_rank = np.zeros(size, np.int64)
-    for i in range(size):
-        start, end = starts[i], starts[i + 1]
-        if start == end:
-            continue
-        at_least = np.cumsum(passed[start + 1 : end + 1][::-1])  # best positive first
-        ranks = at_least + np.arange(1, len(at_least) + 1)
-        average_precision[i], inverse_penalty[i], first_match_rank[i] = ranks_from_positions(ranks)
-    return QueryRanks(average_precision, inverse_penalty, first_match_rank)
-
-
-def _exact(gallery: Gallery, query: Query, rows: Ints, items: Ints) -> Floats32:
-    pairs = (torch.from_numpy(x).to(gallery.device) for x in (rows, items))
-    return gallery.exact(query, *pairs).cpu().numpy()
-
-
-def _keys(rows: Ints, scores: Floats32) -> Ints:
-    """Integers in the order of (row, score): int64 [n]."""
-    bits = (scores + np.float32(0)).view(np.int32)  # -0 becomes 0
-    return (rows << 32) + (bits ^ ((bits >> 31) & 0x7FFFFFFF))
+    def _exact(self, rows: Ints, items: Ints) -> Floats32:
+        pairs = (torch.from_numpy(x).to(self.gallery.device) for x in (rows, items))
+        return self.gallery.exact(self.query, *pairs).cpu().numpy()

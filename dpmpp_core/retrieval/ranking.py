@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,9 +17,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 CMC_RANKS = 50
-BLOCK_VALUES = 4_000_000
-# From here on one sort of the row costs less than one pass over it for each positive (measured).
-MANY_POSITIVES = 64
+BLOCK_VALUES = 1_000_000  # 4 MB of scores: what fits the caches of a core
 
 
 @dataclass(frozen=True)
@@ -96,35 +95,112 @@ def evaluate_ranking(
             or of the caller, not of the data set).
         DataError: no query has a positive.
     """
-    ranks = rank_queries(similarity, query_pids, gallery_pids, query_camids, gallery_camids)
-    return summarise(ranks, gallery_size=len(gallery_pids))
-
-
-def rank_queries(
-    similarity: Tensor | NDArray[np.floating],
-    query_pids: Ints,
-    gallery_pids: Ints,
-    query_camids: Ints,
-    gallery_camids: Ints,
-) -> QueryRanks:
-    """The same for each query alone, so that large sets can be ranked in blocks of queries.
-
-    Arguments and ValueErrors as in `evaluate_ranking`.
-    """
     shape = tuple(similarity.shape)
     if len(shape) != 2:
         raise ValueError(f"similarity must be [Q, G], got shape {shape}")
     refuse_other_lengths(shape, query_pids, gallery_pids, query_camids, gallery_camids)
-    average_precision = np.full(len(query_pids), np.nan)
-    inverse_penalty = np.full(len(query_pids), np.nan)
-    first_match_rank = np.zeros(len(query_pids), np.int64)
-    matches = matching_items(query_pids, gallery_pids, query_camids, gallery_camids)
-    for i, (row, (same, positive)) in enumerate(zip(_rows(similarity), matches, strict=True)):
-        if not positive.any():
-            continue
-        ranks = ranks_of_positives(row, same, positive)
-        average_precision[i], inverse_penalty[i], first_match_rank[i] = ranks_from_positions(ranks)
-    return QueryRanks(average_precision, inverse_penalty, first_match_rank)
+    pairs = Pairs.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    found = []
+    for start, scores in _blocks(similarity):
+        here = pairs.of_queries(start, start + len(scores))
+        of_pairs = scores[here.rows, here.items]
+        positives = Positives(here.rows[here.positive], of_pairs[here.positive], len(scores))
+        for row in range(len(scores)):
+            positives.count_row(row, scores[row])
+        positives.count(here.rows, of_pairs, -1)  # they are no others
+        found.append(positives.ranks())
+    return summarise(QueryRanks.joined(found), gallery_size=len(gallery_pids))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Query and gallery item of one pid, by query: int64 [n]. positive: bool [n]; the rest is
+    junk."""
+
+    rows: Ints
+    items: Ints
+    positive: NDArray[np.bool_]
+
+    @staticmethod
+    def of(query_pids: Ints, gallery_pids: Ints, query_camids: Ints, gallery_camids: Ints) -> Pairs:
+        """All of them."""
+        order = np.argsort(gallery_pids, kind="stable")
+        pids, camids = gallery_pids[order], gallery_camids[order]
+        starts = np.searchsorted(pids, query_pids, side="left")
+        sizes = np.searchsorted(pids, query_pids, side="right") - starts
+        rows = np.repeat(np.arange(len(query_pids)), sizes)
+        place = np.arange(len(rows)) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+        return Pairs(rows, order[place], camids[place] != query_camids[rows])
+
+    def of_queries(self, start: int, stop: int) -> Pairs:
+        """Those of some queries, whose rows begin with 0."""
+        part = slice(*np.searchsorted(self.rows, [start, stop]))
+        return Pairs(self.rows[part] - start, self.items[part], self.positive[part])
+
+
+class Positives:
+    """The scores of each query's positives, and how many others reach them.
+
+    Args:
+        rows: int64 [P], the query of each positive, ascending.
+        scores: float [P].
+        size: number of queries.
+    """
+
+    def __init__(self, rows: Ints, scores: NDArray[np.floating], size: int) -> None:
+        self.scores = scores[np.lexsort((scores, rows))]
+        self.starts = np.searchsorted(rows, np.arange(size + 1))
+        # The least score of a query's positives: what is below it counts for nothing.
+        self.lowest = np.full(size, np.inf, scores.dtype)
+        some = self.starts[:-1] < self.starts[1:]
+        self.lowest[some] = self.scores[self.starts[:-1][some]]
+        # Of a query's positives, rising: how many others reach this one and not the next.
+        self.reached = np.zeros(len(scores), np.int64)
+
+    def places(
+        self, rows: Ints, scores: NDArray[np.floating], side: Literal["left", "right"]
+    ) -> Ints:
+        """Where scores of the queries `rows` (ascending) belong among all positives: int64 [n]."""
+        places = np.empty(len(rows), np.int64)
+        cuts = np.flatnonzero(np.diff(rows, prepend=-1, append=-1))
+        for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+            row = rows[start]
+            first = self.starts[row]
+            own = self.scores[first : self.starts[row + 1]]
+            places[start:stop] = own.searchsorted(scores[start:stop], side) + first
+        return places
+
+    def count(self, rows: Ints, scores: NDArray[np.floating], weight: int = 1) -> None:
+        """Scores of the queries `rows` (ascending) come in; those below `lowest` do not count."""
+        enough = scores >= self.lowest[rows]
+        rows, scores = rows[enough], scores[enough]
+        self.count_places(self.places(rows, scores, "right"), weight)
+
+    def count_places(self, places: Ints, weight: int = 1) -> None:
+        """The same of scores whose `places` (after what they reach) are known."""
+        self.reached += weight * np.bincount(places - 1, minlength=len(self.reached))
+
+    def count_row(self, row: int, scores: NDArray[np.floating]) -> None:
+        """All scores of one query come in, [G]. What may count is sorted: mostly a small part."""
+        own = slice(self.starts[row], self.starts[row + 1])
+        kept = np.sort(scores[scores >= self.lowest[row]])
+        below = kept.searchsorted(self.scores[own])
+        self.reached[own] += np.diff(below, append=len(kept))
+
+    def ranks(self) -> QueryRanks:
+        """Figures of every query, once all others have come in."""
+        size = len(self.lowest)
+        average_precision, inverse_penalty = np.full(size, np.nan), np.full(size, np.nan)
+        first_match_rank = np.zeros(size, np.int64)
+        for i, (start, stop) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
+            if start == stop:
+                continue
+            found = np.arange(1, stop - start + 1)
+            ranks = self.reached[start:stop][::-1].cumsum() + found  # best positive first
+            average_precision[i] = (found / ranks).sum() / len(ranks)
+            inverse_penalty[i] = len(ranks) / ranks[-1]
+            first_match_rank[i] = ranks[0]
+        return QueryRanks(average_precision, inverse_penalty, first_match_rank)
 
 
 def summarise(ranks: QueryRanks, gallery_size: int) -> RankingResult:
@@ -161,39 +237,11 @@ def mean_result(results: Sequence[RankingResult]) -> RankingResult:
     )
 
 
-def matching_items(
-    query_pids: Ints, gallery_pids: Ints, query_camids: Ints, gallery_camids: Ints
-) -> Iterator[tuple[Ints, NDArray[np.bool_]]]:
-    """For each query: the gallery items of its pid, and which are positives (the rest is junk)."""
-    order = np.argsort(gallery_pids, kind="stable")
-    pids, camids = gallery_pids[order], gallery_camids[order]
-    starts = np.searchsorted(pids, query_pids, side="left")
-    ends = np.searchsorted(pids, query_pids, side="right")
-    for start, end, camid in zip(starts, ends, query_camids, strict=True):
-        yield order[start:end], camids[start:end] != camid
-
-
-def ranks_from_positions(ranks: Ints) -> tuple[float, float, int]:
-    """Average precision, inverse penalty and rank of the first, from a query's ascending ranks."""
-    found = np.arange(1, len(ranks) + 1)
-    return float(np.mean(found / ranks)), float(len(ranks) / ranks[-1]), int(ranks[0])
-
-
-def ranks_of_positives(row: NDArray[np.floating], same: Ints, positive: NDArray[np.bool_]) -> Ints:
-    """Ascending ranks (from 1) of a query's positives. Sorts them only, counts all others."""
-    of_same = row[same]
-    own = np.sort(of_same[positive])[::-1]
-    if len(own) < MANY_POSITIVES:
-        at_least = np.array([np.count_nonzero(row >= score) for score in own])
-    else:
-        at_least = len(row) - np.searchsorted(np.sort(row), own)
-    # Positives and junk are of the query's pid: what remains are valid items that beat or tie.
-    others = at_least - (len(same) - np.searchsorted(np.sort(of_same), own))
-    return others + np.arange(1, len(own) + 1)
-
-
-def _rows(similarity: Tensor | NDArray[np.floating]) -> Iterator[NDArray[np.floating]]:
-    """Rows as NumPy floats. Converted and checked in blocks: no second copy of the whole."""
+def _blocks(
+    similarity: Tensor | NDArray[np.floating],
+) -> Iterator[tuple[int, NDArray[np.floating]]]:
+    """First row and NumPy floats of blocks of rows. Checked and, if need be, converted block by
+    block: no second copy of the whole."""
     step = max(1, BLOCK_VALUES // max(1, similarity.shape[1]))
     for start in range(0, similarity.shape[0], step):
         block = similarity[start : start + step]
@@ -201,14 +249,14 @@ def _rows(similarity: Tensor | NDArray[np.floating]) -> Iterator[NDArray[np.floa
             wide = torch.promote_types(block.dtype, torch.float32)
             block = block.detach().to("cpu", wide).numpy()
         block = block.astype(np.promote_types(block.dtype, np.float32), copy=False)
-        finite = np.isfinite(block)
-        if not finite.all():
+        # NaN and infinity survive any sum: one pass that writes nothing.
+        if not np.isfinite(block.sum()) and not (finite := np.isfinite(block)).all():
             row, item = np.argwhere(~finite)[0]
             raise ValueError(
                 f"similarity: query {start + row}, gallery item {item} is {block[row, item]}; "
                 "a ranking of such scores would mean nothing. Check the model's features"
             )
-        yield from block
+        yield start, block
 
 
 def refuse_other_lengths(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 
 import numpy as np
 import torch
@@ -10,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpmpp_core.retrieval.arguments import Spaces, tensor
-from dpmpp_core.retrieval.gallery import BLOCK_ITEMS, Gallery, Query
+from dpmpp_core.retrieval.gallery import BLOCK_ITEMS, BLOCK_QUERIES, Block, Gallery, Query
 
-Allowed = Callable[[slice, slice], Tensor | NDArray[np.bool_]]
-
-BLOCK_QUERIES = 1024
+Mask = Tensor | NDArray[np.bool_]
+Allowed = Callable[[slice, slice], Mask]
 
 
 def masked_topk(
@@ -22,7 +22,7 @@ def masked_topk(
     query_mask: Spaces | None,
     gallery: Spaces | Gallery,
     k: int,
-    allowed: Tensor | NDArray[np.bool_] | Allowed | None = None,
+    allowed: Mask | Allowed | None = None,
     block_items: int = BLOCK_ITEMS,
 ) -> tuple[Tensor, Tensor]:
     """The k best gallery items of each query by the masked metric, best first.
@@ -49,37 +49,42 @@ def masked_topk(
     if k < 1:
         raise ValueError(f"k is {k}; at least 1 is needed")
     gallery = gallery if isinstance(gallery, Gallery) else Gallery(gallery)
-    asked = Query(query, query_mask, gallery)
-    size = len(asked)
-    best = torch.full((size, k), -torch.inf, device=gallery.device)
-    indices = torch.full((size, k), -1, device=gallery.device)
-    for block in gallery.blocks(block_items):
-        for start in range(0, size, BLOCK_QUERIES):
-            rows = slice(start, min(start + BLOCK_QUERIES, size))
-            scores, off = block.scores(asked, rows)
-            upper = scores + off
-            if allowed is not None:
-                shown = _allowed(allowed, rows, block.items, gallery.device)
-                upper.masked_fill_(~shown, -torch.inf)
-            floor = best[rows, -1:]
-            if torch.isinf(floor).any() and k < upper.shape[1]:
-                lower = upper - 2 * off
-                floor = torch.maximum(floor, lower.topk(k, dim=1).values[:, -1:])
-            row, item = torch.nonzero((upper >= floor) & ~torch.isneginf(upper), as_tuple=True)
-            row, item = row + start, item + block.items.start
-            _merge(best, indices, row, gallery.exact(asked, row, item), item)
-    best[indices < 0] = torch.nan
-    return best, indices
+    found = _Lists(Query(query, query_mask, gallery), gallery, k, allowed)
+    gallery.each_block(found.add, block_items)
+    found.best[found.indices < 0] = torch.nan
+    return found.best, found.indices
 
 
-def _allowed(
-    allowed: Tensor | NDArray[np.bool_] | Allowed, rows: slice, items: slice, device: torch.device
-) -> Tensor:
-    shown = allowed(rows, items) if callable(allowed) else allowed[items][None]
-    return tensor(shown).to(device)
+class _Lists:
+    """The lists of all queries while blocks of the gallery come in."""
+
+    def __init__(
+        self, query: Query, gallery: Gallery, k: int, allowed: Mask | Allowed | None
+    ) -> None:
+        self.query, self.gallery, self.k, self.allowed = query, gallery, k, allowed
+        self.best = torch.full((len(query), k), -torch.inf, device=gallery.device)
+        self.indices = torch.full((len(query), k), -1, device=gallery.device)
+        self.lock = Lock()
+
+    def add(self, block: Block) -> None:
+        for start in range(0, len(self.query), BLOCK_QUERIES):
+            rows = slice(start, min(start + BLOCK_QUERIES, len(self.query)))
+            hidden = self._hidden(rows, block.items)
+            floor = self.best[rows, -1]
+            pairs = block.reaching(self.query, rows, floor, hidden, self.k)
+            scores = self.gallery.exact(self.query, pairs.rows, pairs.items)
+            with self.lock:
+                merge(self.best, self.indices, pairs.rows, scores, pairs.items)
+
+    def _hidden(self, rows: slice, items: slice) -> Tensor | None:
+        if self.allowed is None:
+            return None
+        shown = self.allowed(rows, items) if callable(self.allowed) else self.allowed[items][None]
+        hidden = ~tensor(shown).to(self.gallery.device)
+        return hidden.expand(rows.stop - rows.start, items.stop - items.start)
 
 
-def _merge(best: Tensor, indices: Tensor, row: Tensor, score: Tensor, item: Tensor) -> None:
+def merge(best: Tensor, indices: Tensor, row: Tensor, score: Tensor, item: Tensor) -> None:
     """Put scored items into the lists `best` and `indices` [Q, k] of their queries."""
     if len(row) == 0:
         return

@@ -9,18 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmpp_core.retrieval.bootstrap import bounds
-from dpmpp_core.retrieval.evaluation import BLOCK_SCORES, Embeddings, Mode
-from dpmpp_core.retrieval.ranking import (
-    RankingResult,
-    matching_items,
-    ranks_from_positions,
-    ranks_of_positives,
-)
+from dpmpp_core.retrieval.evaluation import Embeddings, Mode
+from dpmpp_core.retrieval.ranking import Pairs, RankingResult
 from dpmpp_core.retrieval.similarity import masked_similarity
 
 Floats = NDArray[np.float64]
 Bounds = dict[str, float | None]
 STEP = 10  # percent of the person, or of the picture, in a bucket
+BLOCK_SCORES = 16_000_000  # in memory at a time: 64 MB
 
 
 def intervals(
@@ -87,6 +83,8 @@ def by_cameras(query: Embeddings, gallery: Embeddings) -> list[dict[str, Any]]:
     Raises:
         ValueError: as `masked_similarity`.
     """
+    ids = query.pids, gallery.pids, query.camids, gallery.camids
+    pairs = Pairs.of(*ids)
     found: dict[tuple[int, int], list[tuple[float, bool]]] = {}
     step = max(1, BLOCK_SCORES // max(1, len(gallery)))
     for start in range(0, len(query), step):
@@ -94,14 +92,14 @@ def by_cameras(query: Embeddings, gallery: Embeddings) -> list[dict[str, Any]]:
         features = {space: x[rows] for space, x in query.features.items()}
         masks = {space: m[rows] for space, m in query.masks.items()}
         scores = masked_similarity(features, masks, gallery.features).numpy()
-        ids = query.pids[rows], gallery.pids, query.camids[rows], gallery.camids
-        matches = matching_items(*ids)
-        for row, camid, (same, positive) in zip(scores, query.camids[rows], matches, strict=True):
-            cameras = gallery.camids[same]
-            for other in np.unique(cameras[positive]):
-                ranks = ranks_of_positives(row, same, positive & (cameras == other))
-                precision, _, first = ranks_from_positions(ranks)
-                found.setdefault((int(camid), int(other)), []).append((precision, first == 1))
+        here = pairs.of_queries(start, start + len(scores))
+        ends = np.searchsorted(here.rows, np.arange(len(scores) + 1))
+        for row, camid in enumerate(query.camids[rows].tolist()):
+            own = slice(ends[row], ends[row + 1])
+            items, positive = here.items[own], here.positive[own]
+            for other, ranks in _ranks(scores[row], items, positive, gallery.camids).items():
+                precision = float(np.mean(np.arange(1, len(ranks) + 1) / ranks))
+                found.setdefault((camid, other), []).append((precision, ranks[0] == 1))
     return [
         {
             "query_camera": own,
@@ -112,6 +110,33 @@ def by_cameras(query: Embeddings, gallery: Embeddings) -> list[dict[str, Any]]:
         }
         for (own, other), values in sorted(found.items())
     ]
+
+
+def _ranks(
+    row: NDArray[np.float32],
+    same: NDArray[np.int64],
+    positive: NDArray[np.bool_],
+    camids: NDArray[np.int64],
+) -> dict[int, NDArray[np.int64]]:
+    """Camera -> ascending ranks of its positives among them and all pictures of other persons.
+
+    Args:
+        row: [G], scores of one query.
+        same: the gallery's pictures of the query's person. positive: those that are no junk.
+        camids: [G].
+    """
+    if not positive.any():
+        return {}
+    of_same, cameras = row[same], camids[same]
+    reached = np.sort(row[row >= of_same[positive].min()])
+    sorted_same = np.sort(of_same)
+    ranks = {}
+    for camera in np.unique(cameras[positive]).tolist():
+        own = np.sort(of_same[positive & (cameras == camera)])[::-1]
+        others = len(reached) - np.searchsorted(reached, own)
+        others -= len(sorted_same) - np.searchsorted(sorted_same, own)
+        ranks[camera] = others + np.arange(1, len(own) + 1)
+    return ranks
 
 
 def _by_query(result: RankingResult) -> dict[str, Floats]:

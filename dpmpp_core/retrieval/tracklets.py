@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval.bootstrap import bounds
-from dpmpp_core.retrieval.evaluation import BLOCK_SCORES, Embeddings, Matrix
+from dpmpp_core.retrieval.evaluation import Embeddings, Matrix
 from dpmpp_core.retrieval.feature_ranks import rank_features
-from dpmpp_core.retrieval.ranking import QueryRanks, RankingResult, rank_queries, summarise
+from dpmpp_core.retrieval.ranking import Pairs, RankingResult, evaluate_ranking
 from dpmpp_core.retrieval.similarity import masked_similarity
-from dpmpp_core.retrieval.strata import right_first
+from dpmpp_core.retrieval.strata import BLOCK_SCORES, right_first
 
 Rows = NDArray[np.int64]
 Spaces = Mapping[str, Matrix]
@@ -131,7 +131,7 @@ def rank_tracklets(query: Embeddings, gallery: Embeddings, rows: Rows) -> dict[s
         name: _of(ranked(way(query.features, query.masks, rows), rows[:, 0]))
         for name, way in ways.items()
     }
-    found["late"] = _of(_late(query, gallery, rows))
+    found["late"] = _late(query, gallery, rows)
     flat = rows.reshape(-1)
     alone = _of(ranked(_take(query.features, query.masks, flat), flat))
     precision, first = (values.reshape(rows.shape).mean(axis=1) for values in alone)
@@ -158,20 +158,22 @@ def _figures(found: Mapping[str, Ranked], pids: Rows) -> dict[str, Any]:
     return numbers | {"gain": {way: bounds(gain, pids) for way, gain in others.items()}}
 
 
-def _late(query: Embeddings, gallery: Embeddings, rows: Rows) -> RankingResult:
+def _late(query: Embeddings, gallery: Embeddings, rows: Rows) -> Ranked:
     """Each frame asks by itself; its tracklet's scores are the mean. In blocks of tracklets."""
     count, k = rows.shape
+    pids, camids = query.pids[rows[:, 0]], query.camids[rows[:, 0]]
+    pairs = Pairs.of(pids, gallery.pids, camids, gallery.camids)
+    valid = np.unique(pairs.rows[pairs.positive])
+    precision, first = np.full(count, np.nan), np.full(count, np.nan)
     step = max(1, BLOCK_SCORES // max(1, len(gallery) * k))
-    blocks = []
-    for start in range(0, count, step):
-        part = rows[start : start + step]
-        features, masks = _take(query.features, query.masks, part.reshape(-1))
+    for start in range(0, len(valid), step):
+        part = valid[start : start + step]
+        features, masks = _take(query.features, query.masks, rows[part].reshape(-1))
         scores = masked_similarity(features, masks, gallery.features)
-        scores = scores.reshape(len(part), k, -1).mean(dim=1)
-        first = part[:, 0]
-        ids = query.pids[first], gallery.pids, query.camids[first], gallery.camids
-        blocks.append(rank_queries(scores, *ids))
-    return summarise(QueryRanks.joined(blocks), gallery_size=len(gallery))
+        mean = scores.reshape(len(part), k, -1).mean(dim=1)
+        ids = pids[part], gallery.pids, camids[part], gallery.camids
+        precision[part], first[part] = _of(evaluate_ranking(mean, *ids))
+    return precision, first
 
 
 def _mean(features: Spaces, masks: Spaces, rows: Rows) -> Fused:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -60,8 +62,18 @@ def stored(gallery: np.ndarray, seed: int) -> Gallery:
     return Gallery(gallery) if kind == "float32" else Gallery(compact(gallery, kind), gallery)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Thousands of small cases; those that say so use two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def test_topk_equals_brute_force_in_any_blocks_and_storage() -> None:
     for seed in range(CASES):
+        torch.set_num_threads(1 + (seed % 50 == 0))
         query, mask, gallery = drawn(seed)
         rng = np.random.default_rng(seed)
         k, step = int(rng.integers(1, 12)), int(rng.integers(1, 30))
@@ -78,6 +90,7 @@ def test_topk_equals_brute_force_in_any_blocks_and_storage() -> None:
 def test_figures_equal_those_of_the_brute_scores_in_any_blocks_and_storage() -> None:
     compared = 0
     for seed in range(CASES):
+        torch.set_num_threads(1 + (seed % 50 == 0))
         query, mask, gallery = drawn(seed)
         rng = np.random.default_rng(seed)
         ids = [rng.integers(0, n, len(x)) for n in (3, 2) for x in (query, gallery)]

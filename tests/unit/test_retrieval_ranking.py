@@ -46,11 +46,10 @@ def cases(draw: st.DrawFn):  # type: ignore[no-untyped-def]
 
 
 @settings(max_examples=500, deadline=None)
-@given(case=cases(), many_positives=st.sampled_from([1, 64]), block=st.sampled_from([1, 20, 10**6]))
-def test_evaluator_equals_brute_force(case, many_positives: int, block: int) -> None:  # type: ignore[no-untyped-def]
+@given(case=cases(), block=st.sampled_from([1, 20, 10**6]))
+def test_evaluator_equals_brute_force(case, block: int) -> None:  # type: ignore[no-untyped-def]
     precisions, penalties, firsts = brute_force(*case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "MANY_POSITIVES", many_positives)
         patch.setattr(ranking, "BLOCK_VALUES", block)
         if not precisions:
             with pytest.raises(DataError, match="none of the"):

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpmpp_core.retrieval import Embeddings, draw_tracklets, fuse, masked_similarity, multi_shot
-from dpmpp_core.retrieval.ranking import rank_queries
+from dpmpp_core.retrieval import (
+    Embeddings,
+    draw_tracklets,
+    evaluate_ranking,
+    fuse,
+    masked_similarity,
+    multi_shot,
+)
 
 SPACES = ("visual", "bands")
 
@@ -163,9 +169,9 @@ def test_late_fusion_is_the_mean_of_the_frames_scores(monkeypatch):
     alone = masked_similarity(query.features, query.masks, gallery.features).numpy()
     first = rows[:, 0]
     ids = query.pids[first], gallery.pids, query.camids[first], gallery.camids
-    found = rank_queries(alone[rows].mean(axis=1), *ids)
+    found = evaluate_ranking(alone[rows].mean(axis=1), *ids)
     assert measured["late"]["mAP"] == pytest.approx(found.average_precision.mean())
-    single = rank_queries(alone, query.pids, gallery.pids, query.camids, gallery.camids)
+    single = evaluate_ranking(alone, query.pids, gallery.pids, query.camids, gallery.camids)
     assert measured["single"]["mAP"] == pytest.approx(single.average_precision[rows].mean())
 
 

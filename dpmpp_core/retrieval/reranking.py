@@ -1,0 +1,273 @@
+"""Re-ranking by shared neighbours: k-reciprocal encoding (Zhong et al., CVPR 2017), sparse.
+
+With S the masked metric among queries and gallery items alike, everything rests on the distances
+
+    d = 1 - (S + S.T) / 2, 0 on the diagonal;        e[i] = d[i] ** 2 / max(d[i] ** 2)
+
+as in the published code, whose distances these are. An item's k-reciprocal neighbours, expanded,
+weighted by exp(-e) and averaged over its own nearest ones, are its row of V; the final distance is
+
+    (1 - weight) * (1 - sum(min(V[q], V[g])) / sum(max(V[q], V[g]))) + weight * e[q, g]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dpmpp_core.retrieval.arguments import Spaces, by_space, largest, matrix, refuse_bad_mask
+from dpmpp_core.retrieval.search import merge
+from dpmpp_core.retrieval.similarity import VANISHED
+
+Ints = NDArray[np.int64]
+Floats32 = NDArray[np.float32]
+
+BLOCK = 2048  # items on either side of a block of scores
+ROWS = 512  # items whose neighbours' neighbours are looked at together
+PAIRS = 256
+
+
+def rerank(
+    query: Spaces,
+    query_mask: Spaces | None,
+    gallery: Spaces,
+    gallery_mask: Spaces | None,
+    k1: int = 20,
+    k2: int = 6,
+    weight: float = 0.3,
+    top: int = 100,
+) -> tuple[Floats32, Ints]:
+    """The `top` gallery items of each query by d, in the order of the final distance.
+
+    Args:
+        query, gallery: features [Q, D] and [G, D], or mappings of metric space to such.
+        query_mask, gallery_mask: masks of the same shapes; None = the plain cosine on that side.
+        k1: neighbours that may be reciprocal. k2: neighbours averaged over. weight: of the distance
+            itself, in [0, 1]. Defaults are the paper's.
+        top: how many items of each list to order anew.
+
+    Returns:
+        distances float32 [Q, min(top, G)], rising, and indices int64 of the same shape into the
+        gallery; equal distances by rising index.
+
+    Raises:
+        ValueError: k1, k2 or top below 1; weight outside [0, 1]; as `masked_similarity`.
+    """
+    if min(k1, k2, top) < 1 or not 0 <= weight <= 1:
+        raise ValueError(
+            f"k1 {k1}, k2 {k2}, top {top} and weight {weight}: the first three must be at least 1, "
+            "the last in [0, 1]"
+        )
+    items = _Items(query, query_mask, gallery, gallery_mask)
+    near = _neighbours(items, max(k1, k2 - 1) + 1, top)
+    rows = _encoded(items, near, k1)
+    if k2 > 1:
+        rows = _averaged(rows, near.items[:, :k2])
+    return _reordered(rows, near, items.queries, weight)
+
+
+class _Items:
+    """Queries, then gallery items, in each space: `features` of length one [N, D], `weights` =
+    features * masks, and `squares` of the masks."""
+
+    def __init__(
+        self, query: Spaces, query_mask: Spaces | None, gallery: Spaces, gallery_mask: Spaces | None
+    ) -> None:
+        self.spaces: list[tuple[Tensor, Tensor, Tensor]] = []
+        sides = [
+            ("query", by_space(query), query_mask),
+            ("gallery", by_space(gallery), gallery_mask),
+        ]
+        if sides[0][1].keys() != sides[1][1].keys():
+            raise ValueError(
+                f"query has the spaces {sorted(sides[0][1])} but gallery {sorted(sides[1][1])}"
+            )
+        for space in sides[0][1]:
+            features, masks = [], []
+            for name, given, mask in sides:
+                x = matrix(name, space, given[space]).float()
+                x = x / largest(name, space, x, "is a feature vector of length zero")
+                features.append(torch.nn.functional.normalize(x))
+                m = torch.ones_like(x)
+                if mask is not None:
+                    m = matrix(f"{name}_mask", space, by_space(mask)[space]).float()
+                    refuse_bad_mask(space, m, x)
+                masks.append(m / m.amax(1, keepdim=True))
+            x, m = torch.cat(features), torch.cat(masks)
+            self.spaces.append((x, x * m, m.square_()))
+        self.queries, self.size = len(sides[0][1][space]), len(x)
+
+    def scores(self, of: slice, against: slice) -> Tensor:
+        """S of two blocks, [a, b]."""
+        total: Tensor | None = None
+        for x, weights, squares in self.spaces:
+            length = squares[of] @ x[against].square().T
+            found = (weights[of] @ x[against].T).mul_(length.clamp_min_(VANISHED**2).rsqrt_())
+            total = found if total is None else total.add_(found)
+        assert total is not None
+        return total.div_(len(self.spaces))
+
+    def alike(self, rows: Ints, columns: Ints) -> Floats32:
+        """(S + S.T) / 2 of pairs, [n]."""
+        found = np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), PAIRS):
+            part = slice(start, start + PAIRS)
+            i, j = torch.from_numpy(rows[part]), torch.from_numpy(columns[part])
+            total = torch.zeros(len(i))
+            for x, weights, squares in self.spaces:
+                for a, b in ((i, j), (j, i)):
+                    length = squares.index_select(0, a).mul_(x.index_select(0, b).square_()).sum(1)
+                    product = weights.index_select(0, a).mul_(x.index_select(0, b)).sum(1)
+                    total += product / length.clamp_min_(VANISHED**2).sqrt_()
+            found[part] = (total / (2 * len(self.spaces))).numpy()
+        return found
+
+
+@dataclass(frozen=True)
+class _Near:
+    """items: int64 [N, k], each item's nearest, itself first. listed, alike: [Q, top], the gallery
+    items that are to be ordered anew and how alike they are. least: float32 [N], the least that any
+    is alike."""
+
+    items: Ints
+    listed: Ints
+    alike: Floats32
+    least: Floats32
+
+
+def _neighbours(items: _Items, k: int, top: int) -> _Near:
+    """Every block of scores is made once and serves both of its sides."""
+    size, queries = items.size, items.queries
+    k, top = min(k, size), min(top, size - queries)
+    nearest = torch.full((size, k), -torch.inf), torch.full((size, k), -1)
+    listed = torch.full((queries, top), -torch.inf), torch.full((queries, top), -1)
+    least = torch.full((size,), torch.inf)
+
+    def seen(alike: Tensor, of: slice, against: slice) -> None:
+        least[of] = torch.minimum(least[of], alike.amin(1))
+        _keep(nearest, alike, of, against)
+        asked = slice(of.start, min(of.stop, queries))
+        found = slice(max(against.start, queries), against.stop)
+        if asked.start < asked.stop and found.start < found.stop:
+            part = alike[: asked.stop - asked.start, found.start - against.start :]
+            _keep(listed, part, asked, found)
+
+    blocks = [slice(i, min(i + BLOCK, size)) for i in range(0, size, BLOCK)]
+    for i, of in enumerate(blocks):
+        for against in blocks[i:]:
+            alike = items.scores(of, against)
+            if of == against:
+                alike = (alike + alike.T) / 2
+                alike.fill_diagonal_(1)
+            else:
+                alike.add_(items.scores(against, of).T).div_(2)
+                seen(alike.T.contiguous(), against, of)
+            seen(alike, of, against)
+    return _Near(nearest[1].numpy(), listed[1].numpy() - queries, listed[0].numpy(), least.numpy())
+
+
+def _keep(lists: tuple[Tensor, Tensor], alike: Tensor, of: slice, against: slice) -> None:
+    """Put a block's best into the lists of its rows."""
+    best, _ = lists
+    k = best.shape[1]
+    floor = best[of, -1:]
+    if torch.isinf(floor).any() and k < alike.shape[1]:
+        floor = torch.maximum(floor, alike.topk(k, dim=1).values[:, -1:])
+    flat = torch.from_numpy(np.flatnonzero((alike >= floor).numpy()))
+    row = flat // alike.shape[1]
+    column = flat - row * alike.shape[1]
+    merge(*lists, row + of.start, alike[row, column], column + against.start)
+
+
+class _Rows(NamedTuple):
+    """A sparse matrix: columns and values of row i are at starts[i] : starts[i + 1]."""
+
+    starts: Ints
+    columns: Ints
+    values: Floats32
+
+
+def _encoded(items: _Items, near: _Near, k1: int) -> _Rows:
+    """V before averaging: weights of each item's expanded k-reciprocal neighbours."""
+    wide, half = near.items[:, : k1 + 1], near.items[:, : round(k1 / 2) + 1]
+    mutual = np.concatenate([_mutual(wide, part) for part in _parts(items.size)])
+    mutual_half = np.concatenate([_mutual(half, part) for part in _parts(items.size)])
+    rows, columns = [], []
+    for part in _parts(items.size):
+        own = np.where(mutual[part], wide[part], -1)  # [b, K]
+        theirs = np.where(mutual_half[wide[part]], half[wide[part]], -2)  # [b, K, H]
+        sizes = (theirs >= 0).sum(2)
+        shared = np.zeros_like(sizes)
+        for column in own.T:
+            shared += (theirs == column[:, None, None]).sum(2)
+        accepted = (own >= 0) & (shared > 2 / 3 * sizes)
+        theirs[~accepted] = -2
+        everyone = np.sort(np.concatenate([own, theirs.reshape(len(own), -1)], axis=1), axis=1)
+        fresh = (everyone >= 0) & (np.diff(everyone, axis=1, prepend=-3) > 0)
+        row, place = np.nonzero(fresh)
+        rows.append(row + part.start)
+        columns.append(everyone[row, place])
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    weights = np.exp(-_normalised(items.alike(row, column), near.least[row], row == column))
+    starts = np.searchsorted(row, np.arange(items.size + 1))
+    weights /= np.repeat(np.add.reduceat(weights, starts[:-1]), np.diff(starts))
+    return _Rows(starts, column, weights)
+
+
+def _mutual(nearest: Ints, part: slice) -> NDArray[np.bool_]:
+    """Which of the nearest have the item among their own nearest: bool [b, K]."""
+    own = np.arange(part.start, part.start + len(nearest[part]))
+    return (nearest[nearest[part]] == own[:, None, None]).any(2)
+
+
+def _averaged(rows: _Rows, nearest: Ints) -> _Rows:
+    """Each row becomes the mean of the rows of its nearest, itself among them."""
+    size, k = nearest.shape
+    lengths = np.diff(rows.starts)[nearest]  # [N, k]
+    total = int(lengths.sum())
+    first = np.repeat(rows.starts[nearest].ravel(), lengths.ravel())
+    begun = np.repeat(np.cumsum(lengths.ravel()) - lengths.ravel(), lengths.ravel())
+    place = first + np.arange(total) - begun
+    key = np.repeat(np.arange(size), lengths.sum(1)) * size + rows.columns[place]
+    order = np.argsort(key)
+    key, values = key[order], rows.values[place][order]
+    new = np.flatnonzero(np.diff(key, prepend=-1))
+    key, values = key[new], np.add.reduceat(values, new) / k
+    row = key // size
+    return _Rows(np.searchsorted(row, np.arange(size + 1)), key - row * size, values)
+
+
+def _reordered(rows: _Rows, near: _Near, queries: int, weight: float) -> tuple[Floats32, Ints]:
+    """The lists of the queries by final distance."""
+    distances = np.empty_like(near.alike)
+    dense = np.zeros(len(rows.starts) - 1, np.float32)
+    for i, listed in enumerate(near.listed):
+        own = slice(rows.starts[i], rows.starts[i + 1])
+        dense[rows.columns[own]] = rows.values[own]
+        starts, stops = rows.starts[listed + queries], rows.starts[listed + queries + 1]
+        sizes = stops - starts
+        place = np.arange(sizes.sum()) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+        least = np.minimum(dense[rows.columns[place]], rows.values[place])
+        common = np.add.reduceat(least, np.cumsum(sizes) - sizes)
+        distances[i] = (1 - weight) * (1 - common / (2 - common))
+        dense[rows.columns[own]] = 0
+    own_distance = _normalised(near.alike, near.least[:queries, None], np.array(False))
+    distances += np.float32(weight) * own_distance
+    order = np.lexsort((near.listed, distances), axis=1)
+    return np.take_along_axis(distances, order, 1), np.take_along_axis(near.listed, order, 1)
+
+
+def _normalised(alike: Floats32, least: Floats32, same: NDArray[np.bool_]) -> Floats32:
+    """e of the module's text, from how alike items are."""
+    found = np.square((1 - alike) / (1 - least))
+    return np.where(same, np.float32(0), found)
+
+
+def _parts(size: int) -> Iterator[slice]:
+    return (slice(i, i + ROWS) for i in range(0, size, ROWS))
