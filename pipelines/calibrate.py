@@ -57,7 +57,7 @@ def calibrate_index(
     values = {name: x[good] for name, x in values.items()}
     kept = [image for image, ok in zip(chosen, good, strict=True) if ok]
     refuse_unusable(values, [image.path for image in kept])
-    query, gallery = _sides(kept, values)
+    query, gallery = two_sides(kept, values)
     sha256 = index.manifest.model.weights_sha256
     calibration = calibrate(score_pairs(query, gallery), sha256, base_rate)
     save_png(index.folder / PICTURE_FILE, reliability_diagram(calibration))
@@ -91,7 +91,9 @@ def read_calibration(uri: str, weights_sha256: str) -> Calibration | None:
     return calibration
 
 
-def _sides(images: list[Sighting], values: dict[str, np.ndarray]) -> tuple[Embeddings, Embeddings]:
+def two_sides(
+    images: list[Sighting], values: dict[str, np.ndarray]
+) -> tuple[Embeddings, Embeddings]:
     """Queries and gallery, or twice all pictures where no split is known."""
     camids = [ALONE + i if image.camid is None else image.camid for i, image in enumerate(images)]
     features, masks = from_columns(values)

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from dpmpp_core.data.files import refuse_used
@@ -76,10 +76,10 @@ class Segment(_Record):
     Both files lie in the folder `segments`.
     """
 
-    file: str
-    rows: int
-    deleted: int = 0
-    tombstones: str | None = None
+    file: str = Field(pattern=r"^[0-9a-f]{32}\.arrow$")
+    rows: int = Field(gt=0)
+    deleted: int = Field(0, ge=0)
+    tombstones: str | None = Field(None, pattern=r"^[0-9a-f]{32}-[0-9a-f]{8}\.npy$")
 
 
 class Manifest(_Record):
@@ -277,8 +277,9 @@ class GalleryIndex:
 
     def _blocks_of(self, segment: Segment, start: int) -> Iterator[Block]:
         live = self._live(segment)
+        schema = segment_schema(self.manifest.model.spaces, self.manifest.stored)
         at = 0
-        for rows in read_segment(self.folder / SEGMENTS / segment.file):
+        for rows in read_segment(self.folder / SEGMENTS / segment.file, schema):
             part = live[at : at + len(rows)]
             yield Block(start + at, rows, features_of(rows, self.manifest.stored), part)
             at += len(rows)
@@ -292,7 +293,8 @@ class GalleryIndex:
             inside = np.flatnonzero((positions >= start) & (positions < start + segment.rows))
             if len(inside):
                 file = self.folder / SEGMENTS / segment.file
-                rows = pa.Table.from_batches(read_segment(file)).select(ROW_SCHEMA.names)
+                schema = segment_schema(self.manifest.model.spaces, self.manifest.stored)
+                rows = pa.Table.from_batches(read_segment(file, schema)).select(ROW_SCHEMA.names)
                 rows = rows.take(positions[inside] - start)
                 tables.append(rows.append_column("at", pa.array(inside)))
         if not tables:
@@ -332,7 +334,11 @@ class GalleryIndex:
     def _live(self, segment: Segment) -> NDArray[np.bool_]:
         live = np.ones(segment.rows, np.bool_)
         if segment.tombstones:
-            live[np.load(self.folder / SEGMENTS / segment.tombstones, allow_pickle=False)] = False
+            file = self.folder / SEGMENTS / segment.tombstones
+            try:
+                live[np.load(file, allow_pickle=False)] = False
+            except (ValueError, EOFError, IndexError) as error:
+                raise DataError(f"{file} is damaged: {error}") from None
         return live
 
     def _known(self, rows: pa.Table) -> tuple[NDArray[np.bool_], Rows]:

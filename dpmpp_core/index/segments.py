@@ -107,12 +107,19 @@ def write_segment(file: Path, blocks: Iterable[pa.RecordBatch], schema: pa.Schem
                 writer.write_batch(block)
 
 
-def read_segment(file: Path) -> Iterator[pa.RecordBatch]:
-    """The blocks of a segment, mapped, not read; DataError if it is damaged."""
+def read_segment(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The blocks of a segment, mapped, not read; DataError if it is damaged or of another schema.
+
+    Raises FileNotFoundError if it is gone.
+    """
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        if reader.schema != schema:
+            raise pa.ArrowInvalid("it has other columns than the index")
         for number in range(reader.num_record_batches):
-            yield reader.get_batch(number)
+            block = reader.get_batch(number)
+            block.validate()
+            yield block
     except pa.ArrowException as error:
         raise DataError(
             f"{file} is damaged ({error}): delete its line from index.json and add its images again"

@@ -10,6 +10,7 @@ import pytest
 from tests.unit.bad_input import (
     configuration,
     data_sets,
+    indexes,
     lists,
     names,
     pictures,
@@ -25,6 +26,7 @@ TABLE: dict[str, list[Row]] = {
     "List files of MSMT17": lists.ROWS,
     "Lopsided data sets": data_sets.ROWS,
     "Changed files of ours": stored.ROWS,
+    "Gallery indexes": indexes.ROWS,
     "Weights": weights.ROWS,
     "Configuration": configuration.ROWS,
     "Secrets": secrets.ROWS,
