@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval.evaluation import Embeddings
-from dpmpp_core.retrieval.ranking import matching_items
+from dpmpp_core.retrieval.ranking import Pairs as OfOnePerson
 from dpmpp_core.retrieval.similarity import masked_similarity
 
 Floats = NDArray[np.float64]
@@ -114,9 +114,11 @@ def score_pairs(query: Embeddings, gallery: Embeddings, seed: int = 0) -> Pairs:
     rng = np.random.default_rng(seed)
     keep = min(1.0, NEGATIVES / max(1, len(query) * len(gallery)))
     parts: list[Pairs] = []
-    matches = matching_items(query.pids, gallery.pids, query.camids, gallery.camids)
-    for i, (same, positive) in enumerate(matches):
+    own = OfOnePerson.of(query.pids, gallery.pids, query.camids, gallery.camids)
+    for i in range(len(query)):
         row = slice(i, i + 1)
+        pairs = own.of_queries(i, i + 1)
+        same, positive = pairs.items, pairs.positive
         features = {s: x[row] for s, x in query.features.items()}
         masks = {s: x[row] for s, x in query.masks.items()}
         scores = masked_similarity(features, masks, gallery.features).numpy()[0].astype(np.float64)
