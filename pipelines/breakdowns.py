@@ -121,13 +121,18 @@ SHOT_COLUMNS = ("queries", "pictures", "tracklets", "persons", *WAYS.values(), "
                 "over mean score")  # fmt: skip
 
 
+TERMINAL = ("queries", "pictures", "persons", "one frame", "mean score", "fused",
+            "over one frame")  # fmt: skip
+
+
 def shots_table(multi_shot: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The same for the terminal."""
-    table = Table(title="Tracklets, mAP")
-    for i, column in enumerate(SHOT_COLUMNS):
-        table.add_column(column, justify="right" if i else "left")
+    """The most of it for the terminal, which is narrow."""
+    table = Table(title="Several pictures as one query, mAP")
+    chosen = [SHOT_COLUMNS.index(name) for name in TERMINAL]
+    for place, name in enumerate(TERMINAL):
+        table.add_column(name, justify="right" if place else "left", no_wrap=True)
     for row in shot_rows(multi_shot):
-        table.add_row(escape(row[0]), *row[1:])
+        table.add_row(escape(row[0]), *(row[i] for i in chosen[1:]))
     return table
 
 
