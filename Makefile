@@ -15,8 +15,8 @@ test: $(STAMP)  ## all tests
 test-fast: $(STAMP)  ## unit tests only: no Ray, no MLflow
 	$(BIN)/python -m pytest tests/unit
 
-test-faults: $(STAMP)  ## processes killed, nodes lost, storage away, disk full: all of it
-	$(BIN)/python -m pytest tests/faults tests/integration/test_cli.py -m '' --fault-table tests/bench/results/faults.md
+test-faults: $(STAMP)  ## what takes minutes: processes killed, nodes lost, storage away, disk full; every backbone exported
+	$(BIN)/python -m pytest tests/faults tests/integration/test_cli.py tests/unit/test_export.py -m '' --fault-table tests/bench/results/faults.md
 
 lint: $(STAMP)  ## style, types, and which package may import which
 	$(BIN)/ruff check .

@@ -121,13 +121,13 @@ SHOT_COLUMNS = ("queries", "pictures", "tracklets", "persons", *WAYS.values(), "
                 "over mean score")  # fmt: skip
 
 
-TERMINAL = ("queries", "pictures", "persons", "one frame", "mean score", "fused",
+TERMINAL = ("queries", "pictures", "one frame", "mean score", "fused",
             "over one frame")  # fmt: skip
 
 
 def shots_table(multi_shot: Mapping[str, Mapping[str, Any]]) -> Table:
     """The most of it for the terminal, which is narrow."""
-    table = Table(title="Several pictures as one query, mAP")
+    table = Table(title="Several pictures as one query, mAP", pad_edge=False)
     chosen = [SHOT_COLUMNS.index(name) for name in TERMINAL]
     for place, name in enumerate(TERMINAL):
         table.add_column(name, justify="right" if place else "left", no_wrap=True)

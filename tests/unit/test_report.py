@@ -343,7 +343,7 @@ def test_they_are_on_the_terminal_too() -> None:
     shown = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert "[red], with mask │ │ 61.2 [55.0, 67.8] │ 40.0" in shown
     assert "[red], 10-20 % hidden │ 17 │ 61.2 [55.0, 67.8]" in shown
-    assert "[red] │ 4 │ 60 │ 51.0 │ 54.0 │ 50.0 │ +4.1 [-1.0, +9.0]" in shown
+    assert "[red] │ 4 │ 51.0 │ 54.0 │ 50.0 │ +4.1 [-1.0, +9.0]" in shown
     line = cameras_line("occluded", report.strata["[red]"])
     assert line == (
         "occluded: mAP of 2 pairs of cameras from 25.0 (camera 1 to 2, 9 queries) to 75.0 "
