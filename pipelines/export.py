@@ -137,14 +137,21 @@ class OnnxModel:
         except Exception as error:  # onnxruntime raises kinds of its own, all meaning: unreadable
             problem = " ".join(str(error).split())
             raise WeightsError(f"{path} does not load as an ONNX model: {problem[:200]}") from None
+        self._names = [output.name for output in self._session.get_outputs()]
         facts = self._session.get_modelmeta().custom_metadata_map
         if facts.get("format") != FORMAT:
             raise WeightsError(f"{path} is no model of `dpmpp export`, or of another version of it")
-        self.weights_sha256: str = facts["weights_sha256"]
-        self.spaces: dict[str, int] = json.loads(facts["spaces"])
-        self.bands = int(facts["bands"])
-        self.data = DataConfig(height=int(facts["height"]), width=int(facts["width"]))
-        self._names = [output.name for output in self._session.get_outputs()]
+        try:
+            self.weights_sha256: str = facts["weights_sha256"]
+            self.spaces: dict[str, int] = json.loads(facts["spaces"])
+            self.bands = int(facts["bands"])
+            self.data = DataConfig(height=int(facts["height"]), width=int(facts["width"]))
+            columns = list(to_columns(self.spaces, self.spaces))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problem = " ".join(str(error).split())
+            raise WeightsError(f"{path}: damaged metadata: {problem[:200]}") from None
+        if columns != self._names:
+            raise WeightsError(f"{path}: its outputs are not those of the spaces it names")
 
     def embed(self, images: Any, batch: int = 64) -> Embedded:
         """Embed pictures; arguments, result and errors are those of `ReidModel.embed`."""

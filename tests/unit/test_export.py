@@ -165,6 +165,16 @@ def test_bad_files_and_names_are_refused(one, tmp_path):
     (tmp_path / "half.onnx").write_bytes(path.read_bytes()[:5000])
     with pytest.raises(WeightsError, match=r"half\.onnx does not load"):
         OnnxModel(tmp_path / "half.onnx")
+    for key, value, said in (
+        ("spaces", "[1", "damaged metadata"),
+        ("spaces", '{"visual": 64}', "outputs are not those"),
+        ("height", "tall", "damaged metadata"),
+    ):
+        changed = onnx.load(path)
+        next(fact for fact in changed.metadata_props if fact.key == key).value = value
+        onnx.save(changed, tmp_path / "changed.onnx")
+        with pytest.raises(WeightsError, match=said):
+            OnnxModel(tmp_path / "changed.onnx")
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     node = onnx.helper.make_node("Identity", ["x"], ["y"])
     result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
