@@ -21,6 +21,7 @@ from dpmpp_core.retrieval.masks import mask_statistics, permuted_masks, static_m
 from dpmpp_core.retrieval.ranking import RankingResult, evaluate_ranking
 from dpmpp_core.retrieval.reranking import rerank
 from dpmpp_core.retrieval.search import masked_topk
+from dpmpp_core.retrieval.shortlist import Shortlist, group
 from dpmpp_core.retrieval.similarity import masked_similarity
 from dpmpp_core.retrieval.strata import by_cameras, by_hidden, intervals
 from dpmpp_core.retrieval.tracklets import draw_tracklets, fuse, multi_shot, rank_tracklets
@@ -33,6 +34,7 @@ __all__ = [
     "Interval",
     "Mode",
     "RankingResult",
+    "Shortlist",
     "by_cameras",
     "by_hidden",
     "chance",
@@ -43,6 +45,7 @@ __all__ = [
     "figures",
     "from_columns",
     "fuse",
+    "group",
     "intervals",
     "mask_statistics",
     "masked_similarity",

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from dpmpp_core.retrieval.arguments import Spaces
-from dpmpp_core.retrieval.gallery import BLOCK_ITEMS, BLOCK_QUERIES, Block, Gallery, Query
+from dpmpp_core.retrieval.blocks import Block, Query
+from dpmpp_core.retrieval.gallery import BLOCK_ITEMS, BLOCK_QUERIES, Gallery
 from dpmpp_core.retrieval.ranking import (
     Ints,
     Pairs,
@@ -50,7 +51,7 @@ def rank_features(
         DataError: no query has a positive.
     """
     gallery = gallery if isinstance(gallery, Gallery) else Gallery(gallery)
-    asked = Query(query, query_mask, gallery)
+    asked = gallery.query(query, query_mask)
     refuse_other_lengths(
         (len(asked), len(gallery)), query_pids, gallery_pids, query_camids, gallery_camids
     )

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpmpp_core.retrieval.arguments import Spaces, tensor
-from dpmpp_core.retrieval.gallery import BLOCK_ITEMS, BLOCK_QUERIES, Block, Gallery, Query
+from dpmpp_core.retrieval.arguments import Spaces, by_space, tensor
+from dpmpp_core.retrieval.blocks import FEW_QUERIES, Block, Query
+from dpmpp_core.retrieval.gallery import BLOCK_ITEMS, BLOCK_QUERIES, Gallery
 
 Mask = Tensor | NDArray[np.bool_]
 Allowed = Callable[[slice, slice], Mask]
@@ -23,7 +24,7 @@ def masked_topk(
     gallery: Spaces | Gallery,
     k: int,
     allowed: Mask | Allowed | None = None,
-    block_items: int = BLOCK_ITEMS,
+    block_items: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best gallery items of each query by the masked metric, best first.
 
@@ -37,7 +38,8 @@ def masked_topk(
         k: how many, >= 1.
         allowed: which items may be listed: bool [G], or a function of a slice of the queries and
             one of the gallery to bool [q, g]; None allows all.
-        block_items: gallery items in a block; changes speed and memory only.
+        block_items: gallery items in a block; changes speed and memory only. None: 4096, or 65536
+            for few queries, whose scores are few.
 
     Returns:
         scores float32 [Q, k] and indices int64 [Q, k], on the gallery's device; beyond the last
@@ -49,7 +51,10 @@ def masked_topk(
     if k < 1:
         raise ValueError(f"k is {k}; at least 1 is needed")
     gallery = gallery if isinstance(gallery, Gallery) else Gallery(gallery)
-    found = _Lists(Query(query, query_mask, gallery), gallery, k, allowed)
+    if block_items is None:
+        few = len(next(iter(by_space(query).values()), ())) <= FEW_QUERIES
+        block_items = BLOCK_ITEMS * 16 if few else BLOCK_ITEMS
+    found = _Lists(gallery.query(query, query_mask), gallery, k, allowed)
     gallery.each_block(found.add, block_items)
     found.best[found.indices < 0] = torch.nan
     return found.best, found.indices

@@ -12,8 +12,10 @@ from torch import Tensor
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import (
     Gallery,
+    Shortlist,
     compact,
     evaluate_ranking,
+    group,
     masked_similarity,
     masked_topk,
     rank_features,
@@ -57,9 +59,12 @@ def drawn(seed: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     return query.astype(np.float32), None if seed % 5 == 0 else mask, gallery.astype(np.float32)
 
 
-def stored(gallery: np.ndarray, seed: int) -> Gallery:
+def stored(gallery: np.ndarray, mask: np.ndarray | None, seed: int) -> Gallery:
     kind = ("float32", "bfloat16", "int8")[seed % 3]
-    return Gallery(gallery) if kind == "float32" else Gallery(compact(gallery, kind), gallery)
+    usual = None if mask is None or seed % 2 else mask.mean(0)
+    codes = gallery if kind == "float32" else compact(gallery, kind)
+    return Gallery({"": codes} if kind == "float32" else codes,
+                   None if kind == "float32" else gallery, usual)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +85,7 @@ def test_topk_equals_brute_force_in_any_blocks_and_storage() -> None:
         allowed = np.broadcast_to(rng.random(len(gallery)) < 0.8, (len(query), len(gallery)))
         scores = brute_scores(query, mask, gallery)
         given = allowed[0] if seed % 2 else (lambda r, c: allowed[r, c])  # noqa: B023
-        found, indices = masked_topk(query, mask, stored(gallery, seed), k, given, step)
+        found, indices = masked_topk(query, mask, stored(gallery, mask, seed), k, given, step)
         assert indices.tolist() == brute_topk(scores, k, allowed), seed
         listed = indices.numpy()
         expected = np.where(listed < 0, np.nan, np.take_along_axis(scores, listed.clip(0), 1))
@@ -102,7 +107,7 @@ def test_figures_equal_those_of_the_brute_scores_in_any_blocks_and_storage() -> 
             continue
         compared += 1
         step = int(rng.integers(1, 30))
-        found = rank_features(query, mask, stored(gallery, seed), *ids, block_items=step)
+        found = rank_features(query, mask, stored(gallery, mask, seed), *ids, block_items=step)
         np.testing.assert_array_equal(found.first_match_rank, expected.first_match_rank)
         np.testing.assert_array_equal(found.average_precision, expected.average_precision)
         np.testing.assert_array_equal(found.cmc, expected.cmc)
@@ -156,3 +161,28 @@ def test_bad_rows_and_arguments_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="gallery_camids"):
         ids = np.zeros(7, int), np.zeros(300, int), np.zeros(7, int), np.zeros(9, int)
         rank_features(query, mask, gallery, *ids)
+
+
+def test_a_shortlist_of_all_lists_finds_what_the_whole_search_finds() -> None:
+    for seed in range(4):
+        query, mask, gallery = arrays(seed)
+        order, sizes = group({"v": gallery, "w": gallery[:, :20]}, lists=9, seed=seed)
+        assert sorted(order.tolist()) == list(range(300)) and sizes.sum() == 300
+        torch.set_num_threads(1 + seed % 2)
+        found, indices = Shortlist(gallery[order], sizes).topk(query, mask, 12, probes=99)
+        expected, best = masked_topk(query, mask, gallery, 12)
+        assert torch.equal(found, expected) and torch.equal(order[indices], best)
+
+
+def test_a_shortlist_of_few_lists_finds_what_lies_in_clusters() -> None:
+    rng = torch.Generator().manual_seed(0)
+    centres = torch.randn(40, 64, generator=rng)
+    pids = torch.arange(2000) % 40
+    gallery = centres[pids] + 0.5 * torch.randn(2000, 64, generator=rng)
+    query = centres + 0.5 * torch.randn(40, 64, generator=rng)
+    mask = torch.rand(40, 64, generator=rng)
+    order, sizes = group(gallery, lists=40)
+    _, found = Shortlist(gallery[order], sizes).topk(query, mask, 10, probes=6)
+    _, best = masked_topk(query, mask, gallery, 10)
+    hits = (order[found][:, :, None] == best[:, None]).any(2)
+    assert hits.float().mean() > 0.95

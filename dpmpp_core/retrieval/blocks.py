@@ -1,0 +1,337 @@
+"""Blocks of a gallery's scores against any queries, and which of them may matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpmpp_core.retrieval.arguments import (
+    Spaces,
+    by_space,
+    largest,
+    matrix,
+    refuse_bad_mask,
+    refuse_other_spaces,
+    refuse_other_width,
+)
+from dpmpp_core.retrieval.similarity import VANISHED
+
+Hidden = Tensor | tuple[Tensor, ...] | None
+
+GROUP = 8  # neighbouring dimensions whose energy is kept as one
+FEW_QUERIES = 8  # up to here a block is read piece by piece, each of which fits a core's caches
+PIECE = 256  # items
+# Share of the pairs below which scoring each on its own is cheaper; one query's matrix products
+# cost more a pair, having to fetch all of the gallery (measured).
+FEW, FEW_OF_ONE = 0.005, 0.1
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One space of a gallery.
+
+    codes: [G, D], what is scanned. lengths: float32 [G], theirs. order: int64 [D], dimensions that
+    masks weigh alike side by side. energies: float32 [G, D / 8], sums of squares of `GROUP`
+    neighbours in this order. exact: [G, D], what exact scores are made of.
+    error: float32 [G], |exact / scale - codes| for the best scale; None if both are the same.
+    """
+
+    codes: Tensor
+    lengths: Tensor
+    order: Tensor
+    energies: Tensor
+    exact: Tensor
+    error: Tensor | None
+
+
+class Reaching(NamedTuple):
+    """Pairs whose exact score may reach their query's floor: int64 [n] rows of the queries and
+    items of the gallery, float32 [n] scores, and how far these may be off (inf: not known)."""
+
+    rows: Tensor
+    items: Tensor
+    scores: Tensor
+    off: Tensor
+
+
+class Block:
+    """Some items of a gallery, in one or more slices, to be scored by any number of queries."""
+
+    def __init__(self, spaces: Mapping[str, Stored], slices: Sequence[slice]) -> None:
+        self._slices = slices
+        self._spaces = {space: _Part(x, slices) for space, x in spaces.items()}
+
+    @property
+    def items(self) -> slice:
+        """Of a block of one slice."""
+        (items,) = self._slices
+        return items
+
+    def reaching(
+        self, query: Query, rows: slice, floor: Tensor, hidden: Hidden, k: int | None = None
+    ) -> Reaching:
+        """The pairs of the queries `rows` whose score may be `floor` [q] or more, but for the
+        `hidden` ones: an index into [q, g], such as a bool tensor. With `k` only those that may
+        be among a query's k best of the block, where its floor is -inf."""
+        products = [x.products(query.spaces[s], rows) for s, x in self._spaces.items()]
+        few = self._promising(query, rows, products, floor, hidden)
+        if few is not None:
+            row, item = few
+            unknown = torch.full((len(row),), torch.inf, device=floor.device)
+            return Reaching(row + rows.start, self._of(item), torch.zeros_like(unknown), unknown)
+        scores, off = self._scores(query, rows, products)
+        if hidden is not None:
+            scores[hidden] = -torch.inf
+        if k is not None and k < scores.shape[1] and torch.isneginf(floor).any():
+            floor = torch.maximum(floor, (scores - off).topk(k, dim=1).values[:, -1])
+        # No score is below -3, but the hidden ones are: a floor of -inf must not let them in.
+        row, item = _where(scores >= (floor[:, None] - off).clamp_min_(-3))
+        off_by = off.expand_as(scores)[row, item]
+        return Reaching(row + rows.start, self._of(item), scores[row, item], off_by)
+
+    def _of(self, item: Tensor) -> Tensor:
+        """Items of the gallery from places in the block."""
+        if len(self._slices) == 1:
+            return item + self._slices[0].start
+        sizes = [s.stop - s.start for s in self._slices]
+        ends = torch.tensor(sizes).cumsum(0)
+        shift = torch.tensor([s.stop for s in self._slices]) - ends
+        return item + shift[torch.searchsorted(ends, item, right=True)]
+
+    def _scores(self, query: Query, rows: slice, products: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Scores [q, g], which take the place of `products`, and how far off the exact ones they
+        may be: float32 [q, g] or [1, 1]."""
+        found = [
+            x.scores(query.spaces[s], rows, product)
+            for (s, x), product in zip(self._spaces.items(), products, strict=True)
+        ]
+        scores, off = found[0]
+        for other, other_off in found[1:]:
+            scores, off = scores.add_(other), off + other_off
+        return (scores, off) if len(found) == 1 else (scores.div_(len(found)), off / len(found))
+
+    def _promising(
+        self, query: Query, rows: slice, products: list[Tensor], floor: Tensor, hidden: Hidden
+    ) -> tuple[Tensor, Tensor] | None:
+        """The pairs that an upper bound of their score leaves, if they are few: then the lengths
+        under the masks, half of the work, are needed for them alone."""
+        if not query.worth_bounding(rows, floor):
+            return None
+        upper: Tensor | None = None
+        for (s, x), product in zip(self._spaces.items(), products, strict=True):
+            bound = x.upper(query.spaces[s], rows, product)
+            upper = bound if upper is None else upper.add_(bound)
+        assert upper is not None
+        if hidden is not None:
+            upper[hidden] = -torch.inf
+        mask = upper >= floor[:, None] * len(products)
+        if int(mask.sum()) <= mask.numel() * (FEW + FEW_OF_ONE / len(mask)):
+            return _where(mask)
+        query.bound_was_loose(rows, floor)
+        return None
+
+
+class _Part:
+    """A block of one space."""
+
+    def __init__(self, stored: Stored, slices: Sequence[slice]) -> None:
+        def of(x: Tensor) -> Tensor:
+            return x[slices[0]] if len(slices) == 1 else torch.cat([x[s] for s in slices])
+
+        self.codes = [stored.codes[s] for s in slices]
+        self.size = sum(len(x) for x in self.codes)
+        self.lengths, self.energies = of(stored.lengths), of(stored.energies)
+        self.error = None if stored.error is None else of(stored.error)
+        self.rounding = rounding(stored.codes.shape[1])
+        self._features: Tensor | None = None
+        self._squares: Tensor | None = None
+
+    @property
+    def features(self) -> Tensor:
+        if self._features is None:
+            self._features = torch.cat(self.codes).float()
+        return self._features
+
+    @property
+    def squares(self) -> Tensor:
+        if self._squares is None:
+            self._squares = self.features.square()
+        return self._squares
+
+    def products(self, query: Asked, rows: slice) -> Tensor:
+        weight = query.weight[rows]
+        if len(weight) > FEW_QUERIES:
+            return _product(weight, self.features)
+        if self.codes[0].dtype != torch.float32:
+            return self._piecewise(weight, squared=False)
+        found = weight.new_empty(len(weight), self.size)
+        start = 0
+        for codes in self.codes:
+            _product(weight, codes, found[:, start : start + len(codes)])
+            start += len(codes)
+        return found
+
+    def scores(self, query: Asked, rows: slice, products: Tensor) -> tuple[Tensor, Tensor]:
+        if query.square is None:
+            inverse = self.lengths.reciprocal()[None]
+        else:
+            square = query.square[rows]
+            if len(square) > FEW_QUERIES:
+                inverse = _product(square, self.squares)
+            else:
+                inverse = self._piecewise(square, squared=True)
+            inverse = inverse.clamp_min_(VANISHED**2).rsqrt_()
+        scores = products.mul_(inverse)
+        off = scores.new_full((1, 1), self.rounding)
+        return scores, off if self.error is None else off + self._share(inverse)
+
+    def upper(self, query: Asked, rows: slice, products: Tensor) -> Tensor:
+        """No less than the exact scores: the length under a mask is at least that under the least
+        mask of each group of dimensions. float32 [q, g], at most 1."""
+        assert query.least is not None
+        inverse = _product(query.least[rows], self.energies)
+        inverse = inverse.mul_(1 - 1e-5).clamp_min_(VANISHED**2).rsqrt_()
+        upper = (products * inverse).clamp_min_(0)
+        if self.error is not None:
+            upper += self._share(inverse)
+        return upper.add_(self.rounding).clamp_max_(1 + self.rounding)
+
+    def _piecewise(self, weights: Tensor, squared: bool) -> Tensor:
+        """`weights` [q, D] times the features, or their squares: [q, g]. No piece leaves the
+        caches between being decoded, squared and multiplied."""
+        found = weights.new_empty(len(weights), self.size)
+        room = weights.new_empty(PIECE, weights.shape[1])
+        start = 0
+        for codes in self.codes:
+            for piece in codes.split(PIECE):
+                decoded = room[: len(piece)]
+                if squared and piece.dtype == torch.float32:
+                    torch.mul(piece, piece, out=decoded)
+                else:
+                    decoded.copy_(piece)
+                    if squared:
+                        decoded.square_()
+                _product(weights, decoded, found[:, start : start + len(piece)])
+                start += len(piece)
+        return found
+
+    def _share(self, inverse: Tensor) -> Tensor:
+        """Unit vectors along u and v differ by at most 2 |u - v| / (|u| + |v|) (Dunkl, 1964)."""
+        assert self.error is not None
+        share = (inverse * self.error).clamp_max_(1)
+        return 2 * share / (2 - share)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Queries in one space, the largest entry of each mask being 1; the last three and `square`
+    are None without masks.
+
+    weight: q_hat * m, square: m * m, both [Q, D], in float32 and float64; least: float32
+    [Q, D / 8], the least square of each group of dimensions.
+    """
+
+    weight: Tensor
+    square: Tensor | None
+    least: Tensor | None
+    weight64: Tensor
+    square64: Tensor | None
+
+
+class Query:
+    """Queries and their masks [Q, D], checked, for a gallery of these spaces: name -> `order` of
+    the dimensions [D]."""
+
+    def __init__(
+        self,
+        query: Spaces,
+        query_mask: Spaces | None,
+        spaces: Mapping[str, Tensor],
+        device: torch.device,
+    ) -> None:
+        queries = by_space(query)
+        masks = None if query_mask is None else by_space(query_mask)
+        if not queries:
+            raise ValueError("query has no metric space")
+        refuse_other_spaces("gallery", spaces, queries)
+        if masks is not None:
+            refuse_other_spaces("query_mask", masks, queries)
+        self.spaces: dict[str, Asked] = {}
+        for space, order in spaces.items():
+            q = matrix("query", space, queries[space]).to(device)
+            m = None
+            if masks is not None:
+                m = matrix("query_mask", space, masks[space]).to(device)
+            refuse_other_width(space, q, order[None])
+            self.spaces[space] = _asked(space, q, m, order)
+        sizes = {len(x.weight) for x in self.spaces.values()}
+        if len(sizes) != 1:
+            raise ValueError(f"the spaces of query have different numbers of queries: {sizes}")
+        self._size = sizes.pop()
+        self._loose: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return self._size
+
+    def worth_bounding(self, rows: slice, floor: Tensor) -> bool:
+        """Whether an upper bound of scores may leave few pairs: not if it left many of these
+        queries before, at floors that were hardly lower."""
+        masked = next(iter(self.spaces.values())).least is not None
+        lowest = float(floor.min())
+        return masked and lowest > self._loose.get(rows.start, 0.0)
+
+    def bound_was_loose(self, rows: slice, floor: Tensor) -> None:
+        self._loose[rows.start] = float(floor.min()) + 0.02
+
+
+def rounding(width: int) -> float:
+    """How far float32 scores of width D may be off the exact ones: 2.6e-6 at 1280 (ours).
+
+    Sums of D products: rounding errors of 2^-24, which add up like a random walk; eight more for
+    the steps around them. Measured errors are a fifth of it and less, see `retrieval.md`.
+    """
+    return (math.sqrt(width) + 8) * 2**-24
+
+
+def _asked(space: str, query: Tensor, mask: Tensor | None, order: Tensor) -> Asked:
+    q = query.double()
+    q = q / largest("query", space, query, "is a feature vector of length zero").double()
+    q = q / torch.linalg.vector_norm(q, dim=1, keepdim=True)
+    if mask is None:
+        return Asked(q.float(), None, None, q, None)
+    refuse_bad_mask(space, mask, query)
+    m = mask.double()
+    m = m / m.amax(1, keepdim=True)
+    weight, square = q * m, m.square()
+    least = -grouped(-square.float()[:, order]).amax(2)
+    return Asked(weight.float(), square.float(), least, weight, square)
+
+
+def grouped(x: Tensor) -> Tensor:
+    """[N, D] as groups of neighbouring dimensions [N, D / 8, 8], the last filled with zeros."""
+    filled = torch.nn.functional.pad(x, (0, -x.shape[1] % GROUP))
+    return filled.unflatten(1, (-1, GROUP))
+
+
+def _product(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
+    """x @ y.T in full float32."""
+    with torch.autocast(x.device.type, enabled=False):
+        if len(x) == 1:
+            return torch.mv(y, x[0], out=None if out is None else out[0])[None]
+        return torch.mm(x, y.T, out=out)
+
+
+def _where(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the true values: as torch.nonzero, but on a CPU ten times as fast."""
+    if mask.device.type != "cpu":
+        flat = torch.nonzero(mask.flatten())[:, 0]
+    else:
+        flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
+    row = flat // mask.shape[1]
+    return row, flat - row * mask.shape[1]
