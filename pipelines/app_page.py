@@ -28,6 +28,7 @@ def opened(index: str, model: str) -> Searcher:
 
 def main() -> None:
     st.set_page_config(page_title="DPM++ search", layout="wide")
+    st.html("<style>.stMainBlockContainer { padding-top: 2.5rem; }</style>")
     st.markdown("#### Find a person")
     searcher = opened(*sys.argv[1:3])
     known = facts(searcher.index)

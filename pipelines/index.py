@@ -145,7 +145,7 @@ def remote_index(uri: str) -> GalleryIndex:
     data = Storage(uri).read("index.json")
     if data is None:
         raise DataError(f"{uri} holds no index.json: not an index")
-    folder = fetch_segment(uri, "").parent
+    folder = Storage(uri).cached("")
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / "index.json") as file:
         file.write_bytes(data)

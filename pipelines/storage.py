@@ -143,7 +143,7 @@ class Storage:
         """A local folder with the contents of a committed one; on S3, a copy kept on this node."""
         if self.is_local:
             return Path(self.path(key))
-        cache = self._cache(key)
+        cache = self.cached(key)
         if not (cache / MARKER).is_file():
             cache.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(dir=cache.parent))
@@ -165,7 +165,7 @@ class Storage:
         """
         if self.is_local:
             return Path(self.path(key))
-        cache = self._cache(key)
+        cache = self.cached(key)
         if not cache.is_file():
             data = self.read(key)
             if data is None:
@@ -173,7 +173,8 @@ class Storage:
             _replace(cache, data, str(os.getpid()))  # others fetch it at the same time
         return cache
 
-    def _cache(self, key: str) -> Path:
+    def cached(self, key: str) -> Path:
+        """Where this node keeps its copy of a key on S3."""
         return Path(tempfile.gettempdir()) / "dpmpp-cache" / self.path(key)
 
     @patient
@@ -194,7 +195,7 @@ class Storage:
         elif kind == fs.FileType.File:
             self.filesystem.delete_file(self.path(key))
         if not self.is_local:
-            shutil.rmtree(self._cache(key), ignore_errors=True)
+            shutil.rmtree(self.cached(key), ignore_errors=True)
 
 
 def _replace(target: Path, data: bytes, suffix: str) -> None:

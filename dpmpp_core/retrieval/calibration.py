@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval.evaluation import Embeddings
-from dpmpp_core.retrieval.ranking import Pairs as OfOnePerson
 from dpmpp_core.retrieval.similarity import masked_similarity
 
 Floats = NDArray[np.float64]
@@ -114,22 +113,16 @@ def score_pairs(query: Embeddings, gallery: Embeddings, seed: int = 0) -> Pairs:
     rng = np.random.default_rng(seed)
     keep = min(1.0, NEGATIVES / max(1, len(query) * len(gallery)))
     parts: list[Pairs] = []
-    own = OfOnePerson.of(query.pids, gallery.pids, query.camids, gallery.camids)
-    for i in range(len(query)):
+    for i, (pid, camid) in enumerate(zip(query.pids, query.camids, strict=True)):
         row = slice(i, i + 1)
-        pairs = own.of_queries(i, i + 1)
-        same, positive = pairs.items, pairs.positive
         features = {s: x[row] for s, x in query.features.items()}
         masks = {s: x[row] for s, x in query.masks.items()}
         scores = masked_similarity(features, masks, gallery.features).numpy()[0].astype(np.float64)
-        other = rng.random(len(gallery)) < keep
-        other[same] = False
-        chosen = np.concatenate([same[positive], np.flatnonzero(other)])
-        hits = int(positive.sum())
-        first = np.full(len(chosen), query.pids[i])
-        parts.append(
-            Pairs(scores[chosen], np.arange(len(chosen)) < hits, first, gallery.pids[chosen])
-        )
+        same = gallery.pids == pid
+        other = ~same & (rng.random(len(gallery)) < keep)
+        chosen = np.flatnonzero((same & (gallery.camids != camid)) | other)
+        first = np.full(len(chosen), pid)
+        parts.append(Pairs(scores[chosen], same[chosen], first, gallery.pids[chosen]))
     return Pairs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
