@@ -15,8 +15,8 @@ test: $(STAMP)  ## all tests, two files at a time: many wait for processes to st
 test-fast: $(STAMP)  ## unit tests only: no Ray, no MLflow
 	$(BIN)/python -m pytest tests/unit
 
-test-faults: $(STAMP)  ## processes killed, nodes lost, storage away, disk full: all of it
-	$(BIN)/python -m pytest tests/faults tests/integration/test_cli.py -m '' --fault-table tests/bench/results/faults.md
+test-faults: $(STAMP)  ## what takes minutes: processes killed, nodes lost, storage away, disk full; every backbone exported
+	$(BIN)/python -m pytest tests/faults tests/integration/test_cli.py tests/unit/test_export.py -m '' --fault-table tests/bench/results/faults.md
 
 bench-retrieval: $(STAMP)  ## ranking and search side by side with others; half an hour on 2 cores
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'

@@ -28,6 +28,7 @@ from dpmpp_core.retrieval import (
     to_columns,
 )
 from pipelines.cluster import Plan
+from pipelines.export import SUFFIX, OnnxModel
 from pipelines.progress import bar
 from pipelines.stage import Run, Stage
 from pipelines.storage import Storage
@@ -48,9 +49,14 @@ class EmbedWithModel:
         return {"row": batch["row"], "colours": colours, **columns}
 
 
-def trained_model(storage: str, key: str) -> ReidModel:
-    """The model of a stage, or with an empty key that in the folder `storage`, on one thread."""
+def trained_model(storage: str, key: str) -> ReidModel | OnnxModel:
+    """The model of a stage, or with an empty key that of `storage`, on one thread.
+
+    There `storage` is the folder of a saved model, or a file of `dpmpp export`.
+    """
     torch.set_num_threads(1)
+    if not key and storage.endswith(SUFFIX):
+        return OnnxModel(storage, threads=1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = Storage(storage).fetch(key) / "model" if key else Path(storage)
     return load_model(folder, device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +12,34 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import save_file
 
+from dpmpp_core.data.hidden import hidden_shares
 from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.errors import DataError
 from dpmpp_core.models.reid import NAME
 from dpmpp_core.models.saved import read_card
 from dpmpp_core.models.tensors import read_tensors
 from dpmpp_core.retrieval import (
     Embeddings,
+    by_cameras,
+    by_hidden,
     chance,
     evaluate_ranking,
     figures,
     from_columns,
+    intervals,
     mask_statistics,
     masked_similarity,
+    multi_shot,
     rankings,
     to_columns,
 )
 from pipelines.embed import embed_sets
+from pipelines.export import SUFFIX, OnnxModel
 from pipelines.stage import Run, Stage
 
 METRICS_FILE = "metrics.json"
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_model(run: Run, prepared: Stage, model_storage: str, model_key: str) -> Stage:
@@ -36,34 +47,52 @@ def evaluate_model(run: Run, prepared: Stage, model_storage: str, model_key: str
 
     Args:
         model_storage, model_key: storage URI and stage key of the trained model; with an empty key
-            the URI is a model folder.
+            the URI is a model folder, or a file of `dpmpp export`.
     """
     manifest = Manifest.load(run.folder(prepared))
     config = run.config
+    queries = dict(query_sets(manifest))
+    hidden = {name: _hidden(manifest.root, rows) for name, rows in queries.items()}
     identity = {
         "dataset": manifest.dataset_id,
         "model": model_key or _weights(model_storage),
         "batch": config.evaluation.batch,
         "seed": config.seed,
+        "shots": config.evaluation.shots,
+        "hidden": {
+            name: hashlib.sha256(shares.tobytes()).hexdigest() for name, shares in hidden.items()
+        },
     }
 
     def build(folder: Path) -> dict[str, Any]:
-        sets = dict(query_sets(manifest)) | {"gallery": manifest.subset("gallery")}
+        sets = queries | {"gallery": manifest.subset("gallery")}
         parts = embed_sets(
             manifest, sets, model_storage, model_key, run.plan, config.evaluation.batch
         )
-        measured = _measure(parts, config.seed)
+        measured = _measure(parts, hidden, config.evaluation.shots, config.seed)
         for name, (part, _) in parts.items():
             _save(part, folder / f"{name}.safetensors")
         (folder / METRICS_FILE).write_text(json.dumps(measured, indent=2))
-        return {"metrics": measured["metrics"], "masks": measured["masks"]}
+        return {name: values for name, values in measured.items() if name != "cmc"}
 
     return run.stage("evaluate", identity, build)
 
 
-def _weights(folder: str) -> str:
+def _weights(model: str) -> str:
     """Hash of a saved model's weights: another model in the same folder is another model."""
-    return str(read_card(Path(folder), NAME).get("weights_sha256"))
+    if model.endswith(SUFFIX):
+        return f"onnx {OnnxModel(model, threads=1).weights_sha256}"
+    return str(read_card(Path(model), NAME).get("weights_sha256"))
+
+
+def _hidden(root: str, rows: pa.Table) -> np.ndarray:
+    """Share hidden of each query; NaN where no file beside the data says it."""
+    paths = rows["path"].to_pylist()
+    try:
+        return hidden_shares(root, paths)
+    except DataError as error:
+        log.warning("no figures by share hidden: %s", error)
+        return np.full(len(paths), np.nan)
 
 
 def query_sets(manifest: Manifest) -> list[tuple[str, pa.Table]]:
@@ -75,19 +104,35 @@ def query_sets(manifest: Manifest) -> list[tuple[str, pa.Table]]:
     return [(name, rows) for name, rows in sets if len(rows)]
 
 
-def _measure(parts: dict[str, tuple[Embeddings, np.ndarray]], seed: int) -> dict[str, Any]:
-    """`metrics` by query set, with `baselines`; `masks` statistics; `cmc` curves."""
+def _measure(
+    parts: dict[str, tuple[Embeddings, np.ndarray]],
+    hidden: dict[str, np.ndarray],
+    shots: tuple[int, ...],
+    seed: int,
+) -> dict[str, Any]:
+    """`metrics` by query set, with `baselines`; `masks` statistics; `cmc` curves; `intervals`;
+    `strata`: `hidden` as `by_hidden`, `cameras` as `by_cameras`; `multi_shot`, if asked for."""
     gallery, gallery_colours = parts["gallery"]
     metrics: dict[str, Any] = {}
     baselines: dict[str, Any] = {}
     masks: dict[str, Any] = {}
     cmc: dict[str, Any] = {}
+    sure: dict[str, Any] = {}
+    strata: dict[str, Any] = {}
+    tracklets: dict[str, Any] = {}
     for name, (query, colours) in parts.items():
         if name == "gallery":
             continue
         ranked = rankings(query, gallery, seed)
         metrics[name] = figures(ranked)
         masks[name] = mask_statistics(query.masks)
+        sure[name] = intervals(ranked, query.pids)
+        strata[name] = {
+            "hidden": by_hidden(ranked["masked"], hidden[name], query.pids),
+            "cameras": by_cameras(query, gallery),
+        }
+        if shots:
+            tracklets[name] = multi_shot(query, gallery, shots, seed)
         ids = (query.pids, gallery.pids, query.camids, gallery.camids)
         histogram = evaluate_ranking(masked_similarity(colours, None, gallery_colours), *ids)
         chance_map, chance_rank1 = chance(*ids)
@@ -101,7 +146,9 @@ def _measure(parts: dict[str, tuple[Embeddings, np.ndarray]], seed: int) -> dict
             "histogram": histogram.cmc.tolist(),
         }
     metrics["baselines"] = baselines
-    return {"metrics": metrics, "masks": masks, "cmc": cmc}
+    measured = {"metrics": metrics, "masks": masks, "cmc": cmc}
+    measured |= {"intervals": sure, "strata": strata}
+    return measured | ({"multi_shot": tracklets} if shots else {})
 
 
 def _save(part: Embeddings, path: Path) -> None:

@@ -28,6 +28,7 @@ from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import from_columns, refuse_unusable, to_columns
 from pipelines.cluster import connect
 from pipelines.embed import embedded
+from pipelines.export import SUFFIX, OnnxModel
 from pipelines.prepare import absolute
 from pipelines.storage import Storage
 
@@ -157,13 +158,16 @@ def fetch_segment(uri: str, file: str) -> Path:
 
 
 def fetch_model(source: str) -> Path:
-    """The folder of a saved model; of one on S3 a copy on this node.
+    """The folder of a saved model, or a file of `dpmpp export`; of one on S3 a copy on this node.
 
     Raises:
         UserError: it cannot be reached, or is no saved model.
     """
     if "://" not in source:
         return Path(source)
+    if source.endswith(SUFFIX):
+        place, _, name = source.rpartition("/")
+        return Storage(place).fetch_file(name)
     storage = Storage(source)
     for file in (CARD_FILE, WEIGHTS_FILE):
         folder = storage.fetch_file(file).parent
@@ -172,12 +176,17 @@ def fetch_model(source: str) -> Path:
 
 def model_version(source: str) -> ModelVersion:
     """Which model lies at `source`; WeightsError if it is none."""
+    if source.endswith(SUFFIX):
+        graph = OnnxModel(fetch_model(source))
+        return ModelVersion(weights_sha256=graph.weights_sha256, spaces=graph.spaces)
     card = read_card(fetch_model(source), NAME)
     return ModelVersion(weights_sha256=card["weights_sha256"], spaces=card["spaces"])
 
 
-def loaded_model(source: str) -> ReidModel:
-    """The model at `source`, on the GPU if there is one."""
+def loaded_model(source: str) -> ReidModel | OnnxModel:
+    """The model at `source`, on the GPU if there is one; or the file of `dpmpp export` there."""
+    if source.endswith(SUFFIX):
+        return OnnxModel(fetch_model(source))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return load_model(fetch_model(source), device)
 

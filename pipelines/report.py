@@ -18,6 +18,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from dpmpp_core.retrieval.masks import DEAD_MASK
+from pipelines.breakdowns import (
+    SHOT_COLUMNS,
+    camera_grids,
+    hidden_rows,
+    interval_rows,
+    shot_rows,
+)
 from pipelines.pictures import CLEAN, loss_curves, png_bytes
 
 Image = NDArray[np.uint8]
@@ -68,6 +75,8 @@ class ReportData:
     metrics: query set -> what `dpmpp_core.retrieval.evaluate` returns; and, under "baselines",
         query set -> {"histogram": {...}, "chance": {...}}. Fractions in [0, 1].
     mask_statistics: query set -> space -> what `mask_statistics` returns for it.
+    intervals, strata, multi_shot: query set -> what `intervals`, `by_hidden` and `by_cameras`
+        (under "hidden", "cameras"), and `multi_shot` of `dpmpp_core.retrieval` return.
     thumbnails: path of a quarantined file -> RGB picture, None where it cannot be decoded.
     pictures: shown in this order.
     history: one mapping an epoch, "epoch" and the losses.
@@ -78,6 +87,9 @@ class ReportData:
     facts: Mapping[str, object] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
     mask_statistics: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    intervals: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    strata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    multi_shot: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stages: Sequence[StageTime] = ()
     quarantine: Sequence[Quarantined] = ()
     thumbnails: Mapping[str, Image | None] = field(default_factory=dict)
@@ -121,6 +133,10 @@ def write_report(path: Path, report: ReportData) -> None:
             report=report,
             sets={name: [row for row in rows if row.query_set == name] for name in _sets(report)},
             controls=[_control(name, report.metrics[name]) for name in _sets(report)],
+            sure=[*interval_rows(report.intervals), *hidden_rows(report.strata)],
+            cameras=camera_grids(report.strata),
+            shots=shot_rows(report.multi_shot),
+            shot_columns=SHOT_COLUMNS,
             losses=loss_curves(report.history) if report.history else None,
             reasons=Counter(row.reason for row in report.quarantine).most_common(),
             examples=[r for r in report.quarantine if report.thumbnails.get(r.path) is not None],

@@ -23,6 +23,7 @@ from dpmpp_core.redaction import redact
 from pipelines.cluster import Plan, connect
 from pipelines.embed import features
 from pipelines.evaluate import evaluate_model
+from pipelines.export import SUFFIX, OnnxModel
 from pipelines.masks import PATCH
 from pipelines.prepare import Source, absolute, demo_data, find_data, prepare
 from pipelines.pretrain import captions, pretrain
@@ -216,6 +217,8 @@ def _check(config: Config, options: Options, until: str) -> None:
         needing = "saliency" if looks else "features"
         if until == "pretrain" or STAGES.index(until) >= STAGES.index(needing):
             _check_model(config.model, until)
+    elif options.model.endswith(SUFFIX):
+        OnnxModel(options.model)
     else:
         read_card(Path(options.model), NAME)
     grid_size(config.model, config.data.height, config.data.width)
@@ -314,7 +317,7 @@ def _result(run: Run) -> dict[str, Any]:
             "model": str(run.folder(s) / "model"),
         },
         "captions": lambda s: {"captions": s.summary["captions"]},
-        "evaluate": lambda s: {"metrics": s.summary["metrics"], "masks": s.summary["masks"]},
+        "evaluate": lambda s: s.summary,
         "robustness": lambda s: {"robustness": s.summary["measured"], "curve": str(run.folder(s))},
         "report": lambda s: {"report": run.storage.location(f"{name}/report.html")},
         "register": lambda s: {"model_uri": s.summary["model_uri"]},

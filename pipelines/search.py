@@ -15,16 +15,15 @@ import torch
 
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.data.files import list_files
-from dpmpp_core.data.images import Image, read_image, resize, to_tensor_batch
+from dpmpp_core.data.images import Image, read_image
 from dpmpp_core.data.sightings import find_sightings, show_time
-from dpmpp_core.errors import DataError, WeightsError
+from dpmpp_core.errors import ConfigError, DataError, WeightsError
 from dpmpp_core.index import Found, GalleryIndex, ModelVersion, Where, best, search
-from dpmpp_core.models.bands import SPACE as BANDS
-from dpmpp_core.models.reid import ReidModel
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import refuse_unusable, to_columns
 from pipelines.calibrate import read_calibration
 from pipelines.cluster import connect
+from pipelines.export import graph_beside
 from pipelines.index import (
     fetch_segment,
     loaded_model,
@@ -35,10 +34,12 @@ from pipelines.index import (
 )
 from pipelines.prepare import absolute
 from pipelines.progress import bar
+from pipelines.queries import SHOWN_FRAMES, Asked, embed_queries, fused, one_of, side_by_side
 
 log = logging.getLogger(__name__)
 
 BATCH = 64  # queries embedded and searched for at a time
+ENGINES = ("torch", "onnx")
 LIVES = 3  # times that a shard's worker is started again
 
 
@@ -62,24 +63,6 @@ class Hit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Q queries.
-
-    Attributes:
-        features, masks: metric space -> float32 [Q, D].
-        visible: float32 [Q, rows, columns] in (0, 1), is this patch seen to be the person? None
-            for a model that does not tell.
-        bands: float32 [Q, bands], how much the mask trusts each band of the person, from the top;
-            None for a model without bands.
-    """
-
-    features: dict[str, np.ndarray]
-    masks: dict[str, np.ndarray]
-    visible: np.ndarray | None
-    bands: np.ndarray | None
-
-
-@dataclass(frozen=True)
 class Request:
     """What to look for and where; see `dpmpp search --help`."""
 
@@ -92,10 +75,12 @@ class Request:
     base_rate: float | None = None
     html: str | None = None
     address: str | None = None
+    engine: str = "torch"
+    tracklet: bool = False
 
 
 def run_search(request: Request) -> dict[str, Any]:
-    """Search for a picture, or for each picture of a folder.
+    """Search for a picture, for each picture of a folder, or for the one person of a folder.
 
     Returns:
         index, model, base_rate (None if not calibrated), queries: of each its image and its hits.
@@ -107,8 +92,12 @@ def run_search(request: Request) -> dict[str, Any]:
         raise DataError(f"--top {request.top}: at least 1 is needed")
     root, paths = _query_files(request.query)
     searcher = Searcher(request.index, request.model, request.base_rate, request.shards,
-                        request.address)  # fmt: skip
+                        request.address, request.engine)  # fmt: skip
     found: list[tuple[str, Image, Asked, list[Hit]]] = []
+    if request.tracklet:
+        picture, asked = searcher.ask_as_one(root, paths)
+        (best_of_it,) = searcher.find(asked, request.top, request.where)
+        found, paths = [(root, picture, asked, best_of_it)], []
     with bar("searched", len(paths)) as shown:
         for start in range(0, len(paths), BATCH):
             part = paths[start : start + BATCH]
@@ -116,7 +105,7 @@ def run_search(request: Request) -> dict[str, Any]:
             asked = searcher.ask(pictures, part)
             hits = searcher.find(asked, request.top, request.where)
             images = [f"{root}/{path}" for path in part]
-            found += [(images[i], pictures[i], _one(asked, i), hits[i]) for i in range(len(part))]
+            found += [(images[i], pictures[i], one_of(asked, i), hits[i]) for i in range(len(part))]
             shown.update(len(found))
     result: dict[str, Any] = {
         "index": redact(request.index),
@@ -145,6 +134,7 @@ class Searcher:
         base_rate: share of pairs of the same person, for the probabilities; None = as calibrated.
         shards: Ray workers that search the segments side by side; 0 = this process.
         address: of a Ray cluster; None = one is started here for shards.
+        engine: what runs the model: `torch`, or `onnx` = the file of `dpmpp export` in its folder.
 
     Raises:
         UserError: no index, another model, a bad base rate.
@@ -157,6 +147,7 @@ class Searcher:
         base_rate: float | None = None,
         shards: int = 0,
         address: str | None = None,
+        engine: str = "torch",
     ) -> None:
         if shards < 0:
             raise DataError(f"--shards {shards}: 0 or more are needed")
@@ -165,6 +156,10 @@ class Searcher:
         self.index = remote_index(self.uri) if remote else open_index(self.uri)
         own = self.index.manifest
         self.source = absolute(model or own.source)
+        if engine not in ENGINES:
+            raise ConfigError(f"--engine {engine}: one of {', '.join(ENGINES)} is needed")
+        if engine == "onnx":
+            self.source = graph_beside(self.source)
         self._check(self.source)
         self._model = loaded_model(self.source)
         self._calibration = read_calibration(self.uri, own.model.weights_sha256)
@@ -192,6 +187,17 @@ class Searcher:
         asked = embed_queries(self._model, pictures)
         refuse_unusable(to_columns(asked.features, asked.masks), names)
         return asked
+
+    def ask_as_one(self, root: str, paths: Sequence[str]) -> tuple[Image, Asked]:
+        """Pictures of one person as one query: they side by side, and what `fuse` makes of them."""
+        pictures: list[Image] = []
+        parts: list[Asked] = []
+        for start in range(0, len(paths), BATCH):
+            names = paths[start : start + BATCH]
+            frames = [read_image(root, path) for path in names]
+            parts.append(self.ask(frames, names))
+            pictures += frames[: SHOWN_FRAMES - len(pictures)]
+        return side_by_side(pictures), fused(parts)
 
     def find(self, asked: Asked, top: int, where: Where) -> list[list[Hit]]:
         """The best of the index for each query, best first; an index that grew is searched as it
@@ -252,27 +258,6 @@ class Searcher:
         ]
         ends = np.cumsum(there.sum(axis=1)).tolist()
         return [hits[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-
-
-@torch.inference_mode()
-def embed_queries(model: ReidModel, pictures: Sequence[Image]) -> Asked:
-    """Features and masks of pictures [H, W, 3], and what the model saw of the person in them."""
-    size = model.data.height, model.data.width
-    batch = np.stack([resize(picture, *size) for picture in pictures])
-    device = next(model.parameters()).device
-    reading = model(to_tensor_batch(batch, model.data.mean, model.data.std).to(device))
-    features = model.retrieval_features(reading.features)
-    masks = {space: mask.float().cpu().numpy() for space, mask in reading.masks.items()}
-    bands = None
-    if BANDS in masks and model.config.bands:
-        bands = masks[BANDS].reshape(len(pictures), model.config.bands, -1).mean(axis=2)
-    visible = reading.visible
-    return Asked(
-        features={space: x.float().cpu().numpy() for space, x in features.items()},
-        masks=masks,
-        visible=None if visible is None else visible.sigmoid().float().cpu().numpy(),
-        bands=bands,
-    )
 
 
 @ray.remote(num_cpus=0, max_restarts=LIVES, max_task_retries=LIVES, scheduling_strategy="SPREAD")
@@ -377,13 +362,3 @@ def _query_files(query: str) -> tuple[str, list[str]]:
     if not Path(place).is_file():
         raise DataError(f"{query}: no such picture or folder")
     return str(Path(place).parent), [Path(place).name]
-
-
-def _one(asked: Asked, i: int) -> Asked:
-    row = slice(i, i + 1)
-    return Asked(
-        {space: x[row] for space, x in asked.features.items()},
-        {space: x[row] for space, x in asked.masks.items()},
-        None if asked.visible is None else asked.visible[row],
-        None if asked.bands is None else asked.bands[row],
-    )

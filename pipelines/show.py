@@ -12,6 +12,7 @@ from rich.table import Table
 
 from dpmpp_core.protocols import FIGURES, GPU, GPU_FLOPS
 from dpmpp_core.redaction import one_line
+from pipelines.breakdowns import cameras_line, intervals_table, shot_rows, shots_table
 from pipelines.report import results_table, robustness_table
 
 SHOWN = 20
@@ -30,6 +31,7 @@ def show_result(result: dict[str, Any]) -> None:
     console.print(stages)
     if "metrics" in result:
         console.print(results_table(result["metrics"]))
+        show_breakdowns(result)
     if "robustness" in result:
         console.print(robustness_table(result["robustness"]))
     places = {
@@ -40,6 +42,22 @@ def show_result(result: dict[str, Any]) -> None:
     for name, place in places.items():
         if place:
             console.print(f"{name + ':':8}{place}", soft_wrap=True, highlight=False, markup=False)
+
+
+def show_breakdowns(result: dict[str, Any]) -> None:
+    """How sure the figures are, and of which queries they are made."""
+    console = Console()
+    console.print(intervals_table(result["intervals"], result["strata"]))
+    for name, tables in result["strata"].items():
+        line = cameras_line(name, tables)
+        if line:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if "multi_shot" not in result:
+        return
+    if shot_rows(result["multi_shot"]):
+        console.print(shots_table(result["multi_shot"]))
+    else:
+        console.print("no person has several queries of one camera: no tracklets to measure")
 
 
 def show_data(result: dict[str, Any]) -> None:
@@ -75,6 +93,19 @@ def show_demo(result: dict[str, Any]) -> None:
     """What was generated, and where."""
     listed = ", ".join(f"{number} in {name}" for name, number in result["images"].items())
     Console().print(f"{result['root']}: {listed}, {result['seconds']:.1f} s", highlight=False)
+
+
+def show_export(result: dict[str, Any]) -> None:
+    """The file, what goes in and comes out, and how near it is to the model."""
+    console = Console()
+    spaces = ", ".join(f"{name} {width}" for name, width in result["spaces"].items())
+    for line in (
+        f"{result['onnx']}: {result['bytes'] / 1e6:.1f} MB",
+        f"in: uint8 [N, {result['height']}, {result['width']}, 3] RGB; out: features and masks of "
+        f"{spaces}",
+        f"{result['images']} images: within {result['max_abs_difference']:.1e} of the model",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_synthesis(result: dict[str, Any]) -> None:

@@ -309,6 +309,11 @@ class EvaluationConfig(Section):
     robustness: bool = Field(
         False, description="measure clean queries hidden more and more, for the report (ours)"
     )
+    shots: tuple[PositiveInt, ...] = Field(
+        (),
+        description="measure tracklets too: so many queries of one person and camera as one, such "
+        "as [1,2,4,8] (ours)",
+    )
 
 
 class ClusterConfig(Section):

@@ -31,7 +31,7 @@ def reading_logits(
     if isinstance(attention, nn.MultiheadAttention):
         return _multihead(attention, x[:, :1], keys)
     if isinstance(attention, AttentionalPooler):
-        query = attention.ln_q(attention.query[:1]).expand(len(x), 1, -1)
+        query = attention.ln_q(attention.query[:1]).expand(x.shape[0], 1, -1)
         return _multihead(attention.attn, query, attention.ln_k(keys))
     if isinstance(attention, AttentionPoolLatent):
         return _latent(attention, keys)
@@ -54,7 +54,7 @@ def _multihead(attention: nn.MultiheadAttention, query: Tensor, keys: Tensor) ->
 def _latent(pool: AttentionPoolLatent, keys: Tensor) -> Tensor:
     width = pool.num_heads * pool.head_dim
     bias = None if pool.kv.bias is None else pool.kv.bias[:width]
-    q = pool.q(pool.latent[:, :1]).expand(len(keys), 1, -1)
+    q = pool.q(pool.latent[:, :1]).expand(keys.shape[0], 1, -1)
     k = linear(keys, pool.kv.weight[:width], bias)
     q, k = _by_head(q, pool.num_heads), _by_head(k, pool.num_heads)
     return _logits(pool.q_norm(q), pool.k_norm(k))

@@ -56,7 +56,7 @@ class MaskGenerator(nn.Module):
     def forward(self, taps: Tensor) -> dict[str, Tensor]:
         """[B, channels, rows, columns] -> {space: float32 [B, width]}, each in (0, 1)."""
         if not self.spaces:
-            return {name: _half(len(taps), d, taps.device) for name, d in self.widths.items()}
+            return {name: _half(taps.shape[0], d, taps.device) for name, d in self.widths.items()}
         pooled = self.trunk(taps).amax(dim=(2, 3))
         return {name: torch.sigmoid(linear(pooled).float()) for name, linear in self.spaces.items()}
 

@@ -119,27 +119,14 @@ class ReidModel(nn.Module):
         self.eval()
         parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
         for start in range(0, len(images), batch):
-            pictures = [
-                self._picture(start + i, item)
-                for i, item in enumerate(images[start : start + batch])
-            ]
-            reading = self(self._normalise(np.stack(pictures)))
+            pictures = fitted(images[start : start + batch], self.data, start)
+            reading = self(self._normalise(pictures))
             parts.append((self.retrieval_features(reading.features), reading.masks))
         self.train(was_training)
         return Embedded(
             features=self._join([features for features, _ in parts]),
             masks=self._join([masks for _, masks in parts]),
         )
-
-    def _picture(self, index: int, item: Any) -> npt.NDArray[np.uint8]:
-        if isinstance(item, (str, Path)):
-            item = read_image(str(Path(item).parent), Path(item).name)
-        rgb = isinstance(item, np.ndarray) and item.ndim == 3 and item.shape[2] == 3
-        if not rgb or item.dtype != np.uint8 or not item.size:
-            array = isinstance(item, np.ndarray)
-            given = f"{item.dtype} {item.shape}" if array else type(item).__name__
-            raise ValueError(f"image {index}: uint8 [H, W, 3] RGB or a path is needed, not {given}")
-        return resize(item, self.data.height, self.data.width)
 
     def _normalise(self, images: npt.NDArray[np.uint8]) -> Tensor:
         batch = to_tensor_batch(images, self.data.mean, self.data.std)
@@ -152,6 +139,30 @@ class ReidModel(nn.Module):
             else np.zeros((0, width), np.float32)
             for name, width in self.spaces.items()
         }
+
+
+def fitted(images: Any, data: DataConfig, first: int = 0) -> npt.NDArray[np.uint8]:
+    """Pictures as the network takes them, before they are normalised: uint8 [N, height, width, 3].
+
+    Args:
+        images: as of `ReidModel.embed`.
+        data: its size is read.
+        first: position of the first one, for the error.
+
+    Raises:
+        ValueError, DataError: as `ReidModel.embed`.
+    """
+    pictures = []
+    for index, item in enumerate(images, first):
+        if isinstance(item, (str, Path)):
+            item = read_image(str(Path(item).parent), Path(item).name)
+        rgb = isinstance(item, np.ndarray) and item.ndim == 3 and item.shape[2] == 3
+        if not rgb or item.dtype != np.uint8 or not item.size:
+            array = isinstance(item, np.ndarray)
+            given = f"{item.dtype} {item.shape}" if array else type(item).__name__
+            raise ValueError(f"image {index}: uint8 [H, W, 3] RGB or a path is needed, not {given}")
+        pictures.append(resize(item, data.height, data.width))
+    return np.stack(pictures)
 
 
 def features_of(encoded: Encoded) -> dict[str, Tensor]:

@@ -23,6 +23,8 @@ from dpmpp_core.retrieval.reranking import rerank
 from dpmpp_core.retrieval.search import masked_topk
 from dpmpp_core.retrieval.shortlist import Shortlist, group
 from dpmpp_core.retrieval.similarity import masked_similarity
+from dpmpp_core.retrieval.strata import by_cameras, by_hidden, intervals
+from dpmpp_core.retrieval.tracklets import draw_tracklets, fuse, multi_shot, rank_tracklets
 
 __all__ = [
     "MODES",
@@ -33,20 +35,27 @@ __all__ = [
     "Mode",
     "RankingResult",
     "Shortlist",
+    "by_cameras",
+    "by_hidden",
     "chance",
     "compact",
+    "draw_tracklets",
     "evaluate",
     "evaluate_ranking",
     "figures",
     "from_columns",
+    "fuse",
     "group",
+    "intervals",
     "mask_statistics",
     "masked_similarity",
     "masked_topk",
+    "multi_shot",
     "paired_bootstrap",
     "paired_difference",
     "permuted_masks",
     "rank_features",
+    "rank_tracklets",
     "rankings",
     "refuse_unusable",
     "rerank",

@@ -62,6 +62,19 @@ def paired_bootstrap(
     return Interval(float(values[valid].mean()), float(low), float(high))
 
 
+def bounds(values: ArrayLike, groups: NDArray[Any]) -> dict[str, float | None]:
+    """`paired_bootstrap` of any figure by query as plain numbers: `mean`, `low`, `high`.
+
+    The last two are None where fewer than two groups have a value, the first too where none has.
+    """
+    values = np.asarray(values, np.float64)
+    known = ~np.isnan(values)
+    if len(np.unique(np.asarray(groups)[known])) < 2:
+        mean = float(values[known].mean()) if known.any() else None
+        return {"mean": mean, "low": None, "high": None}
+    return paired_bootstrap(values, groups)._asdict()
+
+
 def _resampled(
     sums: NDArray[np.float64], sizes: NDArray[np.int64], draws: int, seed: int
 ) -> NDArray[np.float64]:

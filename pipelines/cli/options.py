@@ -40,7 +40,9 @@ Address = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", help="Folder of a saved model. Default: train one on the data."),
+    typer.Option(
+        "--model", help="Folder of a saved model, or FILE.onnx. Default: train one on the data."
+    ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Make every stage anew.")]
 Bands = Annotated[

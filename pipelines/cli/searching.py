@@ -166,6 +166,12 @@ def search(
     ] = 0,
     html: Annotated[str | None, typer.Option(help="Also write a page to look at.")] = None,
     base_rate: BaseRate = None,
+    tracklet: Annotated[
+        bool, typer.Option("--tracklet", help="All pictures of the folder are of one person.")
+    ] = False,
+    engine: Annotated[
+        str, typer.Option(help="torch, or onnx: run the file that `dpmpp export` wrote.")
+    ] = "torch",
     model: IndexModel = None,
     address: Address = None,
     as_json: Json = False,
@@ -182,9 +188,20 @@ def search(
             since=None if since is None else parse_time(since),
             until=None if until is None else parse_time(until),
         )
-        return run_search(
-            Request(index, query, top, where, model, shards, base_rate, html, address)
+        request = Request(
+            index,
+            query,
+            top,
+            where,
+            model,
+            shards,
+            base_rate,
+            html,
+            address,
+            engine,
+            tracklet,
         )
+        return run_search(request)
 
     def show(result: dict[str, Any]) -> None:
         from pipelines.show_search import show_found

@@ -62,6 +62,9 @@ def evaluate(
     data: Data = None,
     config: ConfigName = "demo",
     model: Model = None,
+    shots: Annotated[
+        str | None, typer.Option(help="Queries of one person and camera as one: 1,2,4,8.")
+    ] = None,
     storage: StorageUri = "runs",
     tracking_uri: TrackingUri = None,
     address: Address = None,
@@ -69,7 +72,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model: the one trained on the data, or any saved one."""
-    arguments = (data, config, overrides or [], storage, tracking_uri, address, fresh, model)
+    changes = [*(overrides or []), *([] if shots is None else [f"evaluation.shots=[{shots}]"])]
+    arguments = (data, config, changes, storage, tracking_uri, address, fresh, model)
     _run(arguments, "evaluate", as_json)
 
 

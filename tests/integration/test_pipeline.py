@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 import dpmpp_core
 from dpmpp_core.data.synthesis import BANDS, PARTS
 from pipelines.cluster import plan
+from pipelines.export import export
 from pipelines.fit import _watch
 from pipelines.run import STAGES, Options, run_pipeline
 from pipelines.stage import Run
@@ -34,6 +35,15 @@ def test_the_result_holds_what_the_readme_promises(result: dict[str, Any], runs:
             figures = result["metrics"][query_set][mode]
             assert set(figures) == {"mAP", "rank1", "rank5", "rank10", "mINP"}
             assert all(0 <= value <= 1 for value in figures.values())
+        sure = result["intervals"][query_set]["masked"]["mAP"]
+        assert sure["mean"] == pytest.approx(result["metrics"][query_set]["masked"]["mAP"])
+        assert 0 <= sure["low"] <= sure["mean"] <= sure["high"] <= 1
+        cameras = result["strata"][query_set]["cameras"]
+        assert cameras and all(row["query_camera"] != row["gallery_camera"] for row in cameras)
+    shares = result["strata"]["occluded"]["hidden"]  # the demo set states them
+    assert sum(row["queries"] for row in shares.values()) == 8
+    assert list(result["strata"]["holistic"]["hidden"]) == ["0-10"]
+    assert "multi_shot" not in result  # not asked for
     stored = json.loads((runs / result["run"] / "result.json").read_text())
     assert stored == json.loads(json.dumps(result))
 
@@ -166,6 +176,24 @@ def test_a_saved_model_is_measured_on_other_data(
     measured = run_pipeline(options, until="evaluate")
     assert [stage["name"] for stage in measured["stages"]] == ["prepare", "evaluate"]
     assert measured["metrics"]["occluded"] == result["metrics"]["occluded"]
+
+
+def test_an_exported_model_is_measured_as_the_model_is_with_tracklets(
+    result: dict[str, Any], small_demo: Path, tmp_path: Path
+) -> None:
+    graph = tmp_path / "model.onnx"
+    assert export(Path(result["model"]), graph)["weights_sha256"] == result["weights_sha256"]
+    shots = ["evaluation.shots=[1,2]"]
+    options = Options(
+        data=str(small_demo), storage=str(tmp_path), overrides=shots, model=str(graph)
+    )
+    measured = run_pipeline(options, until="evaluate")
+    for query_set in ("occluded", "holistic"):
+        ours, torchs = (one["metrics"][query_set]["masked"]["mAP"] for one in (measured, result))
+        assert ours == pytest.approx(torchs, abs=0.05)  # near ties may fall the other way
+        tracklets = measured["multi_shot"][query_set]
+        assert list(tracklets) == ["1"]  # no person has two queries of one camera
+        assert tracklets["1"]["fused"]["mAP"] == pytest.approx(ours)
 
 
 def test_bad_files_are_named_and_the_rest_is_used(

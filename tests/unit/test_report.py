@@ -16,6 +16,7 @@ from rich.console import Console
 
 from dpmpp_core.retrieval import Embeddings, evaluate
 from pipelines import pictures
+from pipelines.breakdowns import WAYS, cameras_line, intervals_table, shots_table
 from pipelines.report import (
     Picture,
     Quarantined,
@@ -53,6 +54,21 @@ def metrics() -> dict[str, Any]:
     }
 
 
+SURE = {"mean": 0.612, "low": 0.55, "high": 0.678}
+ALONE = {"mean": 0.4, "low": None, "high": None}
+
+
+def camera(own: int, other: int, m_ap: float) -> dict[str, Any]:
+    pair = {"query_camera": own, "gallery_camera": other}
+    return {**pair, "queries": 9, "mAP": m_ap, "rank1": 0.5}
+
+
+def tracklets() -> dict[str, Any]:
+    found = {way: {"mAP": 0.5 + i / 100, "rank1": 0.5} for i, way in enumerate(WAYS)}
+    gain = {way: {"mean": 0.041, "low": -0.01, "high": 0.09} for way in WAYS if way != "fused"}
+    return {"tracklets": 1234, "persons": 60, **found, "gain": gain}
+
+
 def full(name: str = "plain") -> ReportData:
     return ReportData(
         title=name,
@@ -63,6 +79,14 @@ def full(name: str = "plain") -> ReportData:
                 name: {"mean": 0.5, "std_queries": 0.004, "std_channels": 0.2, "participation": 0.9}
             }
         },
+        intervals={name: {"masked": {"mAP": SURE, "rank1": ALONE}}},
+        strata={
+            name: {
+                "hidden": {"10-20": {"queries": 17, "mAP": SURE, "rank1": ALONE}},
+                "cameras": [camera(1, 2, 0.25), camera(2, 1, 0.75)],
+            }
+        },
+        multi_shot={name: {"4": tracklets()}},
         stages=[StageTime(name, 3725.0, True), StageTime("prompts", 61.0, False)],
         quarantine=[Quarantined(name, name, name), Quarantined("b.jpg", "too small", "3 x 3")],
         thumbnails={name: NOISE, "b.jpg": None},
@@ -297,3 +321,37 @@ def test_variants_are_drawn_side_by_side() -> None:
     assert drawn.shape[1] > 2 * 300 and np.ptp(drawn) == 255
     with pytest.raises(ValueError, match="no variant"):
         pictures.robustness_comparison({"made up": {"clean": hidden_curve(0.1)["clean"]}})
+
+
+# --- how sure, and of which queries -------------------------------------------------------------
+
+
+def test_intervals_strata_and_tracklets_are_on_the_page(tmp_path: Path) -> None:
+    text = written(tmp_path, full()).text
+    assert "plain, with mask 61.2 [55.0, 67.8] 40.0" in text  # one person has no interval
+    assert "plain, 10-20 % hidden 17 61.2 [55.0, 67.8]" in text
+    assert "plain queries by cameras" in text and "1 2 1 — 25.0 2 75.0 —" in text
+    row = "plain 4 1,234 60 50.0 51.0 52.0 53.0 54.0 +4.1 [-1.0, +9.0] +4.1 [-1.0, +9.0]"
+    assert row in text
+
+
+def test_they_are_on_the_terminal_too() -> None:
+    report = full("[red]")
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    console.print(intervals_table(report.intervals, report.strata))
+    console.print(shots_table(report.multi_shot))
+    shown = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "[red], with mask │ │ 61.2 [55.0, 67.8] │ 40.0" in shown
+    assert "[red], 10-20 % hidden │ 17 │ 61.2 [55.0, 67.8]" in shown
+    assert "[red] │ 4 │ 51.0 │ 54.0 │ 50.0 │ +4.1 [-1.0, +9.0]" in shown
+    line = cameras_line("occluded", report.strata["[red]"])
+    assert line == (
+        "occluded: mAP of 2 pairs of cameras from 25.0 (camera 1 to 2, 9 queries) to 75.0 "
+        "(camera 2 to 1, 9 queries)"
+    )
+    assert cameras_line("x", {"cameras": [camera(1, 2, 0.5)]}) is None
+
+
+def test_a_report_without_them_has_no_such_section(tmp_path: Path) -> None:
+    text = written(tmp_path, ReportData("t", metrics=metrics())).text
+    assert "How sure" not in text and "Several pictures" not in text

@@ -1,0 +1,86 @@
+"""What share of a picture's person is hidden, where a file beside the pictures says so."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dpmpp_core.data.demo.generate import ANNOTATIONS
+from dpmpp_core.data.files import read_bytes
+from dpmpp_core.errors import DataError
+
+SYNTHESIS, LISTED = "synthesis.parquet", "occlusion.csv"
+
+
+def hidden_shares(root: str, paths: Sequence[str]) -> NDArray[np.float64]:
+    """Share hidden of each picture, in [0, 1]: float64 [N]; NaN where nothing says it.
+
+    Read are, in this order, what they say of a picture last being taken:
+
+    - `annotations.parquet`: columns `path` and `visible_share` (of the body), as of the demo set;
+    - `synthesis.parquet`: columns `path` and `hidden` (of the person's patches), as `dpmpp
+      synthesize` writes it; null is a clean picture, 0;
+    - `occlusion.csv`: columns `file` and `frac` (of the whole picture).
+
+    Args:
+        root: the data folder, local or S3.
+        paths: as in the manifest.
+
+    Raises:
+        DataError: one of these files is damaged, or a share is no number in [0, 1]; says where.
+    """
+    known: dict[str, float] = {}
+    for path, visible in _parquet(root, ANNOTATIONS, "visible_share"):
+        if visible is not None:
+            known[path] = 1 - _share(visible, path, ANNOTATIONS, root)
+    for path, hidden in _parquet(root, SYNTHESIS, "hidden"):
+        known[path] = 0.0 if hidden is None else _share(hidden, path, SYNTHESIS, root)
+    for path, hidden in _csv(root):
+        known[path] = _share(hidden, path, LISTED, root)
+    return np.array([known.get(path, np.nan) for path in paths], np.float64)
+
+
+def _share(value: object, path: str, file: str, root: str) -> float:
+    try:
+        share = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        share = float("nan")
+    if not -1e-9 <= share <= 1 + 1e-9:
+        raise DataError(f"{file} in {root}: the share of {path} is {value}, not between 0 and 1")
+    return min(max(share, 0.0), 1.0)
+
+
+def _parquet(root: str, file: str, column: str) -> Iterable[tuple[str, object]]:
+    """Rows of a table; none without the file or one of the columns."""
+    try:
+        data = read_bytes(root, file)
+    except DataError:
+        return []
+    try:
+        table = pq.ParquetFile(pa.BufferReader(data))
+        if not {"path", column} <= set(table.schema_arrow.names):
+            return []
+        rows = table.read(["path", column])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} in {root} is not a Parquet table: {error}") from None
+    return zip(rows["path"].to_pylist(), rows[column].to_pylist(), strict=True)
+
+
+def _csv(root: str) -> Iterable[tuple[str, object]]:
+    try:
+        data = read_bytes(root, LISTED)
+    except DataError:
+        return []
+    try:
+        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        if not {"file", "frac"} <= set(rows.fieldnames or ()):
+            return []
+        return [(row["file"], row["frac"]) for row in rows]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{LISTED} in {root} is not a table: {error}") from None

@@ -1,0 +1,143 @@
+"""How sure a figure is, and of which queries it is made: by share hidden, by pair of cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpmpp_core.retrieval.bootstrap import bounds
+from dpmpp_core.retrieval.evaluation import Embeddings, Mode
+from dpmpp_core.retrieval.ranking import Pairs, RankingResult
+from dpmpp_core.retrieval.similarity import masked_similarity
+
+Floats = NDArray[np.float64]
+Bounds = dict[str, float | None]
+STEP = 10  # percent of the person, or of the picture, in a bucket
+BLOCK_SCORES = 16_000_000  # in memory at a time: 64 MB
+
+
+def intervals(
+    ranked: Mapping[Mode, RankingResult], pids: NDArray[np.int64]
+) -> dict[str, dict[str, Bounds]]:
+    """mAP and rank-1 with their 95 % intervals over identities, as `bounds`.
+
+    {"masked": {"mAP": {"mean", "low", "high"}, "rank1": {...}}, "unmasked": {...}, "gain": {...}},
+    gain being masked less unmasked, query by query.
+
+    Args:
+        ranked: what `rankings` returned.
+        pids: int64 [Q], identity of each query.
+    """
+    masked, unmasked = (_by_query(ranked[mode]) for mode in ("masked", "unmasked"))
+    gain = {figure: masked[figure] - unmasked[figure] for figure in masked}
+    values = {"masked": masked, "unmasked": unmasked, "gain": gain}
+    return {
+        name: {figure: bounds(own, pids) for figure, own in by_figure.items()}
+        for name, by_figure in values.items()
+    }
+
+
+def right_first(result: RankingResult) -> Floats:
+    """1 where the first item is of the query's person, else 0; NaN without a positive. [Q]"""
+    first = result.first_match_rank
+    return np.where(first > 0, first == 1, np.nan).astype(np.float64)
+
+
+def by_hidden(
+    result: RankingResult, hidden: Floats, pids: NDArray[np.int64]
+) -> dict[str, dict[str, Any]]:
+    """Figures of the queries by what share of them is hidden.
+
+    {"10-20": {"queries", "mAP": {"mean", "low", "high"}, "rank1": {...}}}, percent, the lower edge
+    included; buckets without a query are left out, and so are queries without a positive.
+
+    Args:
+        hidden: [Q], in [0, 1]; NaN where it is not known.
+        pids: int64 [Q].
+    """
+    figures = _by_query(result)
+    known = ~np.isnan(hidden) & ~np.isnan(figures["mAP"])
+    # What was written as 0.3 may be read as 0.29999.
+    bucket = np.floor(100 * hidden[known] / STEP + 1e-6).astype(np.int64)
+    bucket = np.minimum(bucket, 100 // STEP - 1)
+    table = {}
+    for number in np.unique(bucket):
+        rows = np.flatnonzero(known)[bucket == number]
+        own = {figure: bounds(values[rows], pids[rows]) for figure, values in figures.items()}
+        name = f"{STEP * number}-{STEP * (number + 1)}"
+        table[name] = {"queries": len(rows), **own}
+    return table
+
+
+def by_cameras(query: Embeddings, gallery: Embeddings) -> list[dict[str, Any]]:
+    """Figures with the queries' masks by camera of the query and of what is to be found.
+
+    A row for each pair of which a query has a positive: {"query_camera", "gallery_camera",
+    "queries", "mAP", "rank1"}. The person's pictures of other cameras take no part, those of other
+    persons all do, so that pairs can be compared (ours). Ties as in `evaluate_ranking`. Scores are
+    made in blocks of queries.
+
+    Raises:
+        ValueError: as `masked_similarity`.
+    """
+    ids = query.pids, gallery.pids, query.camids, gallery.camids
+    pairs = Pairs.of(*ids)
+    found: dict[tuple[int, int], list[tuple[float, bool]]] = {}
+    step = max(1, BLOCK_SCORES // max(1, len(gallery)))
+    for start in range(0, len(query), step):
+        rows = slice(start, start + step)
+        features = {space: x[rows] for space, x in query.features.items()}
+        masks = {space: m[rows] for space, m in query.masks.items()}
+        scores = masked_similarity(features, masks, gallery.features).numpy()
+        here = pairs.of_queries(start, start + len(scores))
+        ends = np.searchsorted(here.rows, np.arange(len(scores) + 1))
+        for row, camid in enumerate(query.camids[rows].tolist()):
+            own = slice(ends[row], ends[row + 1])
+            items, positive = here.items[own], here.positive[own]
+            for other, ranks in _ranks(scores[row], items, positive, gallery.camids).items():
+                precision = float(np.mean(np.arange(1, len(ranks) + 1) / ranks))
+                found.setdefault((camid, other), []).append((precision, ranks[0] == 1))
+    return [
+        {
+            "query_camera": own,
+            "gallery_camera": other,
+            "queries": len(values),
+            "mAP": float(np.mean([precision for precision, _ in values])),
+            "rank1": float(np.mean([first for _, first in values])),
+        }
+        for (own, other), values in sorted(found.items())
+    ]
+
+
+def _ranks(
+    row: NDArray[np.float32],
+    same: NDArray[np.int64],
+    positive: NDArray[np.bool_],
+    camids: NDArray[np.int64],
+) -> dict[int, NDArray[np.int64]]:
+    """Camera -> ascending ranks of its positives among them and all pictures of other persons.
+
+    Args:
+        row: [G], scores of one query.
+        same: the gallery's pictures of the query's person. positive: those that are no junk.
+        camids: [G].
+    """
+    if not positive.any():
+        return {}
+    of_same, cameras = row[same], camids[same]
+    reached = np.sort(row[row >= of_same[positive].min()])
+    sorted_same = np.sort(of_same)
+    ranks = {}
+    for camera in np.unique(cameras[positive]).tolist():
+        own = np.sort(of_same[positive & (cameras == camera)])[::-1]
+        others = len(reached) - np.searchsorted(reached, own)
+        others -= len(sorted_same) - np.searchsorted(sorted_same, own)
+        ranks[camera] = others + np.arange(1, len(own) + 1)
+    return ranks
+
+
+def _by_query(result: RankingResult) -> dict[str, Floats]:
+    return {"mAP": result.average_precision, "rank1": right_first(result)}

@@ -1,0 +1,199 @@
+"""Several pictures of one query person as one masked query (ours; DPM names it future work).
+
+Each frame shows some dimensions well and others badly, as its mask says:
+
+    f_d = sum_i m_id f_id / sum_i m_id      m_d = max_i m_id      f_i of unit length
+
+What any frame shows is evidence, so the mask is the union of the frames' masks in the sense of
+fuzzy sets. The other usual union, 1 - prod_i (1 - m_id), takes every frame for new evidence: frames
+of one camera are not, so that copies of a frame would raise its mask, and all masks go to 1 as
+frames are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpmpp_core.errors import DataError
+from dpmpp_core.retrieval.bootstrap import bounds
+from dpmpp_core.retrieval.evaluation import Embeddings, Matrix
+from dpmpp_core.retrieval.feature_ranks import rank_features
+from dpmpp_core.retrieval.ranking import Pairs, RankingResult, evaluate_ranking
+from dpmpp_core.retrieval.similarity import masked_similarity
+from dpmpp_core.retrieval.strata import BLOCK_SCORES, right_first
+
+Rows = NDArray[np.int64]
+Spaces = Mapping[str, Matrix]
+Fused = tuple[dict[str, Matrix], dict[str, Matrix]]
+WAYS = ("fused", "mean", "best", "late", "single")
+
+
+def fuse(features: Spaces, masks: Spaces, rows: Rows) -> Fused:
+    """Tracklets as single queries; of one picture it is that picture.
+
+    Args:
+        features: metric space -> [N, D], any length but zero.
+        masks: the same spaces -> [N, D], >= 0.
+        rows: int64 [T, k], the k pictures of each tracklet.
+
+    Returns:
+        features and masks by space, float32 [T, D]; lengths of features mean nothing.
+    """
+    fused, union = {}, {}
+    for space in features:
+        mask = masks[space][rows].astype(np.float64)  # [T, k, D]
+        total = mask.sum(axis=1, keepdims=True)
+        # Nothing seen of a dimension in any frame: its mask stays 0, its value does not matter.
+        weights = np.divide(mask, total, out=np.full_like(mask, 1 / rows.shape[1]), where=total > 0)
+        fused[space] = (weights * _unit(features[space])[rows]).sum(axis=1).astype(np.float32)
+        union[space] = mask.max(axis=1).astype(np.float32)
+    return fused, union
+
+
+def draw_tracklets(
+    pids: NDArray[np.int64], camids: NDArray[np.int64], k: int, seed: int
+) -> NDArray[np.int64]:
+    """Pictures of one person and camera, k at a time: int64 [T, k], rows of the query set.
+
+    The pictures of a person and camera are shuffled, whatever k, and cut into pieces of k; what is
+    left over takes no part. So two tracklets of 2 make one of 4, where there are as many.
+
+    Raises ValueError if k is not positive.
+    """
+    if k < 1:
+        raise ValueError(f"tracklets of {k} pictures: at least 1 is needed")
+    pairs = np.stack([pids, camids], axis=1)
+    _, group = np.unique(pairs, axis=0, return_inverse=True)
+    order = np.random.default_rng(np.random.SeedSequence((seed, len(pids)))).permutation(len(pids))
+    order = order[np.argsort(group.reshape(-1)[order], kind="stable")]
+    pieces: list[Rows] = []
+    for own in np.split(order, np.flatnonzero(np.diff(group.reshape(-1)[order])) + 1):
+        pieces.append(own[: len(own) // k * k].reshape(-1, k))
+    return np.concatenate(pieces).astype(np.int64)
+
+
+def multi_shot(
+    query: Embeddings, gallery: Embeddings, shots: tuple[int, ...], seed: int
+) -> dict[str, Any]:
+    """Figures of tracklets of so many pictures, by number as text, with controls.
+
+    {"4": {"tracklets", "persons", WAY: {"mAP", "rank1"}, "gain": {WAY: {"mean", "low", "high"}}}}:
+    numbers in [0, 1]; `gain` is the average precision of `fused` less that of the other ways on the
+    same tracklets, with its 95 % interval over persons, as `bounds`. Ways: `fused` as
+    `fuse`. `mean`: plain mean of unit features and of masks. `best`: the frame with the largest
+    mask on average. `late`: mean of the frames' scores. `single`: each frame alone, mean of their
+    figures. Numbers for which no person has as many pictures of one camera, or none of these a
+    positive, are left out.
+    """
+    measured = {}
+    for k in shots:
+        rows = draw_tracklets(query.pids, query.camids, k, seed)
+        try:
+            found = rank_tracklets(query, gallery, rows) if len(rows) else None
+        except DataError:  # these persons are not in the gallery
+            found = None
+        if found is not None:
+            measured[str(k)] = _figures(found, query.pids[rows[:, 0]])
+    return measured
+
+
+Ranked = tuple[NDArray[np.float64], NDArray[np.float64]]  # average precision, right at rank 1; [T]
+
+
+def rank_tracklets(query: Embeddings, gallery: Embeddings, rows: Rows) -> dict[str, Ranked]:
+    """What each tracklet found, by way of `WAYS`, see `multi_shot`.
+
+    Args:
+        rows: int64 [T, k], as of `draw_tracklets`.
+
+    Returns:
+        way -> (average precision, 1 where the first item is right), float64 [T] each; NaN where
+        the tracklet has no positive.
+
+    Raises:
+        ValueError: as `masked_similarity`.
+        DataError: no tracklet has a positive.
+    """
+
+    def ranked(made: Fused, members: Rows) -> RankingResult:
+        pids, camids = query.pids[members], query.camids[members]
+        features = gallery.features
+        return rank_features(*made, features, pids, gallery.pids, camids, gallery.camids)
+
+    ways: dict[str, Callable[[Spaces, Spaces, Rows], Fused]] = {
+        "fused": fuse, "mean": _mean, "best": _best,
+    }  # fmt: skip
+    found = {
+        name: _of(ranked(way(query.features, query.masks, rows), rows[:, 0]))
+        for name, way in ways.items()
+    }
+    found["late"] = _late(query, gallery, rows)
+    flat = rows.reshape(-1)
+    alone = _of(ranked(_take(query.features, query.masks, flat), flat))
+    precision, first = (values.reshape(rows.shape).mean(axis=1) for values in alone)
+    return found | {"single": (precision, first)}
+
+
+def _of(result: RankingResult) -> Ranked:
+    return result.average_precision, right_first(result)
+
+
+def _figures(found: Mapping[str, Ranked], pids: Rows) -> dict[str, Any]:
+    """pids: of the tracklets; those without a positive are not counted."""
+    valid = ~np.isnan(found["fused"][0])
+    numbers: dict[str, Any] = {
+        "tracklets": int(valid.sum()),
+        "persons": len(np.unique(pids[valid])),
+        **{
+            way: {"mAP": float(np.nanmean(precision)), "rank1": float(np.nanmean(first))}
+            for way, (precision, first) in found.items()
+        },
+    }
+    own = found["fused"][0]
+    others = {way: own - precision for way, (precision, _) in found.items() if way != "fused"}
+    return numbers | {"gain": {way: bounds(gain, pids) for way, gain in others.items()}}
+
+
+def _late(query: Embeddings, gallery: Embeddings, rows: Rows) -> Ranked:
+    """Each frame asks by itself; its tracklet's scores are the mean. In blocks of tracklets."""
+    count, k = rows.shape
+    pids, camids = query.pids[rows[:, 0]], query.camids[rows[:, 0]]
+    pairs = Pairs.of(pids, gallery.pids, camids, gallery.camids)
+    valid = np.unique(pairs.rows[pairs.positive])
+    precision, first = np.full(count, np.nan), np.full(count, np.nan)
+    step = max(1, BLOCK_SCORES // max(1, len(gallery) * k))
+    for start in range(0, len(valid), step):
+        part = valid[start : start + step]
+        features, masks = _take(query.features, query.masks, rows[part].reshape(-1))
+        scores = masked_similarity(features, masks, gallery.features)
+        mean = scores.reshape(len(part), k, -1).mean(dim=1)
+        ids = pids[part], gallery.pids, camids[part], gallery.camids
+        precision[part], first[part] = _of(evaluate_ranking(mean, *ids))
+    return precision, first
+
+
+def _mean(features: Spaces, masks: Spaces, rows: Rows) -> Fused:
+    return (
+        {s: _unit(x)[rows].mean(axis=1).astype(np.float32) for s, x in features.items()},
+        {s: m[rows].mean(axis=1) for s, m in masks.items()},
+    )
+
+
+def _best(features: Spaces, masks: Spaces, rows: Rows) -> Fused:
+    trust = np.mean([mask.mean(axis=1) for mask in masks.values()], axis=0)  # [N]
+    chosen = rows[np.arange(len(rows)), trust[rows].argmax(axis=1)]
+    return _take(features, masks, chosen)
+
+
+def _take(features: Spaces, masks: Spaces, rows: Rows) -> Fused:
+    return {s: x[rows] for s, x in features.items()}, {s: m[rows] for s, m in masks.items()}
+
+
+def _unit(features: Matrix) -> NDArray[np.float64]:
+    wide = features.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+    return np.divide(wide, lengths, out=wide, where=lengths > 0)

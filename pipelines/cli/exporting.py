@@ -1,0 +1,36 @@
+"""The command that takes a model out of Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.cli.options import Json, guarded
+
+app = typer.Typer()
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Option("--model", help="Folder of a saved model.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The file to write. Default: FOLDER/model.onnx.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model as one ONNX file: pixels in, features and masks out; checked against it."""
+
+    def work() -> dict[str, Any]:
+        from pipelines.export import export as write
+        from pipelines.export import graph_beside
+
+        return write(model, out or Path(graph_beside(str(model))))
+
+    def show(result: dict[str, Any]) -> None:
+        from pipelines.show import show_export
+
+        show_export(result)
+
+    guarded(work, show, as_json)
