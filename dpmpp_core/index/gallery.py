@@ -284,7 +284,7 @@ class GalleryIndex:
         if segment.tombstones:
             file = self.folder / SEGMENTS / segment.tombstones
             try:
-                live[np.load(file, allow_pickle=False)] = False
+                live[np.load(file)] = False
             except (ValueError, EOFError, IndexError) as error:
                 raise DataError(f"{file} is damaged: {error}") from None
         return live
