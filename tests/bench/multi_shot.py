@@ -5,8 +5,8 @@ their masks better than other ways to use them?
 
 writes `tests/bench/results/multi-shot.md`. Models are those of `dpmpp train` (reused if finished):
 the demo recipe on DIR, real images in Market-1501 layout, and the recipe `proof` on its own drawn
-people. The latter are asked for with 40 of its test persons drawn anew, eight occluded pictures of
-each of four cameras: other poses, other occluders. Tracklets are the same for all training seeds.
+people. Of the latter 24 test persons are drawn anew, eight occluded pictures of each of four
+cameras: other poses, other occluders. Tracklets are the same for all training seeds.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import platform
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dpmpp_core.config import load_config
+from dpmpp_core.data.demo.generate import draw_shots
+from dpmpp_core.data.demo.plan import GALLERY, QUERY, plan_shots
+from dpmpp_core.data.images import decode
 from dpmpp_core.data.manifest import read_manifest
 from dpmpp_core.models.reid import ReidModel, load_model
 from dpmpp_core.retrieval import (
@@ -33,16 +36,24 @@ from dpmpp_core.retrieval import (
     rank_tracklets,
 )
 from pipelines.breakdowns import WAYS
-from pipelines.prepare import draw_demo
+from pipelines.evaluate import query_sets
 from pipelines.tracking import environment
 from tests.bench.seeds import RESULTS, run, spread
 
 SHOTS = (1, 2, 4, 8)
 DRAW = 0  # seed of the tracklets
-DRAWN = ["data.demo.test_identities=40", "data.demo.query_images=32", "data.demo.train_images=1"]
-SET = "proof-tracklets"
+DRAWN = ["data.demo.query_images=32"]
+PERSONS = 24
 NOISY_OR = "union 1 - prod (1 - m)"
 Found = dict[str, np.ndarray]  # way -> average precision of every tracklet
+
+
+class Pictures(NamedTuple):
+    """A query set or a gallery: paths or pictures, persons, cameras [N]."""
+
+    images: Sequence[Any]
+    pids: np.ndarray
+    camids: np.ndarray
 
 
 def main() -> None:
@@ -51,36 +62,36 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--drawn-seeds", type=int, nargs="+", help="default: those of --seeds")
     parser.add_argument("--storage", default="runs")
-    parser.add_argument("--only-real", action="store_true", help="leave the drawn set out")
     arguments = parser.parse_args()
     name = Path(arguments.data).name
     train = ["dpmpp", "train", "--storage", arguments.storage, "--json"]
     real = [*train, "--config", "demo", "--data", arguments.data]
-    sections = [section(name, arguments.data, real, arguments.seeds, ("occluded", "holistic"))]
-    if not arguments.only_real:
-        drawn = Path(arguments.storage) / SET
-        if not drawn.exists():
-            draw_demo(drawn, load_config("proof", DRAWN).data.demo)
-        proof = [*train, "--config", "proof"]
-        seeds = arguments.drawn_seeds or arguments.seeds
-        sections.append(section(SET, str(drawn), proof, seeds, ("occluded",)))
-    command = f"python -m tests.bench.multi_shot --data {name}"
-    text = page(command, sections)
+    proof = [*train, "--config", "proof"]
+    text = page(
+        f"python -m tests.bench.multi_shot --data {name}",
+        [
+            section(name, read(arguments.data), real, arguments.seeds),
+            section(
+                f"{PERSONS} drawn persons", drawn(), proof, arguments.drawn_seeds or arguments.seeds
+            ),
+        ],
+    )
     (RESULTS / "multi-shot.md").write_text(text)
     print(text)
 
 
 def section(
-    name: str, data: str, train: list[str], seeds: Sequence[int], query_sets: Sequence[str]
+    name: str, sets: Mapping[str, Pictures], train: list[str], seeds: Sequence[int]
 ) -> list[str]:
     """Markdown of one data set."""
+    query_sets = [query_set for query_set in sets if query_set != "gallery"]
     found: dict[str, dict[int, list[Found]]] = {s: {k: [] for k in SHOTS} for s in query_sets}
     pids: dict[str, dict[int, np.ndarray]] = {s: {} for s in query_sets}
     for seed in seeds:
         model = load_model(run([*train, f"seed={seed}"])["model"])
-        gallery = embedded(model, data, "gallery")
+        gallery = embedded(model, sets["gallery"])
         for query_set in query_sets:
-            query = embedded(model, data, query_set)
+            query = embedded(model, sets[query_set])
             for k in SHOTS:
                 rows = draw_tracklets(query.pids, query.camids, k, DRAW)
                 found[query_set][k].append(ways(query, gallery, rows))
@@ -104,15 +115,40 @@ def recipe(shown: str) -> str:
     return " ".join(Path(w).name if "/" in w else w for w in words[words.index("--config") :])
 
 
-def embedded(model: ReidModel, data: str, name: str) -> Embeddings:
-    """A set of a data folder: `gallery`, `occluded` or `holistic` queries."""
+def read(data: str) -> dict[str, Pictures]:
+    """`occluded` and `holistic` queries, as far as there are such, and `gallery`."""
     manifest = read_manifest(data, "auto")
-    is_query = name != "gallery"
-    rows = manifest.subset("query", name == "occluded") if is_query else manifest.subset(name)
-    paths = rows["path"].to_pylist()
-    made = model.embed([Path(manifest.root) / path for path in paths])
-    pids, camids = rows["pid"].to_numpy(), rows["camid"].to_numpy()
-    return Embeddings(made.features, made.masks, pids, camids, paths)
+    sets = {**dict(query_sets(manifest)), "gallery": manifest.subset("gallery")}
+    return {
+        name: Pictures(
+            [Path(manifest.root) / path for path in rows["path"].to_pylist()],
+            rows["pid"].to_numpy(),
+            rows["camid"].to_numpy(),
+        )
+        for name, rows in sets.items()
+    }
+
+
+def drawn() -> dict[str, Pictures]:
+    """`occluded` queries and `gallery` of the first test persons of the recipe `proof`."""
+    config = load_config("proof", DRAWN).data.demo
+    first = config.train_identities + 1
+    shots = [s for s in plan_shots(config) if first <= s.pid < first + PERSONS]
+    sets = {}
+    for name, folder in (("occluded", QUERY), ("gallery", GALLERY)):
+        own = [shot for shot in shots if shot.folder == folder]
+        cameras = sorted({shot.camid for shot in own})
+        tasks = [(config, [shot for shot in own if shot.camid == camera]) for camera in cameras]
+        made = [picture for task in tasks for picture in draw_shots(task)]
+        ids = (np.array([picture.row[key] for picture in made]) for key in ("pid", "camid"))
+        sets[name] = Pictures([decode(picture.jpeg) for picture in made], *ids)
+    return sets
+
+
+def embedded(model: ReidModel, pictures: Pictures) -> Embeddings:
+    made = model.embed(pictures.images)
+    names = [str(i) for i in range(len(pictures.images))]
+    return Embeddings(made.features, made.masks, pictures.pids, pictures.camids, names)
 
 
 def ways(query: Embeddings, gallery: Embeddings, rows: np.ndarray) -> Found:
