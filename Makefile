@@ -4,19 +4,22 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-faults bench-retrieval lint format constraints clean
+.PHONY: demo test test-fast test-long test-faults bench-retrieval lint format constraints clean
 
 demo: $(STAMP)  ## the whole pipeline on the generated demo set
 	$(BIN)/dpmpp run --config demo
 
-test: $(STAMP)  ## all tests, two files at a time: many wait for processes to start
+test: $(STAMP)  ## what takes less, two files at a time: many wait for processes to start
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(STAMP)  ## unit tests only: no Ray, no MLflow
 	$(BIN)/python -m pytest tests/unit
 
-test-faults: $(STAMP)  ## what takes minutes: processes killed, nodes lost, storage away, disk full; every backbone exported
-	$(BIN)/python -m pytest tests/faults tests/integration/test_cli.py tests/unit/test_export.py -m '' --fault-table tests/bench/results/faults.md
+test-long: $(STAMP)  ## the pipelines that take a minute or more; every backbone exported
+	$(BIN)/python -m pytest tests/integration tests/unit -m long
+
+test-faults: $(STAMP)  ## processes killed, nodes lost, storage away, disk full: 40 minutes
+	$(BIN)/python -m pytest tests/faults -m '' --fault-table tests/bench/results/faults.md
 
 bench-retrieval: $(STAMP)  ## ranking and search side by side with others; half an hour on 2 cores
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'

@@ -16,6 +16,8 @@ from pipelines.run import Options
 from pipelines.stage import Unfinished
 from tests.integration.conftest import SMALL
 
+pytestmark = pytest.mark.long
+
 # Two variants of the same model, one of which is trained with occlusions, and a third that is the
 # second by another name: it must not be trained twice.
 GRID = """

@@ -63,7 +63,7 @@ def test_data_check_reports_as_json(small_demo: Path) -> None:
     assert json.loads(done.stdout.splitlines()[-1])["counts"]["train"]["identities"] == 8
 
 
-@pytest.mark.long  # `tests/faults` stops and kills a training in shorter ways
+@pytest.mark.long
 def test_stopped_in_stage_2_it_goes_on_and_ends_with_the_same_weights(
     small_demo: Path, tmp_path: Path
 ) -> None:

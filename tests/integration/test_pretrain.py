@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -24,6 +25,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.long
 def test_pretraining_leaves_weights_that_a_model_can_start_from(
     cluster: None, small_demo: Path, tmp_path: Path
 ) -> None:

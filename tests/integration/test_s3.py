@@ -26,6 +26,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server.stop()
 
 
+@pytest.mark.long
 def test_the_pipeline_runs_from_s3_to_s3(s3: S3Server, small_demo: Path, tmp_path: Path) -> None:
     s3.upload(small_demo, "*.jpg", "images", "demo")
     command = [

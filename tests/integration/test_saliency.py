@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from dpmpp_core.config import load_config
 from dpmpp_core.data.images import read_image, resize
@@ -26,6 +27,7 @@ LEARNED = [
 ]
 
 
+@pytest.mark.long
 def test_learned_masks_are_made_for_every_image_and_reused(
     cluster: None, small_demo: Path, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ OVERRIDES = [*SMALL, "model.backbone=timm/test_vit", "model.pretrained=null", "m
              "metric.encoder_lr=1e-3", "saliency.provider=spectral"]  # fmt: skip
 
 
+@pytest.mark.long
 def test_one_space_goes_from_images_to_the_registry(
     cluster: None, small_demo: Path, tmp_path: Path
 ) -> None:
