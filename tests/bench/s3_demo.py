@@ -97,7 +97,11 @@ def run(s3: S3Server, uri: str, folder: Path) -> list[str]:
     seconds = time.monotonic() - started
     if driver.returncode:
         raise SystemExit((folder / "log").read_text()[-3000:])
-    result = json.loads((folder / "out").read_text().splitlines()[-1])
+    said = (folder / "out").read_text().splitlines()
+    try:
+        result = json.loads(said[-1])
+    except (IndexError, ValueError):
+        raise SystemExit(f"the last line of stdout is no result: {said[-3:]}") from None
     loaded = subprocess.run(
         [sys.executable, "-c", LOAD, str(folder / "demo")],
         env=os.environ | {"MLFLOW_TRACKING_URI": uri}, cwd=folder,
