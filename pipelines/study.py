@@ -26,7 +26,7 @@ from optuna.trial import TrialState, create_trial
 from dpmpp_core.config.space import Choices, Parameter, Space
 from pipelines.storage import Storage
 
-Algorithm = Literal["tpe", "random"]
+ALGORITHMS = ("tpe", "random")
 State = Literal["running", "done", "stopped", "failed"]
 STARTUP = 5  # trials drawn at random before TPE has something to go by
 REDUCTION = 3  # one in so many goes on at a rung, and trains so many times as long
@@ -74,7 +74,7 @@ class Study:
         start: dict[str, Any],
         objectives: Sequence[str],
         rungs: Sequence[int],
-        algorithm: Algorithm,
+        algorithm: str,
         seed: int,
     ) -> None:
         self._storage, self._key = storage, key
@@ -177,16 +177,12 @@ class Study:
         distributions = {key: _distribution(p) for key, p in self._space.items()}
         for trial in trials:
             values = self.start | trial.changes
-            if trial.state == "failed" or not all(
-                p.contains(values[k]) for k, p in self._space.items()
-            ):
+            inside = all(p.contains(values[key]) for key, p in self._space.items())
+            if trial.state == "failed" or not inside:
                 continue  # a start outside the space tells the sampler nothing
-            params = {key: _key(parameter, values[key]) for key, parameter in self._space.items()}
-            study.add_trial(
-                create_trial(
-                    params=params, distributions=distributions, **_state(trial, objectives)
-                )
-            )
+            params = {key: _key(p, values[key]) for key, p in self._space.items()}
+            state = _state(trial, objectives)
+            study.add_trial(create_trial(params=params, distributions=distributions, **state))
         return study
 
     def _sampler(self, number: int) -> BaseSampler:

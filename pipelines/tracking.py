@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipelines.stage import Stage
 
 RUN_TAG, STAGE_TAG, KEY_TAG, REUSED_TAG = "dpmpp.run", "dpmpp.stage", "dpmpp.key", "dpmpp.reused"
-PACKAGES = ("dpmpp", "torch", "open_clip_torch", "ray", "mlflow", "pyarrow", "numpy")
+PACKAGES = ("dpmpp", "torch", "open_clip_torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
 NOT_IDENTITY = ("cluster.", "tracking.")
 
 

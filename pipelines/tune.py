@@ -24,7 +24,7 @@ from dpmpp_core.config import Config, MetricConfig, fingerprint, load_config
 from dpmpp_core.config.space import as_overrides, load_space
 from dpmpp_core.data.hidden import hidden_shares
 from dpmpp_core.data.manifest import Manifest
-from dpmpp_core.data.synthesis import Band
+from dpmpp_core.data.synthesis import PARTS, Band
 from dpmpp_core.data.validation import hold_out
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.redaction import redact
@@ -42,7 +42,7 @@ from pipelines.run import (
 from pipelines.saliency import saliency
 from pipelines.stage import Run, Stage
 from pipelines.storage import Storage
-from pipelines.study import REDUCTION, Algorithm, Study, Tried
+from pipelines.study import ALGORITHMS, REDUCTION, Study, Tried
 from pipelines.tracking import Tracking, look_up
 from pipelines.trials import TRIAL_CPUS, reason
 from pipelines.tune_report import Shown, render
@@ -50,7 +50,7 @@ from pipelines.tune_report import Shown, render
 log = logging.getLogger(__name__)
 
 OBJECTIVES = ("occluded", "holistic")
-HIDDEN = (Band(20, 40), Band(40, 60)), ("any", "top", "bottom", "side")  # of validation queries
+HIDDEN = Band(20, 40), Band(40, 60)  # of the person, in validation queries
 FOLDER = "tune"
 BEST = "best.yaml"
 
@@ -71,7 +71,7 @@ class Request:
 
     space: str = "default"
     trials: int = 12
-    algorithm: Algorithm = "tpe"
+    algorithm: str = "tpe"
     rungs: int = 2
     objectives: tuple[str, ...] = ("occluded",)
     share: float = 0.25
@@ -79,6 +79,8 @@ class Request:
     side_by_side: int | None = None
 
     def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise ConfigError(f"--algorithm {self.algorithm}: one of {', '.join(ALGORITHMS)}")
         unknown = [name for name in self.objectives if name not in OBJECTIVES]
         if unknown or not self.objectives or len({*self.objectives}) < len(self.objectives):
             named = ",".join(self.objectives) or "nothing"
@@ -123,7 +125,7 @@ class Ground:
         metric, evaluated = train_and_evaluate(run, self.validation, *self.shared(config))
         base = replace(run, config=self.base)  # so that every trial's queries are hidden alike
         model = run.storage.uri, metric.key
-        hidden = robustness(base, self.validation, self.hiding, evaluated, *model, *HIDDEN)
+        hidden = robustness(base, self.validation, self.hiding, evaluated, *model, HIDDEN, PARTS)
         return objectives(evaluated.summary["metrics"], hidden.summary["measured"])
 
 
@@ -238,8 +240,8 @@ def hold_out_identities(run: Run, prepared: Stage, request: Request) -> Stage:
     stage = run.stage("validation", identity, build)
     if not has_clean_queries(stage):
         raise DataError(
-            f"{stage.summary['root']}: no held-out query is clean, so none can be hidden by a known "
-            "share: hold out more (--share)"
+            f"{stage.summary['root']}: no held-out query is clean, so none can be hidden by a "
+            "known share: hold out more (--share)"
         )
     return stage
 
@@ -327,7 +329,7 @@ class Asking(Searcher):
         self._configured, self._ended = configured, ended
         self._numbers: dict[str, int] = {}  # Tune's trial id -> the study's number
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """Settings of `_run` for the next trial."""
         while self._study.unfinished or len(self._study.trials) < self._total:
             trial = self._study.ask()

@@ -98,7 +98,7 @@ def _cells(study: Study, trial: Tried) -> list[str]:
 
 
 def render(study: Study, command: str, counts: dict[str, Any]) -> dict[str, bytes]:
-    """File name -> content: the trials as Markdown and CSV, and the pictures there is enough for."""
+    """File name -> content: the trials as Markdown and CSV, and what pictures can be drawn."""
     files = {TABLE: _markdown(study, command, counts).encode(), CSV: _csv(study).encode()}
     if len(study.full()) > 1:
         files["parallel-coordinates.png"] = png_bytes(parallel_coordinates(study))
@@ -112,16 +112,14 @@ def render(study: Study, command: str, counts: dict[str, Any]) -> dict[str, byte
 
 def _markdown(study: Study, command: str, counts: dict[str, Any]) -> str:
     packages = environment()["packages"]
-    versions = ", ".join(
-        f"{name} {packages[name]}" for name in ("torch", "ray") if name in packages
-    )
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "ray", "optuna"))
     sizes = {name: counts[name]["images"] for name in counts if name != "quarantined"}
     front = [str(trial.number) for trial in study.front()]
     lines = [
         "# Search",
         "",
-        f"`{command}`; {date.today()}. {versions}; {platform.machine()}. mAP in percent with masks, "
-        "on identities held out of the training set: "
+        f"`{command}`; {date.today()}. {versions}; {platform.machine()}. mAP in percent with "
+        "masks, on identities held out of the training set: "
         + ", ".join(f"{name} {size}" for name, size in sizes.items() if size)
         + f". Best: trial {', '.join(front) or 'none'}.",
         "",

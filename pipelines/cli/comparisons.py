@@ -120,9 +120,9 @@ def tune(
         return search(Options(data, config, overrides or [], *places), request)
 
     def show(result: dict[str, Any]) -> None:
-        from pipelines.show import show_search
+        from pipelines.show import show_tuned
 
-        show_search(result)
+        show_tuned(result)
 
     guarded(work, show, as_json)
 
