@@ -40,7 +40,7 @@ from pipelines.run import (
     with_backgrounds,
 )
 from pipelines.saliency import saliency
-from pipelines.stage import Run, Stage
+from pipelines.stage import Run, Stage, Unfinished
 from pipelines.storage import Storage
 from pipelines.study import ALGORITHMS, REDUCTION, Study, Tried
 from pipelines.tracking import Tracking, look_up
@@ -114,8 +114,13 @@ class Ground:
         return Run(config, Storage(self.storage), Tracking(""), self.plan, build=build)
 
     def shared(self, config: Config) -> tuple[Stage, Stage | None]:
-        """Person masks and prompts of a configuration."""
-        run = self.run(config)
+        """Person masks and prompts of a configuration; made, and said so, where they are not."""
+        try:
+            return self._shared(self.run(config, build=False))
+        except Unfinished:
+            return self._shared(self.run(config))
+
+    def _shared(self, run: Run) -> tuple[Stage, Stage | None]:
         masks = saliency(run, self.validation)
         return masks, learn_prompts(run, self.validation, masks)
 
