@@ -53,9 +53,8 @@ def searched(
     driver = begin(folder, small_demo)
     deadline = time.monotonic() + 300
     while not any(trial["state"] in ("done", "stopped") for trial in journal(folder)):
-        assert driver.poll() is None and time.monotonic() < deadline, driver.communicate()[1][
-            -2000:
-        ]
+        assert driver.poll() is None, driver.communicate()[1][-2000:]
+        assert time.monotonic() < deadline
         time.sleep(0.5)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.communicate()

@@ -47,5 +47,5 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 def test_a_bound_that_the_configuration_refuses_is_named(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text("occlusion.probability: {low: 0.5, high: 1.5}")
     space = load_space(str(tmp_path / "space.yaml"))
-    with pytest.raises(ConfigError, match="search space, occlusion.probability"):
+    with pytest.raises(ConfigError, match=r"search space, occlusion\.probability"):
         space.check("demo", [])

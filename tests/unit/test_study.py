@@ -113,9 +113,8 @@ def test_tpe_finds_more_than_chance(tmp_path: Path) -> None:
     best: dict[str, list[float]] = {"tpe": [], "random": []}
     for algorithm, found in best.items():
         for seed in range(5):
-            one = run(
-                tmp_path / f"{algorithm}{seed}", 30, algorithm=algorithm, seed=seed, rungs=(1,)
-            )
+            folder = tmp_path / f"{algorithm}{seed}"
+            one = run(folder, 30, algorithm=algorithm, seed=seed, rungs=(1,))
             found.append(one.front()[0].last["occluded"])
     assert sum(best["tpe"]) > sum(best["random"])
 
