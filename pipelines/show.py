@@ -203,3 +203,21 @@ def show_ablation(result: dict[str, Any]) -> None:
     for trial, why in result["failed"].items():
         console.print(f"failed: {trial}: {why}", markup=False)
     console.print(f"table: {result['table']}", soft_wrap=True, highlight=False, markup=False)
+
+
+def show_tuned(result: dict[str, Any]) -> None:
+    """What a search found, and where it is."""
+    console = Console()
+    names = result["objectives"]
+    table = Table(title=f"{len(result['trials'])} trials")
+    for column in ("", *(f"{name} mAP" for name in names)):
+        table.add_column(column, justify="right" if column else "left")
+    for label, values in {"as it was": result["start"], "best": result["best"] or {}}.items():
+        table.add_row(label, *(f"{100 * values[n]:.1f}" if values else "" for n in names))
+    console.print(table)
+    for key, value in (result["best_changes"] or {}).items():
+        console.print(f"  {key}: {value}", highlight=False, markup=False)
+    if result["config"]:
+        console.print(f"dpmpp run --config {result['config']}", soft_wrap=True, highlight=False)
+    for place in ("folder", "tracking_uri"):
+        console.print(f"{place + ':':14}{result[place]}", soft_wrap=True, highlight=False)

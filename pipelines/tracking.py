@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipelines.stage import Stage
 
 RUN_TAG, STAGE_TAG, KEY_TAG, REUSED_TAG = "dpmpp.run", "dpmpp.stage", "dpmpp.key", "dpmpp.reused"
-PACKAGES = ("dpmpp", "torch", "open_clip_torch", "ray", "mlflow", "pyarrow", "numpy")
+PACKAGES = ("dpmpp", "torch", "open_clip_torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
 NOT_IDENTITY = ("cluster.", "tracking.")
 
 
@@ -97,7 +97,7 @@ class Tracking:
         run_id = client.create_run(self._experiment_id, tags=tags).info.run_id
         values = config.model_dump(mode="json")
         params = [
-            Param(key, redact(str(_lookup(values, key))))
+            Param(key, redact(str(look_up(values, key))))
             for key in config_keys()
             if not key.startswith(NOT_IDENTITY)
         ]
@@ -258,7 +258,8 @@ def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float
     return flat
 
 
-def _lookup(values: Mapping[str, Any], key: str) -> Any:
+def look_up(values: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key."""
     for part in key.split("."):
         values = values[part]
     return values

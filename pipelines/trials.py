@@ -92,7 +92,7 @@ def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[st
         )
         results = tuner.fit()
     reasons = {
-        missing[pending[result.config["number"]].name]: _reason(result.error)
+        missing[pending[result.config["number"]].name]: reason(result.error)
         for result in (results[i] for i in range(len(results)))
         if result.error is not None and result.config is not None
     }
@@ -132,7 +132,7 @@ class _Shown(tune.Callback):
         self._shown.update(self._done, name)
 
 
-def _reason(error: Any) -> str:
+def reason(error: Any) -> str:
     """The last line of a remote traceback: what went wrong."""
     lines = [line.strip() for line in redact(str(error)).splitlines() if line.strip()]
     return lines[-1][:500] if lines else type(error).__name__

@@ -107,6 +107,18 @@ class Manifest:
         _check_usable(manifest)
         return manifest
 
+    def with_images(self, images: pa.Table) -> Manifest:
+        """The same folder with other splits of its images (IMAGE_SCHEMA, any order).
+
+        Raises:
+            DataError: what is left cannot be trained on or evaluated.
+        """
+        images = _in_order(images.select(IMAGE_SCHEMA.names).cast(IMAGE_SCHEMA)).combine_chunks()
+        nothing = QUARANTINE_SCHEMA.empty_table()
+        result = Manifest(self.root, self.layout, images, nothing, _digest(images))
+        _check_usable(result)
+        return result
+
     @property
     def has_training(self) -> bool:
         """False for test-only layouts: train on another data set."""

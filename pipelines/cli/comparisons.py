@@ -76,6 +76,58 @@ def ablate(
 
 
 @app.command()
+def tune(
+    overrides: Overrides = None,
+    data: Data = None,
+    config: ConfigName = "demo",
+    space: Annotated[
+        str, typer.Option(help="Shipped search space, or a YAML file of keys and bounds.")
+    ] = "default",
+    trials: Annotated[int, typer.Option(help="How many in all; the first changes nothing.")] = 12,
+    algorithm: Annotated[str, typer.Option(help="tpe or random.")] = "tpe",
+    rungs: Annotated[
+        int, typer.Option(help="Times a trial is measured; 1 = none is stopped early.")
+    ] = 2,
+    objectives: Annotated[
+        str, typer.Option(help="occluded, holistic, or both for a Pareto front.")
+    ] = "occluded",
+    share: Annotated[
+        float, typer.Option(help="Of the training identities, held out to measure on.")
+    ] = 0.25,
+    seed: Annotated[int, typer.Option(help="Of the search and the held-out identities.")] = 0,
+    side_by_side: Annotated[
+        int | None, typer.Option(help="Trials at a time. Default: as many as there is room for.")
+    ] = None,
+    storage: StorageUri = "runs",
+    tracking_uri: TrackingUri = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Search for a better configuration, measured on held-out training identities."""
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.config import load_config
+        from dpmpp_core.config.space import load_space
+
+        load_config(config, overrides or [])
+        load_space(space)
+        from pipelines.run import Options
+        from pipelines.tune import Request, search
+
+        names = tuple(objectives.split(","))
+        request = Request(space, trials, algorithm, rungs, names, share, seed, side_by_side)
+        places = storage, tracking_uri, address
+        return search(Options(data, config, overrides or [], *places), request)
+
+    def show(result: dict[str, Any]) -> None:
+        from pipelines.show import show_tuned
+
+        show_tuned(result)
+
+    guarded(work, show, as_json)
+
+
+@app.command()
 def reproduce(
     protocol: Annotated[str | None, typer.Argument(help="A protocol; see --list.")] = None,
     overrides: Overrides = None,

@@ -106,4 +106,6 @@ def guarded(
             print(json.dumps(result), flush=True)
         else:
             show(result)
+        sys.stdout.flush()
+        os.dup2(2, 1)  # what libraries still say at the end must not come after the result
     raise typer.Exit(code)

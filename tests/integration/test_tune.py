@@ -1,0 +1,129 @@
+"""`dpmpp tune` on real Ray Tune, Ray Train and MLflow: killed in the middle, gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from dpmpp_core.config import load_config
+from dpmpp_core.errors import ConfigError
+from pipelines.tune import Request, rung_epochs, shortened
+from tests.integration.conftest import SMALL
+
+SPACE = """
+metric.lr: {low: 5.0e-4, high: 1.0e-2, log: true}
+metric.identities: {choices: [4, 400]}
+"""
+TRIALS = 4
+
+
+def begin(folder: Path, data: Path, *words: str) -> subprocess.Popen[str]:
+    command = [
+        str(Path(sys.executable).parent / "dpmpp"), "tune", *SMALL, "--data", str(data),
+        "--space", str(folder / "space.yaml"), "--trials", str(TRIALS), "--share", "0.4",
+        "--algorithm", "random", "--storage", "runs", "--json", *words,
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    files = list(folder.glob("runs/tune-*/trials.json"))
+    return json.loads(files[0].read_text())["trials"] if files else []
+
+
+@pytest.fixture(scope="module")
+def searched(
+    small_demo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
+    """Folder, the journal when its driver was killed, and the result of the second start."""
+    folder = tmp_path_factory.mktemp("tune")
+    (folder / "space.yaml").write_text(SPACE)
+    driver = begin(folder, small_demo)
+    deadline = time.monotonic() + 300
+    while not any(trial["state"] in ("done", "stopped") for trial in journal(folder)):
+        assert driver.poll() is None, driver.communicate()[1][-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    subprocess.run(["pkill", "-9", "-f", f"{folder}"], check=False)
+    before = journal(folder)
+    out, err = begin(folder, small_demo).communicate(timeout=500)
+    return folder, before, json.loads(out.splitlines()[-1]) if out else {"error": err[-3000:]}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_killed_it_goes_on_and_repeats_nothing(searched: Any) -> None:
+    folder, before, result = searched
+    assert "error" not in result, result["error"]
+    after = journal(folder)
+    assert [trial["number"] for trial in after] == list(range(TRIALS))
+    finished = [trial for trial in before if trial["state"] != "running"]
+    assert finished and all(trial in after for trial in finished)
+    assert all(trial["state"] in ("done", "stopped", "failed") for trial in after)
+    assert after[0]["state"] == "done" and after[0]["changes"] == {}
+    assert not (folder / "runs/tune").exists()
+
+
+@pytest.mark.long
+def test_a_trial_that_fails_says_why_and_stops_nothing(searched: Any) -> None:
+    _, _, result = searched
+    for trial in result["trials"]:
+        impossible = trial["changes"].get("metric.identities") == 400
+        assert (trial["state"] == "failed") == impossible == bool(trial["reason"])
+
+
+@pytest.mark.long
+def test_the_best_is_a_configuration_and_all_is_one_run(searched: Any) -> None:
+    folder, _, result = searched
+    best = load_config(result["config"])
+    for key, value in result["best_changes"].items():
+        section, leaf = key.split(".")
+        assert getattr(getattr(best, section), leaf) == value
+    assert result["best"]["occluded"] >= result["start"]["occluded"]
+    client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    run = client.get_run(result["run_id"])
+    nested = client.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result['run_id']}'"
+    )
+    trials = [one for one in nested if one.info.run_name.startswith("trial ")]
+    assert len(trials) == TRIALS and all(one.info.status == "FINISHED" for one in trials)
+    artifacts = {file.path for file in client.list_artifacts(result["run_id"])}
+    assert {"best.yaml", "trials.md", "trials.csv"} <= artifacts
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"objectives": ("mAP",)}, "one or two of occluded, holistic"),
+        ({"algorithm": "grid"}, "one of tpe, random"),
+        ({"share": 1.0}, "between 0 and 1"),
+        ({"trials": 0}, "--trials 0: 1 or more"),
+        ({"side_by_side": 0}, "--side-by-side 0: 1 or more"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Request(**changes)
+
+
+def test_a_rung_is_the_same_training_squeezed() -> None:
+    config = load_config("market1501")
+    assert rung_epochs(config.metric.epochs, 3) == [7, 20, 60]
+    short = shortened(config, 20)
+    assert short.metric.epochs == 20 and short.metric.warmup_epochs == 3
+    assert short.metric.milestones == (10, 17) and shortened(config, 60) == config
+    assert rung_epochs(1, 2) == [1]
