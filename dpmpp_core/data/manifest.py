@@ -107,6 +107,16 @@ class Manifest:
         _check_usable(manifest)
         return manifest
 
+    @cached_property
+    def evaluation(self) -> pa.Table:
+        """Rows of query and gallery: what an evaluation sees."""
+        return self.images.filter(pc.not_equal(self.images["split"], "train"))
+
+    @cached_property
+    def evaluation_id(self) -> str:
+        """As `dataset_id`, of `evaluation`: other training images make no other evaluation."""
+        return _digest(self.evaluation)
+
     @property
     def has_training(self) -> bool:
         """False for test-only layouts: train on another data set."""
