@@ -70,7 +70,9 @@ def images_check(images: int, problem: str | None) -> Check:
     value = f"{images} images"
     if problem:
         return Check("images", False, value, "as evaluated", problem)
-    return Check("images", True, value, "as evaluated", "each has the SHA-256 it was evaluated with")
+    return Check(
+        "images", True, value, "as evaluated", "each has the SHA-256 it was evaluated with"
+    )
 
 
 def floor_checks(own: Sets, floors: Mapping[str, float]) -> list[Check]:
@@ -106,7 +108,9 @@ def no_worse_checks(own: Sets, champion: Sets | None, gate: Gate) -> list[Check]
         elif query_set not in own:
             checks.append(_absent(name, query_set, -margin))
         else:
-            checks.append(_no_worse(name, own[query_set], champion[query_set], figure, margin, gate))
+            checks.append(
+                _no_worse(name, own[query_set], champion[query_set], figure, margin, gate)
+            )
     return checks
 
 
@@ -127,7 +131,9 @@ def _no_worse(
     return Check(name, passed, low, -margin, says)
 
 
-def mask_checks(masks: Mapping[str, Mapping[str, Mapping[str, float]]], least: float) -> list[Check]:
+def mask_checks(
+    masks: Mapping[str, Mapping[str, Mapping[str, float]]], least: float
+) -> list[Check]:
     """The masks differ between queries, in every query set and in every space that has masks.
 
     masks: query set -> space -> `mask_statistics`. A std of exactly 0 is a space without masks.
@@ -170,7 +176,9 @@ def reproduce_checks(registered: Sets, now: Sets, tolerance: float) -> list[Chec
 def budget_check(name: str, value: float, most: float, unit: str) -> Check:
     """Latency or size within its budget."""
     verdict = "within" if value <= most else "above"
-    return Check(name, value <= most, value, most, f"{value:.1f} {unit} is {verdict} {most:g} {unit}")
+    return Check(
+        name, value <= most, value, most, f"{value:.1f} {unit} is {verdict} {most:g} {unit}"
+    )
 
 
 def refused_by(checks: Sequence[Check]) -> list[str]:

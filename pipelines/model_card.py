@@ -18,7 +18,9 @@ from pipelines.breakdowns import bounded, hidden_rows
 from pipelines.record import CARD, Record
 
 DESCRIPTION = 5000  # characters that the registry keeps of a version's description
-INTENDED = "Ranking pictures of persons by likeness to a query, for people who then look themselves."
+INTENDED = (
+    "Ranking pictures of persons by likeness to a query, for people who then look themselves."
+)
 LIMITS = (
     "A rank is no identification: figures are of closed sets, where every person is in the gallery.",
     "Figures hold for the data above. Other cameras, places, clothes or years are another matter.",
@@ -116,7 +118,9 @@ def _figures(measured: Mapping[str, Any]) -> list[str]:
 def _ablation(record: Record, client: MlflowClient) -> list[str]:
     """What the parts of the method are worth on the same data, if that was measured."""
     experiment = client.get_run(record.facts["run_id"]).info.experiment_id
-    query = f"tags.`dpmpp.data` = '{record.facts['dataset_id']}' and tags.`dpmpp.run` LIKE 'ablation-%'"
+    query = (
+        f"tags.`dpmpp.data` = '{record.facts['dataset_id']}' and tags.`dpmpp.run` LIKE 'ablation-%'"
+    )
     found = client.search_runs([experiment], query, max_results=1)
     if not found:
         return ["## Ablation", "", "None was run on this data (`dpmpp ablate`)."]

@@ -53,8 +53,9 @@ class Registry:
             os.environ.setdefault(variable, value)
         self.uri, self.name = without_login(uri), name
         if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
-            raise ConfigError(f"no registry at {uri}: `dpmpp run` makes one, or name another with "
-                              "--tracking-uri")
+            raise ConfigError(
+                f"no registry at {uri}: `dpmpp run` makes one, or name another with --tracking-uri"
+            )
         mlflow.set_tracking_uri(self.uri)
         with answering(self.uri):
             self.client = first_open(self.uri)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dpmpp_core import __version__
-from pipelines.cli import comparisons, exporting, searching, stages
+from pipelines.cli import comparisons, exporting, promoting, searching, stages
 from pipelines.cli.looking import config_app, data_app
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.add_typer(stages.app)
 app.add_typer(comparisons.app)
 app.add_typer(exporting.app)
+app.add_typer(promoting.app)
 app.add_typer(searching.app)
 app.add_typer(searching.index_app, name="index")
 app.add_typer(data_app, name="data")
