@@ -89,7 +89,8 @@ def load_gate(source: str = "default") -> Gate:
     else:
         near = _near(source, gate_names())
         raise ConfigError(
-            f"no gate or file named {shorten(repr(source))}{near} (gates: {', '.join(gate_names())})"
+            f"no gate or file named {shorten(repr(source))}{near} "
+            f"(gates: {', '.join(gate_names())})"
         )
     try:
         tree = parse_yaml(text)
