@@ -16,6 +16,7 @@ from dpmpp_core.retrieval.bootstrap import paired_bootstrap
 from dpmpp_core.retrieval.queries import QueryFigures
 
 Sets = Mapping[str, QueryFigures]
+Statistics = Mapping[str, Mapping[str, float]]  # space -> `mask_statistics`
 REPRODUCED = ("mAP", "rank1")
 
 
@@ -131,9 +132,7 @@ def _no_worse(
     return Check(name, passed, low, -margin, says)
 
 
-def mask_checks(
-    masks: Mapping[str, Mapping[str, Mapping[str, float]]], least: float
-) -> list[Check]:
+def mask_checks(masks: Mapping[str, Statistics], least: float) -> list[Check]:
     """The masks differ between queries, in every query set and in every space that has masks.
 
     masks: query set -> space -> `mask_statistics`. A std of exactly 0 is a space without masks.

@@ -14,6 +14,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 BATCH = 64
 TIMED, WARM_UP = 25, 5
@@ -27,7 +28,8 @@ def main(folder: str, answer: str) -> None:
 
     model = mlflow.pyfunc.load_model(folder)
     seconds = time.perf_counter() - start
-    parts, first = [], []
+    parts: list[pd.DataFrame] = []
+    first: list[bytes] = []
     for batch in batches():
         first = first or batch
         parts.append(model.predict(pd.DataFrame({"image": batch})))
@@ -38,11 +40,12 @@ def main(folder: str, answer: str) -> None:
         model.predict(one)
         spent.append(1000 * (time.perf_counter() - start))
     table = pd.concat(parts, ignore_index=True)
-    columns = {str(name): np.stack(list(table[name])).astype(np.float32) for name in table.columns}
+    columns: dict[str, Any] = {
+        str(name): np.stack(list(table[name])).astype(np.float32) for name in table.columns
+    }
     code = sys.modules["dpmpp_core"].__file__
-    np.savez(
-        answer, **columns, seconds=seconds, milliseconds=np.array(spent[WARM_UP:]), code=str(code)
-    )
+    columns |= {"seconds": np.array(seconds), "milliseconds": np.array(spent[WARM_UP:])}
+    np.savez(answer, allow_pickle=False, code=np.array(str(code)), **columns)
 
 
 def batches() -> Iterator[list[bytes]]:

@@ -176,8 +176,9 @@ class Journal:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         if move.action == PROMOTE and move.to is not None:
             self._registry.tag(move.to, PROMOTED, now)
-        if move.action == ROLLBACK and move.champion is not None:
+        if move.action == ROLLBACK and move.champion is not None and move.to is not None:
             self._registry.tag(move.champion, ROLLED_BACK, f"{now} by {owner()}")
+            self._registry.tag(move.to, ROLLED_BACK, "")  # as it may have been itself
 
     def _close(self, ticket: ModelVersion, state: str) -> None:
         self._client.set_model_version_tag(self.name, ticket.version, STATE, state)

@@ -22,10 +22,10 @@ INTENDED = (
     "Ranking pictures of persons by likeness to a query, for people who then look themselves."
 )
 LIMITS = (
-    "A rank is no identification: figures are of closed sets, where every person is in the gallery.",
+    "A rank identifies nobody: the figures are of queries whose person is in the gallery.",
     "Figures hold for the data above. Other cameras, places, clothes or years are another matter.",
     "The intervals tell of other persons, not of another training: this is one seed.",
-    "Not measured: differences between groups of people. Measure them before decisions about people.",
+    "Differences between groups of people were not measured: decide nothing about people by it.",
 )  # fmt: skip
 
 log = logging.getLogger(__name__)

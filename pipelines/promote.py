@@ -153,7 +153,7 @@ def _store(
 ) -> str:
     """The verdict as an MLflow run beside the version's own, and as tags of the version."""
     client, number = registry.client, verdict.version
-    experiment = client.get_run(version.run_id).info.experiment_id
+    experiment = client.get_run(str(version.run_id)).info.experiment_id
     answer = "refused" if verdict.refused_by else "passed"
     tags = {
         "mlflow.runName": f"promote {registry.name} {number}",

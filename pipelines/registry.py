@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import requests
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
 from dpmpp_core.errors import ConfigError, UserError
 from dpmpp_core.redaction import one_line
@@ -104,7 +104,7 @@ def answering(uri: str) -> Iterator[None]:
     """Turn what MLflow raises into a RegistryError of one line."""
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, requests.RequestException) as error:
         raise RegistryError(f"the registry {uri}: {one_line(str(error))[:300]}") from error
 
 
