@@ -45,7 +45,7 @@ def main(folder: str, answer: str) -> None:
     }
     code = sys.modules["dpmpp_core"].__file__
     columns |= {"seconds": np.array(seconds), "milliseconds": np.array(spent[WARM_UP:])}
-    np.savez(answer, allow_pickle=False, code=np.array(str(code)), **columns)
+    np.savez(answer, code=np.array(str(code)), **columns)
 
 
 def batches() -> Iterator[list[bytes]]:
