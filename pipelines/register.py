@@ -89,7 +89,9 @@ def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -
                 input_example=_example(),
                 pip_requirements=[f"{p}=={version(p)}" for p in REQUIREMENTS],
             )
-        stored = Path(mlflow.artifacts.download_artifacts(logged.model_uri, dst_path=folder))
+        stored = Path(folder) / "stored"
+        stored.mkdir()
+        mlflow.artifacts.download_artifacts(logged.model_uri, dst_path=str(stored))
         if files_sha256(stored / "artifacts" / "model") != files_sha256(model):
             raise WeightsError(f"{logged.model_uri} is not what was stored there: register again")
         tags = {
