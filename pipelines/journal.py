@@ -27,6 +27,7 @@ import logging
 import os
 import socket
 import time
+import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -127,6 +128,9 @@ class Journal:
         for other in self.open():
             if int(other.version) >= int(ticket.version):
                 break
+            if other.tags["id"] == ticket.tags["id"]:
+                self._close(other, UNDONE)  # made too: the answer was lost, the call made again
+                continue
             age = (ticket.creation_timestamp - other.creation_timestamp) / 1000
             if age <= self._lease:
                 self._close(ticket, LOST)
@@ -150,7 +154,7 @@ class Journal:
         return self._client.create_model_version(
             self.name,
             source=f"models:/{self._registry.name}/{model}",
-            tags={STATE: OPEN, "owner": owner(), **move.tags()},
+            tags={STATE: OPEN, "owner": owner(), "id": uuid.uuid4().hex, **move.tags()},
         )
 
     def _repair(self, ticket: ModelVersion) -> None:

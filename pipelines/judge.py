@@ -44,14 +44,14 @@ class Verdict:
         champion: the number of what it was compared with; None = there is none.
         checks: in the order in which they were made; after one that makes the others meaningless
             there are no more.
-        champion_measured: whether the champion was measured anew, on the version's images.
+        notes: what a reader of the checks has to know besides.
         card: the version's model card, if it has one.
     """
 
     version: int
     champion: int | None
     checks: list[Check] = field(default_factory=list)
-    champion_measured: bool = False
+    notes: list[str] = field(default_factory=list)
     card: str = ""
 
     @property
@@ -62,7 +62,7 @@ class Verdict:
         return {
             "version": self.version,
             "champion": self.champion,
-            "champion_measured": self.champion_measured,
+            "notes": self.notes,
             "refused_by": self.refused_by,
             "checks": [vars(check) for check in self.checks],
         }
@@ -110,9 +110,8 @@ def judge(
         _load(checks, files, own, root, gate)
     other: Sets | None = None
     if champion is not None and gate.no_worse:
-        other, verdict.champion_measured = _champion(
-            registry, champion, own, folder, root, records_only
-        )
+        other, note = _champion(registry, champion, own, folder, root, records_only)
+        verdict.notes += [note] if note else []
         if other is None:
             return verdict
     checks += no_worse_checks(own.queries, other, gate)
@@ -144,10 +143,10 @@ def _champion(
     folder: Path,
     root: str,
     records_only: bool,
-) -> tuple[Sets | None, bool]:
-    """What the champion's queries found on the version's images, and whether it was measured anew.
+) -> tuple[Sets | None, str]:
+    """What the champion's queries found on the version's images, and how that is known.
 
-    None where that is not known from records alone.
+    None where records alone do not tell.
     """
     number = int(champion.version)
     files = registry.download(number, folder)
@@ -158,8 +157,12 @@ def _champion(
         )
     theirs = Record.read(files / "artifacts" / record.FOLDER)
     if theirs.facts["evaluation_id"] == own.facts["evaluation_id"]:
-        return theirs.queries, False
+        return theirs.queries, ""
     if records_only:
-        return None, False
-    log.info("the champion, version %s, was measured on other images: measured anew", number)
-    return measure(files, own.images, root).queries, True
+        return None, (
+            f"the champion, version {number}, was measured on other images: records do not compare "
+            "them, a promotion measures it anew"
+        )
+    note = f"the champion, version {number}, was measured on other images: measured anew on these"
+    log.info(note)
+    return measure(files, own.images, root).queries, note

@@ -196,13 +196,13 @@ def markdown(verdict: dict[str, Any]) -> str:
     """A verdict for people."""
     refused = verdict["refused_by"]
     against = "no champion" if verdict["champion"] is None else f"version {verdict['champion']}"
-    anew = ", measured anew on the same images" if verdict["champion_measured"] else ""
     lines = [
         f"# Promotion of {verdict['name']} version {verdict['version']}: "
         + ("refused" if refused else "passed"),
         "",
-        f"Gate `{verdict['gate']['name']}`, against {against}{anew}; {verdict['time']} by "
+        f"Gate `{verdict['gate']['name']}`, against {against}; {verdict['time']} by "
         f"{verdict['by']}." + (f" Refused by: {', '.join(refused)}." if refused else ""),
+        *(f"Note: {note}." for note in verdict["notes"]),
         "",
         "| check | | value | threshold | |",
         "|---|---|---:|---:|---|",

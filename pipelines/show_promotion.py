@@ -32,8 +32,8 @@ def show_promotion(result: dict[str, Any], gate: str, explain: bool) -> None:
         for check in checks:
             if not check["passed"]:
                 _line(console, f"{check['name']}: {check['says']}")
-    if result.get("champion_measured"):
-        _line(console, "the champion was measured anew, on the images of this version")
+    for note in result.get("notes", []):
+        _line(console, note)
     if not result.get("refused"):
         _line(console, _outcome(result))
 
