@@ -92,7 +92,7 @@ def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -
         stored = Path(folder) / "stored"
         stored.mkdir()
         mlflow.artifacts.download_artifacts(logged.model_uri, dst_path=str(stored))
-        if files_sha256(stored / "artifacts" / "model") != files_sha256(model):
+        if files_sha256(stored / "artifacts" / model.name) != files_sha256(model):
             raise WeightsError(f"{logged.model_uri} is not what was stored there: register again")
         tags = {
             WEIGHTS: made.facts["weights_sha256"],

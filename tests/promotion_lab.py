@@ -98,6 +98,9 @@ class Lab:
     def rollback(self, name: str, **asked: Any) -> dict[str, Any]:
         return rollback(self.request(name, **asked))
 
+    def known(self, name: str) -> bool:
+        return bool(self.client.search_registered_models(f"name = '{name}'"))
+
     def aliases(self, name: str) -> dict[str, int]:
         found = self.client.get_registered_model(name).aliases
         return {alias: int(version) for alias, version in found.items()}
@@ -129,9 +132,9 @@ def lab(
 def add_noise(model: ReidModel) -> None:
     draw = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        parameter += (
-            0.5 * parameter.std().nan_to_num() * torch.randn(parameter.shape, generator=draw)
-        )
+        if parameter.numel() > 1:
+            noise = torch.randn(parameter.shape, generator=draw)
+            parameter += 0.5 * parameter.std() * noise
 
 
 def deaden_masks(model: ReidModel) -> None:

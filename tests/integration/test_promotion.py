@@ -274,3 +274,299 @@ def test_a_promoter_killed_between_two_aliases_never_was(
 
 def short(text: str) -> str:
     return text.partition(". ")[0].partition(" by ")[0]
+
+
+def test_a_promoter_killed_after_the_champion_was_moved_has_promoted(
+    at: Lab, network: Network, table: Table
+) -> None:
+    name = "late"
+    for _ in range(2):
+        at.register(name)
+    at.promote(name, version=1, gate=quick(at))
+    killed_at(at, network, name, "champion", "late")
+    assert at.aliases(name) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert at.tickets(name)[-1] == "open"
+    time.sleep(1.1)
+    assert at.promote(name, gate=quick(at), lease=1.0)["changed"] is False
+    assert at.tickets(name) == ["done"] * 3
+    assert at.client.get_model_version(name, "2").tags["dpmpp.promoted"]
+    table.add(
+        "killed after `champion` was moved", "the next promotion closed its ticket: it was done"
+    )
+
+
+def test_a_server_lost_between_two_aliases_is_repaired_by_the_next_promotion(
+    at: Lab, network: Network, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    name = "lost"
+    for _ in range(2):
+        at.register(name)
+    at.promote(name, version=1, gate=quick(at))
+    points, away = sets_alias("champion"), threading.Event()
+
+    def fault(*asked: Any) -> str | None:
+        if points(*asked):
+            away.set()
+        return "cut" if away.is_set() else None
+
+    network.fault = fault
+    with pytest.raises(RegistryError, match="the registry"):
+        at.promote(name, gate=quick(at), uri=network.uri)
+    assert at.aliases(name) == {"candidate": 2, "champion": 1, "previous": 1}
+    with pytest.raises(RegistryError, match="the registry"):
+        at.promote(name, gate=quick(at), uri=network.uri)
+    table.add("registry out of reach from the start", "exit 2, said in a line; nothing changed")
+    time.sleep(1.1)
+    assert at.promote(name, gate=quick(at), lease=1.0)["changed"]
+    assert at.aliases(name) == {"candidate": 2, "champion": 2, "previous": 1}
+    assert at.tickets(name) == ["done", "undone", "done", "done"]
+    table.add(
+        "registry lost between `previous` and `champion`",
+        "exit 2; the old champion stayed; the next promotion repaired and promoted",
+    )
+
+
+def test_an_answer_that_is_lost_makes_no_rival_of_oneself(at: Lab, network: Network) -> None:
+    """The ticket was made, the answer lost, and MLflow's client asked for it a second time."""
+    name = "twice"
+    at.register(name)
+    lost = []
+
+    def fault(method: str, path: str, body: dict[str, Any]) -> str | None:
+        ticket = path.endswith("/model-versions/create") and method == "POST"
+        if ticket and not lost:
+            lost.append(path)
+            return "late"
+        return None
+
+    network.fault = fault
+    assert at.promote(name, gate=quick(at), uri=network.uri)["changed"]
+    assert lost and at.tickets(name) == ["undone", "done"]
+
+
+def test_a_champion_moved_by_hand_while_judging_is_not_overruled(at: Lab, table: Table) -> None:
+    name = "hand"
+    for _ in range(3):
+        at.register(name)
+    at.promote(name, version=1, gate=quick(at))
+    at.client.set_registered_model_alias(name, "champion", "2")
+    journal = Journal(Registry(at.server.uri, name))
+    with pytest.raises(Lost, match="the champion is version 2 now, it was version 1"):
+        journal.move(Move("promote", 1, None, 3))
+    assert at.aliases(name)["champion"] == 2 and at.tickets(name) == ["done", "lost"]
+    table.add("champion moved by hand after the gate", "exit 3: judged against another champion")
+
+
+@pytest.mark.parametrize(
+    ("situation", "changes", "refused"),
+    [
+        ("a floor above what it reaches", {"floors": {"occluded.mAP": 0.99}}, "floor occluded.mAP"),
+        ("gate of another data set", {"dataset": "00000000"}, "data set"),
+        ("4 persons, the gate wants 20", {"identities": 20}, "no worse occluded.mAP"),
+        ("larger than its budget", {"size_mb": 1.0}, "size"),
+    ],
+)
+def test_each_bound_refuses_by_its_own_name(
+    at: Lab, table: Table, situation: str, changes: dict[str, Any], refused: str
+) -> None:
+    name = "bounds"
+    if not at.known(name):
+        at.register(name)
+        at.promote(name, gate=quick(at))
+        at.register(name)
+    answer = at.promote(name, gate=quick(at, **changes))
+    assert answer["refused_by"][0] == refused and not answer["changed"]
+    assert {r.split()[0] for r in answer["refused_by"]} == {refused.split()[0]}
+    assert at.aliases(name)["champion"] == 1
+    table.add(situation, why(answer))
+
+
+@LONG
+def test_slower_than_its_budget(at: Lab, table: Table) -> None:
+    at.register("slow")
+    answer = at.promote("slow", gate=at.gate(latency_ms=0.001))
+    assert answer["refused_by"] == ["latency"]
+    table.add("slower than its budget", why(answer))
+
+
+def test_a_dead_mask_is_refused(at: Lab, table: Table) -> None:
+    at.register("dead", at.changed("dead", deaden_masks))
+    answer = at.promote("dead", gate=quick(at))
+    assert answer["refused_by"] == ["mask occluded", "mask holistic"]
+    table.add("the same mask for all queries", why(answer))
+
+
+def test_holistic_queries_count_for_themselves(at: Lab, table: Table) -> None:
+    """Good on occluded queries is no excuse: the gate here looks at the other ones only."""
+    name = "holistic"
+    at.register(name)
+    at.promote(name, gate=quick(at))
+    at.register(name, at.worse())
+    answer = at.promote(name, gate=quick(at, floors={}, no_worse={"holistic.mAP": 0.02}))
+    assert answer["refused_by"] == ["no worse holistic.mAP"]
+    table.add("worse on holistic queries", why(answer))
+
+
+def test_files_that_were_tampered_with_are_refused_unread(at: Lab, table: Table) -> None:
+    name = "tampered"
+    for _ in range(3):
+        at.register(name)
+    weights = at.stored(name, 1) / "artifacts" / "model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    answer = at.promote(name, version=1)
+    assert answer["refused_by"] == ["files"] and "loads" not in str(answer["checks"])
+    table.add("one bit of the stored weights changed", why(answer) + "; nothing of it was loaded")
+
+    facts = at.stored(name, 2) / "artifacts" / "record" / "metrics.json"
+    facts.write_text(facts.read_text().replace("0.", "0.9"))
+    answer = at.promote(name, version=2)
+    assert answer["refused_by"] == ["files"]
+    table.add("recorded figures raised in the store", why(answer))
+
+    at.promote(name, version=3, gate=quick(at))
+    at.register(name)
+    (at.stored(name, 3) / "code" / "dpmpp_core" / "__init__.py").write_text("raise SystemExit\n")
+    with pytest.raises(UserError, match="files of the champion, version 3, are not those"):
+        at.promote(name)
+    table.add("the champion's own files changed", "exit 2: nothing can be compared with it")
+
+
+def test_a_version_that_was_not_registered_by_this_program_is_refused(
+    at: Lab, table: Table
+) -> None:
+    name = "bare"
+    at.register(name)
+    at.client.delete_model_version_tag(name, "1", FILES)
+    answer = at.promote(name)
+    assert answer["refused_by"] == ["files"]
+    assert "register it anew" in answer["checks"][0]["says"]
+    table.add("registered without hashes and record", why(answer))
+
+
+def retag(at: Lab, name: str, version: int) -> None:
+    """Who may write the registry makes its hash fit the changed files."""
+    digest = files_sha256(at.stored(name, version))
+    at.client.set_model_version_tag(name, str(version), FILES, digest)
+
+
+@LONG
+def test_figures_that_the_model_does_not_reach_are_found_out(at: Lab, table: Table) -> None:
+    """Of the worse model, with the record of the better one and a hash that fits."""
+    name = "boast"
+    at.register(name)
+    at.register(name, at.worse())
+    record = Path("artifacts") / "record"
+    shutil.copytree(at.stored(name, 1) / record, at.stored(name, 2) / record, dirs_exist_ok=True)
+    retag(at, name, 2)
+    answer = at.promote(name, version=2)
+    assert "reproduces occluded.mAP" in answer["refused_by"]
+    assert all(refused.startswith("reproduces") for refused in answer["refused_by"])
+    table.add("better figures recorded than the model reaches, hashes made to fit", why(answer))
+
+
+@LONG
+def test_a_model_that_does_not_load_elsewhere_is_refused(at: Lab, table: Table) -> None:
+    name = "broken"
+    at.register(name)
+    package = at.stored(name, 1) / "code" / "dpmpp_core"
+    (package / "retrieval" / "__init__.py").write_text("raise ImportError('half a package')\n")
+    retag(at, name, 1)
+    answer = at.promote(name)
+    assert answer["refused_by"] == ["loads"]
+    assert "half a package" in str(answer["checks"])
+    table.add("its code does not import in a new process", why(answer))
+
+    at.register(name)
+    shutil.rmtree(at.stored(name, 2) / "code" / "dpmpp_core")
+    retag(at, name, 2)
+    answer = at.promote(name, version=2)
+    assert answer["refused_by"] == ["loads"]
+    assert "its own code" in str(answer["checks"])
+    table.add("it needs code that did not come with it", why(answer))
+
+
+@LONG
+def test_other_images_are_noticed_and_the_champion_measured_on_them(
+    at: Lab, table: Table, small_demo: Path, runs: Path, tmp_path: Path
+) -> None:
+    name = "moved"
+    data = tmp_path / "data"
+    shutil.copytree(small_demo, data)
+    options = Options(str(data), overrides=SMALL, storage=str(runs), tracking_uri=at.server.uri)
+    at.register(name)
+    at.promote(name, gate=quick(at))
+    gone = next((data / "bounding_box_test").glob("*.jpg"))
+    gone.unlink()
+    with opened(options, [at.run.config], "register") as (other, source, _):
+        other = replace(other, tracking=at.run.tracking)
+        prepared = prepared_data(other, source)
+        at.register(name, run=other, prepared=prepared)
+    told = at.promote(name, records_only=True, dry_run=True)
+    assert "records do not compare" in told["notes"][0] and not told["refused_by"]
+    assert not any(check["name"].startswith("no worse") for check in told["checks"])
+
+    changed = next((data / "query").glob("*.jpg"))
+    kept = changed.read_bytes()
+    changed.write_bytes(kept + b"\0")
+    answer = at.promote(name, gate=at.gate(no_worse={}))
+    assert answer["refused_by"] == ["images"] and changed.name in str(answer["checks"])
+    table.add("an image changed since the evaluation", why(answer) + ", which names the image")
+    changed.write_bytes(kept)
+
+    where = tmp_path / "elsewhere"
+    data.rename(where)
+    answer = at.promote(name, gate=at.gate(no_worse={}))
+    assert answer["refused_by"] == ["images"]
+    table.add("the images are not where they were", why(answer))
+
+    answer = at.promote(name, data=str(where))
+    assert answer["changed"] and "measured anew on these" in answer["notes"][0]
+    assert [c["passed"] for c in answer["checks"] if c["name"].startswith("no worse")] == [True] * 2
+    table.add(
+        "other evaluation images than the champion's; `--data` says where they are",
+        "the champion was measured anew on them and compared; promoted",
+    )
+
+
+def test_mistakes_are_said_in_one_line(at: Lab, table: Table, tmp_path: Path) -> None:
+    gate = tmp_path / "gate.yaml"
+    gate.write_text("flors: {mAP: 0.5}\n")
+    at.register("mistake")
+    before = at.aliases("mistake")
+    for arguments, says in (
+        (["mistake", "--gate", str(gate)], "unknown key 'flors'; did you mean 'floors'?"),
+        (["mistke"], "did you mean 'mistake'?"),
+        (["mistake", "--version", "7"], "mistake has no version 7"),
+    ):
+        command = [DPMPP, "promote", *arguments, "--tracking-uri", at.server.uri]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+        table.add(f"`dpmpp promote {arguments[0]} ...`: {says.partition(';')[0]}", "exit 2")
+    assert at.aliases("mistake") == before and at.tickets("mistake") == []
+
+
+def test_a_refusal_exits_3_with_a_line_and_the_result(at: Lab, table: Table) -> None:
+    at.register("exits")
+    process = dpmpp(at, "exits", "--gate", at.gate(reproduce=None, latency_ms=None, size_mb=1.0))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert err.strip().splitlines()[-1] == ("dpmpp: not promoted: exits version 1 refused by: size")
+    assert json.loads(out.splitlines()[-1])["refused_by"] == ["size"]
+    table.add("what a scheduler sees of a refusal", "exit 3, a line on stderr, JSON on stdout")
+
+
+@LONG
+def test_the_champion_is_used_with_the_registry_alone(at: Lab, small_demo: Path) -> None:
+    at.register("used")
+    at.promote("used")
+    mlflow.set_tracking_uri(at.server.uri)
+    model = mlflow.pyfunc.load_model("models:/used@champion")
+    paths = sorted((small_demo / "query").glob("*.jpg"))[:3]
+    found = model.predict(pd.DataFrame({"image": [path.read_bytes() for path in paths]}))
+    direct = dpmpp_core.load_model(at.trained).embed(paths)
+    for space, features in direct.features.items():
+        np.testing.assert_allclose(np.stack(found[f"feature_{space}"]), features, atol=1e-5)
