@@ -71,6 +71,7 @@ def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -
     """
     name = run.config.tracking.model_name
     logging.getLogger("mlflow").setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(run.tracking.uri)
     client = MlflowClient(run.tracking.uri)
     made = _record(run, prepared, evaluated, model)
     card = model_card(made, run.config, client)

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
+import pandas as pd
 import pytest
 
+import dpmpp_core
 from dpmpp_core.config import load_config
-from dpmpp_core.errors import ConfigError
+from dpmpp_core.errors import ConfigError, UserError
 from pipelines.journal import Journal, Lost, Move
-from pipelines.registry import Registry
-from pipelines.run import Options
+from pipelines.registry import FILES, Registry, RegistryError, files_sha256
+from pipelines.run import Options, opened, prepared_data
 from pipelines.tracking import environment
 from tests.integration.conftest import SMALL
 from tests.mlflow_server import MlflowServer
-from tests.promotion_lab import Lab, Network, lab, sets_alias
+from tests.promotion_lab import Lab, Network, deaden_masks, lab, sets_alias
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 LONG = pytest.mark.long
