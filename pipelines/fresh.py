@@ -90,28 +90,34 @@ def pictures(images: pa.Table, root: str) -> Iterator[bytes]:
 
 
 def _run(version: Path, answer: Path, files: Iterator[bytes]) -> None:
-    """Start the program, hand it the files, wait; it dies with this process's pipe."""
+    """Start the program, hand it the files, wait for its end."""
     program = Path(__file__).with_name("alone.py")
     command = [sys.executable, "-P", str(program), str(version), str(answer)]
     with tempfile.TemporaryFile() as said:
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said) as process:
-            assert process.stdin is not None
-            try:
-                for data in files:
-                    process.stdin.write(struct.pack(">I", len(data)) + data)
-                process.stdin.close()
-            except BrokenPipeError:
-                pass  # it ended early, and its code says so
-            except BaseException:
-                process.kill()
-                raise
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
+        try:
+            _hand_over(files, process)
             code = process.wait()
+        finally:
+            process.kill()  # nothing, if it has ended
+            process.wait()
         if code:
             said.seek(0)
             lines = said.read().decode(errors="replace").strip().splitlines() or ["nothing said"]
             raise WeightsError(
                 f"the version does not work in a new process: {one_line(lines[-1])[:SHOWN]}"
             )
+
+
+def _hand_over(files: Iterator[bytes], process: subprocess.Popen[bytes]) -> None:
+    pipe = process.stdin
+    assert pipe is not None
+    try:
+        with pipe:
+            for data in files:
+                pipe.write(struct.pack(">I", len(data)) + data)
+    except BrokenPipeError:
+        pass  # it ended early, and its exit code says so
 
 
 def _ranked(columns: dict[str, np.ndarray], images: pa.Table) -> dict[str, QueryFigures]:

@@ -15,13 +15,14 @@ import requests
 import torch
 from mlflow.tracking import MlflowClient
 
-from dpmpp_core.config import Config
-from dpmpp_core.models.reid import ReidModel, load_model, save_model
+from dpmpp_core.config import load_config
+from dpmpp_core.models.reid import ReidModel, load_model, save_model, start_clip
 from pipelines.evaluate import evaluate_model
 from pipelines.promote import Request, promote, rollback
 from pipelines.register import register_version
 from pipelines.run import Options, begin, opened, prepared_data
 from pipelines.stage import Run, Stage
+from tests.integration.conftest import SMALL
 from tests.mlflow_server import MlflowServer
 
 # Sixteen queries of four persons: bounds for what the small demo set can tell.
@@ -38,17 +39,18 @@ GATE: dict[str, Any] = {
 
 @dataclass
 class Lab:
-    """Versions of a trained model on a server.
+    """Versions of a small model on a server.
 
     Attributes:
-        trained: folder of the model as it was trained.
-        folder: where changed models and gates are written.
+        model: folder of the model that others are made of.
+        folder: where those and gates are written.
     """
 
     server: MlflowServer
+    options: Options
     run: Run
     prepared: Stage
-    trained: Path
+    model: Path
     folder: Path
     count: int = field(default=0)
 
@@ -57,17 +59,17 @@ class Lab:
         return MlflowClient(self.server.uri)
 
     def changed(self, name: str, change: Callable[[ReidModel], None]) -> Path:
-        """A saved model with other weights than the trained one; made once."""
+        """A saved model with other weights; made once."""
         folder = self.folder / name
         if not folder.exists():
-            model = load_model(self.trained)
+            model = load_model(self.model)
             with torch.no_grad():
                 change(model)
             save_model(model, folder)
         return folder
 
     def worse(self) -> Path:
-        """The trained model with noise on its encoder."""
+        """The model with noise on its weights."""
         return self.changed("worse", add_noise)
 
     def register(
@@ -75,7 +77,7 @@ class Lab:
     ) -> int:
         """Measure a model, as `dpmpp evaluate` does, and register it as `dpmpp run` does."""
         run, prepared = run or self.run, prepared or self.prepared
-        model = model or self.trained
+        model = model or self.model
         evaluated = evaluate_model(run, prepared, str(model), "")
         tracking = run.config.tracking.model_copy(update={"model_name": name})
         named = replace(run, config=run.config.model_copy(update={"tracking": tracking}))
@@ -119,14 +121,17 @@ class Lab:
 
 
 @contextmanager
-def lab(
-    options: Options, config: Config, trained: Path, server: MlflowServer, folder: Path
-) -> Iterator[Lab]:
-    """A lab whose server runs already."""
+def lab(data: Path, server: MlflowServer, folder: Path) -> Iterator[Lab]:
+    """A lab whose server runs already; its model is what the package's weights give untrained."""
+    config = load_config("demo", SMALL)
+    storage = str(folder / "runs")
+    options = Options(str(data), overrides=SMALL, storage=storage, tracking_uri=server.uri)
+    model = ReidModel(config.model, config.data, start_clip(config))
+    save_model(model, folder / "start")
     with opened(options, [config], "register") as (run, source, _):
         prepared = prepared_data(run, source)
         begin(run, prepared, f"lab-{folder.name}")
-        yield Lab(server, run, prepared, trained, folder)
+        yield Lab(server, options, run, prepared, folder / "start", folder)
 
 
 def add_noise(model: ReidModel) -> None:
@@ -134,7 +139,7 @@ def add_noise(model: ReidModel) -> None:
     for parameter in model.parameters():
         if parameter.numel() > 1:
             noise = torch.randn(parameter.shape, generator=draw)
-            parameter += 0.5 * parameter.std() * noise
+            parameter += 1.5 * parameter.std() * noise
 
 
 def deaden_masks(model: ReidModel) -> None:

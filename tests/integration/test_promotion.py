@@ -22,13 +22,11 @@ import pandas as pd
 import pytest
 
 import dpmpp_core
-from dpmpp_core.config import load_config
 from dpmpp_core.errors import ConfigError, UserError
 from pipelines.journal import Journal, Lost, Move
 from pipelines.registry import FILES, Registry, RegistryError, files_sha256
-from pipelines.run import Options, opened, prepared_data
+from pipelines.run import opened, prepared_data
 from pipelines.tracking import environment
-from tests.integration.conftest import SMALL
 from tests.mlflow_server import MlflowServer
 from tests.promotion_lab import Lab, Network, deaden_masks, lab, sets_alias
 
@@ -63,22 +61,18 @@ def said() -> str:
         "`pytest tests/integration/test_promotion.py -m '' --promotion-table "
         f"tests/bench/results/promotion.md`; {date.today().isoformat()}. Python "
         f"{platform.python_version()}, {packages}; {found['cpus']}-core {platform.machine()} CPU. "
-        "Each row is a test: a real `mlflow server` on SQLite, versions of a small trained model "
-        "really measured and registered; faults are real ones of processes, files and connections. "
+        "Each row is a test: a real `mlflow server` on SQLite, versions of the package's "
+        "small model really measured and registered; faults are real ones of processes, files and connections. "
         "Data: 16 queries of 4 generated persons."
     )
 
 
 @pytest.fixture(scope="module")
-def at(
-    result: dict[str, Any], runs: Path, small_demo: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Lab]:
+def at(cluster: None, small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("promotion")
     server = MlflowServer(folder / "server").start()
-    options = Options(str(small_demo), overrides=SMALL, storage=str(runs), tracking_uri=server.uri)
-    config = load_config("demo", SMALL)
     try:
-        with lab(options, config, Path(result["model"]), server, folder) as made:
+        with lab(small_demo, server, folder) as made:
             yield made
     finally:
         server.stop()
@@ -172,6 +166,7 @@ def test_rollback_restores_the_champion_and_what_it_took_back_stays_out(
     assert at.tickets(name) == ["done"] * 3
 
 
+@LONG
 def test_of_two_promotions_at_once_one_wins_and_the_other_says_so(at: Lab, table: Table) -> None:
     name = "pair"
     for _ in range(3):
@@ -245,6 +240,7 @@ def killed_at(at: Lab, network: Network, name: str, alias: str, met: str | None)
     assert process[0].returncode == -signal.SIGKILL
 
 
+@LONG
 def test_a_promoter_killed_between_two_aliases_never_was(
     at: Lab, network: Network, table: Table
 ) -> None:
@@ -280,6 +276,7 @@ def short(text: str) -> str:
     return text.partition(". ")[0].partition(" by ")[0]
 
 
+@LONG
 def test_a_promoter_killed_after_the_champion_was_moved_has_promoted(
     at: Lab, network: Network, table: Table
 ) -> None:
@@ -299,6 +296,7 @@ def test_a_promoter_killed_after_the_champion_was_moved_has_promoted(
     )
 
 
+@LONG
 def test_a_server_lost_between_two_aliases_is_repaired_by_the_next_promotion(
     at: Lab, network: Network, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +347,7 @@ def test_an_answer_that_is_lost_makes_no_rival_of_oneself(at: Lab, network: Netw
     assert lost and at.tickets(name) == ["undone", "done"]
 
 
+@LONG
 def test_a_champion_moved_by_hand_while_judging_is_not_overruled(at: Lab, table: Table) -> None:
     name = "hand"
     for _ in range(3):
@@ -362,6 +361,7 @@ def test_a_champion_moved_by_hand_while_judging_is_not_overruled(at: Lab, table:
     table.add("champion moved by hand after the gate", "exit 3: judged against another champion")
 
 
+@LONG
 @pytest.mark.parametrize(
     ("situation", "changes", "refused"),
     [
@@ -394,6 +394,7 @@ def test_slower_than_its_budget(at: Lab, table: Table) -> None:
     table.add("slower than its budget", why(answer))
 
 
+@LONG
 def test_a_dead_mask_is_refused(at: Lab, table: Table) -> None:
     at.register("dead", at.changed("dead", deaden_masks))
     answer = at.promote("dead", gate=quick(at))
@@ -401,6 +402,7 @@ def test_a_dead_mask_is_refused(at: Lab, table: Table) -> None:
     table.add("the same mask for all queries", why(answer))
 
 
+@LONG
 def test_holistic_queries_count_for_themselves(at: Lab, table: Table) -> None:
     """Good on occluded queries is no excuse: the gate here looks at the other ones only."""
     name = "holistic"
@@ -412,6 +414,7 @@ def test_holistic_queries_count_for_themselves(at: Lab, table: Table) -> None:
     table.add("worse on holistic queries", why(answer))
 
 
+@LONG
 def test_files_that_were_tampered_with_are_refused_unread(at: Lab, table: Table) -> None:
     name = "tampered"
     for _ in range(3):
@@ -494,12 +497,12 @@ def test_a_model_that_does_not_load_elsewhere_is_refused(at: Lab, table: Table) 
 
 @LONG
 def test_other_images_are_noticed_and_the_champion_measured_on_them(
-    at: Lab, table: Table, small_demo: Path, runs: Path, tmp_path: Path
+    at: Lab, table: Table, small_demo: Path, tmp_path: Path
 ) -> None:
     name = "moved"
     data = tmp_path / "data"
     shutil.copytree(small_demo, data)
-    options = Options(str(data), overrides=SMALL, storage=str(runs), tracking_uri=at.server.uri)
+    options = replace(at.options, data=str(data))
     at.register(name)
     at.promote(name, gate=quick(at))
     gone = next((data / "bounding_box_test").glob("*.jpg"))
@@ -535,6 +538,7 @@ def test_other_images_are_noticed_and_the_champion_measured_on_them(
     )
 
 
+@LONG
 def test_mistakes_are_said_in_one_line(at: Lab, table: Table, tmp_path: Path) -> None:
     gate = tmp_path / "gate.yaml"
     gate.write_text("flors: {mAP: 0.5}\n")
@@ -571,6 +575,6 @@ def test_the_champion_is_used_with_the_registry_alone(at: Lab, small_demo: Path)
     model = mlflow.pyfunc.load_model("models:/used@champion")
     paths = sorted((small_demo / "query").glob("*.jpg"))[:3]
     found = model.predict(pd.DataFrame({"image": [path.read_bytes() for path in paths]}))
-    direct = dpmpp_core.load_model(at.trained).embed(paths)
+    direct = dpmpp_core.load_model(at.model).embed(paths)
     for space, features in direct.features.items():
         np.testing.assert_allclose(np.stack(found[f"feature_{space}"]), features, atol=1e-5)
