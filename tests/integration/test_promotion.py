@@ -61,8 +61,9 @@ def said() -> str:
         "`pytest tests/integration/test_promotion.py -m '' --promotion-table "
         f"tests/bench/results/promotion.md`; {date.today().isoformat()}. Python "
         f"{platform.python_version()}, {packages}; {found['cpus']}-core {platform.machine()} CPU. "
-        "Each row is a test: a real `mlflow server` on SQLite, versions of the package's "
-        "small model really measured and registered; faults are real ones of processes, files and connections. "
+        "Each row is of a test: a real `mlflow server` on SQLite; versions of the package's small "
+        "model, not trained further, really measured and registered; faults are of real processes, "
+        "files and connections. "
         "Data: 16 queries of 4 generated persons."
     )
 
