@@ -53,7 +53,7 @@ def files_check(found: str, registered: str | None) -> Check:
 def rolled_back_check(when: str | None) -> Check:
     """It was not the champion before and taken back."""
     says = f"taken back {when}; register another version" if when else "never taken back"
-    return Check("rolled back", when is None, when, None, says)
+    return Check("rolled back", not when, when, None, says)
 
 
 def dataset_check(dataset_id: str, wanted: str | None) -> Check:

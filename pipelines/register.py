@@ -17,6 +17,7 @@ import cv2
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -25,7 +26,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
 import dpmpp_core
-from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.manifest import Manifest, rows_sha256
 from dpmpp_core.errors import WeightsError
 from dpmpp_core.models.reid import NAME
 from dpmpp_core.models.saved import read_card
@@ -121,10 +122,11 @@ def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -
 
 def _record(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> Record:
     manifest = Manifest.load(run.folder(prepared))
+    images = manifest.images.filter(pc.not_equal(manifest.images["split"], "train"))
     saliency = [stage.key for stage in run.stages if stage.name == "saliency"]
     facts = {
         "dataset_id": manifest.dataset_id,
-        "evaluation_id": manifest.evaluation_id,
+        "evaluation_id": rows_sha256(images),  # other training images make no other evaluation
         "root": redact(manifest.root),
         "layout": manifest.layout,
         "counts": manifest.counts(),
@@ -136,7 +138,7 @@ def _record(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> Record:
         "stages": {stage.name: stage.key for stage in (prepared, evaluated)},
         "environment": environment(),
     }
-    return Record(facts, *read_evaluation(run.folder(evaluated)), manifest.evaluation)
+    return Record(facts, *read_evaluation(run.folder(evaluated)), images)
 
 
 def _code(folder: Path) -> Path:

@@ -109,7 +109,7 @@ def test_the_first_candidate_becomes_champion_a_worse_one_does_not(at: Lab, tabl
     name = "first"
     assert at.register(name) == 1
     before = at.aliases(name)
-    tried = at.promote(name, dry_run=True)
+    tried = at.promote(name, dry_run=True, gate=quick(at))
     assert not tried["refused_by"] and not tried["changed"]
     assert at.aliases(name) == before == {"candidate": 1} and at.tickets(name) == []
     assert "dpmpp.gate" not in at.client.get_model_version(name, "1").tags
@@ -124,7 +124,7 @@ def test_the_first_candidate_becomes_champion_a_worse_one_does_not(at: Lab, tabl
     table.add("first promotion, no champion yet", "version 1 is the champion; no previous one")
 
     assert at.register(name, at.worse()) == 2
-    worse = at.promote(name)
+    worse = at.promote(name, gate=quick(at))
     assert "no worse occluded.mAP" in worse["refused_by"] and not worse["changed"]
     assert at.aliases(name) == {"candidate": 2, "champion": 1}
     check = next(c for c in worse["checks"] if c["name"] == "no worse occluded.mAP")
@@ -558,6 +558,7 @@ def test_mistakes_are_said_in_one_line(at: Lab, table: Table, tmp_path: Path) ->
     assert at.aliases("mistake") == before and at.tickets("mistake") == []
 
 
+@LONG
 def test_a_refusal_exits_3_with_a_line_and_the_result(at: Lab, table: Table) -> None:
     at.register("exits")
     process = dpmpp(at, "exits", "--gate", at.gate(reproduce=None, latency_ms=None, size_mb=1.0))

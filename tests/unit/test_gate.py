@@ -68,7 +68,7 @@ def test_a_gate_with_a_mistake_is_refused(text, says, tmp_path):
 
 
 def test_an_unknown_gate_is_told_from_the_nearest():
-    with pytest.raises(ConfigError, match="did you mean 'default'.*gates: default, demo"):
+    with pytest.raises(ConfigError, match=r"did you mean 'default'.*gates: default, demo"):
         load_gate("defalt")
 
 
