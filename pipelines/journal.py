@@ -88,8 +88,9 @@ class Journal:
 
     def repair(self) -> None:
         """End what a dead promoter left. Raises Lost if a living one is at work."""
-        if self.open():
-            ticket, _ = self._take(Move(REPAIR, None, None, None))
+        left = self.open()
+        if left:
+            ticket, _ = self._take(Move(REPAIR, None, None, None), left[0].source)
             self._close(ticket, DONE)
 
     def move(self, move: Move) -> None:
@@ -99,7 +100,7 @@ class Journal:
             Lost: another promotion is under way, or the aliases are no longer `move.champion` and
                 `move.previous`.
         """
-        ticket, deadline = self._take(move)
+        ticket, deadline = self._take(move, f"models:/{self._registry.name}/{move.to}")
         now = self._registry.aliases()
         if (now.get(CHAMPION), now.get(PREVIOUS)) != (move.champion, move.previous):
             self._close(ticket, LOST)
@@ -121,10 +122,10 @@ class Journal:
             )
         self._close(ticket, DONE)
 
-    def _take(self, move: Move) -> tuple[ModelVersion, float]:
+    def _take(self, move: Move, source: str) -> tuple[ModelVersion, float]:
         """A ticket that is the lowest open one, and the time (monotonic) when it is over."""
         deadline = time.monotonic() + self._lease
-        ticket = self._new(move)
+        ticket = self._new(move, source)
         for other in self.open():
             if int(other.version) >= int(ticket.version):
                 break
@@ -142,8 +143,7 @@ class Journal:
             self._repair(other)
         return ticket, deadline
 
-    def _new(self, move: Move) -> ModelVersion:
-        model = move.to or self._registry.aliases().get(CHAMPION) or 1
+    def _new(self, move: Move, source: str) -> ModelVersion:
         try:
             self._client.create_registered_model(
                 self.name, description=f"The journal of promotions of {self._registry.name}"
@@ -153,7 +153,7 @@ class Journal:
                 raise
         return self._client.create_model_version(
             self.name,
-            source=f"models:/{self._registry.name}/{model}",
+            source=source,
             tags={STATE: OPEN, "owner": owner(), "id": uuid.uuid4().hex, **move.tags()},
         )
 

@@ -108,6 +108,8 @@ def judge(
     root = data or own.facts["root"]
     if gate.reproduce is not None and not records_only:
         _load(checks, files, own, root, gate)
+        if checks[-1].name == "images":
+            return verdict  # nor could a champion be measured on them
     other: Sets | None = None
     if champion is not None and gate.no_worse:
         other, note = _champion(registry, champion, own, folder, root, records_only)
@@ -165,4 +167,7 @@ def _champion(
         )
     note = f"the champion, version {number}, was measured on other images: measured anew on these"
     log.info(note)
-    return measure(files, own.images, root).queries, note
+    try:
+        return measure(files, own.images, root).queries, note
+    except WeightsError as error:
+        raise WeightsError(f"the champion, version {number}: {error}") from None

@@ -17,6 +17,7 @@ from dpmpp_core.redaction import one_line
 from pipelines.breakdowns import bounded, hidden_rows
 from pipelines.record import CARD, Record
 
+LAST = "## Configuration"
 DESCRIPTION = 5000  # characters that the registry keeps of a version's description
 INTENDED = (
     "Ranking pictures of persons by likeness to a query, for people who then look themselves."
@@ -40,14 +41,19 @@ def model_card(record: Record, config: Config, client: MlflowClient) -> str:
         _ablation(record, client),
         ["## Intended use and limits", "", config.tracking.intended_use or INTENDED, "",
          *(f"- {limit}" for limit in LIMITS)],
-        ["## Configuration", "", "```yaml", config.to_yaml().strip(), "```"],
+        [LAST, "", "```yaml", config.to_yaml().strip(), "```"],
     ]  # fmt: skip
     return "\n".join("\n".join([*part, ""]) for part in parts if part)
 
 
+def with_section(card: str, section: str) -> str:
+    """The card with one more section, before its last, long one."""
+    return card.replace(LAST, f"{section}\n{LAST}", 1)
+
+
 def description(card: str) -> str:
     """The card as far as it fits a version's description; whole, it is beside the model."""
-    text, cut = card[: card.index("## Configuration")], f"... whole: {CARD} in `record`"
+    text, cut = card[: card.index(LAST)], f"... whole: {CARD} in `record`"
     return text if len(text) <= DESCRIPTION else text[: DESCRIPTION - len(cut)] + cut
 
 

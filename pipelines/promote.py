@@ -19,7 +19,7 @@ from dpmpp_core.errors import ConfigError
 from dpmpp_core.redaction import redact
 from pipelines.journal import LEASE, PROMOTE, ROLLBACK, Journal, Lost, Move, owner
 from pipelines.judge import Verdict, judge
-from pipelines.model_card import description
+from pipelines.model_card import description, with_section
 from pipelines.record import CARD
 from pipelines.registry import (
     CANDIDATE,
@@ -172,12 +172,12 @@ def _store(
     client.log_text(run_id, redact(json.dumps(stored, indent=2)) + "\n", "verdict.json")
     client.log_text(run_id, redact(page), "verdict.md")
     if verdict.card:
-        card = verdict.card + "\n" + page.replace("# ", "## ", 1)
+        card = with_section(verdict.card, page.replace("# ", "## ", 1))
         client.log_text(run_id, redact(card), CARD)
         client.update_model_version(registry.name, str(number), description(card))
     stamp = int(now.timestamp() * 1000)
     metrics = [
-        Metric(check.name.replace(" ", "/"), float(check.value), stamp, 0)
+        Metric(check.name, float(check.value), stamp, 0)
         for check in verdict.checks
         if isinstance(check.value, (int, float))
     ]

@@ -59,11 +59,11 @@ class Registry:
         mlflow.set_tracking_uri(self.uri)
         with answering(self.uri):
             self.client = first_open(self.uri)
-            names = [model.name for model in self.client.search_registered_models()]
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"the registry {self.uri} has no model {name!r}{hint}")
+            if not self.client.search_registered_models(f"name = '{name}'"):
+                names = [model.name for model in self.client.search_registered_models()]
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"the registry {self.uri} has no model {name!r}{hint}")
 
     def aliases(self) -> dict[str, int]:
         """Alias -> version number, as they are now."""
