@@ -138,6 +138,8 @@ def test_the_first_candidate_becomes_champion_a_worse_one_does_not(at: Lab, tabl
     assert "| no worse occluded.mAP | **failed** |" in page
     card = mlflow.artifacts.load_text(f"runs:/{tags['dpmpp.gate.run']}/model_card.md")
     assert "Licence of the data: unknown" in card and "version 2: refused" in card
+    said = at.client.get_model_version(name, "2").description
+    assert "95 % intervals over persons" in said and "version 2: refused" in said
 
 
 def test_rollback_restores_the_champion_and_what_it_took_back_stays_out(
@@ -184,7 +186,8 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_says_so(at: Lab, table
     # The slower one may begin when the faster one has ended, and then beats it fairly.
     assert other[2] == 3 or at.aliases(name)["previous"] == 5 - champion, other
     assert "open" not in at.tickets(name)
-    table.add("two `dpmpp promote` at once", "one won, codes 0 and 3; one champion, none open")
+    happened = f"exit codes {sorted(codes)}; one champion, one previous, no open ticket"
+    table.add("two `dpmpp promote` at once", happened)
 
 
 def test_of_many_movers_one_wins_whatever_their_timing(at: Lab, table: Table) -> None:
