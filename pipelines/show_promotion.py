@@ -53,7 +53,7 @@ def _outcome(result: dict[str, Any]) -> str:
 def _explain(console: Console, gate: Gate, checks: list[dict[str, Any]]) -> None:
     for check in checks:
         mark = "passed" if check["passed"] else "FAILED"
-        _line(console, f"{mark}  {check['name']}: {check['says']}")
+        _line(console, f"{mark} {check['name']}: {check['says']}")
     _line(console, "")
     for key, field in Gate.model_fields.items():
         value = getattr(gate, key)

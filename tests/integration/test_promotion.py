@@ -138,8 +138,8 @@ def test_the_first_candidate_becomes_champion_a_worse_one_does_not(at: Lab, tabl
     assert "| no worse occluded.mAP | **failed** |" in page
     card = mlflow.artifacts.load_text(f"runs:/{tags['dpmpp.gate.run']}/model_card.md")
     assert "Licence of the data: unknown" in card and "version 2: refused" in card
-    said = at.client.get_model_version(name, "2").description
-    assert "95 % intervals over persons" in said and "version 2: refused" in said
+    described = at.client.get_model_version(name, "2").description
+    assert "95 % intervals over persons" in described and "version 2: refused" in described
 
 
 def test_rollback_restores_the_champion_and_what_it_took_back_stays_out(

@@ -32,7 +32,7 @@ def test_a_refusal_names_the_check_and_why(capsys):
 def test_explain_adds_what_the_gate_asks(capsys):
     show_promotion(REFUSED, "default", explain=True)
     shown = capsys.readouterr().out
-    assert "FAILED  files:" in shown and "passed  floor occluded.mAP: 55.7 % reaches" in shown
+    assert "FAILED files:" in shown and "passed floor occluded.mAP: 55.7 % reaches" in shown
     assert "dataset = off: identity of the data set" in shown
     assert "no_worse = {'mAP': 0.02, 'rank1': 0.03}: figure: margin" in shown
 
