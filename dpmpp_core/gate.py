@@ -104,7 +104,7 @@ def no_worse_checks(own: Sets, champion: Sets | None, gate: Gate) -> list[Check]
     for query_set, figure, margin in _bounds(own, gate.no_worse):
         name = f"no worse {query_set}.{figure}"
         if champion is None:
-            says = "no champion yet: nothing to lose against"
+            says = "no other champion: nothing to lose against"
             checks.append(Check(name, True, None, -margin, says))
         elif query_set not in own:
             checks.append(_absent(name, query_set, -margin))

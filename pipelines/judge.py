@@ -127,7 +127,7 @@ def _load(checks: list[Check], files: Path, own: Record, root: str, gate: Gate) 
     try:
         found: Fresh = measure(files, own.images, root)
     except DataError as error:
-        checks.append(images_check(count, str(error)))
+        checks.append(images_check(count, f"{error} (--data names another place)"))
         return
     except WeightsError as error:
         checks.append(load_check(str(error)))

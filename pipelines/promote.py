@@ -76,12 +76,12 @@ def promote(request: Request) -> dict[str, Any]:
             "gate": request.gate,
             "tracking_uri": redact(registry.uri),
         }
-        if number == champion:
+        if number == champion and not request.records_only:
             return result | {"version": number, "champion": number, "changed": False}
-        other = None if champion is None else registry.version(champion)
+        other = None if champion in (None, number) else registry.version(champion)
         arguments = registry, gate, version, other, Path(folder), request.data
         verdict = judge(*arguments, request.records_only)
-        result |= verdict.as_json() | {"changed": False}
+        result |= verdict.as_json() | {"champion": champion, "changed": False}
         if not request.dry_run:
             result["run_id"] = _store(registry, version, verdict, gate, request)
         if verdict.refused_by:

@@ -125,7 +125,7 @@ def test_no_worse_without_champion_with_few_persons_and_with_other_queries():
     own = {"occluded": found()}
     gate = Gate(no_worse={"mAP": 0.02})
     (first,) = no_worse_checks(own, None, gate)
-    assert first.passed and "no champion yet" in first.says
+    assert first.passed and "no other champion" in first.says
     few = {"occluded": found(persons=PERSONS[:40])}
     (refused,) = no_worse_checks(few, few, gate)
     assert not refused.passed and "10 persons" in refused.says and "needs 20" in refused.says
