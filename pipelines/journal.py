@@ -90,7 +90,7 @@ class Journal:
         """End what a dead promoter left. Raises Lost if a living one is at work."""
         left = self.open()
         if left:
-            ticket, _ = self._take(Move(REPAIR, None, None, None), left[0].source)
+            ticket, _ = self._take(Move(REPAIR, None, None, None), str(left[0].source))
             self._close(ticket, DONE)
 
     def move(self, move: Move) -> None:

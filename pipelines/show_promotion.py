@@ -54,6 +54,8 @@ def _explain(console: Console, gate: Gate, checks: list[dict[str, Any]]) -> None
     for check in checks:
         mark = "passed" if check["passed"] else "FAILED"
         _line(console, f"{mark} {check['name']}: {check['says']}")
+    if gate.reproduce is not None:
+        _line(console, "not tried from records: images, loads, reproduces, latency")
     _line(console, "")
     for key, field in Gate.model_fields.items():
         value = getattr(gate, key)
