@@ -104,7 +104,8 @@ def test_the_readme_uses_the_champion_where_only_its_requirements_are_installed(
     (picture,) = pictures(small_demo)[:1]
     lines = readme_lines().replace("a.jpg", str(picture))
     lines += "\nimport dpmpp_core, json"
-    lines += "\nprint(json.dumps([dpmpp_core.__file__, found.iloc[0].to_dict()]))"
+    lines += "\nrow = {name: [float(x) for x in found[name][0]] for name in found}"
+    lines += "\nprint(json.dumps([dpmpp_core.__file__, row]))"
     hidden = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     done = subprocess.run(
