@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import requests
@@ -122,7 +121,3 @@ def files_sha256(folder: Path) -> str:
 def megabytes(folder: Path) -> float:
     """Size of all files, 10^6 bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-
-
-def tags(version: ModelVersion) -> dict[str, Any]:
-    return dict(version.tags or {})
