@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
 from dpmpp_core.data.hidden import hidden_shares
@@ -20,6 +21,7 @@ from dpmpp_core.models.saved import read_card
 from dpmpp_core.models.tensors import read_tensors
 from dpmpp_core.retrieval import (
     Embeddings,
+    QueryFigures,
     by_cameras,
     by_hidden,
     chance,
@@ -33,11 +35,13 @@ from dpmpp_core.retrieval import (
     rankings,
     to_columns,
 )
+from dpmpp_core.retrieval.queries import to_table
 from pipelines.embed import embed_sets
 from pipelines.export import SUFFIX, OnnxModel
 from pipelines.stage import Run, Stage
 
-METRICS_FILE = "metrics.json"
+METRICS_FILE, QUERIES_FILE = "metrics.json", "queries.parquet"
+FORMAT = 2  # of the files
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,7 @@ def evaluate_model(run: Run, prepared: Stage, model_storage: str, model_key: str
     queries = dict(query_sets(manifest))
     hidden = {name: _hidden(manifest.root, rows) for name, rows in queries.items()}
     identity = {
+        "format": FORMAT,
         "dataset": manifest.dataset_id,
         "model": model_key or _weights(model_storage),
         "batch": config.evaluation.batch,
@@ -69,9 +74,10 @@ def evaluate_model(run: Run, prepared: Stage, model_storage: str, model_key: str
         parts = embed_sets(
             manifest, sets, model_storage, model_key, run.plan, config.evaluation.batch
         )
-        measured = _measure(parts, hidden, config.evaluation.shots, config.seed)
+        measured, found = _measure(parts, hidden, config.evaluation.shots, config.seed)
         for name, (part, _) in parts.items():
             _save(part, folder / f"{name}.safetensors")
+        pq.write_table(to_table(found), folder / QUERIES_FILE)
         (folder / METRICS_FILE).write_text(json.dumps(measured, indent=2))
         return {name: values for name, values in measured.items() if name != "cmc"}
 
@@ -109,9 +115,10 @@ def _measure(
     hidden: dict[str, np.ndarray],
     shots: tuple[int, ...],
     seed: int,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, QueryFigures]]:
     """`metrics` by query set, with `baselines`; `masks` statistics; `cmc` curves; `intervals`;
-    `strata`: `hidden` as `by_hidden`, `cameras` as `by_cameras`; `multi_shot`, if asked for."""
+    `strata`: `hidden` as `by_hidden`, `cameras` as `by_cameras`; `multi_shot`, if asked for. And
+    what each query found with its mask."""
     gallery, gallery_colours = parts["gallery"]
     metrics: dict[str, Any] = {}
     baselines: dict[str, Any] = {}
@@ -120,11 +127,13 @@ def _measure(
     sure: dict[str, Any] = {}
     strata: dict[str, Any] = {}
     tracklets: dict[str, Any] = {}
+    found: dict[str, QueryFigures] = {}
     for name, (query, colours) in parts.items():
         if name == "gallery":
             continue
         ranked = rankings(query, gallery, seed)
         metrics[name] = figures(ranked)
+        found[name] = QueryFigures.of(query, ranked["masked"])
         masks[name] = mask_statistics(query.masks)
         sure[name] = intervals(ranked, query.pids)
         strata[name] = {
@@ -148,7 +157,7 @@ def _measure(
     metrics["baselines"] = baselines
     measured = {"metrics": metrics, "masks": masks, "cmc": cmc}
     measured |= {"intervals": sure, "strata": strata}
-    return measured | ({"multi_shot": tracklets} if shots else {})
+    return measured | ({"multi_shot": tracklets} if shots else {}), found
 
 
 def _save(part: Embeddings, path: Path) -> None:

@@ -100,7 +100,7 @@ def opened(
     config = configs[0]
     source = find_data(config.data, options.data) if options.data else None
     storage = Storage(options.storage)
-    tracking = Tracking(*_tracking(options, storage))
+    tracking = Tracking(*tracking_place(options.tracking_uri, storage))
     plan, side_by_side = connect(options.address, config.cluster)
     run = Run(config, storage, tracking, plan, options.fresh)
     try:
@@ -178,7 +178,7 @@ def _train_and_measure(
     build_report(run, prepared, masks, metric, evaluated, curve)
     if until == "report":
         return
-    register(run, metric, evaluated)
+    register(run, prepared, metric, evaluated)
 
 
 def learn_prompts(run: Run, prepared: Stage, masks: Stage) -> Stage | None:
@@ -261,10 +261,10 @@ def _check_model(config: ModelConfig, until: str) -> None:
     check_weights(config)
 
 
-def _tracking(options: Options, storage: Storage) -> tuple[str, str | None]:
+def tracking_place(uri: str | None, storage: Storage) -> tuple[str, str | None]:
     """Tracking URI and artifact root: a SQLite file in the work folder unless told otherwise."""
-    if options.tracking_uri is not None:
-        return options.tracking_uri, None
+    if uri is not None:
+        return uri, None
     folder = Path(storage.base if storage.is_local else "runs").absolute()
     return f"sqlite:///{folder}/mlflow.db", (folder / "mlartifacts").as_uri()
 
@@ -274,8 +274,6 @@ def begin(run: Run, prepared: Stage, name: str) -> None:
     summary = prepared.summary
     for warning in summary["warnings"]:
         log.warning("data: %s", warning)
-    if run.tracking.uri.startswith("sqlite:///"):
-        Path(run.tracking.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     data = {"id": summary["dataset_id"], "root": summary["root"], "counts": summary["counts"]}
     run.tracking.begin(run.config, name, data, run.fresh)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
@@ -20,7 +21,8 @@ class DpmppModel(PythonModel):
     """Features and masks of pictures."""
 
     def load_context(self, context: Any) -> None:
-        self._model = load_model(context.artifacts["model"])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = load_model(context.artifacts["model"], device)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None

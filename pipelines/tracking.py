@@ -6,6 +6,7 @@ goes on with the same run.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from dpmpp_core.config import Config, config_keys
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 RUN_TAG, STAGE_TAG, KEY_TAG, REUSED_TAG = "dpmpp.run", "dpmpp.stage", "dpmpp.key", "dpmpp.reused"
 PACKAGES = ("dpmpp", "torch", "open_clip_torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
 NOT_IDENTITY = ("cluster.", "tracking.")
+SQLITE = "sqlite:///"
 
 
 class Tracking:
@@ -50,7 +53,7 @@ class Tracking:
     """
 
     def __init__(self, uri: str, artifacts: str | None = None) -> None:
-        self.uri = _without_login(uri)
+        self.uri = without_login(uri)
         self._artifacts = artifacts
         self._waiting: list[Stage] = []
         self._client: MlflowClient | None = None
@@ -71,14 +74,8 @@ class Tracking:
             the MLflow run id.
         """
         mlflow.set_tracking_uri(self.uri)
-        self._client = client = MlflowClient(self.uri)
-        experiment = client.get_experiment_by_name(config.tracking.experiment)
-        if experiment is None:
-            name = config.tracking.experiment
-            experiment_id = client.create_experiment(name, artifact_location=self._artifacts)
-        else:
-            experiment_id = experiment.experiment_id
-        self._experiment_id = experiment_id
+        self._client = client = first_open(self.uri)
+        self._experiment_id = experiment_id = self._experiment(config.tracking.experiment)
         old = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
         if old and not fresh:
             self.run_id = old[0].info.run_id
@@ -90,6 +87,18 @@ class Tracking:
             self.stage_ended(stage)
         self._waiting.clear()
         return self.run_id
+
+    def _experiment(self, name: str) -> str:
+        """The id of an experiment, made where there is none; another run may make it meanwhile."""
+        found = self._open.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return self._open.create_experiment(name, artifact_location=self._artifacts)
+            except MlflowException as error:
+                found = self._open.get_experiment_by_name(name)
+                if found is None:
+                    raise error
+        return str(found.experiment_id)
 
     def _new_run(self, config: Config, identity: str, data: Mapping[str, Any]) -> str:
         client = self._open
@@ -213,7 +222,7 @@ class Tracking:
         return self._client
 
 
-def _without_login(uri: str) -> str:
+def without_login(uri: str) -> str:
     """An http URI without its login, which becomes MLFLOW_TRACKING_USERNAME and _PASSWORD."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
@@ -229,6 +238,20 @@ def _without_login(uri: str) -> str:
         os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(user)
         os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
     return urlunsplit(parts._replace(netloc=host))
+
+
+def first_open(uri: str) -> MlflowClient:
+    """A client whose database is there: several that make a new SQLite file at once break it."""
+    if not uri.startswith(SQLITE):
+        return MlflowClient(uri)
+    file = Path(uri.removeprefix(SQLITE))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f".{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+        client.search_registered_models(max_results=1)
+    return client
 
 
 def environment() -> dict[str, Any]:

@@ -18,6 +18,7 @@ SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "pku_reid"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fault-table", help="Markdown file for what the faults of a training cost.")
+    parser.addoption("--promotion-table", help="Markdown file for what became of each promotion.")
 
 
 @pytest.fixture(scope="session")

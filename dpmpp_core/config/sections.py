@@ -345,10 +345,12 @@ class ClusterConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Names in MLflow; not part of a run's identity."""
+    """Names in MLflow, and what a model card says; not part of a run's identity."""
 
     experiment: str = "dpmpp"
     model_name: str = "dpmpp"
+    data_licence: str | None = Field(None, description="of the training data, for the model card")
+    intended_use: str | None = Field(None, description="null = the card's own sentence")
 
 
 class Config(Section):

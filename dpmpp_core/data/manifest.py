@@ -103,7 +103,7 @@ class Manifest:
             {name: [row[i] for row in sorted(bad)] for i, name in enumerate(names)},
             QUARANTINE_SCHEMA,
         )
-        manifest = cls(os.fspath(root), layout, images, quarantine, _digest(images))
+        manifest = cls(os.fspath(root), layout, images, quarantine, rows_sha256(images))
         _check_usable(manifest)
         return manifest
 
@@ -221,7 +221,7 @@ class Manifest:
         head, images = _read_images(folder)
         quarantine = _read_table(folder, "quarantine", QUARANTINE_SCHEMA, head["dataset_id"])
         whole = quarantine.num_rows == head["quarantined"]
-        if not whole or _digest(images) != head["dataset_id"]:
+        if not whole or rows_sha256(images) != head["dataset_id"]:
             raise _mixed(folder)
         return cls(head["root"], head["layout"], images, quarantine, head["dataset_id"])
 
@@ -349,7 +349,7 @@ def _in_order(rows: pa.Table) -> pa.Table:
     return rows.take(order)
 
 
-def _digest(images: pa.Table) -> str:
+def rows_sha256(images: pa.Table) -> str:
     """SHA-256 (hex) of the rows, each as `json.dumps` of its list of values and a line feed."""
     digest = hashlib.sha256()
     for batch in images.to_batches(max_chunksize=ROW_GROUP):

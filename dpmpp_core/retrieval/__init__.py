@@ -18,6 +18,7 @@ from dpmpp_core.retrieval.evaluation import (
 from dpmpp_core.retrieval.feature_ranks import rank_features
 from dpmpp_core.retrieval.gallery import Gallery, compact
 from dpmpp_core.retrieval.masks import mask_statistics, permuted_masks, static_mask
+from dpmpp_core.retrieval.queries import QueryFigures
 from dpmpp_core.retrieval.ranking import RankingResult, evaluate_ranking
 from dpmpp_core.retrieval.reranking import rerank
 from dpmpp_core.retrieval.search import masked_topk
@@ -33,6 +34,7 @@ __all__ = [
     "Gallery",
     "Interval",
     "Mode",
+    "QueryFigures",
     "RankingResult",
     "Shortlist",
     "by_cameras",

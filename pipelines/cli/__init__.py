@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
 
 from dpmpp_core import __version__
-from pipelines.cli import comparisons, exporting, searching, stages
+from pipelines.cli import comparisons, exporting, promoting, searching, stages
 from pipelines.cli.looking import config_app, data_app
 
 app = typer.Typer(
@@ -20,6 +22,7 @@ app = typer.Typer(
 app.add_typer(stages.app)
 app.add_typer(comparisons.app)
 app.add_typer(exporting.app)
+app.add_typer(promoting.app)
 app.add_typer(searching.app)
 app.add_typer(searching.index_app, name="index")
 app.add_typer(data_app, name="data")
@@ -42,4 +45,8 @@ def _options(
 
 def main() -> None:
     """Entry point of the `dpmpp` program."""
-    app()
+    try:
+        app()
+    finally:
+        sys.stdout.flush()
+        os.dup2(2, 1)  # what libraries say as they end must not come after the result

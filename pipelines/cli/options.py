@@ -68,7 +68,10 @@ def guarded(
     show: Callable[[dict[str, Any]], None],
     as_json: bool,
 ) -> None:
-    """Run a command's work. Exit codes: 0 done, 1 failed while running, 2 the user's to mend.
+    """Run a command's work.
+
+    Exit codes: 0 done, 1 failed while running, 2 the user's to mend, 3 refused (`refused` of the
+    result says why).
 
     While it runs, stdout is stderr: libraries and Ray's workers print where they like, and
     `--json` promises that the last line of stdout is the result.
@@ -106,6 +109,7 @@ def guarded(
             print(json.dumps(result), flush=True)
         else:
             show(result)
-        sys.stdout.flush()
-        os.dup2(2, 1)  # what libraries still say at the end must not come after the result
+        if result.get("refused"):
+            print(f"dpmpp: not promoted: {one_line(result['refused'])}", file=sys.stderr)
+            code = 3
     raise typer.Exit(code)

@@ -1,0 +1,113 @@
+"""Gates: what a registered model must be before it becomes the champion."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib import resources
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from dpmpp_core.config.reading import first_problem, shipped_names
+from dpmpp_core.config.sections import NonNegative, Positive, Probability, Section
+from dpmpp_core.config.text import is_file, parse_yaml, read_text, shorten
+from dpmpp_core.errors import ConfigError
+
+FOLDER = resources.files("dpmpp_core") / "recipes" / "gates"
+QUERY_SETS = ("occluded", "holistic")
+FIGURES = ("mAP", "rank1", "rank5", "rank10")
+
+
+class Gate(Section):
+    """Bounds of a promotion; null and `{}` switch a check off.
+
+    Figures are fractions in [0, 1], of ranking with masks. `occluded.mAP` is that of one query set,
+    which must be there; `mAP` that of every query set there is.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    floors: dict[str, Probability] = Field({}, description="figure: the least that is enough")
+    no_worse: dict[str, Probability] = Field(
+        {},
+        description="figure: margin; the 95 % interval of the difference to the champion, over "
+        "query identities, must lie above -margin",
+    )
+    identities: Annotated[int, Field(ge=2)] = Field(
+        20, description="persons among the queries, for the interval to mean something"
+    )
+    draws: PositiveInt = Field(10_000, description="bootstrap samples of the interval")
+    mask_std: Positive | None = Field(
+        0.01, description="least std of a mask between queries; below, it is the same for all"
+    )
+    dataset: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = Field(
+        None, description="identity of the data set it must be measured on, or its beginning"
+    )
+    reproduce: NonNegative | None = Field(
+        0.005,
+        description="largest difference of mAP and rank-1 to those registered, when a new process "
+        "loads the version and embeds the evaluation's images; null = it is not loaded",
+    )
+    latency_ms: Positive | None = Field(
+        None, description="median of one picture on the machine that promotes"
+    )
+    size_mb: Positive | None = Field(None, description="all files of the version, in 10^6 bytes")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Gate:
+        for section in ("floors", "no_worse"):
+            for name in getattr(self, section):
+                query_set, _, figure = name.rpartition(".")
+                if figure not in FIGURES or query_set not in ("", *QUERY_SETS):
+                    raise ValueError(f"{section}.{name}: no such figure{_near(name, _names())}")
+        if self.latency_ms is not None and self.reproduce is None:
+            raise ValueError("latency_ms needs reproduce: a version that is not loaded has none")
+        return self
+
+
+def _names() -> list[str]:
+    return [f"{prefix}{figure}" for prefix in ("", *(f"{s}." for s in QUERY_SETS))
+            for figure in FIGURES]  # fmt: skip
+
+
+def gate_names() -> list[str]:
+    """Names of the gates shipped with the package."""
+    return shipped_names(FOLDER)
+
+
+def load_gate(source: str = "default") -> Gate:
+    """Read a shipped gate by name or a YAML file by path.
+
+    Raises:
+        ConfigError: no such gate; an unknown key or figure, with the nearest one; a wrong value.
+    """
+    if source in gate_names():
+        text = (FOLDER / f"{source}.yaml").read_text()
+    elif is_file(source):
+        text = read_text(source)
+    else:
+        near = _near(source, gate_names())
+        raise ConfigError(
+            f"no gate or file named {shorten(repr(source))}{near} "
+            f"(gates: {', '.join(gate_names())})"
+        )
+    try:
+        tree = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{source}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: a mapping is needed, not {type(tree).__name__}")
+    for key in tree:
+        if key not in Gate.model_fields:
+            near = _near(str(key), Gate.model_fields)
+            raise ConfigError(f"{source}: unknown key {shorten(repr(key))}{near}")
+    try:
+        return Gate.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {first_problem(error)}") from None
+
+
+def _near(name: str, names: Iterable[Any]) -> str:
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""

@@ -1,0 +1,61 @@
+"""The command that moves the registry's champion."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.cli.options import Json, StorageUri, TrackingUri, guarded
+
+app = typer.Typer()
+
+
+@app.command()
+def promote(
+    name: Annotated[str, typer.Argument(help="The registered model, such as dpmpp-demo.")],
+    version: Annotated[
+        int | None, typer.Option(help="Version to promote. Default: the candidate.")
+    ] = None,
+    gate: Annotated[str, typer.Option(help="Name of a shipped gate, or a YAML file.")] = "default",
+    data: Annotated[
+        str | None,
+        typer.Option(help="Where the evaluation's images are. Default: where they were."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge; change nothing.")] = False,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Make the previous champion the champion again.")
+    ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Say each check's verdict as a sentence, from records alone; load and change "
+            "nothing.",
+        ),
+    ] = False,
+    storage: StorageUri = "runs",
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Make a registered model the champion, if it passes the gate. Exit code 3: it did not."""
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.config.gate import load_gate
+        from dpmpp_core.errors import ConfigError
+
+        load_gate(gate)
+        if rollback and (explain or version is not None):
+            raise ConfigError("--rollback goes with neither --explain nor --version")
+        from pipelines import promote as kit
+
+        places = gate, data, storage, tracking_uri
+        request = kit.Request(name, version, *places, dry_run or explain, records_only=explain)
+        return kit.rollback(request) if rollback else kit.promote(request)
+
+    def show(result: dict[str, Any]) -> None:
+        from pipelines.show_promotion import show_promotion
+
+        show_promotion(result, gate, explain)
+
+    guarded(work, show, as_json)

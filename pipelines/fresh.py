@@ -1,0 +1,144 @@
+"""A registered version, measured in a new process on the images of an evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dpmpp_core.data.files import read_bytes
+from dpmpp_core.errors import DataError, WeightsError
+from dpmpp_core.redaction import one_line
+from dpmpp_core.retrieval import (
+    Embeddings,
+    QueryFigures,
+    from_columns,
+    rank_features,
+    refuse_unusable,
+)
+
+READS = 8  # files at a time; from S3 it would mostly wait
+BLOCK = 256  # files read ahead
+SHOWN = 300  # characters of what a failing process said
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """What a new process found.
+
+    Attributes:
+        queries: by query set, what each query found with its mask.
+        seconds: to load the model, imports included.
+        latency_ms: median of single pictures.
+    """
+
+    queries: dict[str, QueryFigures]
+    seconds: float
+    latency_ms: float
+
+
+def measure(version: Path, images: pa.Table, root: str) -> Fresh:
+    """Load a version in a new process, embed an evaluation's images, and rank.
+
+    Args:
+        version: its files, as MLflow stores them.
+        images: IMAGE_SCHEMA, queries and gallery.
+        root: of the paths.
+
+    Raises:
+        DataError: an image is not there, or not the one it was.
+        WeightsError: the model does not load, fails, or runs code that did not come with it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.npz"
+        _run(version, answer, pictures(images, root))
+        with np.load(answer) as found:
+            columns = {name: found[name] for name in found.files}
+    code = str(columns.pop("code"))
+    if not Path(code).resolve().is_relative_to(version.resolve()):
+        raise WeightsError("the version does not bring its own code: register it anew")
+    seconds, spent = float(columns.pop("seconds")), columns.pop("milliseconds")
+    paths = images["path"].to_pylist()
+    refuse_unusable(columns, paths)
+    return Fresh(_ranked(columns, images), seconds, float(np.median(spent)))
+
+
+def pictures(images: pa.Table, root: str) -> Iterator[bytes]:
+    """The files of an evaluation, in order; DataError if one is not what it was."""
+    with ThreadPoolExecutor(READS if "://" in root else 1) as threads:
+        for start in range(0, len(images), BLOCK):
+            rows = images.slice(start, BLOCK)
+            found = threads.map(partial(read_bytes, root), rows["path"].to_pylist())
+            for data, row in zip(found, rows.to_pylist(), strict=True):
+                if hashlib.sha256(data).hexdigest() != row["sha256"]:
+                    raise DataError(
+                        f"{row['path']} in {root} is not the file that the version was measured "
+                        "on: measure and register anew with `dpmpp run`"
+                    )
+                yield data
+
+
+def _run(version: Path, answer: Path, files: Iterator[bytes]) -> None:
+    """Start the program, hand it the files, wait for its end."""
+    program = Path(__file__).with_name("alone.py")
+    command = [sys.executable, "-P", str(program), str(version), str(answer)]
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
+        try:
+            _hand_over(files, process)
+            code = process.wait()
+        finally:
+            process.kill()  # nothing, if it has ended
+            process.wait()
+        if code:
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines() or ["nothing said"]
+            raise WeightsError(
+                f"the version does not work in a new process: {one_line(lines[-1])[:SHOWN]}"
+            )
+
+
+def _hand_over(files: Iterator[bytes], process: subprocess.Popen[bytes]) -> None:
+    pipe = process.stdin
+    assert pipe is not None
+    try:
+        with pipe:
+            for data in files:
+                pipe.write(struct.pack(">I", len(data)) + data)
+    except BrokenPipeError:
+        pass  # it ended early, and its exit code says so
+
+
+def _ranked(columns: dict[str, np.ndarray], images: pa.Table) -> dict[str, QueryFigures]:
+    gallery = _part(columns, images, pc.equal(images["split"], "gallery"))
+    queries = pc.equal(images["split"], "query")
+    sets = {
+        "occluded": _part(columns, images, pc.and_(queries, images["occluded"])),
+        "holistic": _part(columns, images, pc.and_(queries, pc.invert(images["occluded"]))),
+    }
+    found = {}
+    for name, query in sets.items():
+        if len(query):
+            ids = query.pids, gallery.pids, query.camids, gallery.camids
+            ranked = rank_features(query.features, query.masks, gallery.features, *ids)
+            found[name] = QueryFigures.of(query, ranked)
+    return found
+
+
+def _part(columns: dict[str, np.ndarray], images: pa.Table, chosen: pa.ChunkedArray) -> Embeddings:
+    keep = np.asarray(chosen)
+    features, masks = from_columns({name: values[keep] for name, values in columns.items()})
+    rows = images.filter(chosen)
+    pids, camids = rows["pid"].to_numpy(), rows["camid"].to_numpy()
+    return Embeddings(features, masks, pids, camids, rows["path"].to_pylist())
