@@ -106,7 +106,9 @@ def plan(
         1 if use_gpu and not shared else _fitting(workers, left // workers, nodes)
     )
     embed = config.embed_workers or max(1, cpus if shared else left)
-    return Plan(workers, train_cpus, use_gpu, data, embed, embed_nodes=_embed_nodes(config, use_gpu))
+    return Plan(
+        workers, train_cpus, use_gpu, data, embed, embed_nodes=_embed_nodes(config, use_gpu)
+    )
 
 
 def _as_told(config: ClusterConfig) -> Plan:

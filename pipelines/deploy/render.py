@@ -43,15 +43,21 @@ def find_overlay(manifests: Path, overlay: str) -> Path:
     for folder in (manifests / "overlays" / overlay, Path(overlay)):
         if (folder / "kustomization.yaml").is_file():
             return folder
+    names = overlay_names(manifests)
+    near = difflib.get_close_matches(overlay, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"no overlay named {overlay!r}{hint} (overlays: {', '.join(names)})")
+
+
+def overlay_names(manifests: Path) -> list[str]:
+    """Names of the overlays, sorted; ConfigError if there are none."""
     names = sorted(path.parent.name for path in manifests.glob("overlays/*/kustomization.yaml"))
     if not names:
         raise ConfigError(
             f"{manifests} holds no overlays: work in the repository, or name its infra/k8s with "
             "--manifests"
         )
-    near = difflib.get_close_matches(overlay, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"no overlay named {overlay!r}{hint} (overlays: {', '.join(names)})")
+    return names
 
 
 def kubectl() -> str:
