@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-long test-faults bench-retrieval lint format constraints clean
+.PHONY: demo test test-fast test-long test-faults bench-retrieval validate-infra cluster-demo cluster-chaos lint format constraints clean
 
 demo: $(STAMP)  ## the whole pipeline on the generated demo set
 	$(BIN)/dpmpp run --config demo
@@ -25,6 +25,17 @@ bench-retrieval: $(STAMP)  ## ranking and search side by side with others; half 
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m pip install --quiet --no-deps --target .peers --upgrade torchreid==0.2.5
 	$(BIN)/python -m tests.bench.retrieval
+
+validate-infra: $(STAMP)  ## manifests: schemas, rules, mistakes that must be found; seconds
+	$(BIN)/dpmpp deploy validate
+	$(BIN)/python -m pytest tests/infra
+	$(BIN)/hadolint infra/docker/Dockerfile
+
+cluster-demo: $(STAMP)  ## every job of the manifests on a Ray of five nodes here; 30 minutes at most
+	infra/local/cluster.sh demo
+
+cluster-chaos: $(STAMP)  ## nodes, head, MLflow and S3 lost under way
+	infra/local/cluster.sh chaos
 
 lint: $(STAMP)  ## style, types, and which package may import which
 	$(BIN)/ruff check .

@@ -26,15 +26,13 @@ def crds_folder(given: Path | None) -> Path | None:
 
 
 def problems(objects: Sequence[Object], crds: Path | None) -> list[Problem]:
-    """Everything that is wrong. Rules are asked only of objects that their schema accepts."""
+    """Everything that is wrong. Rules are asked only of objects that what precedes accepts."""
     found: list[Problem] = []
     for thing in objects:
+        name = name_of(thing)
         wrong = schema_problems(thing, crds)
-        found += wrong
-        if not wrong:
-            name = name_of(thing)
-            found += [Problem(name, *rule) for rule in operator_rules(thing)]
-            found += [Problem(name, *rule) for rule in policy_rules(thing)]
+        wrong = wrong or [Problem(name, *rule) for rule in operator_rules(thing)]
+        found += wrong or [Problem(name, *rule) for rule in policy_rules(thing)]
     if found:
         return found
     found += [Problem(name_of(t), path, text) for t, path, text in references(objects)]

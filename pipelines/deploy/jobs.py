@@ -17,7 +17,7 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def template(objects: Sequence[Object], job: str, overrides: Sequence[str]) -> Object:
-    """The RayJob of a pipeline, ready to be started: its own name, further arguments, not suspended.
+    """The RayJob of a pipeline, ready to be started: named, not suspended, with its overrides.
 
     The name holds a hash of what is run, so that the same submission twice is one job.
 

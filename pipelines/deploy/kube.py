@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,12 @@ class Kubernetes:
                 "pip install 'dpmpp[deploy]' brings what talks to Kubernetes"
             ) from None
         try:
-            config.load_config(context=context)
+            try:
+                config.load_kube_config(context=context)
+            except config.ConfigException:
+                if context is not None:
+                    raise
+                config.load_incluster_config()
         except Exception as error:  # of any of its parsers
             raise ConfigError(
                 f"no Kubernetes is configured ({one_line(str(error))[:200]}): set KUBECONFIG, or "
@@ -83,7 +89,7 @@ class Kubernetes:
         return status | {"found": True}
 
     def status(self, name: str) -> dict[str, Any]:
-        """`job`, `status` of the deployment, `ray` status, `message`, `cluster`, attempts, times."""
+        """`job`, `status`, Ray's own (`ray`), `message`, `cluster`, attempts that failed, times."""
         from kubernetes.client.exceptions import ApiException
 
         try:
@@ -201,7 +207,7 @@ class Kubernetes:
                 if needed.get(resource, 0) > quantity(hard) - used:
                     raise ConfigError(
                         f"quota {quota.metadata.name}: {key} {hard}, {used:g} of it used, but the "
-                        f"smallest cluster of this job takes {needed[resource]:g}: raise the quota, "
+                        f"smallest cluster of this job takes {needed[resource]:g}: raise it, "
                         "stop another job or lower the pods' size"
                     )
 
@@ -267,8 +273,6 @@ def _explained() -> Iterator[None]:
 
 def _said(error: Any) -> str:
     """The message inside an ApiException."""
-    import json
-
     try:
         return one_line(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):
