@@ -107,6 +107,7 @@ def submit(
         if found:
             raise ConfigError(f"{overlay}: {found[0]} (`dpmpp deploy validate` shows all)")
         target: Any
+        ended: tuple[str, ...]
         if address:
             target = jobs.RayCluster(address)
             status, ended = target.submit(ready), jobs.ENDED

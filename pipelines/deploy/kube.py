@@ -49,8 +49,11 @@ class Kubernetes:
                 "name a Ray cluster with --address"
             ) from None
         self._namespace = namespace
-        self._core, self._apps = client.CoreV1Api(), client.AppsV1Api()
-        self._custom, self._apis = client.CustomObjectsApi(), client.ApisApi()
+        # Of generated code; every field of theirs may be None to a type checker.
+        self._core: Any = client.CoreV1Api()
+        self._apps: Any = client.AppsV1Api()
+        self._custom: Any = client.CustomObjectsApi()
+        self._apis: Any = client.ApisApi()
 
     def submit(self, job: Object, objects: Sequence[Object], kuberay: str) -> dict[str, Any]:
         """Create the RayJob, or find it.
