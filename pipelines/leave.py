@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from typing import Any
 
 import ray
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated import autoscaler_pb2
 
 
@@ -24,7 +25,8 @@ def leave(seconds: int) -> bool:
     ray.shutdown()  # a driver would keep its node from being idle
     gcs = GcsClient(address=address)
     deadline = time.time() + seconds
-    preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    reasons: Any = autoscaler_pb2
+    preemption = reasons.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     taken, reason = gcs.drain_node(node, preemption, "the pod is stopped", int(deadline * 1000))
     if not taken:
         print(f"Ray does not let this node go: {reason}")
