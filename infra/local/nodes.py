@@ -101,10 +101,15 @@ class Nodes:
     def up(self) -> None:
         """Make the network, start every node, wait until Ray knows them all."""
         (self._services.folder / "config.yaml").write_text(config_of(self._objects) or "")
-        for name in self.nodes:
-            self.start(name)
+        self.start("head")
+        workers = [name for name in self.nodes if name != "head"]
+        for name in workers:
+            self.start(name, wait=False)
+        for name in workers:
+            self.wait(name)
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, wait: bool = True) -> None:
+        """Start a node with an empty disk, and by default wait until it answers."""
         node = self.nodes[name]
         network(name, node.address)
         folder = self._folder / name
@@ -129,6 +134,11 @@ class Nodes:
         node.process = subprocess.Popen(
             inside, env=env, stdout=log, stderr=log, start_new_session=True
         )
+        if wait:
+            self.wait(name)
+
+    def wait(self, name: str) -> None:
+        node = self.nodes[name]
         port = 8265 if name == "head" else 52365
         wait_for(lambda: answers(node.address, port), f"{name} on {node.address}:{port}", 120)
 
@@ -158,7 +168,9 @@ class Nodes:
             subprocess.run(
                 ["ip", "netns", "del", f"dpmpp-{name}"], capture_output=True, check=False
             )
-        subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True, check=False)
+        for node in self.nodes.values():
+            subprocess.run(["ip", "link", "del", outer(node.address)], capture_output=True)
+        subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
 
 
 def bridge() -> None:
@@ -171,16 +183,22 @@ def bridge() -> None:
 
 def network(name: str, address: str) -> None:
     """A network namespace with an address on the bridge."""
-    space, outer = f"dpmpp-{name}", f"dp{address.rpartition('.')[2]}"
+    space, end = f"dpmpp-{name}", outer(address)
     if Path(f"/run/netns/{space}").exists():
         return
+    subprocess.run(["ip", "link", "del", end], capture_output=True)  # of an earlier one
     _ip("netns", "add", space)
-    _ip("link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space)
-    _ip("link", "set", outer, "master", BRIDGE, "up")
+    _ip("link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", space)
+    _ip("link", "set", end, "master", BRIDGE, "up")
     _ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
     _ip("-n", space, "link", "set", "eth0", "up")
     _ip("-n", space, "link", "set", "lo", "up")
     _ip("-n", space, "route", "add", "default", "via", HOST)
+
+
+def outer(address: str) -> str:
+    """The end of a node's cable that is on the bridge."""
+    return f"dp{address.rpartition('.')[2]}"
 
 
 def _ip(*arguments: str) -> None:
