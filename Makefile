@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-long test-faults bench-retrieval validate-infra cluster-demo cluster-chaos lint format constraints clean
+.PHONY: demo test test-fast test-long test-faults bench-retrieval validate-infra image cluster-demo cluster-chaos lint format constraints clean
 
 demo: $(STAMP)  ## the whole pipeline on the generated demo set
 	$(BIN)/dpmpp run --config demo
@@ -30,6 +30,13 @@ validate-infra: $(STAMP)  ## manifests: schemas, rules, mistakes that must be fo
 	$(BIN)/dpmpp deploy validate
 	$(BIN)/python -m pytest tests/infra
 	$(BIN)/hadolint infra/docker/Dockerfile
+
+VARIANT ?= cpu
+VERSIONS := infra/k8s/base/versions.env
+image:  ## with Docker; VARIANT=cuda for GPUs, REGISTRY=... to name where it goes
+	. ./$(VERSIONS) && docker buildx build --sbom=true --file infra/docker/Dockerfile \
+	    --build-arg PYTHON_VERSION=$$PYTHON_VERSION --build-arg VARIANT=$(VARIANT) \
+	    --tag $(or $(REGISTRY),registry.example.com)/dpmpp-$(VARIANT):$$TAG .
 
 cluster-demo: $(STAMP)  ## every job of the manifests on a Ray of five nodes here; 30 minutes at most
 	infra/local/cluster.sh demo
