@@ -168,3 +168,15 @@ def test_validate_ends_with_1_where_something_is_wrong(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "RayCluster/dpmpp spec.workerGroupSpecs[1].minReplicas: 9 is not between" in done.stdout
+
+
+def test_alerts_and_dashboard_ask_for_figures_that_there_are() -> None:
+    """Ours are those of pipelines.metrics; others are Ray's and the operator's."""
+    from pipelines.metrics import NAMES
+
+    folder = MANIFESTS / "monitoring"
+    text = (folder / "alerts.yaml").read_text() + (folder / "dashboard.json").read_text()
+    asked = set(re.findall(r"ray_(dpmpp_\w+)", text))
+    assert asked <= set(NAMES)
+    assert {"dpmpp_train_step", "dpmpp_data_wait_share", "dpmpp_mask_std"} <= asked
+    assert len(render(MANIFESTS, str(folder))) == 3
