@@ -97,7 +97,7 @@ def test_the_model_to_promote_is_the_one_that_is_registered() -> None:
         text = config_of(objects) or ""
         named = re.search(r"model_name: (\S+?)}?$", text, re.MULTILINE)
         assert named is not None
-        assert f"--model {named[1]} " in command
+        assert command.startswith(f"dpmpp promote {named[1]} ")
 
 
 def options_of(command: str) -> set[str] | None:
