@@ -150,8 +150,7 @@ def placed(done: dict[str, Any], nodes: Nodes) -> list[str]:
         if right != pool:
             raise RuntimeError(f"{done['job']}: {name} ran on a node of the pool {pool}")
     shown = [
-        f"**{pool}** "
-        + ", ".join(f"{n} {w}" for (p, w), n in sorted(work.items()) if p == pool)
+        f"**{pool}** " + ", ".join(f"{n} {w}" for (p, w), n in sorted(work.items()) if p == pool)
         for pool in sorted({pool for pool, _ in work})
     ]
     return ["; ".join(shown)]

@@ -106,11 +106,10 @@ class Services:
         base = f"postgresql://mlflow:{self.passwords['postgres']}@{HOST}:5432"
         if not (self.folder / "basic_auth.ini").exists():
             env = os.environ | {"PGPASSWORD": self.passwords["postgres"]}
-            for name in ("mlflow", "logins"):
-                create = [POSTGRES / "createdb", "-h", HOST, "-U", "mlflow", name]
-                subprocess.run(create, env=env, check=True)
+            create = [POSTGRES / "createdb", "-h", HOST, "-U", "mlflow", "mlflow"]
+            subprocess.run(create, env=env, check=True)
             (self.folder / "basic_auth.ini").write_text(
-                f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = {base}/logins\n"
+                f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = {base}/mlflow\n"
                 "admin_username = admin\n"
             )
         with (self.folder / "migrate.log").open("ab") as log:
