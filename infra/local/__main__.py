@@ -1,4 +1,4 @@
-"""`cluster.sh up|down|demo|chaos`."""
+"""`cluster.sh up|demo|chaos|autoscaling`."""
 
 from __future__ import annotations
 
@@ -58,8 +58,12 @@ def main(what: str) -> None:
         from infra.local.chaos import chaos
 
         chaos()
+    elif what == "autoscaling":
+        from infra.local.autoscaling import autoscaling
+
+        autoscaling()
     else:
-        raise SystemExit(f"{what!r}: up, demo or chaos")
+        raise SystemExit(f"{what!r}: up, demo, chaos or autoscaling")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The cluster of the overlay `local` as processes of this machine; needs root (network namespaces).
-#   cluster.sh up       start it and wait      cluster.sh down    end it
-#   cluster.sh demo     every job, a table     cluster.sh chaos   the same with losses
+#   cluster.sh up      start it, wait for Ctrl-C    cluster.sh demo         every job, a table
+#   cluster.sh chaos   losses under way             cluster.sh autoscaling  nodes come and go
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 VENV=${VENV:-.venv}

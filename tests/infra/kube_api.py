@@ -36,11 +36,7 @@ class KubeApi:
                 if path in api.objects:
                     return self._answer(200, api.objects[path])
                 inside = [v for k, v in api.objects.items() if k.rpartition("/")[0] == path]
-                if inside or path.rpartition("/")[2] in (
-                    "resourcequotas",
-                    "deployments",
-                    "rayjobs",
-                ):
+                if inside or path.rpartition("/")[2] in KINDS:
                     return self._answer(200, {"kind": "List", "metadata": {}, "items": inside})
                 self._answer(404, _status(404, f"{path} not found"))
 
