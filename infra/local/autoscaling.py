@@ -17,6 +17,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import ray
+import yaml
+
 from infra.local.demo import DPMPP, ROOT
 from pipelines.deploy.policy import quantity
 from pipelines.deploy.render import one, render
@@ -30,7 +33,13 @@ IDLE_MINUTES = 0.25
 def autoscaling() -> None:
     if INSIDE not in os.environ:
         with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-            inner = 'mount --bind "$0" /tmp && ip link set lo up && exec "$@"'
+            (Path(folder) / "over").mkdir()
+            (Path(folder) / "over" / "example.yaml").write_text(yaml.safe_dump(_defaults()))
+            provider = Path(ray.__file__).parent / "autoscaler/_private/fake_multi_node"
+            inner = (
+                f'mount -t overlay overlay -o lowerdir="$0/over:{provider}" {provider} && '
+                'mount --bind "$0" /tmp && ip link set lo up && exec "$@"'
+            )
             command = [
                 "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
                 "bash", "-c", inner, folder, sys.executable, "-m", "infra.local", "autoscaling",
@@ -55,10 +64,7 @@ def _scale() -> None:
             "max_workers": group["maxReplicas"],
         }
     del types["driver"]  # the program runs beside the head here
-    cluster = AutoscalingCluster(
-        head_resources={"CPU": 0}, worker_node_types=types, autoscaler_v2=True,
-        idle_timeout_minutes=IDLE_MINUTES,
-    )  # fmt: skip
+    cluster = AutoscalingCluster({"CPU": 0}, types, autoscaler_v2=True)
     cluster.start()
     try:
         seen = _train(Path("/tmp"))
@@ -67,10 +73,29 @@ def _scale() -> None:
     _write(seen)
 
 
+def _defaults() -> dict[str, Any]:
+    """What Ray reads from a file of its fake provider, which its wheel leaves out."""
+    lists = (
+        "initialization_commands", "setup_commands", "head_setup_commands",
+        "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands",
+        "cluster_synced_files",
+    )  # fmt: skip
+    return {
+        "cluster_name": "fake",
+        "max_workers": 8,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": IDLE_MINUTES,
+        "provider": {"type": "fake_multinode"},
+        "auth": {"ssh_user": "root"},
+        "head_node_type": "ray.head.default",
+        "available_node_types": {},
+        "file_mounts": {},
+        **{name: [] for name in lists},
+    }
+
+
 def _train(folder: Path) -> list[tuple[float, str, Counter[str]]]:
     """(seconds, what the program does, nodes by pool), whenever one of them changed."""
-    import ray
-
     command = [
         DPMPP, "train", "--address", "auto", "--storage", str(folder / "runs"), "--config",
         str(CONFIG), "metric.epochs=8",
