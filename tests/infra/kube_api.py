@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-
 KINDS = ("resourcequotas", "deployments", "rayjobs", "pods")  # lists that may be empty
 
 
