@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import time
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray.core.generated import autoscaler_pb2
 
 def leave(seconds: int) -> bool:
     """Drain the node of this machine's raylet; whether Ray took the notice."""
+    os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"  # of a cluster that is going
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     context = ray.get_runtime_context()
     node, address = context.get_node_id(), context.gcs_address
