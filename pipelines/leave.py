@@ -20,7 +20,8 @@ from ray.core.generated import autoscaler_pb2
 
 def leave(seconds: int) -> bool:
     """Drain the node of this machine's raylet; whether Ray took the notice."""
-    os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"  # of a cluster that is going
+    # Not long for the head of a cluster that is going; the name is Ray's.
+    os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"  # noqa: SIM112
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     context = ray.get_runtime_context()
     node, address = context.get_node_id(), context.gcs_address
