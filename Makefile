@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-long test-faults bench-retrieval lint format constraints clean
+.PHONY: demo test test-fast test-long test-faults bench-retrieval validate-infra image cluster-demo cluster-chaos lint format constraints clean
 
 demo: $(STAMP)  ## the whole pipeline on the generated demo set
 	$(BIN)/dpmpp run --config demo
@@ -25,6 +25,24 @@ bench-retrieval: $(STAMP)  ## ranking and search side by side with others; half 
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m pip install --quiet --no-deps --target .peers --upgrade torchreid==0.2.5
 	$(BIN)/python -m tests.bench.retrieval
+
+validate-infra: $(STAMP)  ## manifests: schemas, rules, mistakes that must be found; seconds
+	$(BIN)/dpmpp deploy validate
+	$(BIN)/python -m pytest tests/infra
+	$(BIN)/hadolint infra/docker/Dockerfile
+
+VARIANT ?= cpu
+VERSIONS := infra/k8s/base/versions.env
+image:  ## with Docker; VARIANT=cuda for GPUs, REGISTRY=... to name where it goes
+	. ./$(VERSIONS) && docker buildx build --sbom=true --file infra/docker/Dockerfile \
+	    --build-arg PYTHON_VERSION=$$PYTHON_VERSION --build-arg VARIANT=$(VARIANT) \
+	    --tag $(or $(REGISTRY),registry.example.com)/dpmpp-$(VARIANT):$$TAG .
+
+cluster-demo: $(STAMP)  ## every job of the manifests on a Ray of five nodes here; 30 minutes at most
+	infra/local/cluster.sh demo
+
+cluster-chaos: $(STAMP)  ## nodes, head, MLflow and S3 lost under way
+	infra/local/cluster.sh chaos
 
 lint: $(STAMP)  ## style, types, and which package may import which
 	$(BIN)/ruff check .

@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 # when it polls, every 2 s by default.
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "600",
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for each other must not burn their cores
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours are in `progress`
 }
@@ -31,6 +30,8 @@ START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 # knew up to a second before a node was lost, and asks again only after this time.
 START_SECONDS = "300"
 ELASTIC_START_SECONDS = "20"
+AUTOSCALED_SECONDS = "1800"  # what a cloud may need to bring a node, and more
+PROGRESS_TIMEOUT = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
 TRIAL_BYTES = 5 * 2**30  # memory of the processes of a trial of the demo's size, measured
 
@@ -46,6 +47,7 @@ class Plan:
         data_workers: processes that make training batches.
         embed_workers: processes that embed images, one CPU each.
         trials: pipelines side by side, each with all of the above to itself.
+        embed_nodes: labels of the nodes that embed images.
     """
 
     train_workers: int
@@ -54,6 +56,7 @@ class Plan:
     data_workers: int
     embed_workers: int
     trials: int = 1
+    embed_nodes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         device = "1 GPU, " if self.train_gpu else ""
@@ -78,6 +81,8 @@ def plan(
     Raises:
         ConfigError: more train workers than GPUs, or than CPUs left; shows the arithmetic.
     """
+    if config.autoscaled and not shared:
+        return _as_told(config)
     use_gpu = config.gpu if config.gpu is not None else gpus > 0
     workers, fewest = config.train_workers, config.worker_counts[0]
     if use_gpu and fewest > gpus:
@@ -97,8 +102,26 @@ def plan(
             f"cluster.train_workers {fewest} need a CPU each, but the nodes that may train have "
             f"{sum(nodes)}: lower cluster.train_workers or change cluster.train_nodes"
         )
-    train_cpus = 1 if use_gpu and not shared else _fitting(workers, left // workers, nodes)
-    return Plan(workers, train_cpus, use_gpu, data, max(1, cpus if shared else left))
+    train_cpus = config.train_cpus or (
+        1 if use_gpu and not shared else _fitting(workers, left // workers, nodes)
+    )
+    embed = config.embed_workers or max(1, cpus if shared else left)
+    return Plan(
+        workers, train_cpus, use_gpu, data, embed, embed_nodes=_embed_nodes(config, use_gpu)
+    )
+
+
+def _as_told(config: ClusterConfig) -> Plan:
+    """The sizes of the configuration, which has them all, whatever nodes there are."""
+    data, embed, cpus = config.data_workers, config.embed_workers, config.train_cpus
+    assert data and embed and cpus and config.gpu is not None
+    nodes = _embed_nodes(config, config.gpu)
+    return Plan(config.train_workers, cpus, config.gpu, data, embed, embed_nodes=nodes)
+
+
+def _embed_nodes(config: ClusterConfig, gpu: bool) -> tuple[str, ...]:
+    """Images are embedded where the GPUs are, or else where they are read."""
+    return config.train_nodes if gpu else config.data_nodes
 
 
 def _fitting(workers: int, cpus: int, nodes: Sequence[int]) -> int:
@@ -155,8 +178,11 @@ def connect(address: str | None, config: ClusterConfig) -> tuple[Plan, Plan]:
         ConfigError: no cluster at `address`, or it is too small.
     """
     elastic = config.worker_counts[0] < config.train_workers
-    seconds = ELASTIC_START_SECONDS if elastic else START_SECONDS
-    for name, value in {**ENVIRONMENT, START_TIMEOUT: seconds}.items():
+    start = ELASTIC_START_SECONDS if elastic else START_SECONDS
+    waits = {START_TIMEOUT: start, PROGRESS_TIMEOUT: "600"}
+    if config.autoscaled:
+        waits = dict.fromkeys(waits, AUTOSCALED_SECONDS)
+    for name, value in {**ENVIRONMENT, **waits}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for name in ("ray.data", "ray.train", "ray.tune"):
@@ -164,7 +190,9 @@ def connect(address: str | None, config: ClusterConfig) -> tuple[Plan, Plan]:
     # Says at every start that tokens are on, which is as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     plans = _start_local(config) if address is None else _join(address, config)
-    pace(ray.data.DataContext.get_current())
+    context = ray.data.DataContext.get_current()
+    pace(context)
+    context.execution_options.label_selector = selector(config.data_nodes) or None
     log.info("Ray: %s", plans[0])
     return plans
 
@@ -234,9 +262,13 @@ def _join(address: str, config: ClusterConfig) -> tuple[Plan, Plan]:
         raise ConfigError(f"--address {address}: no Ray cluster answers: {problem}") from None
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    if config.autoscaled:
+        whole = _as_told(config)
+        return whole, whole
     nodes = _nodes(config.train_nodes, "train_nodes")
-    _nodes(config.data_nodes, "data_nodes")
+    reading = sum(_nodes(config.data_nodes, "data_nodes"))
     whole = plan(cpus, gpus, config, False, nodes)
+    whole = replace(whole, embed_workers=min(whole.embed_workers, max(1, reading)))
     return whole, plan_trials(whole, cpus, gpus, config, False, nodes)
 
 

@@ -27,7 +27,7 @@ from dpmpp_core.retrieval import (
     stripe_histogram,
     to_columns,
 )
-from pipelines.cluster import Plan
+from pipelines.cluster import Plan, selector
 from pipelines.export import SUFFIX, OnnxModel
 from pipelines.progress import bar
 from pipelines.stage import Run, Stage
@@ -110,7 +110,8 @@ def embedded(
         pa.table({"row": np.arange(i, min(i + rows, len(paths))), "path": paths[i : i + rows]})
         for i in range(0, len(paths), rows)
     ]
-    workers = min(plan.embed_workers, -(-len(paths) // batch))
+    most = plan.train_workers if plan.train_gpu else plan.embed_workers
+    workers = min(most, -(-len(paths) // batch))
     batches = ray.data.from_arrow(tables).repartition(target_num_rows_per_block=batch)
     dataset = batches.map_batches(
         worker,
@@ -120,6 +121,7 @@ def embedded(
         num_cpus=1,
         num_gpus=1 if plan.train_gpu else 0,
     )
+    dataset.context.execution_options.label_selector = selector(plan.embed_nodes) or None
     done = 0
     with bar(title, len(paths)) as shown:
         for part in dataset.iter_batches(batch_size=None):

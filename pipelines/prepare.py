@@ -20,6 +20,7 @@ from dpmpp_core.data.files import FileStat, list_files, listing_fingerprint
 from dpmpp_core.data.inspection import inspect_file
 from dpmpp_core.data.layouts import Entry, Scan, scan
 from dpmpp_core.data.manifest import FORMAT, IMAGE_SCHEMA, INSPECTED_SCHEMA, Manifest
+from pipelines.cluster import selector
 from pipelines.inspected import FILE, FILE_SCHEMA, FOUND_SCHEMA, RECORD_SCHEMA, Record
 from pipelines.progress import bar
 from pipelines.stage import Run, Stage
@@ -38,7 +39,8 @@ def demo_data(run: Run) -> Stage:
     section = run.config.data.demo
 
     def build(folder: Path) -> dict[str, Any]:
-        summary = draw_demo(folder / "data", section, _on_ray)
+        draw = partial(_on_ray, run.config.cluster.data_nodes)
+        summary = draw_demo(folder / "data", section, draw)
         return {"images": dict(summary.images), "identities": summary.identities}
 
     return run.stage("demo-data", {"demo": section}, build)
@@ -56,9 +58,11 @@ def draw_demo(
         return demo.generate(out, section, lambda done, _: shown.update(done), run)
 
 
-def _on_ray(tasks: list[demo.Task]) -> Iterator[list[demo.Drawn]]:
-    """Draw on all CPUs of the machine or cluster; results as they come."""
-    draw = ray.remote(demo.draw_shots)
+def _on_ray(nodes: Sequence[str], tasks: list[demo.Task]) -> Iterator[list[demo.Drawn]]:
+    """Draw on all CPUs of the nodes with these labels; results as they come."""
+    draw: Any = ray.remote(demo.draw_shots)
+    if nodes:
+        draw = draw.options(label_selector=selector(nodes))
     waiting = [draw.remote(task) for task in tasks]
     while waiting:
         done, waiting = ray.wait(waiting)

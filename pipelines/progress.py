@@ -90,7 +90,7 @@ class Board:
 
 def start_board() -> Any:
     """A board on this node, so that it lives as long as who reads it."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 

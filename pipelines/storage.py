@@ -93,6 +93,13 @@ class Storage:
         return sorted(f"{key}/{i.base_name}" for i in found if i.type == fs.FileType.File)
 
     @patient
+    def has_files(self) -> bool:
+        """Whether there is anything below the root."""
+        everything = fs.FileSelector(self.base, allow_not_found=True, recursive=True)
+        found = self.filesystem.get_file_info(everything)
+        return any(info.type == fs.FileType.File for info in found)
+
+    @patient
     def write(self, key: str, data: bytes) -> None:
         """Write one file so that a reader sees the old one, the new one, never a part."""
         if self.is_local:

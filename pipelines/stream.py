@@ -12,6 +12,7 @@ stream-memory.md of the benchmarks).
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
 from dpmpp_core.data.synthesis import Synthesiser
+from pipelines import metrics
 from pipelines.cluster import selector
 from pipelines.masks import load_masks, transfer_grid
 from pipelines.storage import Storage
@@ -193,7 +195,12 @@ def data_workers(training_set: TrainingSet, count: int) -> Iterator[list[Any]]:
 
 
 def stream_steps(
-    workers: Sequence[Any], first: int, last: int, rank: int = 0, world: int = 1
+    workers: Sequence[Any],
+    first: int,
+    last: int,
+    rank: int = 0,
+    world: int = 1,
+    stage: str = "",
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Train worker `rank`'s share of the steps `first` to `last` (excluded), in their order.
 
@@ -202,11 +209,12 @@ def stream_steps(
 
     Args:
         workers: handles of `DataWorker`s; which one makes a step does not matter.
+        stage: tag of what `metrics` shows.
 
     Raises:
         DataError: an image cannot be read; names the file.
     """
-    batches = _in_order(workers, range(first, last), rank, world)
+    batches = _in_order(workers, range(first, last), rank, world, stage)
     thread = ThreadPoolExecutor(1)
     try:
         following = thread.submit(next, batches, None)
@@ -218,19 +226,29 @@ def stream_steps(
 
 
 def _in_order(
-    workers: Sequence[Any], steps: range, rank: int, world: int
+    workers: Sequence[Any], steps: range, rank: int, world: int, stage: str
 ) -> Iterator[dict[str, torch.Tensor]]:
     upcoming = iter(steps)
     asked: deque[tuple[Any, int]] = deque()  # batch, number of its worker; oldest first
+    shown = 0.0
     while True:
         for step in islice(upcoming, QUEUED * len(workers) - len(asked)):
             number = _idlest(asked, len(workers))
             asked.append((workers[number].make.remote(step, rank, world), number))
         if not asked:
             return
+        if time.monotonic() - shown > metrics.EVERY and rank == 0:
+            shown = time.monotonic()
+            metrics.show(stage, {"dpmpp_ready_batches": _ready(asked)})
         batch, _ = asked.popleft()
         # Arrays out of the object store are read-only; it gets its room back after the copy.
         yield {name: torch.from_numpy(value.copy()) for name, value in ray.get(batch).items()}
+
+
+def _ready(asked: Sequence[tuple[Any, int]]) -> int:
+    """How many batches are made."""
+    batches = [batch for batch, _ in asked]
+    return len(ray.wait(batches, num_returns=len(batches), timeout=0)[0])
 
 
 def _idlest(asked: Sequence[tuple[Any, int]], workers: int) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,10 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
 from dpmpp_core.errors import ConfigError, DataError
 from pipelines.pictures import contact_sheet, save_png
+from pipelines.prepare import absolute
 from pipelines.progress import bar
 from pipelines.stage import Run, Stage
+from pipelines.storage import Storage
 from pipelines.stream import TrainingSet
 
 log = logging.getLogger(__name__)
@@ -58,24 +63,24 @@ class Order:
     """What a user asks for.
 
     Attributes:
-        out: a new or empty folder.
+        out: a new or empty folder, or `s3://bucket/prefix`; `{date}` in it becomes today's (UTC).
         bands: shares hidden.
         splits: what is hidden, of HIDEABLE.
         part: of the person that is hidden.
 
     Raises:
-        ConfigError: an unknown split or part, or `out` is no local folder.
+        ConfigError: an unknown split or part.
         DataError: `out` is in use.
     """
 
-    out: Path
+    out: str
     bands: tuple[Band, ...] = BANDS
     splits: tuple[str, ...] = ("query",)
     part: Part = "any"
 
     def __post_init__(self) -> None:
-        if "://" in str(self.out) or ":/" in str(self.out):
-            raise ConfigError(f"--out {self.out}: write into a local folder, then copy it")
+        today = datetime.now(UTC).date().isoformat()
+        object.__setattr__(self, "out", absolute(self.out.replace("{date}", today)))
         unknown = sorted(set(self.splits) - set(HIDEABLE))
         if unknown or not self.splits:
             named = ", ".join(unknown) or "nothing"
@@ -84,7 +89,10 @@ class Order:
             raise ConfigError(
                 f"--part {self.part}: what can be hidden is one of {', '.join(PARTS)}"
             )
-        refuse_used(self.out)
+        if "://" not in self.out:
+            refuse_used(Path(self.out))
+        elif Storage(self.out).has_files():
+            raise DataError(f"{self.out}: there are files; name a new place or delete them first")
 
 
 def synthesize(run: Run, prepared: Stage, saliency: Stage, order: Order) -> dict[str, Any]:
@@ -110,7 +118,7 @@ def synthesize(run: Run, prepared: Stage, saliency: Stage, order: Order) -> dict
         folders["query"] = HOLISTIC
     training_set = TrainingSet(run.config, run.storage.uri, prepared.key, saliency.key)
 
-    with new_folder(order.out) as folder:
+    with _place(order.out) as folder:
         records = _copy(manifest, rows, folder, folders, offset)
         for split, table in hidden.items():
             (folder / FOLDERS[split]).mkdir(exist_ok=True)
@@ -125,7 +133,20 @@ def synthesize(run: Run, prepared: Stage, saliency: Stage, order: Order) -> dict
     for name, band in summary["bands"].items():
         if band["missed"]:
             log.warning("%d pictures could not be hidden by %s %%", band["missed"], name)
-    return {"root": str(order.out), **summary}
+    return {"root": order.out, **summary}
+
+
+@contextmanager
+def _place(out: str) -> Iterator[Path]:
+    """A folder to fill, which appears at `out` when the block ends well."""
+    if "://" not in out:
+        with new_folder(Path(out)) as folder:
+            yield folder
+        return
+    parent, _, name = out.rstrip("/").rpartition("/")
+    with Storage(parent).commit(name) as (folder, marker):
+        yield folder
+        marker["name"] = "synthesis"
 
 
 def clean_rows(manifest: Manifest, rows: pa.Table, split: str) -> pa.Table:

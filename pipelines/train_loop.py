@@ -22,6 +22,7 @@ from dpmpp_core.tasks.pretrain import PretrainTask
 from dpmpp_core.tasks.prompts import PromptTask
 from dpmpp_core.tasks.saliency import SaliencyTask
 from dpmpp_core.tasks.task import Task
+from pipelines import metrics
 from pipelines.checkpoints import Checkpoints, State, Writer
 from pipelines.storage import Storage
 from pipelines.stream import TrainingSet, stream_steps
@@ -128,15 +129,15 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
 
     writer = Writer(checkpoints, job.say) if rank == 0 else None
     pulse = _Pulse(job, writer, at.step, settings["checkpoint_seconds"])
-    clock = _Clock()
+    clock, pace = _Clock(), metrics.Rate(at.step)
     first_fault = torch.zeros((), dtype=torch.float64, device=device)
     batches: Iterable[dict[str, torch.Tensor]]
     if isinstance(task, PromptTask):  # plans its batches in memory
         batches = task.batches(at.step)
     else:
-        batches = stream_steps(settings["data_workers"], at.step, total, rank, world)
+        batches = stream_steps(settings["data_workers"], at.step, total, rank, world, job.kind)
     for batch in batches:
-        clock.waited()
+        pace.wait(clock.waited())
         on_device = {name: value.to(device) for name, value in batch.items()}
         on_device["step"] = torch.tensor(at.step)
         torch.manual_seed(_seed(task.config.seed, at.step, rank))
@@ -154,7 +155,11 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
         if agreed.fault:
             return {"step": at.step, "fault": total - int(agreed.fault)}
         if rank == 0:
-            job.board.step.remote(at.step, f"loss {figures['loss'].item():.3f}")
+            loss = figures["loss"].item()
+            job.board.step.remote(at.step, f"loss {loss:.3f}")
+            metrics.show(job.kind, {**pace.read(at.step), "dpmpp_loss": loss})
+            metrics.show(job.kind, {"dpmpp_train_steps_total": total})
+            metrics.show_masks(job.kind, {k: v.item() for k, v in figures.items() if "mask_" in k})
         if epoch_over:
             _end_epoch(job, task, optimiser, at, clock, rank)
         ends = at.step == total or agreed.stop
@@ -349,8 +354,11 @@ class _Clock:
         lap, self._mark = now - self._mark, now
         return lap
 
-    def waited(self) -> None:
-        self._waited += self._lap()
+    def waited(self) -> float:
+        """The wait that ends now, in seconds."""
+        lap = self._lap()
+        self._waited += lap
+        return lap
 
     def worked(self) -> None:
         self._worked += self._lap()

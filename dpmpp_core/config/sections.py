@@ -324,9 +324,14 @@ class ClusterConfig(Section):
         None, description="go on with so few when nodes are lost; null = wait for all"
     )
     data_workers: PositiveInt | None = Field(None, description="null = sized to the cluster")
+    train_cpus: PositiveInt | None = Field(None, description="of a train worker; null = sized")
+    embed_workers: PositiveInt | None = Field(None, description="with a CPU each; null = sized")
+    autoscaled: bool = Field(
+        False, description="nodes come when asked for: nothing is sized to those that are there"
+    )
     gpu: bool | None = Field(None, description="null = use GPUs where the cluster has them")
     train_nodes: tuple[Label, ...] = Field((), description="labels of the nodes that train")
-    data_nodes: tuple[Label, ...] = Field((), description="of the nodes that make batches")
+    data_nodes: tuple[Label, ...] = Field((), description="of those that read and make batches")
     checkpoint_seconds: NonNegative = Field(60.0, description="time between checkpoints")
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3, description="restarts of the train workers after one was lost"
@@ -336,6 +341,14 @@ class ClusterConfig(Section):
     def _fewest(self) -> ClusterConfig:
         if (self.min_train_workers or 1) > self.train_workers:
             raise ValueError("min_train_workers is more than train_workers")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes(self) -> ClusterConfig:
+        sizes = ("data_workers", "embed_workers", "train_cpus", "gpu")
+        missing = [name for name in sizes if getattr(self, name) is None]
+        if self.autoscaled and missing:
+            raise ValueError(f"autoscaled needs a value for {', '.join(missing)}")
         return self
 
     @property

@@ -10,6 +10,7 @@ import typer
 
 from dpmpp_core import __version__
 from pipelines.cli import comparisons, exporting, promoting, searching, stages
+from pipelines.cli.deploying import deploy_app
 from pipelines.cli.looking import config_app, data_app
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.add_typer(searching.app)
 app.add_typer(searching.index_app, name="index")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
+app.add_typer(deploy_app, name="deploy")
 
 
 def _show_version(asked: bool) -> None:

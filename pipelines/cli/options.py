@@ -23,17 +23,31 @@ Overrides = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="Data folder or s3://bucket/prefix. Default: the demo set."),
+    typer.Option(
+        "--data",
+        envvar="DPMPP_DATA",
+        help="Data folder or s3://bucket/prefix. Default: the demo set.",
+    ),
 ]
 ConfigName = Annotated[
-    str, typer.Option("--config", help="Name of a shipped recipe, or a YAML file.")
+    str,
+    typer.Option(
+        "--config", envvar="DPMPP_CONFIG", help="Name of a shipped recipe, or a YAML file."
+    ),
 ]
 StorageUri = Annotated[
-    str, typer.Option("--storage", help="Folder or s3://bucket/prefix for all results.")
+    str,
+    typer.Option(
+        "--storage", envvar="DPMPP_STORAGE", help="Folder or s3://bucket/prefix for all results."
+    ),
 ]
 TrackingUri = Annotated[
     str | None,
-    typer.Option("--tracking-uri", help="MLflow server. Default: SQLite in the work folder."),
+    typer.Option(
+        "--tracking-uri",
+        envvar="DPMPP_TRACKING_URI",
+        help="MLflow server. Default: SQLite in the work folder.",
+    ),
 ]
 Address = Annotated[
     str | None, typer.Option("--address", help="Ray cluster. Default: a local one is started.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -98,7 +97,9 @@ def robustness(
 
 @app.command()
 def synthesize(
-    out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
+    out: Annotated[
+        str, typer.Option("--out", help="A new or empty folder, or s3://bucket/prefix-{date}.")
+    ],
     overrides: Overrides = None,
     data: Data = None,
     config: ConfigName = "demo",
@@ -126,7 +127,7 @@ def synthesize(
         from pipelines.synthesis import Order
 
         chosen = parse_bands(bands) if bands else BANDS
-        order = Order(out.absolute(), chosen, tuple(splits.split(",")), cast(Part, part))
+        order = Order(out, chosen, tuple(splits.split(",")), cast(Part, part))
         options = Options(data, config, changes, storage, tracking_uri, address, fresh)
         return run_pipeline(options, "saliency", order)
 

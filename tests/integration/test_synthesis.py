@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -117,12 +118,11 @@ def test_mistakes_exit_2_with_one_line_and_write_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_order_goes_to_a_new_local_folder_and_names_bands_that_can_be(tmp_path: Path) -> None:
+def test_an_order_goes_to_a_new_place_and_names_bands_that_can_be(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(DataError, match="not empty"):
-        Order(tmp_path)
-    with pytest.raises(ConfigError, match="local folder"):
-        Order(Path("s3://bucket/out"))
+        Order(str(tmp_path))
+    assert re.search(r"/\d{4}-\d\d-\d\d$", Order(str(tmp_path / "{date}")).out)
     with pytest.raises(ConfigError, match="LOW-HIGH"):
         parse_bands("30-20")
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]

@@ -51,3 +51,20 @@ def test_train_workers_fit_on_the_nodes(nodes: list[int], workers: int) -> None:
     except ConfigError:
         return
     assert sum(node // made.train_cpus for node in nodes) >= workers
+
+
+def test_nodes_that_come_when_asked_for_are_planned_as_told() -> None:
+    told = {"autoscaled": True, "train_cpus": 6, "data_workers": 40, "embed_workers": 44}
+    labels = {"train_nodes": ("pool=train",), "data_nodes": ("pool=data",)}
+    config = ClusterConfig(train_workers=4, gpu=True, **told, **labels)
+    made = plan(cpus=0, gpus=0, config=config, shared=False)
+    assert (made.train_workers, made.train_cpus, made.train_gpu) == (4, 6, True)
+    assert (made.data_workers, made.embed_workers) == (40, 44)
+    assert made.embed_nodes == ("pool=train",)  # where the GPUs are
+    on_cpus = plan(0, 0, config.model_copy(update={"gpu": False}), shared=False)
+    assert on_cpus.embed_nodes == ("pool=data",)
+
+
+def test_nodes_that_come_when_asked_for_need_every_size() -> None:
+    with pytest.raises(ValueError, match="autoscaled needs a value for embed_workers, gpu"):
+        ClusterConfig(autoscaled=True, train_cpus=2, data_workers=2)

@@ -1,0 +1,200 @@
+"""Every job of the overlay `local` through Ray's Jobs API, from images to a registered model.
+
+Ends in a table: seconds, and the nodes that did the work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import boto3
+
+from infra.local.nodes import HEAD, Nodes
+from infra.local.services import HOST, Services
+
+ROOT = Path(__file__).parents[2]
+DPMPP = str(Path(sys.executable).with_name("dpmpp"))
+ADDRESS = f"http://{HEAD}:8265"
+TABLE = ROOT / "tests" / "bench" / "results" / "cluster-demo.md"
+JOBS = ("prepare", "train", "tune", "evaluate", "promote", "synthesize")
+# Small enough for two cores; everything else is config.yaml's.
+FURTHER = {"tune": ["--trials", "2"]}
+# What each kind of work is called among Ray's tasks and actors, and the pool it belongs to.
+BELONGS = {
+    "DataWorker": "data",
+    "MapWorker": "data",
+    "RayTrainWorker": "train",
+    "JobSupervisor": "driver",
+}
+
+
+def demo() -> None:
+    from infra.local.__main__ import cluster
+
+    began = time.monotonic()
+    with cluster() as (nodes, services):
+        os.environ.update(nodes.token)
+        upload(services)
+        rows = [[f"start of {len(nodes.nodes)} nodes and images", seconds(began), ""]]
+        for job in available():
+            done = run(job)
+            rows.append([done["entrypoint"], f"{done['seconds']:.0f}", *placed(done, nodes)])
+        models = registered(services)
+    write(rows, models, time.monotonic() - began)
+
+
+def available() -> list[str]:
+    """The jobs whose commands this version has."""
+    from pipelines.cli import app
+
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    for group in app.registered_groups:
+        if not group.name and group.typer_instance:
+            commands = group.typer_instance.registered_commands
+            known |= {c.name or c.callback.__name__ for c in commands if c.callback}
+    return [job for job in JOBS if job not in ("tune", "promote") or job in known]
+
+
+def upload(services: Services) -> None:
+    """Draw the images and put them where DPMPP_DATA of site.env says."""
+    folder = services.folder / "images"
+    config = ROOT / "infra" / "k8s" / "overlays" / "local" / "config.yaml"
+    command = [DPMPP, "data", "demo", str(folder), "--config", str(config)]
+    subprocess.run(command, check=True, capture_output=True)
+    client = s3(services)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            client.upload_file(str(path), "dpmpp", f"data/{path.relative_to(folder).as_posix()}")
+
+
+def s3(services: Services) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=f"http://{HOST}:8333",
+        aws_access_key_id=services.s3["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=services.s3["AWS_SECRET_ACCESS_KEY"],
+        region_name="us-east-1",
+    )
+
+
+def submit(job: str, *overrides: str) -> dict[str, Any]:
+    """`dpmpp deploy submit` without waiting."""
+    return _deploy("submit", job, *overrides, "--overlay", "local")
+
+
+def wait(name: str, longest: float = 900) -> dict[str, Any]:
+    """The job's last status; RuntimeError, with its log, if it did not succeed."""
+    deadline = time.monotonic() + longest
+    while (status := _deploy("status", name)["jobs"][0])["status"] in ("PENDING", "RUNNING"):
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"{name} is still {status['status']} after {longest:g} s\n{log(name)}"
+            )
+        time.sleep(2)
+    if status["status"] != "SUCCEEDED":
+        raise RuntimeError(f"{name} {status['status']}: {status['message']}\n{log(name)}")
+    return status | {"seconds": status["ended"] - status["started"]}
+
+
+def run(job: str, *overrides: str) -> dict[str, Any]:
+    """Submit a job and wait for its end; its result is the last line that it printed."""
+    print(f"{job}: submitted", flush=True)
+    status = wait(submit(job, *FURTHER.get(job, []), *overrides)["job"])
+    result = json.loads(log(status["job"]).strip().splitlines()[-1])
+    print(f"{job}: {status['status']} in {status['seconds']:.0f} s", flush=True)
+    return status | {"result": result}
+
+
+def log(name: str) -> str:
+    command = [DPMPP, "deploy", "logs", name, "--address", ADDRESS]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+def _deploy(*arguments: str) -> dict[str, Any]:
+    command = [DPMPP, "deploy", *arguments, "--address", ADDRESS, "--json"]
+    for _ in range(30):  # a head that is away comes back
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        if done.stdout.strip():
+            return json.loads(done.stdout.strip().splitlines()[-1])
+        time.sleep(2)
+    raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
+
+
+def placed(done: dict[str, Any], nodes: Nodes) -> list[str]:
+    """What ran where, by pool: `3 DataWorker`; RuntimeError for work in a wrong place."""
+    from ray.job_submission import JobSubmissionClient
+    from ray.util.state import list_actors, list_nodes, list_tasks
+
+    pools = {node.address: node.pool for node in nodes.nodes.values()}
+    where = {found.node_id: pools[found.node_ip] for found in list_nodes(address=ADDRESS)}
+    ray_id = JobSubmissionClient(ADDRESS).get_job_info(done["job"]).job_id
+    limit, mine = 10_000, [("job_id", "=", ray_id)]
+    work: Counter[tuple[str, str]] = Counter()
+    for actor in list_actors(address=ADDRESS, filters=mine, limit=limit):
+        if actor.node_id in where:
+            work[where[actor.node_id], kind(actor.class_name)] += 1
+    for task in list_tasks(address=ADDRESS, filters=mine, limit=limit):
+        if task.type == "NORMAL_TASK" and task.node_id in where:
+            work[where[task.node_id], f"{kind(task.name)} task"] += 1
+    work[where[done["node"]], "driver"] += 1
+    for (pool, name), _ in work.items():
+        right = BELONGS.get(name, "data" if name.endswith(" task") else pool)
+        if right != pool:
+            raise RuntimeError(f"{done['job']}: {name} ran on a node of the pool {pool}")
+    shown = [
+        f"**{pool}** " + ", ".join(f"{n} {w}" for (p, w), n in sorted(work.items()) if p == pool)
+        for pool in sorted({pool for pool, _ in work})
+    ]
+    return ["; ".join(shown)]
+
+
+def kind(name: str) -> str:
+    """A class or function without its arguments: `MapWorker(MapBatches(X))` is a MapWorker."""
+    return name.partition("(")[0].rpartition(".")[2].strip()
+
+
+def registered(services: Services) -> list[str]:
+    """Models in MLflow's registry, with the aliases of their versions."""
+    os.environ.update(services.mlflow_login)
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"http://{HOST}:5000")
+    found = client.search_registered_models()
+    return [f"{model.name}: {dict(model.aliases)}" for model in found]
+
+
+def seconds(since: float) -> str:
+    return f"{time.monotonic() - since:.0f}"
+
+
+def write(rows: list[list[str]], models: list[str], total: float) -> None:
+    import mlflow
+    import ray
+
+    lines = [
+        "# Every job of the manifests on a Ray of five nodes",
+        "",
+        "`make cluster-demo`: the overlay `local`, its nodes as processes with addresses of their "
+        "own, Redis, PostgreSQL, S3 (SeaweedFS) and MLflow with logins as processes, token "
+        "authentication on, each entrypoint as rendered.",
+        "",
+        f"{os.cpu_count()} cores, Python {platform.python_version()}, Ray {ray.__version__}, "
+        f"MLflow {mlflow.__version__}; {total / 60:.1f} minutes in all.",
+        "",
+        "| job | seconds | what ran where |",
+        "|---|---:|---|",
+        *(f"| {row[0]} | {row[1]} | {row[2]} |" for row in rows),
+        "",
+        f"In MLflow's registry: {'; '.join(models) or 'nothing'}.",
+        "",
+    ]
+    TABLE.write_text("\n".join(lines))
+    print(f"written: {TABLE}")

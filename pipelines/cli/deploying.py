@@ -1,0 +1,194 @@
+"""Commands that deploy: manifests rendered and checked, jobs started and followed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.cli.options import Json, Overrides, guarded
+
+deploy_app = typer.Typer(
+    help="Manifests of infra/k8s on KubeRay, and jobs on a cluster.", no_args_is_help=True
+)
+
+Overlay = Annotated[str, typer.Option("--overlay", help="One of infra/k8s/overlays, or a folder.")]
+Manifests = Annotated[Path, typer.Option("--manifests", help="Folder that holds overlays/.")]
+Crds = Annotated[
+    Path | None, typer.Option("--crds", envvar="KUBERAY_CRDS", help="Folder of KubeRay's CRDs.")
+]
+JobAddress = Annotated[
+    str | None,
+    typer.Option("--address", help="Jobs API, http://head:8265. Default: Kubernetes' API."),
+]
+Namespace = Annotated[str, typer.Option("--namespace", help="Of Kubernetes.")]
+Context = Annotated[str | None, typer.Option("--context", help="Of kubectl's configuration.")]
+FOLDER = Path("infra/k8s")
+
+
+@deploy_app.command()
+def render(overlay: Overlay = "local", manifests: Manifests = FOLDER) -> None:
+    """Print the objects of an overlay, for kubectl apply."""
+
+    def work() -> dict[str, Any]:
+        from pipelines.deploy.render import as_yaml
+        from pipelines.deploy.render import render as made
+
+        return {"text": as_yaml(made(manifests, overlay))}
+
+    guarded(work, lambda result: typer.echo(result["text"], nl=False), False)
+
+
+@deploy_app.command()
+def validate(
+    overlay: Annotated[
+        str | None, typer.Option("--overlay", help="One overlay. Default: all of them.")
+    ] = None,
+    manifests: Manifests = FOLDER,
+    crds: Crds = None,
+    as_json: Json = False,
+) -> None:
+    """Check overlays: schemas, what the operator refuses, our rules, room for config.yaml."""
+
+    def work() -> dict[str, Any]:
+        from pipelines.deploy.check import crds_folder, problems
+        from pipelines.deploy.render import overlay_names
+        from pipelines.deploy.render import render as made
+
+        folder = crds_folder(crds)
+        checked = {}
+        for name in [overlay] if overlay else overlay_names(manifests):
+            objects = made(manifests, name)
+            found = [str(problem) for problem in problems(objects, folder)]
+            checked[name] = {"objects": len(objects), "problems": found}
+        failed = any(one["problems"] for one in checked.values())
+        return {"overlays": checked, "crds": str(folder) if folder else None, "failed": failed}
+
+    def show(result: dict[str, Any]) -> None:
+        for name, checked in result["overlays"].items():
+            count = len(checked["problems"])
+            wrong = f"{count} problem(s)" if count else "fine"
+            typer.echo(f"{name}: {checked['objects']} objects, {wrong}")
+            for problem in checked["problems"]:
+                typer.echo(f"  {problem}")
+        if result["crds"] is None:
+            typer.echo("KubeRay's own schemas were not at hand: --crds FOLDER, or KUBERAY_CRDS")
+
+    guarded(work, show, as_json)
+
+
+@deploy_app.command()
+def submit(
+    job: Annotated[str, typer.Argument(help="prepare, train, tune, evaluate, promote, ...")],
+    overrides: Overrides = None,
+    overlay: Overlay = "local",
+    manifests: Manifests = FOLDER,
+    crds: Crds = None,
+    address: JobAddress = None,
+    namespace: Namespace = "dpmpp",
+    context: Context = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Until it has ended.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start a job of an overlay; the same submission twice is one job."""
+
+    def work() -> dict[str, Any]:
+        from dpmpp_core.errors import ConfigError
+        from pipelines.deploy import jobs, kube
+        from pipelines.deploy.check import crds_folder, problems
+        from pipelines.deploy.render import one
+        from pipelines.deploy.render import render as made
+
+        objects = made(manifests, overlay)
+        ready = jobs.template(objects, job, overrides or [])
+        found = problems([*objects, ready], crds_folder(crds))
+        if found:
+            raise ConfigError(f"{overlay}: {found[0]} (`dpmpp deploy validate` shows all)")
+        target: Any
+        ended: tuple[str, ...]
+        if address:
+            target = jobs.RayCluster(address)
+            status, ended = target.submit(ready), jobs.ENDED
+        else:
+            versions = one(objects, "ConfigMap", "dpmpp-versions")["data"]
+            target = kube.Kubernetes(namespace, context)
+            status = target.submit(ready, objects, versions["KUBERAY_VERSION"])
+            ended = kube.ENDED
+        if wait:
+            status |= kube.wait(lambda: target.status(status["job"]), ended)
+        return status | {"failed": status["status"] in ("FAILED", "Failed", "STOPPED")}
+
+    guarded(work, _show, as_json)
+
+
+@deploy_app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(help="Default: every job.")] = None,
+    address: JobAddress = None,
+    namespace: Namespace = "dpmpp",
+    context: Context = None,
+    as_json: Json = False,
+) -> None:
+    """How a job is."""
+
+    def work() -> dict[str, Any]:
+        target = _target(address, namespace, context)
+        return {"jobs": [target.status(name)] if name else target.list()}
+
+    def show(result: dict[str, Any]) -> None:
+        for one in result["jobs"]:
+            _show(one)
+
+    guarded(work, show, as_json)
+
+
+@deploy_app.command()
+def logs(
+    name: Annotated[str, typer.Argument(help="As `status` names it.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False,
+    address: JobAddress = None,
+    namespace: Namespace = "dpmpp",
+    context: Context = None,
+) -> None:
+    """What a job printed."""
+
+    def work() -> dict[str, Any]:
+        out = sys.stderr  # what `guarded` leaves open while work runs
+
+        def write(text: str) -> None:
+            print(text, end="", file=out, flush=True)
+
+        _target(address, namespace, context).logs(name, follow, write)
+        return {}
+
+    guarded(work, lambda result: None, False)
+
+
+@deploy_app.command()
+def stop(
+    name: Annotated[str, typer.Argument(help="As `status` names it.")],
+    address: JobAddress = None,
+    namespace: Namespace = "dpmpp",
+    context: Context = None,
+    as_json: Json = False,
+) -> None:
+    """End a job. What it has written stays, and the same submission goes on from there."""
+    guarded(lambda: _target(address, namespace, context).stop(name), _show, as_json)
+
+
+def _target(address: str | None, namespace: str, context: str | None) -> Any:
+    if address:
+        from pipelines.deploy.jobs import RayCluster
+
+        return RayCluster(address)
+    from pipelines.deploy.kube import Kubernetes
+
+    return Kubernetes(namespace, context)
+
+
+def _show(status: dict[str, Any]) -> None:
+    note = " (was there already)" if status.get("found") else ""
+    message = f": {status['message']}" if status.get("message") else ""
+    typer.echo(f"{status['job']}: {status['status']}{note}{message}")

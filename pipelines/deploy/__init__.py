@@ -1,0 +1,1 @@
+"""`dpmpp deploy`: the manifests of `infra/k8s` rendered, checked, and run on a cluster."""

@@ -1,0 +1,131 @@
+"""Jobs of an overlay on a Ray cluster that is there, through Ray's Jobs API."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from dpmpp_core.errors import ConfigError
+from dpmpp_core.redaction import one_line
+from pipelines.deploy.render import Object, one
+from pipelines.deploy.rules import operator_rules
+
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+def template(objects: Sequence[Object], job: str, overrides: Sequence[str]) -> Object:
+    """The RayJob of a pipeline, ready to be started: named, not suspended, with its overrides.
+
+    The name holds a hash of what is run, so that the same submission twice is one job.
+
+    Args:
+        job: `train` for the RayJob `dpmpp-train`.
+        overrides: configuration values, `section.key=value`, appended to its command.
+
+    Raises:
+        ConfigError: no such job, or an override that no shell takes as it is.
+    """
+    found = json.loads(json.dumps(one(list(objects), "RayJob", f"dpmpp-{job}")))
+    spec = found["spec"]
+    spec["entrypoint"] = " ".join([spec["entrypoint"].strip(), *overrides])
+    spec.pop("suspend", None)
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+    found["metadata"] = {
+        "name": f"dpmpp-{job}-{digest[:8]}",
+        "namespace": found["metadata"].get("namespace", "default"),
+        "labels": {"app.kubernetes.io/name": "dpmpp", "dpmpp/job": job},
+    }
+    for path, sentence in operator_rules(found):
+        raise ConfigError(f"{job}: {path}: {sentence}")
+    return found
+
+
+class RayCluster:
+    """The Jobs API of a running cluster.
+
+    Args:
+        address: `http://head:8265`. A token is taken from RAY_AUTH_TOKEN (RAY_AUTH_MODE=token).
+
+    Raises:
+        ConfigError: nothing answers there, another Ray, or no token.
+    """
+
+    def __init__(self, address: str) -> None:
+        from ray.job_submission import JobSubmissionClient
+
+        try:
+            self._client = JobSubmissionClient(address)
+        except Exception as error:  # Ray raises whatever its HTTP library does
+            raise ConfigError(f"--address {address}: {_reason(error)}") from None
+
+    def submit(self, job: Object) -> dict[str, Any]:
+        """Start a job, or find it started."""
+        name, spec = job["metadata"]["name"], job["spec"]
+        known = {found.submission_id for found in self._client.list_jobs()}
+        if name not in known:
+            self._client.submit_job(
+                entrypoint=spec["entrypoint"],
+                submission_id=name,
+                entrypoint_resources=json.loads(spec.get("entrypointResources") or "{}"),
+                metadata={"job": job["metadata"]["labels"]["dpmpp/job"]},
+            )
+        return self.status(name) | {"found": name in known}
+
+    def status(self, name: str) -> dict[str, Any]:
+        """`job`, `status`, `message`, times in seconds since 1970, `entrypoint` and its node."""
+        info = self._info(name)
+        return {
+            "job": name,
+            "status": str(info.status.value),
+            "message": one_line(info.message or ""),
+            "started": (info.start_time or 0) / 1000,
+            "ended": info.end_time / 1000 if info.end_time else None,
+            "entrypoint": info.entrypoint,
+            "node": info.driver_node_id,
+        }
+
+    def _info(self, name: str) -> Any:
+        try:
+            return self._client.get_job_info(name)
+        except RuntimeError:
+            names = [str(found.submission_id) for found in self._client.list_jobs()]
+            raise ConfigError(
+                f"no job {name!r} on the cluster (there are {', '.join(sorted(names)) or 'none'})"
+            ) from None
+
+    def list(self) -> list[dict[str, Any]]:
+        """Every job, as `status`."""
+        names = [found.submission_id for found in self._client.list_jobs()]
+        return [self.status(str(name)) for name in names if name]
+
+    def logs(self, name: str, follow: bool, write: Any) -> None:
+        """What the job's program printed; with `follow` until it ends."""
+        self._info(name)
+        if not follow:
+            write(self._client.get_job_logs(name))
+            return
+
+        async def tail() -> None:
+            async for lines in self._client.tail_job_logs(name):
+                write(lines)
+
+        asyncio.run(tail())
+
+    def stop(self, name: str) -> dict[str, Any]:
+        """Ask the job's program to end: it writes a checkpoint first."""
+        self._info(name)
+        self._client.stop_job(name)
+        return self.status(name)
+
+
+def _reason(error: Exception) -> str:
+    text = one_line(str(error))[:300]
+    if "401" in text or "auth" in text.lower():
+        return (
+            "the cluster wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
+            f"(kubectl get secret; see infra/README.md): {text}"
+        )
+    return f"no Ray dashboard answers: {text}"

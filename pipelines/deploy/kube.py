@@ -1,0 +1,289 @@
+"""Jobs of an overlay on Kubernetes, through its API: the operator makes a cluster for each."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from dpmpp_core.errors import ConfigError
+from dpmpp_core.redaction import one_line
+from pipelines.deploy.policy import GPU, pods, quantity
+from pipelines.deploy.render import Object
+from pipelines.deploy.rules import groups, pod_of
+
+GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
+ENDED = ("Complete", "Failed")
+INSTALL = (
+    "helm install kuberay-operator kuberay/kuberay-operator --version {} -n kuberay-system; see "
+    "infra/README.md"
+)
+
+
+class Kubernetes:
+    """A namespace of the cluster that kubectl's configuration names.
+
+    Raises:
+        ConfigError: no client library, no configuration, or nothing answers.
+    """
+
+    def __init__(self, namespace: str, context: str | None = None) -> None:
+        try:
+            from kubernetes import client, config
+        except ImportError:
+            raise ConfigError(
+                "pip install 'dpmpp[deploy]' brings what talks to Kubernetes"
+            ) from None
+        try:
+            try:
+                config.load_kube_config(context=context)
+            except config.ConfigException:
+                if context is not None:
+                    raise
+                config.load_incluster_config()
+        except Exception as error:  # of any of its parsers
+            raise ConfigError(
+                f"no Kubernetes is configured ({one_line(str(error))[:200]}): set KUBECONFIG, or "
+                "name a Ray cluster with --address"
+            ) from None
+        self._namespace = namespace
+        # Of generated code; every field of theirs may be None to a type checker.
+        self._core: Any = client.CoreV1Api()
+        self._apps: Any = client.AppsV1Api()
+        self._custom: Any = client.CustomObjectsApi()
+        self._apis: Any = client.ApisApi()
+
+    def submit(self, job: Object, objects: Sequence[Object], kuberay: str) -> dict[str, Any]:
+        """Create the RayJob, or find it.
+
+        Args:
+            objects: those of the overlay, applied before.
+            kuberay: the version of the operator that the manifests are for.
+
+        Raises:
+            ConfigError: no CRDs, another operator, a missing secret, a quota that is too small.
+        """
+        name = job["metadata"]["name"]
+        self._find_operator(kuberay)
+        self._find_references(job)
+        self._find_config(objects)
+        self._find_room(job)
+        from kubernetes.client.exceptions import ApiException
+
+        try:
+            self._custom.create_namespaced_custom_object(
+                GROUP, VERSION, self._namespace, PLURAL, job
+            )
+        except ApiException as error:
+            if error.status == 409:
+                return self._again(name)
+            raise ConfigError(f"RayJob/{name} is refused: {_said(error)}") from None
+        return self.status(name) | {"found": False}
+
+    def _again(self, name: str) -> dict[str, Any]:
+        status = self.status(name)
+        if status["status"] in ENDED:
+            raise ConfigError(
+                f"RayJob/{name} has run before and is {status['status']}: `dpmpp deploy stop "
+                f"{name}` removes it, and the same command starts it again"
+            )
+        return status | {"found": True}
+
+    def status(self, name: str) -> dict[str, Any]:
+        """`job`, `status`, Ray's own (`ray`), `message`, `cluster`, attempts that failed, times."""
+        from kubernetes.client.exceptions import ApiException
+
+        try:
+            found: Any = self._custom.get_namespaced_custom_object(
+                GROUP, VERSION, self._namespace, PLURAL, name
+            )
+        except ApiException as error:
+            raise ConfigError(f"no RayJob {name!r} in {self._namespace}: {_said(error)}") from None
+        return _shown(found)
+
+    def list(self) -> list[dict[str, Any]]:
+        """Every RayJob of the namespace but the suspended templates, as `status`."""
+        with _explained():
+            found: Any = self._custom.list_namespaced_custom_object(
+                GROUP, VERSION, self._namespace, PLURAL
+            )
+        return [_shown(item) for item in found["items"] if not item["spec"].get("suspend")]
+
+    def logs(self, name: str, follow: bool, write: Any) -> None:
+        """What the job's program printed, from the pod that submitted it and follows."""
+        self.status(name)
+        selector = f"batch.kubernetes.io/job-name={name}"
+        with _explained():
+            found = self._core.list_namespaced_pod(self._namespace, label_selector=selector).items
+            if not found:
+                raise ConfigError(f"RayJob/{name} has no submitter yet: its cluster is starting")
+            newest = max(found, key=lambda pod: pod.metadata.creation_timestamp)
+            stream = self._core.read_namespaced_pod_log(
+                newest.metadata.name, self._namespace, follow=follow, _preload_content=False
+            )
+            for chunk in stream.stream(decode_content=True):
+                write(chunk.decode(errors="replace"))
+
+    def stop(self, name: str) -> dict[str, Any]:
+        """Delete the RayJob with its cluster; checkpoints and results stay in the storage."""
+        status = self.status(name)
+        with _explained():
+            self._custom.delete_namespaced_custom_object(
+                GROUP, VERSION, self._namespace, PLURAL, name, propagation_policy="Foreground"
+            )
+        return status | {"status": "deleted"}
+
+    def _find_operator(self, wanted: str) -> None:
+        """The CRDs must be there; the operator's version is compared where it may be read."""
+        from kubernetes.client.exceptions import ApiException
+
+        with _explained():
+            served = {
+                version.version
+                for group in self._apis.get_api_versions().groups
+                if group.name == GROUP
+                for version in group.versions
+            }
+        if VERSION not in served:
+            has = f"only {', '.join(sorted(served))}" if served else "none"
+            raise ConfigError(
+                f"the cluster has no ray.io/{VERSION} (it has {has}): install KubeRay first: "
+                + INSTALL.format(wanted)
+            )
+        try:
+            operators = self._apps.list_deployment_for_all_namespaces(
+                label_selector="app.kubernetes.io/name=kuberay-operator"
+            ).items
+        except ApiException:  # not everybody may read other namespaces
+            return
+        for operator in operators:
+            image = operator.spec.template.spec.containers[0].image
+            tag = image.rpartition(":")[2].removeprefix("v")
+            if tag.split(".")[:2] != wanted.split(".")[:2]:
+                raise ConfigError(
+                    f"the cluster runs KubeRay {tag}, the manifests are for {wanted}: upgrade it, "
+                    "or set KUBERAY_VERSION in versions.env once they are checked against its CRDs"
+                )
+
+    def _find_references(self, job: Object) -> None:
+        """Secrets and ConfigMaps that pods name must be there, or they would wait for ever."""
+        from kubernetes.client.exceptions import ApiException
+
+        for kind, name in sorted(set(_references(job))):
+            read = getattr(self._core, f"read_namespaced_{kind}")
+            try:
+                read(name, self._namespace)
+            except ApiException as error:
+                if error.status == 403:  # may not be read by this user
+                    continue
+                how = "infra/README.md says how" if kind == "secret" else "apply the overlay first"
+                raise ConfigError(
+                    f"{self._namespace} has no {kind} {name!r}, which the pods need: {how}"
+                ) from None
+
+    def _find_config(self, objects: Sequence[Object]) -> None:
+        for thing in objects:
+            if thing["kind"] == "ConfigMap" and thing["metadata"]["name"] == "dpmpp-config":
+                with _explained():
+                    there = self._core.read_namespaced_config_map("dpmpp-config", self._namespace)
+                if there.data != thing["data"]:
+                    raise ConfigError(
+                        "the cluster's dpmpp-config is not that of the overlay: apply the overlay "
+                        "(kubectl apply -k) before submitting"
+                    )
+
+    def _find_room(self, job: Object) -> None:
+        """The head, a driver, a data and a train pod must fit into every quota."""
+        from kubernetes.client.exceptions import ApiException
+
+        try:
+            quotas = self._core.list_namespaced_resource_quota(self._namespace).items
+        except ApiException:
+            return
+        needed = least_size(job["spec"]["rayClusterSpec"])
+        for quota in quotas:
+            for key, hard in (quota.status.hard or {}).items():
+                resource = key.removeprefix("requests.").removeprefix("limits.")
+                used = quantity((quota.status.used or {}).get(key, "0"))
+                if needed.get(resource, 0) > quantity(hard) - used:
+                    raise ConfigError(
+                        f"quota {quota.metadata.name}: {key} {hard}, {used:g} of it used, but the "
+                        f"smallest cluster of this job takes {needed[resource]:g}: raise it, "
+                        "stop another job or lower the pods' size"
+                    )
+
+
+def least_size(spec: Any) -> dict[str, float]:
+    """CPUs, bytes, GPUs and pods of one pod of each group, which any training needs."""
+    total: dict[str, float] = {"pods": 0}
+    for _, _, group in groups(spec, ""):
+        total["pods"] += 1
+        for container in pod_of(group)["containers"]:
+            for name, value in (container.get("resources") or {}).get("limits", {}).items():
+                total[name] = total.get(name, 0) + quantity(value)
+    total.setdefault(GPU, 0)
+    return total
+
+
+def _references(job: Object) -> Iterator[tuple[str, str]]:
+    """(`secret` or `config_map`, name) of what the pods of a job take values from."""
+    options = job["spec"]["rayClusterSpec"].get("gcsFaultToleranceOptions") or {}
+    source = ((options.get("redisPassword") or {}).get("valueFrom") or {}).get("secretKeyRef")
+    if source:
+        yield "secret", source["name"]
+    for _, pod in pods(job):
+        for volume in pod.get("volumes") or []:
+            if "configMap" in volume:
+                yield "config_map", volume["configMap"]["name"]
+        for container in pod.get("containers") or []:
+            for item in container.get("envFrom") or []:
+                if "secretRef" in item:
+                    yield "secret", item["secretRef"]["name"]
+                if "configMapRef" in item:
+                    yield "config_map", item["configMapRef"]["name"]
+
+
+def _shown(found: Any) -> dict[str, Any]:
+    status = found.get("status") or {}
+    return {
+        "job": found["metadata"]["name"],
+        "status": status.get("jobDeploymentStatus") or "New",
+        "ray": status.get("jobStatus") or "",
+        "message": one_line(status.get("message") or status.get("reason") or ""),
+        "cluster": status.get("rayClusterName"),
+        "failed": status.get("failed", 0),
+        "started": status.get("startTime"),
+        "ended": status.get("endTime"),
+        "entrypoint": found["spec"].get("entrypoint"),
+    }
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Faults of the API and of the way to it, as sentences."""
+    import urllib3
+    from kubernetes.client.exceptions import ApiException
+
+    try:
+        yield
+    except ApiException as error:
+        raise ConfigError(f"Kubernetes refuses: {_said(error)}") from None
+    except urllib3.exceptions.HTTPError as error:
+        raise ConfigError(f"Kubernetes does not answer: {one_line(str(error))[:200]}") from None
+
+
+def _said(error: Any) -> str:
+    """The message inside an ApiException."""
+    try:
+        return one_line(json.loads(error.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return one_line(f"{error.status} {error.reason}")
+
+
+def wait(ask: Any, ended: Sequence[str], seconds: float = 2.0) -> dict[str, Any]:
+    """Ask for a status until it is one of `ended`."""
+    while (status := ask())["status"] not in ended:
+        time.sleep(seconds)
+    return status

@@ -1,0 +1,223 @@
+"""What KubeRay's operator refuses although its CRD takes it: checked before anything is applied.
+
+Each rule takes an object or a part of it and yields (path, sentence).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from pipelines.deploy.render import Object
+
+Found = Iterator[tuple[str, str]]
+
+LONGEST = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "RayCronJob": 36}
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
+SIZES = ("num-cpus", "num-gpus", "memory", "resources")
+TOKENS_SINCE = (2, 52)
+# The submitter pastes the entrypoint into a script of its own shell.
+SHELL = set("$`;&|<>\"'\\\n")
+POSITIVE = ("activeDeadlineSeconds", "preRunningDeadlineSeconds")
+
+
+def clusters(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The RayCluster specs inside an object, with their paths."""
+    spec = thing.get("spec") or {}
+    if thing.get("kind") == "RayCluster":
+        yield "spec", spec
+    for path, job in jobs(thing):
+        if job.get("rayClusterSpec"):
+            yield f"{path}.rayClusterSpec", job["rayClusterSpec"]
+
+
+def jobs(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The RayJob specs inside an object, with their paths."""
+    spec = thing.get("spec") or {}
+    if thing.get("kind") == "RayJob":
+        yield "spec", spec
+    elif thing.get("kind") == "RayCronJob":
+        yield "spec.jobTemplate", spec.get("jobTemplate") or {}
+
+
+def groups(spec: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(path, name, group) of the head and every worker group."""
+    yield f"{path}.headGroupSpec", "head", spec.get("headGroupSpec") or {}
+    for number, group in enumerate(spec.get("workerGroupSpecs") or []):
+        yield f"{path}.workerGroupSpecs[{number}]", str(group.get("groupName")), group
+
+
+def pod_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    return (group.get("template") or {}).get("spec") or {}
+
+
+def operator_rules(thing: Object) -> Found:
+    """All rules of the operator, for any object."""
+    yield from _name(thing)
+    for path, spec in clusters(thing):
+        yield from _cluster(spec, path, (thing.get("metadata") or {}).get("annotations") or {})
+        for where, name, group in groups(spec, path):
+            yield from _group(where, name, group, bool(spec.get("enableInTreeAutoscaling")))
+    for path, job in jobs(thing):
+        yield from _job(job, path)
+        yield from _submission(job, path)
+    if thing.get("kind") == "RayCronJob":
+        yield from _schedule(thing["spec"])
+
+
+def _name(thing: Object) -> Found:
+    longest = LONGEST.get(str(thing.get("kind")))
+    name = str((thing.get("metadata") or {}).get("name", ""))
+    if longest is None:
+        return
+    if len(name) > longest:
+        yield "metadata.name", f"{len(name)} characters; the operator takes {longest} at most"
+    if not _NAME.fullmatch(name):
+        yield (
+            "metadata.name",
+            f"{name!r}: small letters, digits and '-', beginning with a letter",
+        )
+
+
+def _cluster(spec: Mapping[str, Any], path: str, annotations: Mapping[str, str]) -> Found:
+    head = spec.get("headGroupSpec") or {}
+    containers = pod_of(head).get("containers") or [{}]
+    env = {item.get("name") for item in containers[0].get("env") or []}
+    params = head.get("rayStartParams") or {}
+    if spec.get("gcsFaultToleranceOptions"):
+        for name in ("REDIS_PASSWORD", "RAY_REDIS_ADDRESS", "REDIS_USERNAME"):
+            if name in env:
+                yield f"{path}.headGroupSpec", f"{name} belongs into gcsFaultToleranceOptions"
+        for name in ("redis-password", "redis-username"):
+            if name in params:
+                yield (
+                    f"{path}.headGroupSpec.rayStartParams.{name}",
+                    "belongs into gcsFaultToleranceOptions",
+                )
+        for name in ("ray.io/ft-enabled", "ray.io/external-storage-namespace"):
+            if name in annotations:
+                yield f"metadata.annotations.{name}", "belongs into gcsFaultToleranceOptions"
+    elif "RAY_REDIS_ADDRESS" in env:
+        yield f"{path}.headGroupSpec", "RAY_REDIS_ADDRESS needs gcsFaultToleranceOptions"
+    if (spec.get("authOptions") or {}).get("mode") == "token":
+        version = str(spec.get("rayVersion", ""))
+        if _numbers(version) < TOKENS_SINCE:
+            yield f"{path}.rayVersion", f"{version!r}: tokens need Ray 2.52 or newer, named here"
+    names = [name for _, name, _ in groups(spec, path)]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{path}.workerGroupSpecs", f"two groups are named {name!r}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return tuple(map(int, found.groups())) if found else (0, 0)
+
+
+def _group(path: str, name: str, group: Mapping[str, Any], autoscaled: bool) -> Found:
+    pod = pod_of(group)
+    if not pod.get("containers"):
+        yield f"{path}.template.spec.containers", f"the group {name} has no container"
+    least, most = group.get("minReplicas", 0), group.get("maxReplicas", 2**31 - 1)
+    if not 0 <= least <= most:
+        yield f"{path}.minReplicas", f"{least} is not between 0 and maxReplicas {most}"
+    if autoscaled and name != "head" and "maxReplicas" not in group:
+        yield f"{path}.maxReplicas", "an autoscaled group without it has no limit"
+    params = group.get("rayStartParams") or {}
+    if group.get("resources") and any(params.get(key) for key in SIZES):
+        yield f"{path}.resources", "resources stand in rayStartParams too; keep one of them"
+    if "labels" in params:
+        yield f"{path}.rayStartParams.labels", "labels belong into the group's `labels`"
+    for key, value in (group.get("labels") or {}).items():
+        if not _LABEL.fullmatch(str(value)) or not _LABEL.fullmatch(key.rpartition("/")[2]):
+            yield f"{path}.labels", f"{key}={value} is no label as Kubernetes takes them"
+    if autoscaled and pod.get("restartPolicy", "Never") != "Never":
+        yield f"{path}.template.spec.restartPolicy", "the autoscaler (v2) needs Never, or none"
+    if autoscaled and group.get("suspend"):
+        yield f"{path}.suspend", "an autoscaled group cannot be suspended"
+
+
+def _job(job: Mapping[str, Any], path: str) -> Found:
+    selector, own = job.get("clusterSelector"), job.get("rayClusterSpec")
+    if bool(selector) == bool(own):
+        yield path, "exactly one of rayClusterSpec and clusterSelector is needed"
+    mode = job.get("submissionMode", "K8sJobMode")
+    if mode not in MODES:
+        yield f"{path}.submissionMode", f"{mode!r} is none of {', '.join(MODES)}"
+    retries = job.get("backoffLimit", 0)
+    if retries < 0:
+        yield f"{path}.backoffLimit", f"{retries} is below 0"
+    if selector:
+        for key, bad in (
+            ("backoffLimit", retries > 0),
+            ("submissionMode", mode == "SidecarMode"),
+            ("suspend", bool(job.get("suspend"))),
+        ):
+            if bad:
+                yield f"{path}.{key}", "does not go together with clusterSelector"
+    if mode == "InteractiveMode" and retries > 0:
+        yield f"{path}.backoffLimit", "does not go together with InteractiveMode"
+    ttl, shuts = job.get("ttlSecondsAfterFinished", 0), job.get("shutdownAfterJobFinishes", False)
+    if ttl < 0 or (ttl and not shuts):
+        yield f"{path}.ttlSecondsAfterFinished", "needs shutdownAfterJobFinishes: true, and no sign"
+    if job.get("suspend") and not shuts:
+        yield f"{path}.suspend", "needs shutdownAfterJobFinishes: true"
+    if job.get("deletionStrategy") and (shuts or ttl):
+        yield (
+            f"{path}.deletionStrategy",
+            "does not go together with shutdownAfterJobFinishes and ttlSecondsAfterFinished",
+        )
+    for key in POSITIVE:
+        if key in job and job[key] <= 0:
+            yield f"{path}.{key}", f"{job[key]} is not above 0"
+
+
+def _submission(job: Mapping[str, Any], path: str) -> Found:
+    """What the submitter hands to Ray."""
+    entrypoint = str(job.get("entrypoint", "")).strip()
+    if not entrypoint and job.get("submissionMode") != "InteractiveMode":
+        yield f"{path}.entrypoint", "is missing"
+    bad = sorted(SHELL & set(entrypoint))
+    if bad:
+        yield f"{path}.entrypoint", f"{' '.join(bad)}: the submitter's shell would read it first"
+    else:
+        try:
+            shlex.split(entrypoint)
+        except ValueError as error:
+            yield f"{path}.entrypoint", f"no command line: {error}"
+    try:
+        resources = json.loads(job.get("entrypointResources") or "{}")
+        right = isinstance(resources, dict) and all(
+            isinstance(v, (int, float)) for v in resources.values()
+        )
+    except ValueError:
+        right = False
+    if not right:
+        yield f"{path}.entrypointResources", "is no JSON object of numbers, as '{\"driver\": 1}'"
+    try:
+        environment = yaml.safe_load(job.get("runtimeEnvYAML") or "{}")
+    except yaml.YAMLError:
+        environment = None
+    if not isinstance(environment, dict):
+        yield f"{path}.runtimeEnvYAML", "is no YAML mapping"
+
+
+def _schedule(spec: Mapping[str, Any]) -> Found:
+    schedule = str(spec.get("schedule", ""))
+    limits = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
+    fields = schedule.split()
+    if len(fields) != len(limits):
+        yield "spec.schedule", f"{schedule!r} has not five fields: minute hour day month weekday"
+        return
+    for field, (low, high) in zip(fields, limits, strict=True):
+        numbers = [int(n) for n in re.findall(r"\d+", field.split("/")[0])]
+        if not re.fullmatch(r"[\d*/,A-Za-z-]+", field) or any(
+            not low <= n <= high for n in numbers
+        ):
+            yield "spec.schedule", f"{field!r} in {schedule!r} is not between {low} and {high}"

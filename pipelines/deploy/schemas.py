@@ -1,0 +1,199 @@
+"""Objects against the schemas of their kinds, strictly: what a server would drop is an error.
+
+KubeRay's come from the files of its CRDs (`KUBERAY_CRDS`, a folder of YAML), Kubernetes' own from
+the package kubernetes-validate.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpmpp_core.errors import ConfigError
+from pipelines.deploy.render import Object, name_of
+
+METADATA = {"name", "generateName", "namespace", "labels", "annotations", "finalizers"}
+RANGES = {"int32": 2**31 - 1, "int64": 2**63 - 1}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with an object, where, and what would be right."""
+
+    thing: str  # Kind/name
+    path: str  # spec.workerGroupSpecs[0].maxReplicas; empty = all of it
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.thing} {self.path}: {self.message}".replace(" : ", ": ")
+
+
+def schema_problems(thing: Object, crds: Path | None) -> list[Problem]:
+    """What the schema of the object's kind refuses.
+
+    Args:
+        crds: folder of KubeRay's CRDs; None = its objects are left to the rules alone.
+
+    Raises:
+        ConfigError: no such folder, or CRDs that lack the kind or version.
+    """
+    version, kind = str(thing.get("apiVersion")), str(thing.get("kind"))
+    if version.startswith("ray.io/"):
+        if crds is None:
+            return []
+        validator = _of_crd(crds, kind, version.removeprefix("ray.io/"))
+    else:
+        found = _of_kubernetes(kind, version)
+        if found is None:
+            return [Problem(name_of(thing), "", f"no schema of {version} {kind} is known")]
+        validator = found
+    plain = _without_nulls(thing)
+    return [
+        Problem(name_of(thing), where(error.absolute_path), _sentence(error))
+        for error in sorted(validator.iter_errors(plain), key=lambda e: str(e.absolute_path))
+    ] + [Problem(name_of(thing), *found) for found in _duplicates(plain, validator.schema, [])]
+
+
+def has_schema(thing: Object) -> bool:
+    """Whether Kubernetes itself knows the kind; monitoring objects are others'."""
+    version, kind = str(thing.get("apiVersion")), str(thing.get("kind"))
+    return version.startswith("ray.io/") or _of_kubernetes(kind, version) is not None
+
+
+@cache
+def _of_crd(folder: Path, kind: str, version: str) -> Any:
+    """A validator of the kind's CRD."""
+    from jsonschema import Draft202012Validator
+
+    path = folder / f"ray.io_{kind.lower()}s.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder} holds no {path.name}: take config/crd/bases of KubeRay's release"
+        )
+    versions = yaml.load(path.read_text(), yaml.CSafeLoader)["spec"]["versions"]
+    for served in versions:
+        if served["name"] == version:
+            schema = _strict(served["schema"]["openAPIV3Schema"])
+            return Draft202012Validator(schema)
+    known = ", ".join(served["name"] for served in versions)
+    raise ConfigError(f"{path.name} has no version {version} (it has {known})")
+
+
+def _strict(node: Any, top: bool = True) -> Any:
+    """A CRD's schema as JSON Schema that refuses what the server would drop."""
+    if isinstance(node, list):
+        return [_strict(item, False) for item in node]
+    if not isinstance(node, dict):
+        return node
+    made = {k: v for k, v in node.items() if k not in ("description", "properties", "items")}
+    if "properties" in node:
+        made["properties"] = {k: _strict(v, False) for k, v in node["properties"].items()}
+        if "additionalProperties" not in node and not _keeps_unknown(node):
+            made["additionalProperties"] = False
+    if "items" in node:
+        made["items"] = _strict(node["items"], False)
+    if isinstance(node.get("additionalProperties"), dict):
+        made["additionalProperties"] = _strict(node["additionalProperties"], False)
+    if most := RANGES.get(str(node.get("format"))):
+        made = {"minimum": -most - 1, "maximum": most} | made
+    if top:
+        made["properties"]["metadata"] = {
+            "type": "object",
+            "properties": {key: {} for key in METADATA},
+            "additionalProperties": False,
+        }
+        made["required"] = ["apiVersion", "kind", "metadata", "spec"]
+    return made
+
+
+def _keeps_unknown(node: dict[str, Any]) -> bool:
+    return bool(node.get("x-kubernetes-preserve-unknown-fields"))
+
+
+@cache
+def _of_kubernetes(kind: str, version: str) -> Any:
+    """A strict validator of one of Kubernetes' own kinds, or None."""
+    try:
+        from kubernetes_validate import utils
+    except ImportError:
+        raise ConfigError(
+            "kubernetes-validate is missing: pip install 'dpmpp[deploy]' brings it"
+        ) from None
+    from jsonschema import Draft202012Validator
+    from referencing import Registry, Resource
+
+    folder = f"kubernetes-json-schema/v{utils.latest_version()}-local-strict"
+    short = re.sub(r"^([^./]*)(?:\.[^/]*)?/", r"\1-", version)
+    try:
+        schema = utils.schema_contents(f"{folder}/{kind.lower()}-{short}.json", "latest")
+    except (FileNotFoundError, utils.VersionNotSupportedError):
+        return None
+    definitions = utils.schema_contents(f"{folder}/_definitions.json", "latest")
+    registry: Registry = Resource.from_contents(schema) @ Registry()
+    registry = Resource.from_contents(definitions) @ registry
+    return Draft202012Validator(schema, registry=registry)
+
+
+def _without_nulls(value: Any) -> Any:
+    """As the server sees it: a null is an absent value."""
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
+def _sentence(error: Any) -> str:
+    """A JSON Schema error for people."""
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        unknown = [key for key in error.instance if key not in known]
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown field {', '.join(map(repr, unknown))}{hint}"
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return f"{', '.join(missing)} is missing"
+    if error.validator == "type":
+        wanted = error.validator_value
+        wanted = wanted if isinstance(wanted, str) else " or ".join(wanted)
+        given = json.dumps(error.instance)[:100]
+        return f"{given} is no {wanted}" + (": quote it" if wanted == "string" else "")
+    if error.validator == "pattern" and "KMGTPE" in error.validator_value:
+        return f"{error.instance!r} is no quantity; write it as 500m, 2 or 2Gi"
+    if error.validator == "enum":
+        return f"{error.instance!r} is none of {', '.join(map(str, error.validator_value))}"
+    return str(error.message)[:300]
+
+
+def _duplicates(value: Any, schema: Any, path: list[Any]) -> Iterator[tuple[str, str]]:
+    """Items of a list that the server keys by some of their fields, with the same key."""
+    if not isinstance(schema, dict):
+        return
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _duplicates(inner, (schema.get("properties") or {}).get(key), [*path, key])
+    elif isinstance(value, list):
+        items = schema.get("items") or {}
+        keys = schema.get("x-kubernetes-list-map-keys")
+        if keys:
+            defaults = {k: items["properties"].get(k, {}).get("default") for k in keys}
+            found = Counter(tuple(str(i.get(k, defaults[k])) for k in keys) for i in value)
+            for key, count in found.items():
+                if count > 1:
+                    yield where(path), f"{' '.join(key)} stands here {count} times"
+        for number, inner in enumerate(value):
+            yield from _duplicates(inner, items, [*path, number])
+
+
+def where(path: Sequence[Any]) -> str:
+    """`spec.containers[0].name`"""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")

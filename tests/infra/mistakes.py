@@ -1,0 +1,183 @@
+"""Deliberate mistakes in the manifests: what is done to them, and what must be said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.deploy.render import Object, one
+
+
+@dataclass(frozen=True)
+class Mistake:
+    name: str
+    make: Callable[[list[Object]], Any]
+    said: str  # regular expression
+    needs_crds: bool = False
+
+
+def cluster(objects: list[Object]) -> dict[str, Any]:
+    return one(objects, "RayCluster", "dpmpp")["spec"]
+
+
+def group(objects: list[Object], number: int) -> dict[str, Any]:
+    return cluster(objects)["workerGroupSpecs"][number]
+
+
+def pod(objects: list[Object], number: int) -> dict[str, Any]:
+    return group(objects, number)["template"]["spec"]
+
+
+def ray(objects: list[Object], number: int) -> dict[str, Any]:
+    return pod(objects, number)["containers"][0]
+
+
+def head(objects: list[Object]) -> dict[str, Any]:
+    return cluster(objects)["headGroupSpec"]
+
+
+def job(objects: list[Object], name: str = "train") -> dict[str, Any]:
+    return one(objects, "RayJob", f"dpmpp-{name}")["spec"]
+
+
+def rename(objects: list[Object], kind: str, name: str) -> None:
+    next(o for o in objects if o["kind"] == kind)["metadata"]["name"] = name
+
+
+def of_config(objects: list[Object], old: str, new: str) -> None:
+    data = one(objects, "ConfigMap", "dpmpp-config")["data"]
+    assert old in data["config.yaml"]
+    data["config.yaml"] = data["config.yaml"].replace(old, new)
+
+
+def policy(objects: list[Object]) -> dict[str, Any]:
+    return one(objects, "NetworkPolicy", "ray")["spec"]
+
+
+def add_both_clusters(o: list[Object]) -> None:
+    job(o).update(clusterSelector={"ray.io/cluster": "dpmpp"})
+
+
+MISTAKES = [
+    # What a server would drop or refuse.
+    Mistake("misspelt field", lambda o: group(o, 1).update(maxReplica=3),
+            r"unknown field 'maxReplica'; did you mean 'maxReplicas'", True),
+    Mistake("number as text", lambda o: group(o, 1).update(maxReplicas="4"),
+            r'maxReplicas: "4" is no integer', True),
+    Mistake("start parameter as number",
+            lambda o: head(o)["rayStartParams"].update({"num-cpus": 0}),
+            r"rayStartParams.num-cpus: 0 is no string: quote it", True),
+    Mistake("wrong unit", lambda o: ray(o, 1)["resources"]["limits"].update(memory="2GB"),
+            r"'2GB' is no quantity; write it as 500m, 2 or 2Gi", True),
+    Mistake("CPUs as a fraction", lambda o: ray(o, 1)["resources"]["limits"].update(cpu=0.5),
+            r"resources.limits.cpu: 0.5 is no", True),
+    Mistake("no head", lambda o: cluster(o).pop("headGroupSpec"),
+            r"headGroupSpec is missing", True),
+    Mistake("unknown authentication", lambda o: cluster(o)["authOptions"].update(mode="tokens"),
+            r"'tokens' is none of disabled, token", True),
+    Mistake("too large a number", lambda o: job(o).update(activeDeadlineSeconds=2**33),
+            r"activeDeadlineSeconds", True),
+    Mistake("the same mount twice",
+            lambda o: ray(o, 1)["volumeMounts"].append(dict(ray(o, 1)["volumeMounts"][0])),
+            r"volumeMounts: /tmp stands here 2 times", True),
+    Mistake("unknown version", lambda o: one(o, "RayCluster").update(apiVersion="ray.io/v2"),
+            r"no version v2 \(it has v1", True),
+    Mistake("field of a network policy", lambda o: policy(o).update(ingres=[]),
+            r"unknown field 'ingres'; did you mean 'ingress'"),
+    Mistake("field of a deployment",
+            lambda o: one(o, "Deployment")["spec"]["template"]["spec"].update(container=[]),
+            r"unknown field 'container'; did you mean 'containers'"),
+    Mistake("unknown kind", lambda o: one(o, "Deployment").update(kind="Deploymnet"),
+            r"no schema of apps/v1 Deploymnet"),
+    # What the operator would refuse.
+    Mistake("long name of a cluster", lambda o: rename(o, "RayCluster", "a" * 54), r"takes 53"),
+    Mistake("long name of a job", lambda o: rename(o, "RayJob", "a" * 48), r"takes 47"),
+    Mistake("long name of a schedule", lambda o: rename(o, "RayCronJob", "a" * 37), r"takes 36"),
+    Mistake("name that begins with a digit", lambda o: rename(o, "RayJob", "1st"),
+            r"beginning with a letter"),
+    Mistake("group without container", lambda o: pod(o, 1).update(containers=[]),
+            r"the group data has no container"),
+    Mistake("fewest above most", lambda o: group(o, 1).update(minReplicas=9),
+            r"9 is not between 0 and maxReplicas 2"),
+    Mistake("no most", lambda o: group(o, 1).pop("maxReplicas"), r"has no limit"),
+    Mistake("resources twice", lambda o: group(o, 0).update(rayStartParams={"num-cpus": "1"}),
+            r"resources stand in rayStartParams too"),
+    Mistake("labels as parameter", lambda o: group(o, 1).update(rayStartParams={"labels": "a=b"}),
+            r"labels belong into"),
+    Mistake("bad label", lambda o: group(o, 1).update(labels={"pool": "da ta"}), r"is no label"),
+    Mistake("two groups of a name", lambda o: group(o, 2).update(groupName="data"),
+            r"two groups are named 'data'"),
+    Mistake("restart policy", lambda o: pod(o, 1).update(restartPolicy="Always"),
+            r"needs Never, or none"),
+    Mistake("clean-up without shutdown", lambda o: job(o).update(shutdownAfterJobFinishes=False),
+            r"ttlSecondsAfterFinished: needs shutdownAfterJobFinishes"),
+    Mistake("two ways to a cluster", add_both_clusters,
+            r"exactly one of rayClusterSpec and clusterSelector"),
+    Mistake("no cluster", lambda o: job(o).pop("rayClusterSpec"), r"exactly one of"),
+    Mistake("retries on a shared cluster",
+            lambda o: (add_both_clusters(o), job(o).pop("rayClusterSpec")),
+            r"backoffLimit: does not go together with clusterSelector"),
+    Mistake("unknown mode", lambda o: job(o).update(submissionMode="JobMode"),
+            r"'JobMode' is none of K8sJobMode"),
+    Mistake("retries by hand", lambda o: job(o).update(submissionMode="InteractiveMode"),
+            r"does not go together with InteractiveMode"),
+    Mistake("no time at all", lambda o: job(o).update(activeDeadlineSeconds=0),
+            r"0 is not above 0"),
+    Mistake("environment that is no YAML", lambda o: job(o).update(runtimeEnvYAML="a: [1"),
+            r"runtimeEnvYAML: is no YAML mapping"),
+    Mistake("resources that are no JSON", lambda o: job(o).update(entrypointResources="driver: 1"),
+            r"entrypointResources: is no JSON object"),
+    Mistake("variable in the command", lambda o: job(o).update(entrypoint="dpmpp train --data $D"),
+            r"\$: the submitter's shell"),
+    Mistake("password beside the options",
+            lambda o: head(o)["template"]["spec"]["containers"][0]["env"].append(
+                {"name": "REDIS_PASSWORD", "value": ""}),
+            r"REDIS_PASSWORD belongs into gcsFaultToleranceOptions"),
+    Mistake("an old switch", lambda o: one(o, "RayCluster")["metadata"].update(
+                annotations={"ray.io/ft-enabled": "true"}),
+            r"ft-enabled: belongs into gcsFaultToleranceOptions"),
+    Mistake("Ray without tokens", lambda o: cluster(o).update(rayVersion="2.9.0"),
+            r"tokens need Ray 2.52"),
+    Mistake("hour 25", lambda o: one(o, "RayCronJob")["spec"].update(schedule="0 25 * * *"),
+            r"'25' in '0 25 \* \* \*' is not between 0 and 23"),
+    Mistake("four fields", lambda o: one(o, "RayCronJob")["spec"].update(schedule="0 2 * *"),
+            r"has not five fields"),
+    # What we would regret.
+    Mistake("mount without volume",
+            lambda o: ray(o, 1)["volumeMounts"].append({"name": "cache", "mountPath": "/c"}),
+            r"there is no volume 'cache'"),
+    Mistake("requests below limits", lambda o: ray(o, 1)["resources"].update(requests={"cpu": "1"}),
+            r"requests and limits differ"),
+    Mistake("head that works", lambda o: head(o)["rayStartParams"].pop("num-cpus"),
+            r"so the head would take work"),
+    Mistake("image without tag", lambda o: ray(o, 1).update(image="registry:5000/dpmpp"),
+            r"has no fixed tag"),
+    Mistake("root", lambda o: pod(o, 1).pop("securityContext"), r"runAsNonRoot: true is missing"),
+    Mistake("no token", lambda o: cluster(o).pop("authOptions"), r"is not `token`"),
+    Mistake("password in the manifest",
+            lambda o: cluster(o)["gcsFaultToleranceOptions"].update(redisPassword={"value": "x"}),
+            r"take it from a secret"),
+    Mistake("secret in the manifest",
+            lambda o: o.append({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}}),
+            r"secrets are made on the cluster"),
+    Mistake("no deadline", lambda o: job(o).pop("activeDeadlineSeconds"),
+            r"a job that hangs would hold its nodes"),
+    Mistake("driver without a place", lambda o: job(o).update(entrypointResources='{"drivers": 1}'),
+            r"no group has the resource 'drivers'"),
+    Mistake("GPU without toleration",
+            lambda o: [r.update({"nvidia.com/gpu": 1}) for r in ray(o, 2)["resources"].values()],
+            r"does not tolerate its taint"),
+    Mistake("configuration that is not there",
+            lambda o: o.remove(one(o, "ConfigMap", "dpmpp-config")),
+            r"no ConfigMap 'dpmpp-config'"),
+    Mistake("unknown configuration key", lambda o: of_config(o, "embed_workers", "embed_worker"),
+            r"unknown configuration key 'cluster.embed_worker'; did you mean"),
+    Mistake("label that no group has", lambda o: of_config(o, "pool=train", "pool=gpu"),
+            r"cluster.train_nodes: no worker group has pool=gpu"),
+    Mistake("more data workers than CPUs",
+            lambda o: of_config(o, "data_workers: 2", "data_workers: 9"),
+            r"cluster.data_workers: 9 and one .* grow to 4 CPUs"),
+    Mistake("more training than fits", lambda o: of_config(o, "train_cpus: 2", "train_cpus: 3"),
+            r"cluster.train_workers: 1 with 3 CPUs each, but the groups grow to room for 0"),
+]  # fmt: skip

@@ -1,0 +1,182 @@
+"""The manifests are valid, mistakes in them are found, and no value stands in two places."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+import dpmpp_core
+from dpmpp_core.errors import ConfigError
+from pipelines.cli import app
+from pipelines.deploy.check import problems
+from pipelines.deploy.jobs import template
+from pipelines.deploy.policy import config_of
+from pipelines.deploy.render import Object, one, render
+from pipelines.deploy.rules import jobs
+from tests.infra.conftest import MANIFESTS, OVERLAYS, ROOT, rendered
+from tests.infra.mistakes import MISTAKES, Mistake
+
+LATER = {"tune", "promote"}  # commands that may not be there yet
+
+
+def versions() -> dict[str, str]:
+    lines = (MANIFESTS / "base" / "versions.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_is_valid(overlay: str, crds: Path) -> None:
+    assert [str(problem) for problem in problems(rendered(overlay), crds)] == []
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_a_mistake_is_found_and_explained(mistake: Mistake, request: pytest.FixtureRequest) -> None:
+    crds = request.getfixturevalue("crds") if mistake.needs_crds else None
+    objects = copy.deepcopy(rendered("local"))
+    mistake.make(objects)
+    try:
+        found = [str(problem) for problem in problems(objects, crds)]
+    except ConfigError as error:
+        found = [str(error)]
+    assert any(re.search(mistake.said, problem) for problem in found), found
+
+
+def test_every_job_has_the_cluster_of_its_overlay() -> None:
+    for overlay in OVERLAYS:
+        objects = rendered(overlay)
+        spec = one(objects, "RayCluster")["spec"]
+        found = [job for thing in objects for _, job in jobs(thing)]
+        assert len(found) == 7
+        assert all(job["rayClusterSpec"] == spec for job in found)
+        nightly = one(objects, "RayCronJob")["spec"]["jobTemplate"]
+        assert not nightly.get("suspend")
+
+
+def test_jobs_are_templates_that_apply_without_starting() -> None:
+    for thing in rendered("gpu"):
+        if thing["kind"] == "RayJob":
+            assert thing["spec"]["suspend"] is True
+
+
+def test_versions_stand_in_one_place() -> None:
+    told = versions()
+    pins = dict(
+        line.split("==", 1) for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )  # fmt: skip
+    assert told["TAG"] == dpmpp_core.__version__
+    assert told["RAY_VERSION"] == pins["ray"]
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert asked == f">={told['PYTHON_VERSION']}"
+    written = [
+        path for path in (ROOT / "infra").rglob("*")
+        if path.is_file() and path.name != "versions.env" and path.suffix not in (".md", ".json")
+        and told["RAY_VERSION"] in path.read_text()
+    ]  # fmt: skip
+    assert written == []
+    for overlay in OVERLAYS:
+        objects = rendered(overlay)
+        assert one(objects, "RayCluster")["spec"]["rayVersion"] == told["RAY_VERSION"]
+        images = set(re.findall(r"'image': '([^']*dpmpp[^']*)'", str(objects)))
+        assert {image.rpartition(":")[2] for image in images} == {told["TAG"]}
+        assert len(images) == 1
+
+
+def test_the_model_to_promote_is_the_one_that_is_registered() -> None:
+    for overlay in OVERLAYS:
+        objects = rendered(overlay)
+        command = one(objects, "RayJob", "dpmpp-promote")["spec"]["entrypoint"]
+        text = config_of(objects) or ""
+        named = re.search(r"model_name: (\S+?)}?$", text, re.MULTILINE)
+        assert named is not None
+        assert command.startswith(f"dpmpp promote {named[1]} ")
+
+
+def options_of(command: str) -> set[str] | None:
+    """Options of a subcommand, or None where there is no such one."""
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    if command not in known:
+        return None
+    return {name for param in known[command].params for name in param.opts}
+
+
+def test_every_entrypoint_is_a_command_with_these_options() -> None:
+    for thing in rendered("local"):
+        for _, job in jobs(thing):
+            program, command, *rest = shlex.split(job["entrypoint"])
+            assert program == "dpmpp"
+            options = options_of(command)
+            if options is None:
+                assert command in LATER
+                continue
+            given = {word for word in rest if word.startswith("-")}
+            assert given <= options, job["entrypoint"]
+
+
+def test_overlays_take_secrets_by_name_only() -> None:
+    for overlay in OVERLAYS:
+        text = str(rendered(overlay))
+        assert "dpmpp-redis" in text
+        assert not re.search(r"(?i)(password|secret_access_key)['\"]?: ?['\"]\w", text)
+
+
+def test_a_submission_is_named_for_what_it_runs() -> None:
+    objects = rendered("local")
+    first = template(objects, "train", ["metric.epochs=5"])
+    assert first == template(objects, "train", ["metric.epochs=5"])
+    assert first["spec"]["entrypoint"].endswith("--json metric.epochs=5")
+    assert "suspend" not in first["spec"]
+    other = template(objects, "train", ["metric.epochs=6"])
+    assert first["metadata"]["name"] != other["metadata"]["name"]
+    with pytest.raises(ConfigError, match="the submitter's shell"):
+        template(objects, "train", ["name=$(id)"])
+
+
+def test_unknown_names_are_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'gpuu'; did you mean 'gpu'"):
+        render(MANIFESTS, "gpuu")
+    with pytest.raises(ConfigError, match=r"'dpmpp-trian'; did you mean 'dpmpp-train'"):
+        template(rendered("local"), "trian", [])
+    with pytest.raises(ConfigError, match="holds no overlays"):
+        render(tmp_path, "gpu")
+
+
+def test_what_kustomize_refuses_is_told(tmp_path: Path) -> None:
+    (tmp_path / "kustomization.yaml").write_text("resources: [nothing.yaml]")
+    with pytest.raises(ConfigError, match=r"kustomize refuses it: .*nothing\.yaml"):
+        render(MANIFESTS, str(tmp_path))
+
+
+def test_validate_ends_with_1_where_something_is_wrong(tmp_path: Path) -> None:
+    bad: list[Object] = copy.deepcopy(rendered("local"))
+    one(bad, "RayCluster")["spec"]["workerGroupSpecs"][1]["minReplicas"] = 9
+    from pipelines.deploy.render import as_yaml
+
+    (tmp_path / "all.yaml").write_text(as_yaml(bad))
+    (tmp_path / "kustomization.yaml").write_text("resources: [all.yaml]")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("dpmpp"), "deploy", "validate", "--overlay", tmp_path],
+        capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "RayCluster/dpmpp spec.workerGroupSpecs[1].minReplicas: 9 is not between" in done.stdout
+
+
+def test_alerts_and_dashboard_ask_for_figures_that_there_are() -> None:
+    """Ours are those of pipelines.metrics; others are Ray's and the operator's."""
+    from pipelines.metrics import NAMES
+
+    folder = MANIFESTS / "monitoring"
+    text = (folder / "alerts.yaml").read_text() + (folder / "dashboard.json").read_text()
+    asked = set(re.findall(r"ray_(dpmpp_\w+)", text))
+    assert asked <= set(NAMES)
+    assert {"dpmpp_train_step", "dpmpp_data_wait_share", "dpmpp_mask_std"} <= asked
+    assert len(render(MANIFESTS, str(folder))) == 3
