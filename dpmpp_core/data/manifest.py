@@ -115,7 +115,7 @@ class Manifest:
         """
         images = _in_order(images.select(IMAGE_SCHEMA.names).cast(IMAGE_SCHEMA)).combine_chunks()
         nothing = QUARANTINE_SCHEMA.empty_table()
-        result = Manifest(self.root, self.layout, images, nothing, rows_sha(images))
+        result = Manifest(self.root, self.layout, images, nothing, rows_sha256(images))
         _check_usable(result)
         return result
 
