@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,13 +142,7 @@ def _written(
     counts = prepared.summary["counts"]
     command = _command(options, request)
     made = Ablation(command, grid, measured, curves, failed, counts)
-    files = render(made) if measured else {}
-    with tempfile.TemporaryDirectory() as folder:
-        for file, content in files.items():
-            run.storage.write(f"{name}/{file}", content)
-            path = Path(folder) / file
-            path.write_bytes(content)
-            run.tracking.artifact(path, file)
+    run.publish(name, render(made) if measured else {})
     return {
         "ablation": name,
         "run_id": run.tracking.run_id,

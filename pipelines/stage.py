@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -62,6 +63,15 @@ class Run:
     def folder(self, stage: Stage) -> Path:
         """A local folder with the stage's files."""
         return self.storage.fetch(stage.key)
+
+    def publish(self, key: str, files: Mapping[str, bytes]) -> None:
+        """Write files into a folder of the storage, and into the pipeline's MLflow run."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                self.storage.write(f"{key}/{name}", content)
+                path = Path(folder) / name
+                path.write_bytes(content)
+                self.tracking.artifact(path, name)
 
     def stage(
         self, name: str, identity: Mapping[str, Any], build: Callable[[Path], dict[str, Any]]

@@ -16,7 +16,8 @@ from mlflow.tracking import MlflowClient
 
 from dpmpp_core.config import load_config
 from dpmpp_core.errors import ConfigError
-from pipelines.tune import Request, rung_epochs, shortened
+from pipelines.tune import Request, rung_epochs
+from pipelines.tune_trials import shortened
 from tests.integration.conftest import SMALL
 
 SPACE = """
