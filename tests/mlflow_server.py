@@ -13,7 +13,7 @@ import requests
 
 from tests.s3_server import free_port
 
-READY = 90.0  # seconds until it must answer; a busy machine takes its time
+READY = 240.0  # seconds until it must answer; a busy machine takes its time
 
 
 class MlflowServer:
@@ -63,12 +63,14 @@ class MlflowServer:
             except requests.RequestException:
                 pass
             if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
                 raise AssertionError((self.folder / "log").read_text()[-3000:])
             time.sleep(0.2)
 
     def stop(self) -> None:
         """End the process and its workers."""
         if self._process is not None:
-            os.killpg(self._process.pid, 15)
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, 15)
             self._process.wait(timeout=30)
             self._process = None
