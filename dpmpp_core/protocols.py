@@ -15,7 +15,7 @@ from pydantic import Field
 
 from dpmpp_core.config import Config, Section, load_config
 from dpmpp_core.config.reading import shipped_names
-from dpmpp_core.data.manifest import PUBLISHED
+from dpmpp_core.data.published import PUBLISHED
 from dpmpp_core.errors import ConfigError
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -55,7 +55,7 @@ class Protocol(Section):
     Attributes:
         title: as papers write it.
         recipe: the recipe that trains, and tests where `test` is None.
-        dataset: key of `data.manifest.PUBLISHED`: the counts of the training folder.
+        dataset: key of `data.published.PUBLISHED`: the counts of the training folder.
         test: another data folder to test on.
         queries: the query set whose figures are compared.
         published: methods to stand beside; empty where no figure was at hand.

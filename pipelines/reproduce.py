@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpmpp_core.config import load_config
-from dpmpp_core.data.manifest import PUBLISHED, Manifest, compare_counts
+from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.published import PUBLISHED, compare_counts
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.models.clip import check_weights
 from dpmpp_core.protocols import FIGURES, Protocol, load_protocol, needs, protocol_names

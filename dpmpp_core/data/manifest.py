@@ -54,18 +54,6 @@ SETS = ("train", "query_occluded", "query_holistic", "gallery")
 FORMAT = 2  # of a saved manifest
 ROW_GROUP = 65_536  # rows of images.parquet that are read, or left out, as one
 
-# Images and identities (None: not stated) of each split, and cameras, as published.
-PUBLISHED: dict[str, dict[str, tuple[int, int | None]]] = {
-    "market1501": {"train": (12_936, 751), "query": (3_368, 750), "gallery": (15_913, None)},
-    "dukemtmc_reid": {"train": (16_522, 702), "query": (2_228, None), "gallery": (17_661, None)},
-    "occluded_duke": {"train": (15_618, 702), "query": (2_210, 519), "gallery": (17_661, 1_110)},
-    "occluded_reid": {"query": (1_000, 200), "gallery": (1_000, 200)},
-    "p_duke": {"train": (12_927, 665), "query": (2_163, 634), "gallery": (9_053, 634)},
-    "partial_reid": {"query": (300, 60), "gallery": (300, 60)},
-    "msmt17": {"train": (32_621, 1_041), "query": (11_659, None), "gallery": (82_161, None)},
-}
-CAMERAS = {"market1501": 6, "dukemtmc_reid": 8, "occluded_duke": 8, "msmt17": 15}
-
 
 @dataclass(frozen=True)
 class Manifest:
@@ -253,33 +241,6 @@ def load_split(folder: Path, split: str) -> tuple[str, pa.Table]:
     """
     head, rows = _read_images(folder, [("split", "==", split)])
     return head["root"], rows
-
-
-def compare_counts(manifest: Manifest, dataset: str) -> list[str]:
-    """Sentences on where a manifest differs from the published counts; empty if nowhere.
-
-    dataset: one of PUBLISHED; DataError if it is not. Person 0 of a market1501 gallery is no
-    identity. Quarantined duplicates are missing from the counts as they are from the manifest.
-    """
-    if dataset not in PUBLISHED:
-        known = ", ".join(PUBLISHED)
-        raise DataError(f"no published counts of {dataset!r}; known are {known}")
-    found = []
-    counts = manifest.counts()
-    counts["query"] = {
-        "images": manifest.subset("query").num_rows,
-        "identities": len(_pids(manifest.subset("query"))),
-    }
-    for split, (images, identities) in PUBLISHED[dataset].items():
-        for what, published in (("images", images), ("identities", identities)):
-            here = counts[split][what]
-            if published is not None and here != published:
-                more = f"{abs(here - published):,} {'more' if here > published else 'fewer'}"
-                found.append(f"{split}: {here:,} {what}, published are {published:,} ({more})")
-    cameras = pc.count_distinct(manifest.images["camid"]).as_py()
-    if cameras != CAMERAS.get(dataset, cameras):
-        found.append(f"{cameras} cameras, published are {CAMERAS[dataset]}")
-    return found
 
 
 def _check_usable(manifest: Manifest) -> None:

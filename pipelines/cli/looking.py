@@ -27,7 +27,8 @@ def data_check(
     from pipelines.show import show_data
 
     def work() -> dict[str, Any]:
-        from dpmpp_core.data.manifest import compare_counts, read_manifest
+        from dpmpp_core.data.manifest import read_manifest
+        from dpmpp_core.data.published import compare_counts
 
         manifest = read_manifest(folder, layout)
         return {

@@ -19,13 +19,12 @@ from dpmpp_core.data import manifest as manifests
 from dpmpp_core.data.files import Rejected
 from dpmpp_core.data.manifest import (
     IMAGE_SCHEMA,
-    PUBLISHED,
     QUARANTINE_SCHEMA,
     Manifest,
-    compare_counts,
     load_split,
     read_manifest,
 )
+from dpmpp_core.data.published import PUBLISHED, compare_counts
 from dpmpp_core.errors import DataError
 
 

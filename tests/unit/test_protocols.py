@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from dpmpp_core.config import load_config, parse_seeds
 from dpmpp_core.data.layouts import WITHOUT_TRAINING
-from dpmpp_core.data.manifest import PUBLISHED
+from dpmpp_core.data.published import PUBLISHED
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.protocols import (
     GPU_FLOPS,
