@@ -29,6 +29,7 @@ from pipelines.storage import Storage
 ALGORITHMS = ("tpe", "random")
 State = Literal["running", "done", "stopped", "failed"]
 STARTUP = 5  # trials drawn at random before TPE has something to go by
+LEAST = 8  # fully trained trials that tell which keys matter
 REDUCTION = 3  # one in so many goes on at a rung, and trains so many times as long
 
 
@@ -144,12 +145,13 @@ class Study:
 
     def importance(self) -> dict[str, float]:
         """Share of the first objective's variation that each key explains (PED-ANOVA, Watanabe et
-        al. 2023); empty for fewer than 4 trials, or if all came to the same."""
-        values = {t.last[self.objectives[0]] for t in self.full()}
-        if len(self.full()) < 4 or len(values) < 2:
+        al. 2023); empty for fewer than LEAST trials, or if all came to the same."""
+        trials = self.full()
+        if len(trials) < LEAST or len({t.last[self.objectives[0]] for t in trials}) < 2:
             return {}
-        study = self._optuna(self.objectives[:1], self.full())
-        evaluator = PedAnovaImportanceEvaluator(evaluate_on_local=False)
+        study = self._optuna(self.objectives[:1], trials)
+        best = max(0.1, 4 / len(trials))  # of one or two trials nothing can be told
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=best, evaluate_on_local=False)
         return dict(get_param_importances(study, evaluator=evaluator))
 
     def height(self, key: str, value: Any) -> float:
