@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -259,4 +260,5 @@ class Failures(tune.Callback):
         self._asking = asking
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._asking.failed(trial.trial_id, trial.get_error() or "its process was lost")
+        file = Path(trial.error_file)  # here and now; in the storage it is later
+        self._asking.failed(trial.trial_id, file.read_text() if file.exists() else "no reason told")
