@@ -179,8 +179,11 @@ def block_rows(files: int, workers: int) -> int:
 
 def of_files(read: Callable[[str], Any], root: str, files: pa.Table) -> list[Any]:
     """`read` of each path of `files`, which lie below `root`; several at a time from S3."""
-    with ThreadPoolExecutor(REMOTE_READS if "://" in root else 1) as threads:
-        return list(threads.map(read, files["path"].to_pylist()))
+    paths = files["path"].to_pylist()
+    if "://" not in root:  # a thread beside this one would cost a third of the time
+        return [read(path) for path in paths]
+    with ThreadPoolExecutor(REMOTE_READS) as threads:
+        return list(threads.map(read, paths))
 
 
 def on_tasks(
