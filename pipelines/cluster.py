@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for each other must not burn their cores
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours are in `progress`
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new one greets even where it was told to be quiet
 }
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"

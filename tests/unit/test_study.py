@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from dpmpp_core.config.space import Choices, Range, Space
+from pipelines import progress, tune_report
 from pipelines.storage import Storage
 from pipelines.study import Study, Tried
 from pipelines.tune_report import render
@@ -125,6 +128,19 @@ def test_importance_names_what_decides(tmp_path: Path) -> None:
     assert set(importance) == set(SPACE)
     assert max(importance, key=lambda key: importance[key]) == "metric.lr"
     assert study(tmp_path / "empty").importance() == {}
+
+
+def test_a_bar_may_run_below_the_live_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(force_terminal=True, file=io.StringIO(), width=100)
+    monkeypatch.setattr(progress, "console", console)
+    monkeypatch.setattr(tune_report, "console", console)
+    one = run(tmp_path, 3, rungs=(1,))
+    with tune_report.Shown(one, 3) as shown, progress.bar("person masks", 2) as bar:
+        bar.update(1)
+        shown.ended(one.trials[0])
+    assert "3 of 3 trials" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_report_has_every_trial_and_its_pictures(tmp_path: Path) -> None:
