@@ -29,7 +29,7 @@ from pipelines.storage import Storage
 ENTRY_SCHEMA = pa.schema([IMAGE_SCHEMA.field(name) for name in Entry._fields])
 log = logging.getLogger(__name__)
 
-ROWS = 32, 1024  # images a task, at least and at most: what a killed one has to look at again
+ROWS = 32, 4096  # images a task, at least and at most: what a killed one has to look at again
 TASKS = 8  # a worker, if that gives them enough images: none then waits long for the last one
 REMOTE_READS = 8  # files that a task reads at a time from S3, where it would mostly wait
 
