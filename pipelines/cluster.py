@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray.data import ActorPoolStrategy
 
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import ConfigError
@@ -33,6 +34,8 @@ START_SECONDS = "300"
 ELASTIC_START_SECONDS = "20"
 AUTOSCALED_SECONDS = "1800"  # what a cloud may need to bring a node, and more
 PROGRESS_TIMEOUT = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
+
+IN_FLIGHT = 8  # blocks
 
 TRIAL_BYTES = 5 * 2**30  # memory of the processes of a trial of the demo's size, measured
 
@@ -220,6 +223,15 @@ def pace(context: ray.data.DataContext) -> None:
     """Set `Pace` for the data sets made under this context."""
     if Pace not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(Pace)  # type: ignore[arg-type]
+
+
+def pool(size: int) -> ActorPoolStrategy:
+    """So many data workers, each with its next blocks at hand.
+
+    Ray Data hands out work every tenth of a second; a worker whose blocks take less must have more
+    than one, or it idles.
+    """
+    return ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=IN_FLIGHT)
 
 
 def _start_local(config: ClusterConfig) -> tuple[Plan, Plan]:

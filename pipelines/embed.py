@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.data import ActorPoolStrategy
 from safetensors.torch import save_file
 
 from dpmpp_core.config import Config, DataConfig
@@ -27,7 +26,7 @@ from dpmpp_core.retrieval import (
     stripe_histogram,
     to_columns,
 )
-from pipelines.cluster import Plan, selector
+from pipelines.cluster import Plan, pool, selector
 from pipelines.export import SUFFIX, OnnxModel
 from pipelines.progress import bar
 from pipelines.stage import Run, Stage
@@ -117,7 +116,7 @@ def embedded(
         worker,
         fn_constructor_args=arguments,
         batch_size=None,
-        compute=ActorPoolStrategy(size=workers),
+        compute=pool(workers),
         num_cpus=1,
         num_gpus=1 if plan.train_gpu else 0,
     )

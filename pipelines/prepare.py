@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import TaskPoolStrategy
 
 from dpmpp_core.config import DataConfig, DemoConfig
 from dpmpp_core.data import demo
@@ -20,7 +19,7 @@ from dpmpp_core.data.files import FileStat, list_files, listing_fingerprint
 from dpmpp_core.data.inspection import inspect_file
 from dpmpp_core.data.layouts import Entry, Scan, scan
 from dpmpp_core.data.manifest import FORMAT, IMAGE_SCHEMA, INSPECTED_SCHEMA, Manifest
-from pipelines.cluster import selector
+from pipelines.cluster import pool, selector
 from pipelines.inspected import FILE, FILE_SCHEMA, FOUND_SCHEMA, RECORD_SCHEMA, Record
 from pipelines.progress import bar
 from pipelines.stage import Run, Stage
@@ -186,13 +185,27 @@ def of_files(read: Callable[[str], Any], root: str, files: pa.Table) -> list[Any
         return list(threads.map(read, paths))
 
 
+class Worker:
+    """Data worker: does one block after the other."""
+
+    def __init__(self, work: Callable[[pa.Table], pa.Table]) -> None:
+        self._work = work
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return self._work(block)
+
+
 def on_tasks(
     work: Callable[[pa.Table], pa.Table], blocks: list[pa.Table], workers: int, title: str
 ) -> None:
     """Do each block on a Ray Data task, showing progress; `work` tells how many rows are `done`."""
-    pool = TaskPoolStrategy(size=min(workers, len(blocks)))
     dataset = ray.data.from_arrow(blocks).map_batches(
-        work, batch_size=None, batch_format="pyarrow", compute=pool
+        Worker,
+        fn_constructor_args=(work,),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=pool(min(workers, len(blocks))),
+        num_cpus=1,
     )
     done = 0
     with bar(title, sum(map(len, blocks))) as shown:

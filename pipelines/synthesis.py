@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-from ray.data import ActorPoolStrategy
 
 from dpmpp_core.data.files import new_folder, read_bytes, refuse_used
 from dpmpp_core.data.images import read_image
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
 from dpmpp_core.errors import ConfigError, DataError
+from pipelines.cluster import pool
 from pipelines.pictures import contact_sheet, save_png
 from pipelines.prepare import absolute
 from pipelines.progress import bar
@@ -199,7 +199,7 @@ def _occluded(
         fn_constructor_args=(training_set, order.part),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(workers, len(tables))),
+        compute=pool(min(workers, len(tables))),
         num_cpus=1,
     )
     made: list[dict[str, Any]] = []
