@@ -43,7 +43,7 @@ class FindPersons:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         paths = [str(path) for path in batch["path"]]
         size = self._data.height, self._data.width
-        images = np.stack([resize(read_image(self._root, path), *size) for path in paths])
+        images = np.stack([resize(read_image(self._root, path, size), *size) for path in paths])
         return {"row": batch["row"], "mask": self._find(images, paths)}
 
 

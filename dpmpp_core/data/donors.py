@@ -175,8 +175,9 @@ class ImageCache:
 
     def _read(self, number: int) -> Image:
         if self._packed is None:
-            return read_image(self.root, self.paths[number])
-        return decode_file(self._packed.read(number), self.root, self.paths[number])
+            return read_image(self.root, self.paths[number], self.size)
+        data = self._packed.read(number)
+        return decode_file(data, self.root, self.paths[number], self.size)
 
     def _resized(self, pixels: Image) -> Image:
         height, width = self.size

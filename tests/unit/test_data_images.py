@@ -116,6 +116,36 @@ def test_damaged_files_give_an_image_or_a_data_error(kind: str, data: st.DataObj
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
 
 
+def smooth(height: int, width: int) -> Image.Image:
+    coarse = np.random.default_rng(height).integers(0, 255, (8, 4, 3), np.uint8)
+    return Image.fromarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
+
+
+@given(st.integers(1, 700), st.integers(1, 700))
+def test_a_large_jpeg_is_decoded_smaller_but_no_smaller_than_needed(h: int, w: int) -> None:
+    data = encoded(smooth(h, w), "JPEG", quality=95)
+    full, small = decode(data), decode(data, (64, 32))
+    assert full.shape == (h, w, 3)
+    times = min(h // 64, w // 32)
+    by = next(r for r in (8, 4, 2, 1) if times >= r or r == 1)
+    assert small.shape == (-(-h // by), -(-w // by), 3)
+    difference = np.abs(resize(full, 64, 32).astype(int) - resize(small, 64, 32))
+    assert difference.mean() < 4  # of 255; odd sizes shift by half a pixel
+
+
+def test_a_turned_jpeg_is_not_decoded_too_small() -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    data = encoded(smooth(512, 128), "JPEG", exif=exif)  # shown 512 wide and 128 high
+    assert decode(data, (256, 64)).shape == (128, 512, 3)
+
+
+def test_only_jpegs_are_decoded_smaller() -> None:
+    image = smooth(512, 256)
+    pixels = decode(encoded(image, "PNG"), (64, 32))
+    np.testing.assert_array_equal(pixels, np.asarray(image))
+
+
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(DataError, match="8000x8000 pixels are more than"):
         decode(encoded(Image.new("1", (8000, 8000)), "PNG"))
