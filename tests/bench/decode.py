@@ -53,9 +53,9 @@ def main() -> None:
             )
     lines += [
         "",
-        "Images a second, median. `ours` is OpenCV behind the check of the header; a JPEG of twice, ",
+        "Images a second, median. `ours` is OpenCV behind the check of the header; a JPEG of two, "
+        "four or eight times the size that training needs is decoded that much smaller.",
     ]
-    lines += ["four or eight times the size that training needs is decoded that much smaller."]
     write("decode", f"python -m tests.bench.decode --rounds {arguments.rounds}", lines)
 
 

@@ -129,8 +129,9 @@ def test_a_large_jpeg_is_decoded_smaller_but_no_smaller_than_needed(h: int, w: i
     times = min(h // 64, w // 32)
     by = next(r for r in (8, 4, 2, 1) if times >= r or r == 1)
     assert small.shape == (-(-h // by), -(-w // by), 3)
-    difference = np.abs(resize(full, 64, 32).astype(int) - resize(small, 64, 32))
-    assert difference.mean() < 4  # of 255; odd sizes shift by half a pixel
+    if h % by == w % by == 0:  # else the last row or column stands for less than the others
+        difference = np.abs(resize(full, 64, 32).astype(int) - resize(small, 64, 32))
+        assert difference.mean() < 2
 
 
 def test_a_turned_jpeg_is_not_decoded_too_small() -> None:
