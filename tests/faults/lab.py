@@ -79,13 +79,16 @@ class Lab:
 
     def kill(self, pool: str, title: str) -> None:
         """SIGKILL a Ray worker process of a node by its title."""
+        self.worker(pool, title).kill()
+
+    def worker(self, pool: str, title: str) -> psutil.Process:
+        """A Ray worker process of a node by its title, as soon as there is one."""
         raylet = self._nodes[pool].all_processes["raylet"][0].process.pid
         deadline = time.monotonic() + LONGEST
         while time.monotonic() < deadline:
             for process in psutil.Process(raylet).children(recursive=True):
                 if process.is_running() and title in " ".join(_title(process)):
-                    process.kill()
-                    return
+                    return process
             time.sleep(0.2)
         raise AssertionError(f"no process {title} on the {pool} node within {LONGEST} s")
 
