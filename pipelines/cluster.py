@@ -36,6 +36,7 @@ AUTOSCALED_SECONDS = "1800"  # what a cloud may need to bring a node, and more
 PROGRESS_TIMEOUT = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
 IN_FLIGHT = 8  # blocks
+HERE = 1000  # images that one process has embedded when workers would just have started
 
 TRIAL_BYTES = 5 * 2**30  # memory of the processes of a trial of the demo's size, measured
 
@@ -52,6 +53,7 @@ class Plan:
         embed_workers: processes that embed images, one CPU each.
         trials: pipelines side by side, each with all of the above to itself.
         embed_nodes: labels of the nodes that embed images.
+        here: images up to which they are embedded by the process that asks, without workers.
     """
 
     train_workers: int
@@ -61,6 +63,7 @@ class Plan:
     embed_workers: int
     trials: int = 1
     embed_nodes: tuple[str, ...] = ()
+    here: int = 0
 
     def __str__(self) -> str:
         device = "1 GPU, " if self.train_gpu else ""
@@ -110,9 +113,9 @@ def plan(
         1 if use_gpu and not shared else _fitting(workers, left // workers, nodes)
     )
     embed = config.embed_workers or max(1, cpus if shared else left)
-    return Plan(
-        workers, train_cpus, use_gpu, data, embed, embed_nodes=_embed_nodes(config, use_gpu)
-    )
+    nodes_told = _embed_nodes(config, use_gpu)
+    here = HERE if shared and not use_gpu else 0  # elsewhere this process may lack the means
+    return Plan(workers, train_cpus, use_gpu, data, embed, embed_nodes=nodes_told, here=here)
 
 
 def _as_told(config: ClusterConfig) -> Plan:

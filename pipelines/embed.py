@@ -104,6 +104,9 @@ def embedded(
     The paths are cut into the same batches whatever the number of workers, so that the numbers do
     not depend on it.
     """
+    if len(paths) <= plan.here:
+        yield from _embedded_here(paths, worker, arguments, batch, title)
+        return
     rows = batch * BATCHES
     tables = [
         pa.table({"row": np.arange(i, min(i + rows, len(paths))), "path": paths[i : i + rows]})
@@ -127,6 +130,22 @@ def embedded(
             done += len(part["row"])
             shown.update(done)
             yield {str(name): np.asarray(column) for name, column in part.items()}
+
+
+def _embedded_here(
+    paths: list[str], worker: type, arguments: tuple, batch: int, title: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """`embedded` in this process."""
+    threads = torch.get_num_threads()
+    try:
+        work = worker(*arguments)  # takes one thread, as numbers depend on how many there are
+        with bar(title, len(paths)) as shown:
+            for start in range(0, len(paths), batch):
+                rows = np.arange(start, min(start + batch, len(paths)))
+                yield work({"row": rows, "path": np.array(paths[start : start + batch], object)})
+                shown.update(int(rows[-1]) + 1)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def embed_sets(

@@ -40,8 +40,10 @@ class Request:
     Attributes:
         space: name of a shipped space, or a YAML file.
         trials: how many in all, the starting configuration being the first.
-        rungs: how often a trial is measured: after all epochs, after a third of them, ...; 1 = no
-            trial is stopped early.
+        epochs: of the longest training, whose schedule is squeezed into them; None = half of the
+            configuration's.
+        rungs: how often a trial is measured: after these epochs, after a third of them, ...; 1 =
+            no trial is stopped early.
         objectives: what to maximise, of OBJECTIVES; two give a Pareto front.
         share: of the training identities, held out to measure on.
         side_by_side: trials at a time; None = what the machine or cluster has room for.
@@ -49,6 +51,7 @@ class Request:
 
     space: str = "default"
     trials: int = 12
+    epochs: int | None = None
     algorithm: str = "tpe"
     rungs: int = 2
     objectives: tuple[str, ...] = ("occluded",)
@@ -65,7 +68,7 @@ class Request:
             raise ConfigError(f"--objectives {named}: one or two of {', '.join(OBJECTIVES)}")
         if not 0 < self.share < 1:
             raise ConfigError(f"--share {self.share}: a share of the identities, between 0 and 1")
-        for name in ("trials", "rungs", "side_by_side"):
+        for name in ("trials", "epochs", "rungs", "side_by_side"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: 1 or more")
@@ -82,7 +85,7 @@ def search(options: Options, request: Request) -> dict[str, Any]:
     base = with_backgrounds(load_config(options.config, options.overrides))
     space = load_space(request.space)
     space.check(options.config, options.overrides)
-    rungs = rung_epochs(base.metric.epochs, request.rungs)
+    rungs = rung_epochs(base.metric.epochs, request)
     with opened(options, [base], "evaluate") as (run, source, room):
         plan = _side_by_side(room, request.side_by_side)
         prepared = prepared_data(run, source)
@@ -106,9 +109,19 @@ def search(options: Options, request: Request) -> dict[str, Any]:
         return _written(run, ground, study, name, options, request)
 
 
-def rung_epochs(epochs: int, rungs: int) -> list[int]:
-    """Epochs after which a trial is measured, the last being all."""
-    return sorted({max(1, round(epochs / REDUCTION**i)) for i in range(rungs)})
+def rung_epochs(epochs: int, request: Request) -> list[int]:
+    """Epochs after which a trial is measured.
+
+    Args:
+        epochs: of the configuration.
+
+    Raises:
+        ConfigError: more are asked for than that.
+    """
+    most = -(-epochs // 2) if request.epochs is None else request.epochs
+    if most > epochs:
+        raise ConfigError(f"--epochs {most}: at most metric.epochs, which is {epochs}")
+    return sorted({max(1, round(most / REDUCTION**i)) for i in range(request.rungs)})
 
 
 def _identity(base: Config, validation: Stage, request: Request, *parts: Any) -> str:
@@ -193,7 +206,7 @@ def _command(options: Options, request: Request) -> str:
     words = ["dpmpp tune", *options.overrides, f"--config {options.config}"]
     words += [] if options.data is None else [f"--data {Path(options.data).name}"]
     usual = Request()
-    for name in ("space", "trials", "algorithm", "rungs", "share", "seed"):
+    for name in ("space", "trials", "epochs", "algorithm", "rungs", "share", "seed"):
         if getattr(request, name) != getattr(usual, name):
             words.append(f"--{name} {getattr(request, name)}")
     if request.objectives != usual.objectives:

@@ -84,6 +84,10 @@ def tune(
         str, typer.Option(help="Shipped search space, or a YAML file of keys and bounds.")
     ] = "default",
     trials: Annotated[int, typer.Option(help="How many in all; the first changes nothing.")] = 12,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Of the longest training. Default: half of the configuration's."),
+    ] = None,
     algorithm: Annotated[str, typer.Option(help="tpe or random.")] = "tpe",
     rungs: Annotated[
         int, typer.Option(help="Times a trial is measured; 1 = none is stopped early.")
@@ -115,7 +119,7 @@ def tune(
         from pipelines.tune import Request, search
 
         names = tuple(objectives.split(","))
-        request = Request(space, trials, algorithm, rungs, names, share, seed, side_by_side)
+        request = Request(space, trials, epochs, algorithm, rungs, names, share, seed, side_by_side)
         places = storage, tracking_uri, address
         return search(Options(data, config, overrides or [], *places), request)
 

@@ -124,8 +124,11 @@ def test_a_request_that_makes_no_sense_is_refused(changes: dict[str, Any], says:
 
 def test_a_rung_is_the_same_training_squeezed() -> None:
     config = load_config("market1501")
-    assert rung_epochs(config.metric.epochs, 3) == [7, 20, 60]
+    assert rung_epochs(60, Request()) == [10, 30]
+    assert rung_epochs(60, Request(epochs=60, rungs=3)) == [7, 20, 60]
+    with pytest.raises(ConfigError, match="at most metric"):
+        rung_epochs(60, Request(epochs=61))
     short = shortened(config, 20)
     assert short.metric.epochs == 20 and short.metric.warmup_epochs == 3
     assert short.metric.milestones == (10, 17) and shortened(config, 60) == config
-    assert rung_epochs(1, 2) == [1]
+    assert rung_epochs(1, Request()) == [1]
