@@ -26,7 +26,7 @@ ADDRESS = f"http://{HEAD}:8265"
 TABLE = ROOT / "tests" / "bench" / "results" / "cluster-demo.md"
 JOBS = ("prepare", "train", "tune", "evaluate", "promote", "synthesize")
 # Small enough for two cores; everything else is config.yaml's.
-FURTHER = {"tune": ["--trials", "2"]}
+FURTHER = {"tune": ["--", "--trials", "2"], "promote": ["--", "--gate", "demo"]}
 # What each kind of work is called among Ray's tasks and actors, and the pool it belongs to.
 BELONGS = {
     "DataWorker": "data",
@@ -87,7 +87,7 @@ def s3(services: Services) -> Any:
 
 def submit(job: str, *overrides: str) -> dict[str, Any]:
     """`dpmpp deploy submit` without waiting."""
-    return _deploy("submit", job, *overrides, "--overlay", "local")
+    return _deploy("submit", "--overlay", "local", job, *overrides)
 
 
 def wait(name: str, longest: float = 900) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def wait(name: str, longest: float = 900) -> dict[str, Any]:
 def run(job: str, *overrides: str) -> dict[str, Any]:
     """Submit a job and wait for its end; its result is the last line that it printed."""
     print(f"{job}: submitted", flush=True)
-    status = wait(submit(job, *FURTHER.get(job, []), *overrides)["job"])
+    status = wait(submit(job, *overrides, *FURTHER.get(job, []))["job"])
     result = json.loads(log(status["job"]).strip().splitlines()[-1])
     print(f"{job}: {status['status']} in {status['seconds']:.0f} s", flush=True)
     return status | {"result": result}
@@ -119,7 +119,8 @@ def log(name: str) -> str:
 
 
 def _deploy(*arguments: str) -> dict[str, Any]:
-    command = [DPMPP, "deploy", *arguments, "--address", ADDRESS, "--json"]
+    what, *rest = arguments
+    command = [DPMPP, "deploy", what, "--address", ADDRESS, "--json", *rest]
     for _ in range(30):  # a head that is away comes back
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
         if done.stdout.strip():

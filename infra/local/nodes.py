@@ -140,7 +140,7 @@ class Nodes:
     def wait(self, name: str) -> None:
         node = self.nodes[name]
         port = 8265 if name == "head" else 52365
-        wait_for(lambda: answers(node.address, port), f"{name} on {node.address}:{port}", 120)
+        wait_for(lambda: answers(node.address, port), f"{name} on {node.address}:{port}", 300)
 
     def run(self, name: str, *command: str) -> subprocess.CompletedProcess[bytes]:
         """A command inside of a node, as `kubectl exec` would."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import Json, Overrides, guarded
+from pipelines.cli.options import Json, guarded
 
 deploy_app = typer.Typer(
     help="Manifests of infra/k8s on KubeRay, and jobs on a cluster.", no_args_is_help=True
@@ -82,7 +82,13 @@ def validate(
 @deploy_app.command()
 def submit(
     job: Annotated[str, typer.Argument(help="prepare, train, tune, evaluate, promote, ...")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SECTION.KEY=VALUE]... [-- OPTION...]",
+            help="Configuration values to change; after `--` further options of the job's command.",
+        ),
+    ] = None,
     overlay: Overlay = "local",
     manifests: Manifests = FOLDER,
     crds: Crds = None,

@@ -23,7 +23,7 @@ def template(objects: Sequence[Object], job: str, overrides: Sequence[str]) -> O
 
     Args:
         job: `train` for the RayJob `dpmpp-train`.
-        overrides: configuration values, `section.key=value`, appended to its command.
+        overrides: configuration values, `section.key=value`, and options, appended to its command.
 
     Raises:
         ConfigError: no such job, or an override that no shell takes as it is.
