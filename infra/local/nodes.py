@@ -101,15 +101,27 @@ class Nodes:
     def up(self) -> None:
         """Make the network, start every node, wait until Ray knows them all."""
         (self._services.folder / "config.yaml").write_text(config_of(self._objects) or "")
-        self.start("head")
-        workers = [name for name in self.nodes if name != "head"]
-        for name in workers:
-            self.start(name, wait=False)
-        for name in workers:
-            self.wait(name)
+        for name in self.nodes:  # the head comes first
+            self.start(name)
 
-    def start(self, name: str, wait: bool = True) -> None:
-        """Start a node with an empty disk, and by default wait until it answers."""
+    def start(self, name: str) -> None:
+        """Start a node with an empty disk and wait until it answers.
+
+        One that ends meanwhile is started again, as a pod would be: a raylet gives up if its agent
+        takes more than 15 seconds, which happens on a busy machine.
+        """
+        self._launch(name)
+        node = self.nodes[name]
+        port = 8265 if name == "head" else 52365
+
+        def up() -> bool:
+            if node.process is not None and node.process.poll() is not None:
+                self._launch(name)
+            return answers(node.address, port)
+
+        wait_for(up, f"{name} on {node.address}:{port}", 300)
+
+    def _launch(self, name: str) -> None:
         node = self.nodes[name]
         network(name, node.address)
         folder = self._folder / name
@@ -134,13 +146,6 @@ class Nodes:
         node.process = subprocess.Popen(
             inside, env=env, stdout=log, stderr=log, start_new_session=True
         )
-        if wait:
-            self.wait(name)
-
-    def wait(self, name: str) -> None:
-        node = self.nodes[name]
-        port = 8265 if name == "head" else 52365
-        wait_for(lambda: answers(node.address, port), f"{name} on {node.address}:{port}", 300)
 
     def run(self, name: str, *command: str) -> subprocess.CompletedProcess[bytes]:
         """A command inside of a node, as `kubectl exec` would."""
