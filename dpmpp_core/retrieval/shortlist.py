@@ -9,7 +9,7 @@ may be missed are items in other lists, or whose sketches tell too little.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -117,7 +117,7 @@ class Shortlist:
         def search(row: int) -> None:
             suits = self.centres.scores(sketched, row, [lists])
             chosen = suits.topk(min(probes, len(suits))).indices.sort().values.tolist()
-            slices = [slice(self.starts[i], self.starts[i + 1]) for i in chosen]
+            slices = self._slices(chosen)
             scores = self.sketches.scores(sketched, row, slices)
             if hidden is not None:
                 scores[torch.cat([hidden[s] for s in slices])] = -torch.inf
@@ -132,6 +132,16 @@ class Shortlist:
         side_by_side(search, len(asked))
         best[indices < 0] = torch.nan
         return best, indices
+
+    def _slices(self, lists: Sequence[int]) -> list[slice]:
+        """Where these lists lie, in rising order; neighbours as one."""
+        found: list[slice] = []
+        for i in lists:
+            start = self.starts[i]
+            if found and found[-1].stop == start:
+                start = found.pop().start
+            found.append(slice(start, self.starts[i + 1]))
+        return found
 
     def _means(self, x: Tensor) -> Tensor:
         """Mean direction of each list."""
