@@ -24,7 +24,8 @@ Labels = Annotated[
     typer.Option(help="CSV file: path (in the data folder), and any of pid, camid, time."),
 ]
 IndexModel = Annotated[
-    str | None, typer.Option("--model", help="Where the index's model is, if it was moved.")
+    str | None,
+    typer.Option("--model", help="Where the index's model is, if it was moved; as of `build`."),
 ]
 BaseRate = Annotated[
     float | None,
@@ -36,7 +37,9 @@ BaseRate = Annotated[
 def index_build(
     index: Index,
     data: ImageData,
-    model: Annotated[str, typer.Option("--model", help="Folder of a saved model.")],
+    model: Annotated[
+        str, typer.Option("--model", help="Folder of a saved model, or models:/NAME@ALIAS.")
+    ],
     split: Split = "all",
     labels: Labels = None,
     stored: Annotated[
