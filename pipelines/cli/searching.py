@@ -43,7 +43,11 @@ def index_build(
     split: Split = "all",
     labels: Labels = None,
     stored: Annotated[
-        str, typer.Option(help="Type of the features: float32, float16, bfloat16, int8.")
+        str,
+        typer.Option(
+            help="Type of the features: float32, float16, bfloat16, int8; or int8+float32, which "
+            "reads int8 and finds what float32 finds."
+        ),
     ] = "float32",
     address: Address = None,
     as_json: Json = False,
