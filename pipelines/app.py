@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpmpp_core.errors import ConfigError, DataError
-from pipelines.index import model_version, open_index
+from pipelines.index import model_source, model_version, open_index
 from pipelines.prepare import absolute
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def serve(index: str, model: str | None, host: str, port: int) -> dict[str, Any]
         raise ConfigError(f"--port {port}: a number from 1 to 65535 is needed")
     uri = absolute(index)
     opened = open_index(uri)
-    source = absolute(model or opened.manifest.source)
+    source = model_source(model or opened.manifest.source)
     opened.check(model_version(source), f"the model {source}")
     command = [sys.executable, "-m", "streamlit", "run", str(PAGE)]
     settings = SETTINGS | {"server.address": host, "server.port": str(port)}

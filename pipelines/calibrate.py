@@ -15,9 +15,17 @@ from dpmpp_core.retrieval import Embeddings, from_columns, refuse_unusable
 from dpmpp_core.retrieval.calibration import Calibration, calibrate, score_pairs
 from pipelines.cluster import connect
 from pipelines.embed import embed
-from pipelines.index import BATCH, EmbedImages, Images, find_images, local_folder, model_version
+from pipelines.index import (
+    BATCH,
+    EmbedImages,
+    Images,
+    find_images,
+    local_folder,
+    model_source,
+    model_version,
+)
 from pipelines.pictures import reliability_diagram, save_png
-from pipelines.prepare import absolute
+from pipelines.registered import registry_uri
 from pipelines.storage import Storage
 
 CALIBRATION_FILE, PICTURE_FILE = "calibration.json", "calibration.png"
@@ -41,7 +49,7 @@ def calibrate_index(
     if not 0 < base_rate < 1:
         raise DataError(f"--base-rate {base_rate}: a share above 0 and below 1 is needed")
     index = GalleryIndex.open(local_folder(folder))
-    source = absolute(model or index.manifest.source)
+    source = model_source(model or index.manifest.source)
     index.check(model_version(source), f"the model {source}")
     listing, found = find_images(images)
     chosen = [image for image in found.images if image.pid is not None and image.split != "train"]
@@ -51,7 +59,9 @@ def calibrate_index(
         )
     plan, _ = connect(images.address, ClusterConfig())
     paths = [image.path for image in chosen]
-    columns = embed(paths, EmbedImages, (listing.root, source, True), plan, BATCH, "embedded")
+    columns = embed(
+        paths, EmbedImages, (listing.root, source, registry_uri(), True), plan, BATCH, "embedded"
+    )
     good = columns["reason"] == ""
     values = {n: x for n, x in columns.items() if n.startswith(("feature_", "mask_"))}
     values = {name: x[good] for name, x in values.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,13 @@ from pipelines.cluster import connect
 from pipelines.embed import embedded
 from pipelines.export import SUFFIX, OnnxModel
 from pipelines.prepare import absolute
+from pipelines.registered import (
+    VARIABLES,
+    fetch_registered,
+    is_registered,
+    pinned,
+    registry_uri,
+)
 from pipelines.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -59,7 +67,8 @@ def build(folder: str, model: str, stored: Stored, images: Images) -> dict[str, 
         UserError: the model, the data, or a folder with something else in it.
     """
     listing, found = find_images(images)
-    source, version = absolute(model), model_version(model)
+    source = model_source(model)
+    version = model_version(source)
     path = local_folder(folder)
     if (path / "index.json").exists():
         index = GalleryIndex.open(path)
@@ -88,7 +97,7 @@ def add(folder: str, images: Images, model: str | None = None) -> dict[str, Any]
         UserError: the index, its model or the data.
     """
     index = GalleryIndex.open(local_folder(folder))
-    source = absolute(model or index.manifest.source)
+    source = model_source(model or index.manifest.source)
     index.check(model_version(source), f"the model {source}")
     return _add(index, source, *find_images(images), images.address)
 
@@ -157,12 +166,25 @@ def fetch_segment(uri: str, file: str) -> Path:
     return Storage(uri).fetch_file(f"segments/{file}")
 
 
+def model_source(model: str) -> str:
+    """Where a model is, for other processes and other days: an absolute path, a URI as it is, or a
+    version of the registry for `models:/NAME@ALIAS`.
+
+    Raises:
+        UserError: the registry has no such model, or does not answer.
+    """
+    return pinned(model) if is_registered(model) else absolute(model)
+
+
 def fetch_model(source: str) -> Path:
-    """The folder of a saved model, or a file of `dpmpp export`; of one on S3 a copy on this node.
+    """The folder of a saved model, or a file of `dpmpp export`; of one on S3 or in the registry a
+    copy on this node.
 
     Raises:
         UserError: it cannot be reached, or is no saved model.
     """
+    if is_registered(source):
+        return fetch_registered(source)
     if "://" not in source:
         return Path(source)
     if source.endswith(SUFFIX):
@@ -192,10 +214,15 @@ def loaded_model(source: str) -> ReidModel | OnnxModel:
 
 
 class EmbedImages:
-    """A worker: looks at images, and embeds those that are good."""
+    """A worker: looks at images, and embeds those that are good.
 
-    def __init__(self, root: str, source: str, masks: bool = False) -> None:
+    Args:
+        registry: where models that the registry names are looked up.
+    """
+
+    def __init__(self, root: str, source: str, registry: str, masks: bool = False) -> None:
         torch.set_num_threads(1)
+        os.environ[VARIABLES[0]] = registry
         self._model, self._root, self._masks = loaded_model(source), root, masks
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -242,7 +269,7 @@ def _add(
                      len(found.images))  # fmt: skip
         plan, _ = connect(address, ClusterConfig())
         paths = todo["path"].to_pylist()
-        arguments = (listing.root, source)
+        arguments = (listing.root, source, registry_uri())
         for part in embedded(paths, EmbedImages, arguments, plan, BATCH, "images indexed"):
             job.take(part, todo)
         job.commit()

@@ -53,7 +53,8 @@ class Registry:
         self.uri, self.name = without_login(uri), name
         if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
             raise ConfigError(
-                f"no registry at {uri}: `dpmpp run` makes one, or name another with --tracking-uri"
+                f"no registry at {uri}: `dpmpp run` makes one, or name another with --tracking-uri "
+                "or in DPMPP_TRACKING_URI"
             )
         mlflow.set_tracking_uri(self.uri)
         with answering(self.uri):

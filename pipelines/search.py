@@ -28,6 +28,7 @@ from pipelines.index import (
     fetch_segment,
     loaded_model,
     local_folder,
+    model_source,
     model_version,
     open_index,
     remote_index,
@@ -35,6 +36,7 @@ from pipelines.index import (
 from pipelines.prepare import absolute
 from pipelines.progress import bar
 from pipelines.queries import SHOWN_FRAMES, Asked, embed_queries, fused, one_of, side_by_side
+from pipelines.registered import is_registered
 
 log = logging.getLogger(__name__)
 
@@ -155,10 +157,15 @@ class Searcher:
         remote = shards and "://" in uri
         self.index = remote_index(self.uri) if remote else open_index(self.uri)
         own = self.index.manifest
-        self.source = absolute(model or own.source)
+        self.source = model_source(model or own.source)
         if engine not in ENGINES:
             raise ConfigError(f"--engine {engine}: one of {', '.join(ENGINES)} is needed")
         if engine == "onnx":
+            if is_registered(self.source):
+                raise ConfigError(
+                    f"--engine onnx: {self.source} is in the registry, which keeps no graph: name "
+                    "the file of `dpmpp export` with --model"
+                )
             self.source = graph_beside(self.source)
         self._check(self.source)
         self._model = loaded_model(self.source)
@@ -169,7 +176,11 @@ class Searcher:
         self.base_rate = stated if base_rate is None else base_rate
         if self.base_rate is not None and not 0 < self.base_rate < 1:
             raise DataError(f"--base-rate {base_rate}: a share above 0 and below 1 is needed")
-        self._shards = Shards(self.uri, self.index, shards, address) if shards else None
+        self._count, self._address = shards, address
+        self._shards = self._started() if shards else None
+
+    def _started(self) -> Shards:
+        return Shards(self.uri, self.index, self._count, self._address)
 
     def _check(self, source: str) -> None:
         try:
@@ -202,11 +213,14 @@ class Searcher:
     def find(self, asked: Asked, top: int, where: Where) -> list[list[Hit]]:
         """The best of the index for each query, best first; an index that grew is searched as it
         is now."""
-        if self._shards is not None:
-            found, rows = self._shards.search(asked, top, where)
-        else:
-            found, rows = self._search_here(asked, top, where)
-        return self._hits(found, rows)
+        for last in (False, False, True):
+            self._refresh()
+            try:
+                return self._hits(*self._search(asked, top, where))
+            except FileNotFoundError:  # compacted this moment
+                if last:
+                    raise DataError(f"{self.uri} is compacted again and again") from None
+        raise AssertionError
 
     def facts(self, where: Where) -> dict[str, str]:
         """What the page says of the search."""
@@ -229,20 +243,21 @@ class Searcher:
             told["probability"] = "not told: the index is not calibrated (dpmpp index calibrate)"
         return told
 
-    def _search_here(self, asked: Asked, top: int, where: Where) -> tuple[Found, pa.Table]:
-        for last in (False, False, True):
-            if "://" not in self.uri:
-                now = GalleryIndex.open(local_folder(self.uri))
-                now.check(self.index.manifest.model, "the query")
-                if now.manifest != self.index.manifest:
-                    self.index = now
-            try:
-                found = search(self.index, asked.features, asked.masks, top, where)
-                return found, self.index.take(found.positions[found.positions >= 0])
-            except FileNotFoundError:  # compacted this moment
-                if last:
-                    raise
-        raise AssertionError
+    def _refresh(self) -> None:
+        """Open the index anew if somebody wrote to it; one on S3 stays as it was."""
+        if "://" in self.uri:
+            return
+        now = GalleryIndex.open(local_folder(self.uri))
+        now.check(self.index.manifest.model, "the query")
+        if now.manifest != self.index.manifest:
+            self.index = now
+            self._shards = self._started() if self._shards else None
+
+    def _search(self, asked: Asked, top: int, where: Where) -> tuple[Found, pa.Table]:
+        if self._shards is not None:
+            return self._shards.search(asked, top, where)
+        found = search(self.index, asked.features, asked.masks, top, where)
+        return found, self.index.take(found.positions[found.positions >= 0])
 
     def _hits(self, found: Found, rows: pa.Table) -> list[list[Hit]]:
         """rows: those of the positions that are there, query by query."""

@@ -46,6 +46,7 @@ from dpmpp_core.index.segments import (
     Stored,
     encode,
     features_of,
+    originals_of,
     read_segment,
     segment_schema,
     whole_file,
@@ -67,12 +68,14 @@ class Block(NamedTuple):
         start: position of its first row in the index.
         rows: the columns.
         features: metric space -> [N, D] as stored, to be read only.
+        originals: what they are a compact form of, if that is stored too; else empty.
         live: bool [N]: not deleted.
     """
 
     start: int
     rows: pa.RecordBatch
     features: dict[str, Tensor]
+    originals: dict[str, Tensor]
     live: NDArray[np.bool_]
 
 
@@ -220,7 +223,9 @@ class GalleryIndex:
                 continue
             if segment.file not in self._ready:
                 blocks = self._blocks_of(segment, start)
-                self._ready[segment.file] = [(b, Gallery(b.features)) for b in blocks]
+                self._ready[segment.file] = [
+                    (b, Gallery(b.features, b.originals or None)) for b in blocks
+                ]
             yield from self._ready[segment.file]
 
     def _blocks_of(self, segment: Segment, start: int) -> Iterator[Block]:
@@ -229,7 +234,9 @@ class GalleryIndex:
         at = 0
         for rows in read_segment(self.folder / SEGMENTS / segment.file, schema):
             part = live[at : at + len(rows)]
-            yield Block(start + at, rows, features_of(rows, self.manifest.stored), part)
+            stored = self.manifest.stored
+            features, originals = features_of(rows, stored), originals_of(rows, stored)
+            yield Block(start + at, rows, features, originals, part)
             at += len(rows)
         if at != segment.rows:
             raise DataError(f"{segment.file} in {self.folder} has {at} rows, not those listed")

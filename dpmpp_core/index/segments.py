@@ -20,7 +20,8 @@ from torch import Tensor
 from dpmpp_core.errors import DataError
 
 Matrix = NDArray[np.float32]
-Stored = Literal["float32", "float16", "bfloat16", "int8"]
+# The last: int8 is read by a search, float32 only of what int8 cannot decide.
+Stored = Literal["float32", "float16", "bfloat16", "int8", "int8+float32"]
 STORED: tuple[Stored, ...] = get_args(Stored)
 BLOCK = 16_384  # rows, at most
 
@@ -52,10 +53,17 @@ def known_type(stored: str) -> Stored:
     raise DataError(f"features cannot be stored as {stored!r}: {', '.join(STORED)}")
 
 
+def _kinds(stored: Stored) -> dict[str, str]:
+    """Prefix of a column -> the type of its vectors."""
+    return dict(zip(("feature_", "exact_"), stored.split("+"), strict=False))
+
+
 def segment_schema(spaces: Mapping[str, int], stored: Stored) -> pa.Schema:
-    """ROW_SCHEMA, and a column `feature_SPACE` of vectors for each metric space."""
+    """ROW_SCHEMA, and for each metric space a column `feature_SPACE` of vectors, which a search
+    reads, and `exact_SPACE` if there are others to score by."""
     fields = [
-        pa.field(f"feature_{space}", pa.list_(_TYPES[stored], width), nullable=False)
+        pa.field(f"{prefix}{space}", pa.list_(_TYPES[kind], width), nullable=False)
+        for prefix, kind in _kinds(stored).items()
         for space, width in spaces.items()
     ]
     return pa.schema([*ROW_SCHEMA, *fields])
@@ -68,21 +76,24 @@ def encode(features: Mapping[str, Matrix], stored: Stored) -> dict[str, pa.Array
     length. Raises DataError for a vector with NaN, infinity, or nothing but zeros.
     """
     columns = {}
-    for space, values in features.items():
-        tensor = torch.from_numpy(np.ascontiguousarray(values, np.float32))
-        largest = tensor.abs().amax(dim=1, keepdim=True)
-        if not (largest.isfinite() & (largest > 0)).all():
-            raise DataError(f"a feature of space '{space}' holds NaN, infinity or only zeros")
-        tensor = tensor / largest
-        if stored == "int8":
-            coded = (tensor * 127).round().to(torch.int8)
-        else:
-            unit = tensor / tensor.norm(dim=1, keepdim=True)
-            coded = unit.to(getattr(torch, stored))
-            coded = coded.view(torch.int16) if stored == "bfloat16" else coded
-        flat = pa.array(coded.numpy().reshape(-1), _TYPES[stored])
-        columns[f"feature_{space}"] = pa.FixedSizeListArray.from_arrays(flat, tensor.shape[1])
+    for prefix, kind in _kinds(stored).items():
+        for space, values in features.items():
+            tensor = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+            largest = tensor.abs().amax(dim=1, keepdim=True)
+            if not (largest.isfinite() & (largest > 0)).all():
+                raise DataError(f"a feature of space '{space}' holds NaN, infinity or only zeros")
+            flat = pa.array(_coded(tensor / largest, kind).numpy().reshape(-1), _TYPES[kind])
+            vectors = pa.FixedSizeListArray.from_arrays(flat, tensor.shape[1])
+            columns[f"{prefix}{space}"] = vectors
     return columns
+
+
+def _coded(vectors: Tensor, kind: str) -> Tensor:
+    """[N, D] whose largest entries are 1 -> as they are stored."""
+    if kind == "int8":
+        return (vectors * 127).round().to(torch.int8)
+    coded = (vectors / vectors.norm(dim=1, keepdim=True)).to(getattr(torch, kind))
+    return coded.view(torch.int16) if kind == "bfloat16" else coded
 
 
 def features_of(block: pa.RecordBatch, stored: Stored) -> dict[str, Tensor]:
@@ -90,13 +101,22 @@ def features_of(block: pa.RecordBatch, stored: Stored) -> dict[str, Tensor]:
 
     Nobody may write into them.
     """
-    features = {}
+    return _vectors(block, "feature_", stored)
+
+
+def originals_of(block: pa.RecordBatch, stored: Stored) -> dict[str, Tensor]:
+    """As `features_of`, those that exact scores are made of; empty if they are the same."""
+    return _vectors(block, "exact_", stored)
+
+
+def _vectors(block: pa.RecordBatch, prefix: str, stored: Stored) -> dict[str, Tensor]:
+    vectors = {}
     for field in block.schema:
-        if field.name.startswith("feature_"):
+        if field.name.startswith(prefix):
             flat = torch.from_dlpack(block.column(field.name).flatten())
-            flat = flat.view(torch.bfloat16) if stored == "bfloat16" else flat
-            features[field.name.removeprefix("feature_")] = flat.view(-1, field.type.list_size)
-    return features
+            flat = flat.view(torch.bfloat16) if _kinds(stored)[prefix] == "bfloat16" else flat
+            vectors[field.name.removeprefix(prefix)] = flat.view(-1, field.type.list_size)
+    return vectors
 
 
 def write_segment(file: Path, blocks: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:

@@ -38,14 +38,15 @@ class Stored:
 
     codes: [G, D], what is scanned. lengths: float32 [G], theirs. order: int64 [D], dimensions that
     masks weigh alike side by side. energies: float32 [G, D / 8], sums of squares of `GROUP`
-    neighbours in this order. exact: [G, D], what exact scores are made of.
+    neighbours in this order; None if scores are not to be bounded. exact: [G, D], what exact
+    scores are made of.
     error: float32 [G], |exact / scale - codes| for the best scale; None if both are the same.
     """
 
     codes: Tensor
     lengths: Tensor
     order: Tensor
-    energies: Tensor
+    energies: Tensor | None
     exact: Tensor
     error: Tensor | None
 
@@ -84,7 +85,9 @@ class Block:
         if few is not None:
             row, item = few
             unknown = torch.full((len(row),), torch.inf, device=floor.device)
-            return Reaching(row + rows.start, self._of(item), torch.zeros_like(unknown), unknown)
+            return Reaching(
+                row + rows.start, places(self._slices, item), torch.zeros_like(unknown), unknown
+            )
         scores, off = self._scores(query, rows, products)
         if hidden is not None:
             scores[hidden] = -torch.inf
@@ -93,16 +96,7 @@ class Block:
         # No score is below -3, but the hidden ones are: a floor of -inf must not let them in.
         row, item = _where(scores >= (floor[:, None] - off).clamp_min_(-3))
         off_by = off.expand_as(scores)[row, item]
-        return Reaching(row + rows.start, self._of(item), scores[row, item], off_by)
-
-    def _of(self, item: Tensor) -> Tensor:
-        """Items of the gallery from places in the block."""
-        if len(self._slices) == 1:
-            return item + self._slices[0].start
-        sizes = [s.stop - s.start for s in self._slices]
-        ends = torch.tensor(sizes).cumsum(0)
-        shift = torch.tensor([s.stop for s in self._slices]) - ends
-        return item + shift[torch.searchsorted(ends, item, right=True)]
+        return Reaching(row + rows.start, places(self._slices, item), scores[row, item], off_by)
 
     def _scores(self, query: Query, rows: slice, products: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Scores [q, g], which take the place of `products`, and how far off the exact ones they
@@ -121,7 +115,8 @@ class Block:
     ) -> tuple[Tensor, Tensor] | None:
         """The pairs that an upper bound of their score leaves, if they are few: then the lengths
         under the masks, half of the work, are needed for them alone."""
-        if not query.worth_bounding(rows, floor):
+        bounded = all(x.energies is not None for x in self._spaces.values())
+        if not bounded or not query.worth_bounding(rows, floor):
             return None
         upper: Tensor | None = None
         for (s, x), product in zip(self._spaces.items(), products, strict=True):
@@ -146,7 +141,8 @@ class _Part:
 
         self.codes = [stored.codes[s] for s in slices]
         self.size = sum(len(x) for x in self.codes)
-        self.lengths, self.energies = of(stored.lengths), of(stored.energies)
+        self.lengths = of(stored.lengths)
+        self.energies = None if stored.energies is None else of(stored.energies)
         self.error = None if stored.error is None else of(stored.error)
         self.rounding = rounding(stored.codes.shape[1])
         self._features: Tensor | None = None
@@ -195,7 +191,7 @@ class _Part:
     def upper(self, query: Asked, rows: slice, products: Tensor) -> Tensor:
         """No less than the exact scores: the length under a mask is at least that under the least
         mask of each group of dimensions. float32 [q, g], at most 1."""
-        assert query.least is not None
+        assert query.least is not None and self.energies is not None
         inverse = _product(query.least[rows], self.energies)
         inverse = inverse.mul_(1 - 1e-5).clamp_min_(VANISHED**2).rsqrt_()
         upper = (products * inverse).clamp_min_(0)
@@ -314,6 +310,15 @@ def _asked(space: str, query: Tensor, mask: Tensor | None, order: Tensor) -> Ask
     return Asked(weight.float(), square.float(), least, weight, square)
 
 
+def places(slices: Sequence[slice], item: Tensor) -> Tensor:
+    """Items of the gallery from places in these slices side by side."""
+    if len(slices) == 1:
+        return item + slices[0].start
+    ends = torch.tensor([s.stop - s.start for s in slices]).cumsum(0)
+    shift = torch.tensor([s.stop for s in slices]) - ends
+    return item + shift[torch.searchsorted(ends, item, right=True)]
+
+
 def grouped(x: Tensor) -> Tensor:
     """[N, D] as groups of neighbouring dimensions [N, D / 8, 8], the last filled with zeros."""
     filled = torch.nn.functional.pad(x, (0, -x.shape[1] % GROUP))
@@ -322,9 +327,13 @@ def grouped(x: Tensor) -> Tensor:
 
 def _product(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
     """x @ y.T in full float32."""
+    if len(x) == 1 and y.device.type == "cpu":
+        out = x.new_empty(1, len(y)) if out is None else out
+        # One dot product after the other reads memory at its full rate. BLAS takes several rows at
+        # a time, which the processor does not foresee: up to twice the time (measured).
+        np.vecdot(y.detach().numpy(), x[0].detach().numpy(), out=out[0].numpy())
+        return out
     with torch.autocast(x.device.type, enabled=False):
-        if len(x) == 1:
-            return torch.mv(y, x[0], out=None if out is None else out[0])[None]
         return torch.mm(x, y.T, out=out)
 
 

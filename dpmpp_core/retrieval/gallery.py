@@ -30,7 +30,7 @@ from dpmpp_core.retrieval.arguments import (
 from dpmpp_core.retrieval.blocks import GROUP, Block, Query, Stored, grouped
 from dpmpp_core.retrieval.similarity import VANISHED
 
-Storage = Literal["float32", "bfloat16", "int8"]
+Storage = Literal["float32", "float16", "bfloat16", "int8"]
 
 BLOCK_ITEMS = 4096  # gallery items in a matrix product
 BLOCK_QUERIES = 512
@@ -38,10 +38,11 @@ BLOCK_PAIRS = 128  # pairs scored exactly at a time: what fits a core's caches
 SAFE = (1e-12, 1e12)  # lengths whose squares keep their digits in float32
 GRID = 2.0**24  # exact scores are multiples of 1 / GRID
 STEPS = 127  # of int8, either side of zero
+SCANNED = (torch.float32, torch.float16, torch.bfloat16, torch.int8)  # as they lie
 
 
 def compact(features: Spaces, storage: Storage) -> dict[str, Tensor]:
-    """Features [N, D] by space as a smaller type: bfloat16, or int8 steps of each row's largest.
+    """Features [N, D] by space as a smaller type: two bytes, or int8 steps of each row's largest.
 
     A lone array comes back as the space ''. Only directions count in the metric, so that the rows'
     scales are not needed and not kept. Raises ValueError for NaN, infinity and rows of zeros.
@@ -63,13 +64,15 @@ class Gallery:
 
     Args:
         features: [G, D], or a mapping of metric space to such: tensors or NumPy arrays, also
-            memory-mapped ones, which are read block by block. float32, bfloat16 and int8 stay as
-            they are, other types become float32. Only directions count: int8 needs no scale.
+            memory-mapped ones, which are read block by block. float32, float16, bfloat16 and int8
+            stay as they are, others become float32. Only directions count: int8 needs no scale.
         originals: the float features that `features` are a compact form of (`compact`), if they
             are at hand: then the compact ones are scanned, and whatever they cannot decide is
             scored by the originals, so that results are exactly those of the originals.
         usual_mask: a mask as queries have them, [D] or by space, such as the mean of many. Changes
             speed only: scores are bounded by the weights of dimensions that it weighs alike.
+        bounded: whether scores are bounded at all, which takes D / 2 bytes an item and saves
+            searches of all items most of their work.
 
     Raises:
         ValueError: NaN, infinity, a feature vector of length zero (names argument and row), or
@@ -81,6 +84,7 @@ class Gallery:
         features: Spaces,
         originals: Spaces | None = None,
         usual_mask: Spaces | None = None,
+        bounded: bool = True,
     ) -> None:
         given = by_space(features)
         exact = by_space(originals) if originals is not None else {}
@@ -89,7 +93,7 @@ class Gallery:
         usual = by_space(usual_mask) if usual_mask is not None else {}
         if usual:
             refuse_other_spaces("usual_mask", usual, given)
-        self._spaces = {s: _stored(s, given[s], exact.get(s), usual.get(s)) for s in given}
+        self._spaces = {s: _stored(s, given[s], exact.get(s), usual.get(s), bounded) for s in given}
         sizes = {len(x.codes) for x in self._spaces.values()}
         if len(sizes) != 1:
             raise ValueError(f"the spaces of gallery have different numbers of items: {sizes}")
@@ -121,6 +125,21 @@ class Gallery:
     def block(self, slices: Sequence[slice]) -> Block:
         """Some items, ready to be scored."""
         return Block(self._spaces, slices)
+
+    def picked(self, items: Tensor) -> Block:
+        """These items, copied side by side, ready to be scored; they count from 0 in it."""
+        spaces = {
+            space: Stored(
+                x.codes.index_select(0, items),
+                x.lengths[items],
+                x.order,
+                None,
+                x.exact,
+                None if x.error is None else x.error[items],
+            )
+            for space, x in self._spaces.items()
+        }
+        return Block(spaces, [slice(0, len(items))])
 
     def each_block(self, work: Callable[[Block], None], step: int) -> None:
         """`work` with each `step` items of the gallery, in any order; on a CPU one thread a core.
@@ -176,10 +195,10 @@ class Gallery:
 
 
 def _stored(
-    space: str, features: Array, original: Array | None, usual_mask: Array | None
+    space: str, features: Array, original: Array | None, usual_mask: Array | None, bounded: bool
 ) -> Stored:
     codes = matrix("gallery", space, features)
-    if codes.dtype not in (torch.float32, torch.bfloat16, torch.int8):
+    if codes.dtype not in SCANNED:
         codes = codes.float()
     order = torch.arange(codes.shape[1], device=codes.device)
     if usual_mask is not None:
@@ -189,8 +208,7 @@ def _stored(
                 f"usual_mask{of(space)} has shape {tuple(usual.shape)}, not {tuple(order.shape)}"
             )
         order = torch.argsort(usual)
-    codes, energies = _checked("gallery", space, codes, order)
-    lengths = energies.sum(1).sqrt_()
+    codes, lengths, energies = _checked("gallery", space, codes, order if bounded else None)
     if original is None:
         return Stored(codes, lengths, order, energies, codes, None)
     exact = matrix("originals", space, original)
@@ -199,22 +217,31 @@ def _stored(
             f"originals{of(space)} has shape {tuple(exact.shape)} but gallery {tuple(codes.shape)}"
         )
     exact = exact if exact.dtype == torch.float32 else exact.float()
-    exact, _ = _checked("originals", space, exact, order)
+    exact, _, _ = _checked("originals", space, exact, None)
     error = torch.cat([_residual(codes[r].float(), exact[r]) for r in _slices(len(codes))])
     return Stored(codes, lengths, order, energies, exact, error)
 
 
-def _checked(name: str, space: str, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Features whose squares fit float32, and the energies of their groups. Copied only if they do
-    not fit as they are."""
-    energies = torch.empty(len(x), -(-x.shape[1] // GROUP), device=x.device)
+def _checked(
+    name: str, space: str, x: Tensor, order: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Features whose squares fit float32, their lengths, and the energies of their groups in this
+    `order` of dimensions, if one is given. Copied only if they do not fit as they are."""
+    totals = torch.empty(len(x), device=x.device)
+    energies = None
+    if order is not None:
+        energies = torch.empty(len(x), -(-x.shape[1] // GROUP), device=x.device)
     for r in _slices(len(x)):
-        energies[r] = grouped(x[r].float().square()[:, order]).sum(2)
-    total = energies.sum(1)
-    if ((total > SAFE[0] ** 2) & (total < SAFE[1] ** 2)).all():
-        return x, energies
+        squares = x[r].float().square()
+        totals[r] = squares.sum(1)
+        if energies is not None:
+            energies[r] = grouped(squares[:, order]).sum(2)
+    if ((totals > SAFE[0] ** 2) & (totals < SAFE[1] ** 2)).all():
+        return x, totals.sqrt_(), energies
     x = x / largest(name, space, x, "is a feature vector of length zero").to(x.dtype)
-    return x, grouped(x.float().square()[:, order]).sum(2)
+    squares = x.float().square()
+    energies = None if order is None else grouped(squares[:, order]).sum(2)
+    return x, squares.sum(1).sqrt_(), energies
 
 
 def _residual(codes: Tensor, exact: Tensor) -> Tensor:

@@ -1,29 +1,31 @@
 """Search in part of a large gallery: the lists of items whose centres score best (ours).
 
-An inverted file, as vector libraries have it, under the masked metric throughout. A library's own
-index knows one inner product: of the masked metric it could search the numerator alone, which is
-another order. Here centres are ranked by the query's mask too, and the items of the chosen lists,
-which lie side by side in memory, get their exact scores. So what is found is in its right order;
-what may be missed are items in other lists.
+An inverted file, as vector libraries have it, under the masked metric throughout: centres and items
+are ranked by the query's mask, from small sketches of them that lie side by side in memory. Those
+items whose sketches score best get their exact scores. So what is found is in its right order; what
+may be missed are items in other lists, or whose sketches tell too little.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dpmpp_core.retrieval.arguments import Spaces, by_space, matrix
+from dpmpp_core.retrieval.arguments import Spaces, by_space, matrix, tensor
+from dpmpp_core.retrieval.blocks import places
 from dpmpp_core.retrieval.gallery import Gallery
-from dpmpp_core.retrieval.search import masked_topk, merge
+from dpmpp_core.retrieval.search import Mask, merge
+from dpmpp_core.retrieval.sketches import Sketches, directions
 
 SAMPLE = 64  # items a list, from which its centre is learnt
 ROUNDS = 8
 ASSIGNED = 16_384  # items assigned at a time
+CANDIDATES = 400  # items that get exact scores
 
 
 def group(features: Spaces, lists: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -58,76 +60,111 @@ def group(features: Spaces, lists: int | None = None, seed: int = 0) -> tuple[Te
 
 
 class Shortlist:
-    """A gallery in lists.
+    """A gallery in lists, with a sketch of each item, which is looked at first.
 
     Args:
-        features: [N, D] or a mapping, in the order that `group` gave: list by list. May be mapped.
+        features: [N, D] or a mapping, in the order that `group` gave: list by list. May be mapped:
+            a search reads a few hundred of them, and sketches, 640 bytes an item and space.
         sizes: int64 [lists], items of each.
-        originals, usual_mask: as of `Gallery`, the first in the same order.
     """
 
-    def __init__(
-        self,
-        features: Spaces,
-        sizes: Tensor,
-        originals: Spaces | None = None,
-        usual_mask: Spaces | None = None,
-    ) -> None:
-        self.gallery = Gallery(features, originals, usual_mask)
+    def __init__(self, features: Spaces, sizes: Tensor) -> None:
+        parts = {space: matrix("features", space, x) for space, x in by_space(features).items()}
+        self.gallery = Gallery(parts, bounded=False)
         sizes = sizes[sizes > 0]
         self.starts = [0, *torch.cumsum(sizes, 0).tolist()]
         if self.starts[-1] != len(self.gallery):
             raise ValueError(f"sizes sum to {self.starts[-1]}, features have {len(self.gallery)}")
-        self.centres = Gallery({space: self._means(x) for space, x in by_space(features).items()})
+        turns = {space: directions(x) for space, x in parts.items()}
+        self.sketches = Sketches(parts, turns)
+        self.centres = Sketches({space: self._means(x) for space, x in parts.items()}, turns)
 
     def topk(
-        self, query: Spaces, query_mask: Spaces | None, k: int, probes: int
+        self,
+        query: Spaces,
+        query_mask: Spaces | None,
+        k: int,
+        probes: int,
+        candidates: int = CANDIDATES,
+        allowed: Mask | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The best k items among the `probes` lists that suit each query best: float32 [Q, k] and
-        int64 [Q, k], as `masked_topk`; all lists give what that gives. Indices count in the order
-        of `features`. Raises ValueError as `masked_topk`."""
+        """The best k items of those `candidates` whose sketches score best, in the `probes` lists
+        that suit each query best.
+
+        Scores are exact, and so is the order of what is found; all lists and all items as
+        candidates give what `masked_topk` gives.
+
+        Args:
+            query, query_mask, k: as of `masked_topk`.
+            allowed: bool [N], which items may be listed; None allows all.
+
+        Returns:
+            float32 [Q, k] and int64 [Q, k], as `masked_topk`. Indices count in the order of
+            `features`.
+
+        Raises:
+            ValueError: as `masked_topk`.
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}; at least 1 is needed")
         asked = self.gallery.query(query, query_mask)
-        probes = min(probes, len(self.centres))
-        _, lists = masked_topk(query, query_mask, self.centres, probes)
+        sketched = self.sketches.asked(asked)
+        hidden = None if allowed is None else ~tensor(allowed)
+        lists = slice(0, len(self.starts) - 1)
         best = torch.full((len(asked), k), -torch.inf)
         indices = torch.full((len(asked), k), -1)
 
         def search(row: int) -> None:
-            mine = best[row : row + 1], indices[row : row + 1]
+            suits = self.centres.scores(sketched, row, [lists])
+            chosen = suits.topk(min(probes, len(suits))).indices.sort().values.tolist()
+            slices = self._slices(chosen)
+            scores = self.sketches.scores(sketched, row, slices)
+            if hidden is not None:
+                scores[torch.cat([hidden[s] for s in slices])] = -torch.inf
+            first = scores.topk(min(max(candidates, k), len(scores)))
+            items = places(slices, first.indices[first.values > -torch.inf]).sort().values
             rows = slice(row, row + 1)
-            # The best list alone says how good an item must be to matter.
-            chosen = [slice(self.starts[i], self.starts[i + 1]) for i in lists[row].tolist()]
-            for part in (chosen[:1], chosen[1:]):
-                if part:
-                    block = self.gallery.block(part)
-                    found = block.reaching(asked, rows, mine[0][:, -1], None, k)
-                    scores = self.gallery.exact(asked, found.rows, found.items)
-                    merge(*mine, torch.zeros_like(found.rows), scores, found.items)
+            found = self.gallery.picked(items).reaching(asked, rows, best[rows, -1], None, k)
+            items = items[found.items]
+            scores = self.gallery.exact(asked, found.rows, items)
+            merge(best[rows], indices[rows], torch.zeros_like(found.rows), scores, items)
 
-        threads = torch.get_num_threads()
-        if threads == 1 or len(asked) == 1:
-            for row in range(len(asked)):
-                search(row)
-        else:
-            try:
-                with ThreadPoolExecutor(
-                    threads, initializer=torch.set_num_threads, initargs=(1,)
-                ) as pool:
-                    list(pool.map(search, range(len(asked))))
-            finally:
-                torch.set_num_threads(threads)
+        side_by_side(search, len(asked))
         best[indices < 0] = torch.nan
         return best, indices
 
-    def _means(self, features: Tensor | NDArray[np.floating]) -> Tensor:
+    def _slices(self, lists: Sequence[int]) -> list[slice]:
+        """Where these lists lie, in rising order; neighbours as one."""
+        found: list[slice] = []
+        for i in lists:
+            start = self.starts[i]
+            if found and found[-1].stop == start:
+                start = found.pop().start
+            found.append(slice(start, self.starts[i + 1]))
+        return found
+
+    def _means(self, x: Tensor) -> Tensor:
         """Mean direction of each list."""
-        x = matrix("features", "", features)
         return torch.stack(
             [
                 torch.nn.functional.normalize(x[start:stop].float()).mean(0)
                 for start, stop in zip(self.starts[:-1], self.starts[1:], strict=True)
             ]
         )
+
+
+def side_by_side(search: Callable[[int], None], queries: int) -> None:
+    """`search` of each query, one thread a core."""
+    threads = torch.get_num_threads()
+    if threads == 1 or queries == 1:
+        for row in range(queries):
+            search(row)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(search, range(queries)))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _directions(parts: list[Tensor], rows: Tensor) -> Tensor:

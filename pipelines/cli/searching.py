@@ -24,7 +24,8 @@ Labels = Annotated[
     typer.Option(help="CSV file: path (in the data folder), and any of pid, camid, time."),
 ]
 IndexModel = Annotated[
-    str | None, typer.Option("--model", help="Where the index's model is, if it was moved.")
+    str | None,
+    typer.Option("--model", help="Where the index's model is, if it was moved; as of `build`."),
 ]
 BaseRate = Annotated[
     float | None,
@@ -36,11 +37,17 @@ BaseRate = Annotated[
 def index_build(
     index: Index,
     data: ImageData,
-    model: Annotated[str, typer.Option("--model", help="Folder of a saved model.")],
+    model: Annotated[
+        str, typer.Option("--model", help="Folder of a saved model, or models:/NAME@ALIAS.")
+    ],
     split: Split = "all",
     labels: Labels = None,
     stored: Annotated[
-        str, typer.Option(help="Type of the features: float32, float16, bfloat16, int8.")
+        str,
+        typer.Option(
+            help="Type of the features: float32, float16, bfloat16, int8; or int8+float32, which "
+            "reads int8 and finds what float32 finds."
+        ),
     ] = "float32",
     address: Address = None,
     as_json: Json = False,

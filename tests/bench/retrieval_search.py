@@ -63,7 +63,7 @@ def million(items: int = 1_000_000) -> dict[str, object]:
             by_list[start : start + 65536] = x[order[start : start + 65536]]
         del x
         data = data._replace(gallery=by_list)
-        lists, preparing = measured(lambda: Shortlist(by_list, sizes, usual_mask=data.usual), 1)
+        lists, preparing = measured(lambda: Shortlist(by_list, sizes), 1)
         theirs = _ivf(by_list, np.add.reduceat(by_list, lists.starts[:-1], axis=0))
         place = order.numpy()
         found = [_in_lists(lists, theirs, query, mask, p, place, best, plain) for p in PROBES]

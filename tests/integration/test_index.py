@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from mlflow.tracking import MlflowClient
 
 import pipelines.index
-from dpmpp_core.errors import DataError, WeightsError
+from dpmpp_core.errors import ConfigError, DataError, WeightsError
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, Where, search
-from dpmpp_core.models.reid import load_model
+from dpmpp_core.models.reid import CARD_FILE, load_model
 from pipelines.calibrate import calibrate_index, read_calibration
-from pipelines.index import Images, add, build, delete
+from pipelines.index import Images, add, build, compact, delete, fetch_model
+from pipelines.registry import FILES, files_sha256
 from pipelines.search import Asked, Request, Searcher, Shards, run_search
+from pipelines.tracking import first_open
 from tests.integration.gallery import saved_model
 from tests.s3_server import S3Server
 
@@ -77,6 +83,52 @@ def test_a_folder_is_indexed_and_only_what_is_new_is_added_later(
     monkeypatch.setattr(pipelines.index, "embedded", None)  # nothing is opened any more
     again = add(str(folder), Images(str(data)))
     assert (again["added"], again["known"]) == (0, 10)
+
+
+def registered(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """A registry whose `people` has one version, the champion: this model."""
+    files = folder / "version"
+    shutil.copytree(model, files / "artifacts" / "model")
+    monkeypatch.setenv("DPMPP_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    client = first_open(f"sqlite:///{folder}/mlflow.db")
+    client.create_registered_model("people")
+    client.create_model_version("people", str(files), tags={FILES: files_sha256(files)})
+    client.set_registered_model_alias("people", "champion", "1")
+    return client
+
+
+def test_a_model_of_the_registry_is_named_by_its_alias_and_kept_by_its_version(
+    cluster: None, model: Path, small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = registered(model, tmp_path, monkeypatch)
+    pictures = Images(str(small_demo), "query")
+    made = build(str(tmp_path / "index"), "models:/people@champion", "float32", pictures)
+    assert made["model"] == "models:/people/1" and made["added"] > 0
+    client.set_registered_model_alias("people", "champion", "1")
+    query = str(next((small_demo / "query").glob("*.jpg")))
+    asked = Request(str(tmp_path / "index"), query, top=1)
+    found = run_search(asked)["queries"][0]["hits"][0]["image"]
+    assert found == query
+    moved = replace(asked, model=str(model))
+    assert run_search(moved)["queries"][0]["hits"][0]["image"] == query
+    with pytest.raises(ConfigError, match="no alias 'best'; it has: champion"):
+        run_search(replace(asked, model="models:/people@best"))
+    with pytest.raises(ConfigError, match=r"models:/NAME@ALIAS or models:/NAME/VERSION"):
+        run_search(replace(asked, model="models:/people"))
+    with pytest.raises(ConfigError, match="no graph"):
+        run_search(replace(asked, engine="onnx"))
+
+
+def test_files_of_the_registry_that_were_changed_are_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(model, tmp_path, monkeypatch)
+    card = tmp_path / "version" / "artifacts" / "model" / CARD_FILE
+    card.write_text(card.read_text() + " ")
+    with pytest.raises(WeightsError, match=r"models:/people/1: .* not those that were registered"):
+        fetch_model("models:/people/1")
+    assert not list((tmp_path / "dpmpp-cache" / "models").iterdir())
 
 
 def test_another_model_is_refused_by_name(index: Path, small_demo: Path, tmp_path: Path) -> None:
@@ -256,6 +308,25 @@ def test_an_open_search_sees_what_is_added_and_deleted(index: Path, small_demo: 
     assert searcher.find(asked, 1, Where())[0][0].image != first.image
     add(str(index), Images(str(small_demo), "gallery"))
     assert searcher.find(asked, 1, Where())[0][0].image == first.image
+
+
+def test_shards_search_an_index_that_is_compacted_meanwhile(
+    cluster: None, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(index, tmp_path / "index")
+    searcher = Searcher(str(folder), shards=2)
+    asked = searcher.ask([np.zeros((128, 64, 3), np.uint8)], ["black"])
+    first, second, third = searcher.find(asked, 3, Where())[0]
+    stale = searcher.index
+    delete(str(folder), [first.image], [])
+    compact(str(folder))
+    # Workers are started on what is gone once they look for it.
+    states = iter([stale])
+    real = GalleryIndex.open
+    monkeypatch.setattr(GalleryIndex, "open", lambda folder: next(states, None) or real(folder))
+    searcher._shards = searcher._started()
+    assert searcher.find(asked, 2, Where())[0] == [second, third]
+    assert searcher.index.deleted == 0 and searcher.index != stale
 
 
 def test_an_index_on_s3_is_searched_by_shards(

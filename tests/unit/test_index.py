@@ -99,6 +99,25 @@ def test_what_is_put_in_is_found_again(stored, tmp_path):
     assert taken["pid"].to_pylist() == [None, 3, 3]
 
 
+def test_int8_beside_float32_finds_what_float32_finds(tmp_path):
+    found = {}
+    for stored in ("float32", "int8", "int8+float32"):
+        index = GalleryIndex.create(tmp_path / stored, MODEL, "m", stored)
+        features = features_for(600, seed=3)
+        # Copies that int8 cannot tell apart.
+        near = {s: x[:200] + 1e-4 * features_for(200, seed=4)[s] for s, x in features.items()}
+        index, _ = index.append(MODEL, rows_of([f"{i}.jpg" for i in range(600)]), features)
+        index, _ = index.append(MODEL, rows_of([f"near{i}.jpg" for i in range(200)]), near)
+        index = index.delete(images=["5.jpg"])[0].compact()
+        found[stored] = search(index, features_for(20, seed=5), masks_for(20), 30)
+        codes = next(index.blocks()).features["bands"]
+        assert codes.dtype == (torch.float32 if stored == "float32" else torch.int8)
+    whole, alone, both = found.values()
+    assert np.array_equal(both.positions, whole.positions)
+    assert np.array_equal(both.scores, whole.scores)
+    assert not np.array_equal(alone.positions, whole.positions)
+
+
 def test_opening_reads_no_segment(index):
     index.append(MODEL, rows_of(["a"]), features_for(1))
     (file,) = (index.folder / "segments").iterdir()

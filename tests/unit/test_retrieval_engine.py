@@ -60,8 +60,8 @@ def drawn(seed: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
 
 
 def stored(gallery: np.ndarray, mask: np.ndarray | None, seed: int) -> Gallery:
-    kind = ("float32", "bfloat16", "int8")[seed % 3]
-    usual = None if mask is None or seed % 2 else mask.mean(0)
+    kind = ("float32", "bfloat16", "int8", "float16")[seed % 4]
+    usual = None if mask is None or seed % 8 < 4 else mask.mean(0)
     codes = gallery if kind == "float32" else compact(gallery, kind)
     return Gallery({"": codes} if kind == "float32" else codes,
                    None if kind == "float32" else gallery, usual)  # fmt: skip
