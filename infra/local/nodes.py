@@ -107,16 +107,17 @@ class Nodes:
     def start(self, name: str) -> None:
         """Start a node with an empty disk and wait until it answers.
 
-        One that ends meanwhile is started again, as a pod would be: a raylet gives up if its agent
-        takes more than 15 seconds, which happens on a busy machine.
+        Any that ends meanwhile is started again, as a pod would be: on a busy machine Ray's parts
+        give up waiting for one another.
         """
         self._launch(name)
         node = self.nodes[name]
         port = 8265 if name == "head" else 52365
 
         def up() -> bool:
-            if node.process is not None and node.process.poll() is not None:
-                self._launch(name)
+            for other, started in self.nodes.items():
+                if started.process is not None and started.process.poll() is not None:
+                    self._launch(other)
             return answers(node.address, port)
 
         wait_for(up, f"{name} on {node.address}:{port}", 300)
