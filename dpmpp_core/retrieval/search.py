@@ -89,6 +89,18 @@ class _Lists:
         return hidden.expand(rows.stop - rows.start, items.stop - items.start)
 
 
+def keep_best(
+    gallery: Gallery, query: Query, row: int, items: Tensor, best: Tensor, indices: Tensor
+) -> None:
+    """Put the best of these items, int64 [n], by their exact scores into the list of a query."""
+    rows, k = slice(row, row + 1), best.shape[1]
+    items = items.sort().values
+    found = gallery.picked(items).reaching(query, rows, best[rows, -1], None, k)
+    items = items[found.items]
+    scores = gallery.exact(query, found.rows, items)
+    merge(best[rows], indices[rows], torch.zeros_like(found.rows), scores, items)
+
+
 def merge(best: Tensor, indices: Tensor, row: Tensor, score: Tensor, item: Tensor) -> None:
     """Put scored items into the lists `best` and `indices` [Q, k] of their queries."""
     if len(row) == 0:
