@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("app_page.py")
 UPLOAD_MB = 64
+GRACE = 10.0  # seconds to end in
 SETTINGS = {
     "server.headless": "true",  # opens no browser
     "server.fileWatcherType": "none",
@@ -54,6 +55,10 @@ def serve(index: str, model: str | None, host: str, port: int) -> dict[str, Any]
             code = server.wait()
         except KeyboardInterrupt:
             server.terminate()
+            try:
+                server.wait(GRACE)
+            except subprocess.TimeoutExpired:  # Streamlit may wait for pages that are open
+                server.kill()
             return {"served": uri}
     if code:
         raise DataError(f"the app ended at once: is port {port} in use? --port names another")

@@ -17,6 +17,7 @@ from dpmpp_core.retrieval.evaluation import (
 )
 from dpmpp_core.retrieval.feature_ranks import rank_features
 from dpmpp_core.retrieval.gallery import Gallery, compact
+from dpmpp_core.retrieval.graph import Graph
 from dpmpp_core.retrieval.masks import mask_statistics, permuted_masks, static_mask
 from dpmpp_core.retrieval.queries import QueryFigures
 from dpmpp_core.retrieval.ranking import RankingResult, evaluate_ranking
@@ -32,6 +33,7 @@ __all__ = [
     "Difference",
     "Embeddings",
     "Gallery",
+    "Graph",
     "Interval",
     "Mode",
     "QueryFigures",

@@ -80,14 +80,17 @@ class Block:
         """The pairs of the queries `rows` whose score may be `floor` [q] or more, but for the
         `hidden` ones: an index into [q, g], such as a bool tensor. With `k` only those that may
         be among a query's k best of the block, where its floor is -inf."""
-        products = [x.products(query.spaces[s], rows) for s, x in self._spaces.items()]
-        few = self._promising(query, rows, products, floor, hidden)
-        if few is not None:
-            row, item = few
-            unknown = torch.full((len(row),), torch.inf, device=floor.device)
-            return Reaching(
-                row + rows.start, places(self._slices, item), torch.zeros_like(unknown), unknown
-            )
+        products: list[Tensor | None] = [None] * len(self._spaces)
+        bounded = all(x.energies is not None for x in self._spaces.values())
+        if bounded and query.worth_bounding(rows, floor):
+            made = [x.products(query.spaces[s], rows) for s, x in self._spaces.items()]
+            few = self._promising(query, rows, made, floor, hidden)
+            if few is not None:
+                row, item = few
+                unknown = torch.full((len(row),), torch.inf, device=floor.device)
+                items = places(self._slices, item)
+                return Reaching(row + rows.start, items, torch.zeros_like(unknown), unknown)
+            products = [*made]
         scores, off = self._scores(query, rows, products)
         if hidden is not None:
             scores[hidden] = -torch.inf
@@ -98,9 +101,11 @@ class Block:
         off_by = off.expand_as(scores)[row, item]
         return Reaching(row + rows.start, places(self._slices, item), scores[row, item], off_by)
 
-    def _scores(self, query: Query, rows: slice, products: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Scores [q, g], which take the place of `products`, and how far off the exact ones they
-        may be: float32 [q, g] or [1, 1]."""
+    def _scores(
+        self, query: Query, rows: slice, products: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """Scores [q, g], which take the place of `products` where these are made, and how far off
+        the exact ones they may be: float32 [q, g] or [1, 1]."""
         found = [
             x.scores(query.spaces[s], rows, product)
             for (s, x), product in zip(self._spaces.items(), products, strict=True)
@@ -115,9 +120,6 @@ class Block:
     ) -> tuple[Tensor, Tensor] | None:
         """The pairs that an upper bound of their score leaves, if they are few: then the lengths
         under the masks, half of the work, are needed for them alone."""
-        bounded = all(x.energies is not None for x in self._spaces.values())
-        if not bounded or not query.worth_bounding(rows, floor):
-            return None
         upper: Tensor | None = None
         for (s, x), product in zip(self._spaces.items(), products, strict=True):
             bound = x.upper(query.spaces[s], rows, product)
@@ -174,16 +176,20 @@ class _Part:
             start += len(codes)
         return found
 
-    def scores(self, query: Asked, rows: slice, products: Tensor) -> tuple[Tensor, Tensor]:
+    def scores(self, query: Asked, rows: slice, products: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `Block._scores`."""
+        squares: Tensor | None = None
+        alone = rows.stop - rows.start == 1 and self.lengths.device.type == "cpu"
+        if products is None and alone and query.square is not None:
+            products, squares = self._at_once(query.weight[rows], query.square[rows])
+        elif products is None:
+            products = self.products(query, rows)
         if query.square is None:
             inverse = self.lengths.reciprocal()[None]
         else:
-            square = query.square[rows]
-            if len(square) > FEW_QUERIES:
-                inverse = _product(square, self.squares)
-            else:
-                inverse = self._piecewise(square, squared=True)
-            inverse = inverse.clamp_min_(VANISHED**2).rsqrt_()
+            if squares is None:
+                squares = self._squared(query.square[rows])
+            inverse = squares.clamp_min_(VANISHED**2).rsqrt_()
         scores = products.mul_(inverse)
         off = scores.new_full((1, 1), self.rounding)
         return scores, off if self.error is None else off + self._share(inverse)
@@ -198,6 +204,35 @@ class _Part:
         if self.error is not None:
             upper += self._share(inverse)
         return upper.add_(self.rounding).clamp_max_(1 + self.rounding)
+
+    def _squared(self, square: Tensor) -> Tensor:
+        """`square` [q, D] times the squares of the features: [q, g]."""
+        if len(square) > FEW_QUERIES:
+            return _product(square, self.squares)
+        return self._piecewise(square, squared=True)
+
+    def _at_once(self, weight: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+        """Products of one query with features and with their squares, [1, g] each: memory, which
+        decides the speed, is read once."""
+        found = weight.new_empty(2, self.size)
+        room = weight.new_empty(PIECE, weight.shape[1])
+        ours = [x.detach().numpy() for x in (found, room, weight[0], square[0])]
+        (product, length), decoded, w, m = ours
+        start = 0
+        for codes in self.codes:
+            whole = codes.detach().numpy() if codes.dtype == torch.float32 else None
+            for first in range(0, len(codes), PIECE):
+                size = min(PIECE, len(codes) - first)
+                piece, squares = decoded[:size], decoded[:size]
+                if whole is not None:
+                    piece = whole[first : first + size]
+                else:
+                    room[:size].copy_(codes[first : first + size])
+                np.vecdot(piece, w, out=product[start : start + size])
+                np.multiply(piece, piece, out=squares)
+                np.vecdot(squares, m, out=length[start : start + size])
+                start += size
+        return found[:1], found[1:]
 
     def _piecewise(self, weights: Tensor, squared: bool) -> Tensor:
         """`weights` [q, D] times the features, or their squares: [q, g]. No piece leaves the

@@ -19,7 +19,7 @@ from torch import Tensor
 from dpmpp_core.retrieval.arguments import Spaces, by_space, matrix, tensor
 from dpmpp_core.retrieval.blocks import places
 from dpmpp_core.retrieval.gallery import Gallery
-from dpmpp_core.retrieval.search import Mask, merge
+from dpmpp_core.retrieval.search import Mask, keep_best
 from dpmpp_core.retrieval.sketches import Sketches, directions
 
 SAMPLE = 64  # items a list, from which its centre is learnt
@@ -122,12 +122,8 @@ class Shortlist:
             if hidden is not None:
                 scores[torch.cat([hidden[s] for s in slices])] = -torch.inf
             first = scores.topk(min(max(candidates, k), len(scores)))
-            items = places(slices, first.indices[first.values > -torch.inf]).sort().values
-            rows = slice(row, row + 1)
-            found = self.gallery.picked(items).reaching(asked, rows, best[rows, -1], None, k)
-            items = items[found.items]
-            scores = self.gallery.exact(asked, found.rows, items)
-            merge(best[rows], indices[rows], torch.zeros_like(found.rows), scores, items)
+            items = places(slices, first.indices[first.values > -torch.inf])
+            keep_best(self.gallery, asked, row, items, best, indices)
 
         side_by_side(search, len(asked))
         best[indices < 0] = torch.nan

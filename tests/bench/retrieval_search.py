@@ -20,14 +20,15 @@ import numpy as np
 import torch
 from usearch.index import Index
 
-from dpmpp_core.retrieval import Gallery, Shortlist, compact, group, masked_topk
+from dpmpp_core.retrieval import Gallery, Graph, Shortlist, compact, group, masked_topk
 from dpmpp_core.retrieval.gallery import Storage
 from tests.bench.retrieval_data import Made, in_fresh_process, made, measured
 
 WIDTH = 1280  # 768 + 512, both spaces of ViT-B/16
 QUERIES = 40
 K = 10
-PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
+PROBES = (8, 16, 32, 64, 128, 256, 512)
+BREADTHS = (64, 128, 256, 512)
 
 
 def _recall(found: np.ndarray, best: np.ndarray) -> float:
@@ -67,8 +68,9 @@ def million(items: int = 1_000_000) -> dict[str, object]:
         theirs = _ivf(by_list, np.add.reduceat(by_list, lists.starts[:-1], axis=0))
         place = order.numpy()
         found = [_in_lists(lists, theirs, query, mask, p, place, best, plain) for p in PROBES]
-    return {"exact": exact, "ready": ready, "grouping": grouping.cpu,
-            "preparing": preparing.cpu, "lists": found}  # fmt: skip
+    return {"exact": exact, "ready": ready, "grouping": grouping.cpu, "items": items,
+            "preparing": preparing.cpu, "lists": found,
+            "sketch": lists.sketches.bytes / items}  # fmt: skip
 
 
 def _exact(data: Made) -> tuple[dict[str, float], float]:
@@ -128,6 +130,31 @@ def _ivf(x: np.ndarray, centres: np.ndarray) -> faiss.IndexIVFFlat:
     return index
 
 
+def graphs(items: int = 100_000) -> dict[str, object]:
+    """10^5 x 1280 along graphs: ours, masked, against faiss' own of float32, unmasked."""
+    data = made(QUERIES, items, WIDTH, items // 20, 20)
+    best = masked_topk(data.query, data.mask, data.gallery, K)[1].numpy()
+    x, query = data.gallery, _unit(data.query)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    _, plain = faiss.knn(query, x, K, metric=faiss.METRIC_INNER_PRODUCT)
+    ours, building = measured(lambda: Graph(x), 1)
+    theirs = faiss.IndexHNSWFlat(WIDTH, 32, faiss.METRIC_INNER_PRODUCT)
+    theirs.hnsw.efConstruction = 100
+    _, their_building = measured(lambda: theirs.add(x), 1)
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    rows = []
+    for breadth in BREADTHS:
+        _, mine = ours.topk(query, data.mask, K, breadth, 50)
+        seconds = _each(lambda r, b=breadth: ours.topk(query[r], data.mask[r], K, b, 50), QUERIES)
+        theirs.hnsw.efSearch = breadth
+        _, other = theirs.search(query, K)
+        their_seconds = _each(lambda r: theirs.search(query[r], K), QUERIES)
+        rows.append([breadth, _recall(mine.numpy(), best), seconds, _recall(other, plain),
+                     their_seconds])  # fmt: skip
+    return {"rows": rows, "building": building.cpu, "their_building": their_building.cpu}
+
+
 def numerators(items: int = 20_000) -> dict[str, object]:
     """Libraries as shortlists of the numerator <q * m, g>, the best R scored exactly."""
     data = made(QUERIES, items, WIDTH, items // 20, 20)
@@ -180,7 +207,7 @@ def _scaled(items: int, storage: Storage) -> tuple[int, str, float, float, float
     return items, storage, one, many.cpu / 64, gallery.scanned_bytes / items
 
 
-JOBS = (million, numerators, scale)
+JOBS = (million, graphs, numerators, scale)
 
 
 def run(names: list[str]) -> dict[str, dict[str, object]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import (
     Gallery,
+    Graph,
     Shortlist,
     compact,
     evaluate_ranking,
@@ -186,6 +187,53 @@ def test_a_shortlist_of_few_lists_finds_what_lies_in_clusters() -> None:
     _, best = masked_topk(query, mask, gallery, 10)
     hits = (order[found][:, :, None] == best[:, None]).any(2)
     assert hits.float().mean() > 0.95
+
+
+def test_a_shortlist_finds_by_bands_that_a_mask_hides_and_only_what_is_allowed() -> None:
+    """In two spaces, under masks that leave a quarter: sketches know lengths band by band."""
+    rng = torch.Generator().manual_seed(1)
+    pids = torch.arange(3000) % 60
+    spaces = {
+        space: torch.randn(60, d, generator=rng)[pids] + 0.7 * torch.randn(3000, d, generator=rng)
+        for space, d in (("v", 320), ("w", 75))
+    }
+    query = {space: x[:40] + 0.3 * torch.randn(x[:40].shape, generator=rng)
+             for space, x in spaces.items()}  # fmt: skip
+    seen = torch.nn.functional.one_hot(torch.arange(40) % 4, 4) + 0.01
+    mask = {"v": seen.repeat_interleave(80, 1), "w": torch.rand(40, 75, generator=rng)}
+    order, sizes = group(spaces, lists=30)
+    gallery = {space: x[order] for space, x in spaces.items()}
+    allowed = torch.rand(3000, generator=rng) < 0.5
+    lists = Shortlist(gallery, sizes)
+    found, indices = lists.topk(query, mask, 10, probes=99, candidates=60, allowed=allowed)
+    expected, best = masked_topk(query, mask, gallery, 10, allowed)
+    hits = (indices[:, :, None] == best[:, None]).any(2)
+    assert hits.float().mean() > 0.98
+    assert allowed[indices].all()
+    same = indices == best
+    assert torch.equal(found[same], expected[same])
+    nothing = lists.topk(query, mask, 10, probes=99, allowed=torch.zeros(3000, dtype=torch.bool))
+    assert nothing[0].isnan().all() and (nothing[1] == -1).all()
+
+
+def test_a_graph_finds_what_the_whole_search_finds() -> None:
+    pytest.importorskip("faiss", reason="no faiss: pip install 'dpmpp[graph]'")
+    rng = torch.Generator().manual_seed(2)
+    pids = torch.arange(2000) % 50
+    gallery = {
+        space: torch.randn(50, d, generator=rng)[pids] + 0.6 * torch.randn(2000, d, generator=rng)
+        for space, d in (("v", 64), ("w", 40))
+    }
+    query = {space: x[:30] + 0.3 * torch.randn(x[:30].shape, generator=rng)
+             for space, x in gallery.items()}  # fmt: skip
+    mask = {space: torch.rand(x.shape, generator=rng) for space, x in query.items()}
+    graph = Graph(gallery)
+    for masks in (mask, None):
+        found, indices = graph.topk(query, masks, 10, breadth=400, candidates=200)
+        expected, best = masked_topk(query, masks, gallery, 10)
+        assert (indices[:, :, None] == best[:, None]).any(2).float().mean() > 0.97
+        same = indices == best
+        assert torch.equal(found[same], expected[same])
 
 
 def two_cameras(q_pids: list[int], g_pids: list[int]) -> list[np.ndarray]:
