@@ -165,7 +165,9 @@ def plan_trials(
     if whole.train_gpu:
         trials = min(trials, gpus // workers)
     if trials < 2:
-        return whole
+        # The trial's own process takes a little of a CPU, and with that much too little left Ray
+        # Data's reading tasks would wait for ever.
+        return whole if shared else replace(whole, embed_workers=max(1, whole.embed_workers - 1))
     share = plan(cpus // trials, gpus // trials, config, shared, nodes)
     return replace(share, trials=trials)
 

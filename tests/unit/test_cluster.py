@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import ConfigError
-from pipelines.cluster import plan
+from pipelines.cluster import plan, plan_trials
 
 
 def test_a_laptop_trains_on_all_its_cores_and_makes_data_beside() -> None:
@@ -68,3 +68,11 @@ def test_nodes_that_come_when_asked_for_are_planned_as_told() -> None:
 def test_nodes_that_come_when_asked_for_need_every_size() -> None:
     with pytest.raises(ValueError, match="autoscaled needs a value for embed_workers, gpu"):
         ClusterConfig(autoscaled=True, train_cpus=2, data_workers=2)
+
+
+def test_a_trial_leaves_room_for_its_own_process_where_sizes_are_told() -> None:
+    told = {"autoscaled": True, "train_cpus": 2, "data_workers": 2, "embed_workers": 3}
+    config = ClusterConfig(train_workers=1, gpu=False, **told)
+    whole = plan(cpus=6, gpus=0, config=config, shared=False)
+    made = plan_trials(whole, 6, 0, config, shared=False)
+    assert (made.trials, made.embed_workers) == (1, 2)
