@@ -21,7 +21,7 @@ from dpmpp_core.config.space import as_overrides
 from dpmpp_core.data.demo import generate
 from dpmpp_core.data.hidden import hidden_shares
 from dpmpp_core.data.images import read_image, resize, to_tensor_batch
-from dpmpp_core.data.manifest import Manifest, read_manifest
+from dpmpp_core.data.manifest import read_manifest
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
 from dpmpp_core.data.synthesis import PARTS, Synthesiser
