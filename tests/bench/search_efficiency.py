@@ -52,7 +52,9 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.storage.mkdir(parents=True, exist_ok=True)
     if not arguments.report:
-        run(arguments.storage, [(arm, s) for arm in arguments.arms for s in arguments.seeds])
+        # By pairs of seeds, so that a search finds in the file what the one before it drew too.
+        jobs = [(arm, seed) for arm in arguments.arms for seed in arguments.seeds]
+        run(arguments.storage, sorted(jobs, key=lambda job: job[1] // 2))
     write(arguments.storage, arguments.seeds)
 
 
