@@ -2,7 +2,7 @@
 
     python -m tests.bench.search_replay [--seeds 40] [--only tpe ...]
 
-Fits, for each rung, a model of the objective over the shipped space to the trials of
+Fits a model of the objective over the shipped space to the whole trials of
 `results/search-efficiency.json`, and lets searches run against it: a proposal is answered by the
 model's mean plus noise of the size measured between training seeds. What a search found is judged
 by the model's mean, so that a lucky trial gains nothing. Two kinds of model, a Gaussian process
@@ -38,22 +38,21 @@ from dpmpp_core.config.space import Choices, Space, load_space
 from pipelines.storage import Storage
 from pipelines.study import Study
 from pipelines.tracking import environment, look_up
-from pipelines.tune import rung_epochs
-from tests.bench.search_report import difference, interval, spread2, winner, within
+from tests.bench.search_report import difference, interval, spread2
 from tests.bench.search_trials import BASE
 from tests.bench.timing import RESULTS
 
-BUDGET = 120
+TRIALS, EPOCHS = 20, 6  # of a search, of a trial: as in `search_efficiency`
 Row = dict[str, Any]
 Draws = Callable[[int], BaseSampler]
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to search: how to propose, given a seed, and how many rungs."""
+    """A way to search: how to propose, given a seed; `seeds`, at most, as some take long."""
 
     sampler: Draws
-    rungs: int = 1
+    seeds: int = 1000
 
 
 def tpe(**changes: Any) -> Draws:
@@ -72,11 +71,8 @@ WAYS = {
     "tpe, 10 at random": Way(tpe(n_startup_trials=10)),
     "tpe, each key alone": Way(tpe(multivariate=False)),
     "tpe, 128 candidates": Way(tpe(n_ei_candidates=128)),
-    "gp, 5 at random": Way(gp(5)),
-    "gp, 1 at random": Way(gp(1)),
-    "random, rungs": Way(lambda seed: RandomSampler(seed=seed), 2),
-    "tpe, rungs": Way(tpe(), 2),
-    "gp, rungs": Way(gp(5), 2),
+    "gp, 5 at random": Way(gp(5), 15),
+    "gp, 1 at random": Way(gp(1), 15),
 }
 
 
@@ -88,10 +84,10 @@ class Model:
             rank correlation.
     """
 
-    def __init__(self, kind: str, rows: list[Row], epochs: int, noise: float) -> None:
-        self._space, self._epochs, self._noise = load_space("default"), epochs, noise
+    def __init__(self, kind: str, rows: list[Row], noise: float) -> None:
+        self._space, self._noise = load_space("default"), noise
         self._start = start(self._space)
-        own = [row for row in rows if row["epochs"] == epochs and row["seed"] == 0]
+        own = [row for row in rows if row["epochs"] == EPOCHS and row["seed"] == 0]
         x = np.stack([self._encoded(row["changes"]) for row in own])
         y = np.array([row["occluded"] for row in own])
         self._level, self._scale = y.mean(), y.std()
@@ -116,7 +112,7 @@ class Model:
 
     def measure(self, changes: Mapping[str, Any]) -> float:
         """The mean and a draw of the noise, the same whenever it is asked."""
-        text = json.dumps([dict(changes), self._epochs], sort_keys=True)
+        text = json.dumps(dict(changes), sort_keys=True)
         seed = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
         return self.mean(changes) + float(np.random.default_rng(seed).normal(0, self._noise))
 
@@ -148,21 +144,18 @@ def start(space: Space) -> dict[str, Any]:
     return {key: look_up(values, key) for key in space}
 
 
-def found(way: Way, models: Mapping[int, Model], seed: int, folder: Path) -> float:
+def found(way: Way, model: Model, seed: int, folder: Path) -> float:
     """What the model says of the configuration that a search of BUDGET epochs ends with."""
     space = load_space("default")
-    rungs = rung_epochs(max(models), way.rungs)
+    goal = ("occluded",)
     one = Searching(
-        Storage(str(folder)), "trials.json", space, start(space), ("occluded",), rungs, "tpe", seed
+        Storage(str(folder)), "trials.json", space, start(space), goal, [EPOCHS], "tpe", seed
     )
     one.way = way
-    while sum(sum(trial.rungs) for trial in one.trials) < BUDGET:
+    while len(one.trials) < TRIALS:
         trial = one.ask()
-        for epochs in rungs:
-            values = {"occluded": models[epochs].measure(trial.changes)}
-            if not one.measured(trial.number, epochs, values):
-                break
-    return models[max(models)].mean(winner(within(one, BUDGET)).changes)
+        one.measured(trial.number, EPOCHS, {"occluded": model.measure(trial.changes)})
+    return model.mean(one.front()[0].changes)
 
 
 def main() -> None:
@@ -174,25 +167,28 @@ def main() -> None:
     rows, noise = load()
     lines = head(arguments.seeds, noise)
     for kind in ("gaussian process", "trees"):
-        models = {e: Model(kind, rows, e, noise) for e in sorted({row["epochs"] for row in rows})}
-        lines += ["", f"## Model: {kind}", ""]
-        for epochs, model in models.items():
-            explained, rank = model.quality
-            lines.append(
-                f"- {epochs} epochs: {model.trained} trials; of trials left out it explains "
-                f"{100 * explained:.0f} % of the variance, rank correlation {rank:.2f}"
-            )
-        lines += ["", "| way | found, less the start | over random |", "|---|---:|---:|"]
-        first = models[max(models)].mean({})
-        all_found: dict[str, list[float]] = {}
+        model = Model(kind, rows, noise)
+        explained, rank = model.quality
+        lines += [
+            "",
+            f"Model: {kind}, of {model.trained} trials. Of trials left out it explains "
+            f"{100 * explained:.0f} % of the variance; rank correlation {rank:.2f}.",
+            "",
+            "| way | searches | found, less the start | over random |",
+            "|---|---:|---:|---:|",
+        ]
+        at_random: list[float] = []
         for name in dict.fromkeys(["random", *arguments.only]):
+            way = WAYS[name]
             values = []
-            for seed in range(arguments.seeds):
+            for seed in range(min(way.seeds, arguments.seeds)):
                 with tempfile.TemporaryDirectory() as folder:
-                    values.append(found(WAYS[name], models, seed, Path(folder)) - first)
-            all_found[name] = values
-            over = "" if name == "random" else interval(difference(values, all_found["random"]))
-            lines.append(f"| {name} | {spread2(values)} | {over} |")
+                    values.append(found(way, model, seed, Path(folder)) - model.mean({}))
+            at_random = at_random or values
+            over = difference(values, at_random[: len(values)])
+            cells = [name, str(len(values)), spread2(values)]
+            cells.append("" if name == "random" else interval(over))
+            lines.append(f"| {' | '.join(cells)} |")
             print(kind, lines[-1], flush=True)
     (RESULTS / "search-replay.md").write_text("\n".join(lines) + "\n")
 
@@ -223,8 +219,8 @@ def head(seeds: int, noise: float) -> list[str]:
         "# Ways to search, on a model of the trials",
         "",
         f"`python -m tests.bench.search_replay --seeds {seeds}`; {date.today()}. Python "
-        f"{platform.python_version()}, {versions}; {platform.machine()}. {seeds} searches a way, "
-        f"{BUDGET} epochs each; points of mAP, mean ± standard deviation over the searches, paired "
+        f"{platform.python_version()}, {versions}; {platform.machine()}. searches of {TRIALS} "
+        "trials; points of mAP, mean ± standard deviation over the searches, paired "
         "difference to random search and its 95 % interval. Nothing is trained: a proposal is "
         "answered by a model that was fitted to the trials of `search-efficiency.json`, plus "
         f"noise of {100 * noise:.2f}; what was found is judged by the model without noise.",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pipelines.pictures import Image, drawn, panels_of
-from pipelines.study import Study, Tried
+from pipelines.study import STARTUP, Study, Tried
 
 COLOURS = {"random": "#7A7A7A", "tpe": "#0072B2", "random, rungs": "#E69F00",
            "tpe, rungs": "#009E73"}  # fmt: skip
@@ -41,6 +41,12 @@ class Search:
     @property
     def full(self) -> int:
         return sum(trial.state == "done" for trial in self.trials)
+
+    @property
+    def proposed(self) -> float:
+        """Mean of the whole trials after those that any search draws at random."""
+        own = [t.last["occluded"] for t in self.trials[STARTUP:] if t.state == "done"]
+        return statistics.mean(own)
 
     @property
     def final(self) -> float:
@@ -89,28 +95,42 @@ def difference(own: Sequence[float], other: Sequence[float]) -> tuple[float, flo
     return float(gains.mean()), float(gains.mean() - half), float(gains.mean() + half)
 
 
-def table(arms: Mapping[str, Mapping[int, Search]]) -> list[str]:
-    """A row an arm. Differences are to plain random search, over the seeds that both have."""
+def table(
+    arms: Mapping[str, Mapping[int, Search]], start: float, start_again: Sequence[float]
+) -> list[str]:
+    """A row an arm. Differences are to plain random search, over the seeds that both have.
+
+    Args:
+        start, start_again: the unchanged configuration, and with other training seeds.
+    """
     target = float(np.quantile([s.final for s in arms["random"].values()], REACHED))
     lines = [
-        "| search | seeds | trials | trained to the end | best found | the best trained again | "
-        f"over random: found | trained again | epochs to {100 * target:.2f} |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| search | seeds | trials | to the end | mean of its own trials | best found | the best "
+        "trained again | over random: own trials | best found | trained again | epochs to "
+        f"{100 * target:.2f} |",
+        "|---|" + "---:|" * 10,
+        f"| the start unchanged | | 1 | 1 | | {100 * start:.2f} | {spread2(start_again)} | | | | |",
     ]
     for arm, searches in arms.items():
         both = [seed for seed in searches if seed in arms["random"]]
         own, other = ([found[s] for s in both] for found in (searches, arms["random"]))
-        found = difference([s.final for s in own], [s.final for s in other])
-        anew = difference(*([statistics.mean(s.again) for s in group] for group in (own, other)))
+        figures = [
+            [[s.proposed for s in group] for group in (own, other)],
+            [[s.final for s in group] for group in (own, other)],
+            [[statistics.mean(s.again) for s in group] for group in (own, other)],
+        ]
+        gains = [interval(difference(*pair)) for pair in figures]
+        everything = searches.values()
         cells = [
             arm,
             str(len(searches)),
-            f"{statistics.median(len(s.steps) for s in searches.values()):.0f}",
-            f"{statistics.median(s.full for s in searches.values()):.0f}",
-            spread2([s.final for s in searches.values()]),
-            spread2([statistics.mean(s.again) for s in searches.values()]),
-            *(("", "") if arm == "random" else (interval(found), interval(anew))),
-            middle([s.reached(target) for s in searches.values()]),
+            f"{statistics.median(len(s.trials) for s in everything):.0f}",
+            f"{statistics.median(s.full for s in everything):.0f}",
+            spread2([s.proposed for s in everything]),
+            spread2([s.final for s in everything]),
+            spread2([statistics.mean(s.again) for s in everything]),
+            *([""] * len(gains) if arm == "random" else gains),
+            middle([s.reached(target) for s in everything]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
