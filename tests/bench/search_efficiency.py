@@ -197,9 +197,19 @@ def _lines(
         f"{100 * min(drawn.values()):.1f}, median {100 * statistics.median(drawn.values()):.1f}, "
         f"highest {100 * max(drawn.values()):.1f}).",
         "",
+        *(
+            f"- {arm}, by seed: best found {_each([[s.final] for s in searches.values()])}; "
+            f"trained again {_each([s.again for s in searches.values()])}"
+            for arm, searches in arms.items()
+        ),
+        "",
         f"![The best so far against epochs trained]({NAME}.png)",
         "*Mean over the seeds, band: one standard error.*",
     ]
+
+
+def _each(groups: list[list[float]]) -> str:
+    return ", ".join(f"{100 * statistics.mean(values):.2f}" for values in groups)
 
 
 def _trials(arms: dict[str, dict[int, Search]], arm: str) -> list[Any]:

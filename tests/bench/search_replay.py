@@ -94,7 +94,7 @@ class Model:
         z = (y - self._level) / self._scale
         self._fit: Any
         if kind == "trees":
-            self._fit = ExtraTreesRegressor(300, min_samples_leaf=2, random_state=0)
+            self._fit = ExtraTreesRegressor(100, min_samples_leaf=2, random_state=0)
         else:
             kernel = ConstantKernel() * RBF(np.full(x.shape[1], 2.0), (0.2, 100)) + WhiteKernel(0.3)
             self._fit = GaussianProcessRegressor(kernel, random_state=0)
@@ -165,7 +165,8 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", module="optuna")
     rows, noise = load()
-    lines = head(arguments.seeds, noise)
+    only = "" if len(arguments.only) == len(WAYS) else " --only ..."
+    lines = head(f"--seeds {arguments.seeds}{only}", noise)
     for kind in ("gaussian process", "trees"):
         model = Model(kind, rows, noise)
         explained, rank = model.quality
@@ -212,14 +213,14 @@ def load() -> tuple[list[Row], float]:
     return rows, float(np.mean(variances) ** 0.5)
 
 
-def head(seeds: int, noise: float) -> list[str]:
+def head(options: str, noise: float) -> list[str]:
     packages = environment()["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("optuna", "numpy"))
     return [
         "# Ways to search, on a model of the trials",
         "",
-        f"`python -m tests.bench.search_replay --seeds {seeds}`; {date.today()}. Python "
-        f"{platform.python_version()}, {versions}; {platform.machine()}. searches of {TRIALS} "
+        f"`python -m tests.bench.search_replay {options}`; {date.today()}. Python "
+        f"{platform.python_version()}, {versions}; {platform.machine()}. Searches of {TRIALS} "
         "trials; points of mAP, mean ± standard deviation over the searches, paired "
         "difference to random search and its 95 % interval. Nothing is trained: a proposal is "
         "answered by a model that was fitted to the trials of `search-efficiency.json`, plus "
