@@ -45,7 +45,7 @@ _workshop: Workshop  # made before the processes that run searches are forked
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--storage", type=Path, default=Path("runs") / NAME)
     parser.add_argument("--report", action="store_true")
@@ -165,6 +165,7 @@ def _lines(
 ) -> list[str]:
     packages = environment()["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "optuna", "numpy"))
+    named = " ".join(f'"{arm}"' if " " in arm else arm for arm in arms)
     noise, count = _noise(rows, epochs, "occluded")
     made, real = (_noise(rows, epochs, figure)[0] for figure in ("made", "real"))
     unchanged = [
@@ -181,7 +182,7 @@ def _lines(
     return [
         "# Search beside random search",
         "",
-        f"`python -m tests.bench.search_efficiency`; {date.today()}. Python "
+        f"`python -m tests.bench.search_efficiency --arms {named}`; {date.today()}. Python "
         f"{platform.python_version()}, {versions}; {environment()['cpus']}-core "
         f"{platform.machine()} CPU, one thread a trial. Budget: {BUDGET} epochs trained a search, "
         f"{epochs} a whole trial. mAP in percent, mean ± standard deviation over the seeds of the "
