@@ -6,7 +6,7 @@
 Runs whole searches, several seeds an arm, through the same `Study` that `dpmpp tune` asks, each
 for BUDGET epochs of training. A trial is real training (`search_trials`). Every result is written
 at once, and what is there is not trained again: the same command goes on. `--report` trains
-nothing. At the end `results/search-efficiency.md`, `.png` and, for `search_replay`, `.json`.
+nothing. At the end `results/search-efficiency.md`, `.png` and `.json`, all trainings.
 """
 
 from __future__ import annotations
