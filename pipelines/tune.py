@@ -26,7 +26,7 @@ from pipelines.stage import Run, Stage
 from pipelines.study import ALGORITHMS, REDUCTION, Study
 from pipelines.tracking import look_up
 from pipelines.tune_report import render
-from pipelines.tune_trials import OBJECTIVES, Ground, recorded, run_search
+from pipelines.tune_trials import MEASURE, OBJECTIVES, Ground, recorded, run_search
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def rung_epochs(epochs: int, request: Request) -> list[int]:
 
 def _identity(base: Config, validation: Stage, request: Request, *parts: Any) -> str:
     values = base.model_dump(mode="json", exclude={"name", "cluster", "tracking"})
-    how = [request.algorithm, request.objectives, request.seed]
+    how = [request.algorithm, request.objectives, request.seed, MEASURE]
     return fingerprint(values, validation.summary["dataset_id"], how, *parts)[:12]
 
 

@@ -15,9 +15,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from dpmpp_core.config import load_config
-from dpmpp_core.errors import ConfigError
+from dpmpp_core.errors import ConfigError, DataError
+from pipelines.robustness import CLEAN
 from pipelines.tune import Request, rung_epochs
-from pipelines.tune_trials import shortened
+from pipelines.tune_trials import objectives, shortened
 from tests.integration.conftest import SMALL
 
 SPACE = """
@@ -132,3 +133,20 @@ def test_a_rung_is_the_same_training_squeezed() -> None:
     assert short.metric.epochs == 20 and short.metric.warmup_epochs == 3
     assert short.metric.milestones == (10, 17) and shortened(config, 60) == config
     assert rung_epochs(1, Request()) == [1]
+
+
+def test_few_really_occluded_queries_weigh_as_many_as_they_are() -> None:
+    hidden: dict[str, Any] = {
+        CLEAN: {"queries": 3, "mAP_masked": 0.9},
+        "any": {"20-40": {"mAP_masked": 0.6}, "40-60": {"mAP_masked": 0.4}},
+        "side": {"20-40": {"mAP_masked": 0.5}, "40-60": {"mAP_masked": None}},
+    }
+    metrics: dict[str, Any] = {"holistic": {"masked": {"mAP": 0.9}}}
+    assert objectives(metrics, hidden) == pytest.approx({"occluded": 0.5, "holistic": 0.9})
+    metrics["occluded"] = {"masked": {"mAP": 1.0}, "num_queries": 1}
+    assert objectives(metrics, hidden)["occluded"] == pytest.approx(0.625)
+    none = {"any": {"20-40": {"mAP_masked": None}}, CLEAN: {"queries": 3}}
+    assert objectives(metrics, none)["occluded"] == pytest.approx(1.0)
+    del metrics["occluded"]
+    with pytest.raises(DataError, match="could be hidden"):
+        objectives(metrics, none)
