@@ -116,7 +116,7 @@ class Study:
         """What is enough to go on at a rung."""
         first = self.objectives[0]
         here = [trial.rungs[epochs][first] for trial in self.trials if epochs in trial.rungs]
-        return sorted(here, reverse=True)[(len(here) - 1) // REDUCTION]
+        return sorted(here, reverse=True)[max(1, len(here) // REDUCTION) - 1]
 
     def failed(self, number: int, reason: str) -> Tried:
         """Record why a trial came to nothing."""

@@ -31,6 +31,7 @@ from pipelines.tune_trials import MEASURE, OBJECTIVES, Ground, recorded, run_sea
 log = logging.getLogger(__name__)
 
 BEST = "best.yaml"
+SHORTEST = 2  # epochs; after one, the warm-up's, nothing can be told
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class Request:
     Attributes:
         space: name of a shipped space, or a YAML file.
         trials: how many in all, the starting configuration being the first.
-        epochs: of the longest training, whose schedule is squeezed into them; None = half of the
-            configuration's.
-        rungs: how often a trial is measured: after these epochs, after a third of them, ...; 1 =
-            no trial is stopped early.
+        epochs: of the longest training, whose schedule is squeezed into them; None = a third of
+            the configuration's.
+        rungs: how often a trial is measured at most: after these epochs, after a third of them,
+            ..., but not before SHORTEST; 1 = no trial is stopped early.
         objectives: what to maximise, of OBJECTIVES; two give a Pareto front.
         share: of the training identities, held out to measure on.
         side_by_side: trials at a time; None = what the machine or cluster has room for.
@@ -110,7 +111,7 @@ def search(options: Options, request: Request) -> dict[str, Any]:
 
 
 def rung_epochs(epochs: int, request: Request) -> list[int]:
-    """Epochs after which a trial is measured.
+    """Epochs after which a trial is measured, ascending.
 
     Args:
         epochs: of the configuration.
@@ -118,10 +119,11 @@ def rung_epochs(epochs: int, request: Request) -> list[int]:
     Raises:
         ConfigError: more are asked for than that.
     """
-    most = -(-epochs // 2) if request.epochs is None else request.epochs
+    most = max(1, round(epochs / REDUCTION)) if request.epochs is None else request.epochs
     if most > epochs:
         raise ConfigError(f"--epochs {most}: at most metric.epochs, which is {epochs}")
-    return sorted({max(1, round(most / REDUCTION**i)) for i in range(request.rungs)})
+    shorter = {round(most / REDUCTION**i) for i in range(1, request.rungs)}
+    return [*sorted(rung for rung in shorter if SHORTEST <= rung < most), most]
 
 
 def _identity(base: Config, validation: Stage, request: Request, *parts: Any) -> str:

@@ -86,11 +86,11 @@ def tune(
     trials: Annotated[int, typer.Option(help="How many in all; the first changes nothing.")] = 12,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Of the longest training. Default: half of the configuration's."),
+        typer.Option(help="Of the longest training. Default: a third of the configuration's."),
     ] = None,
     algorithm: Annotated[str, typer.Option(help="tpe or random.")] = "tpe",
     rungs: Annotated[
-        int, typer.Option(help="Times a trial is measured; 1 = none is stopped early.")
+        int, typer.Option(help="Times a trial is measured at most; 1 = none is stopped early.")
     ] = 2,
     objectives: Annotated[
         str, typer.Option(help="occluded, holistic, or both for a Pareto front.")

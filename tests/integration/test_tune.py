@@ -125,7 +125,8 @@ def test_a_request_that_makes_no_sense_is_refused(changes: dict[str, Any], says:
 
 def test_a_rung_is_the_same_training_squeezed() -> None:
     config = load_config("market1501")
-    assert rung_epochs(60, Request()) == [10, 30]
+    assert rung_epochs(60, Request()) == [7, 20]
+    assert rung_epochs(10, Request()) == [3]
     assert rung_epochs(60, Request(epochs=60, rungs=3)) == [7, 20, 60]
     with pytest.raises(ConfigError, match="at most metric"):
         rung_epochs(60, Request(epochs=61))
