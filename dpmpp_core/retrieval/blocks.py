@@ -27,6 +27,7 @@ Hidden = Tensor | tuple[Tensor, ...] | None
 GROUP = 8  # neighbouring dimensions whose energy is kept as one
 FEW_QUERIES = 8  # up to here a block is read piece by piece, each of which fits a core's caches
 PIECE = 256  # items
+TRIAL = 512  # items of a block, on which a bound is tried
 # Share of the pairs below which scoring each on its own is cheaper; one query's matrix products
 # cost more a pair, having to fetch all of the gallery (measured).
 FEW, FEW_OF_ONE = 0.005, 0.1
@@ -65,7 +66,7 @@ class Block:
     """Some items of a gallery, in one or more slices, to be scored by any number of queries."""
 
     def __init__(self, spaces: Mapping[str, Stored], slices: Sequence[slice]) -> None:
-        self._slices = slices
+        self._stored, self._slices = spaces, slices
         self._spaces = {space: _Part(x, slices) for space, x in spaces.items()}
 
     @property
@@ -81,8 +82,7 @@ class Block:
         `hidden` ones: an index into [q, g], such as a bool tensor. With `k` only those that may
         be among a query's k best of the block, where its floor is -inf."""
         products: list[Tensor | None] = [None] * len(self._spaces)
-        bounded = all(x.energies is not None for x in self._spaces.values())
-        if bounded and query.worth_bounding(rows, floor):
+        if self._bounds_well(query, rows, floor):
             made = [x.products(query.spaces[s], rows) for s, x in self._spaces.items()]
             few = self._promising(query, rows, made, floor, hidden)
             if few is not None:
@@ -100,6 +100,19 @@ class Block:
         row, item = _where(scores >= (floor[:, None] - off).clamp_min_(-3))
         off_by = off.expand_as(scores)[row, item]
         return Reaching(row + rows.start, places(self._slices, item), scores[row, item], off_by)
+
+    def _bounds_well(self, query: Query, rows: slice, floor: Tensor) -> bool:
+        """Whether an upper bound of the scores may leave few pairs, tried on the first items."""
+        if any(x.energies is None for x in self._spaces.values()):
+            return False
+        if not query.worth_bounding(rows, floor):
+            return False
+        first = self._slices[0].start
+        if self._slices[0].stop - first < 8 * TRIAL:
+            return True
+        few = Block(self._stored, [slice(first, first + TRIAL)])
+        made = [x.products(query.spaces[s], rows) for s, x in few._spaces.items()]
+        return few._promising(query, rows, made, floor, None) is not None
 
     def _scores(
         self, query: Query, rows: slice, products: Sequence[Tensor | None]

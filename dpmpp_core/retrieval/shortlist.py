@@ -64,7 +64,7 @@ class Shortlist:
 
     Args:
         features: [N, D] or a mapping, in the order that `group` gave: list by list. May be mapped:
-            a search reads a few hundred of them, and sketches, 640 bytes an item and space.
+            a search reads a few hundred of them, and sketches: 1,152 bytes an item and space.
         sizes: int64 [lists], items of each.
     """
 

@@ -1,7 +1,7 @@
 """Small pictures of gallery features, from which a masked score is told nearly (ours).
 
 The numerator of the metric, <q_hat * m, g_hat>, is a plain inner product. So it may be taken in the
-few directions that hold most of the gallery, whatever the mask: 256 of 1280 dimensions, two bytes
+directions that hold most of the gallery, whatever the mask: 512 of 1280 dimensions, two bytes
 each. The length under the mask comes from the energies of 32 groups of neighbouring dimensions:
 exactly, where a mask is the same within a group (as masks by band are), else about.
 """
@@ -19,7 +19,7 @@ from torch.nn.functional import normalize, pad
 from dpmpp_core.retrieval.blocks import Query
 from dpmpp_core.retrieval.similarity import VANISHED
 
-WIDTH = 256  # directions, at most
+WIDTH = 512  # directions, at most
 GROUPS = 32  # of neighbouring dimensions
 SAMPLE = 16_384  # items from which directions are learnt
 ROWS = 8_192  # items at a time

@@ -28,7 +28,7 @@ WIDTH = 1280  # 768 + 512, both spaces of ViT-B/16
 QUERIES = 40
 K = 10
 PROBES = (8, 16, 32, 64, 128, 256, 512)
-BREADTHS = (64, 128, 256, 512)
+BREADTHS = (64, 96, 128, 192, 256, 384, 512)
 
 
 def _recall(found: np.ndarray, best: np.ndarray) -> float:
