@@ -250,7 +250,7 @@ def test_shards_find_what_one_machine_finds(count: int, large: GalleryIndex, clu
 def test_a_shard_killed_while_it_searches_is_started_again(
     large: GalleryIndex, cluster: None
 ) -> None:
-    asked = questions(1500)
+    asked = questions(500)
     here = search(large, asked.features, asked.masks, 10)
     shards = Shards(str(large.folder), large, 2, None)
     victim = shards._workers[0]
