@@ -5,6 +5,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 VENV=${VENV:-.venv}
-[ -x "$VENV/bin/python" ] && export PATH="$PWD/$VENV/bin:$PATH"
+[ -x "$VENV/bin/python" ] && export PATH="$(realpath "$VENV/bin"):$PATH"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 exec python -m infra.local "${@:-up}"
