@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +55,21 @@ class Checkpoints:
         """The state saved at that step, on the CPU; ValueError if it is damaged."""
         data = io.BytesIO(self._read(step))
         return torch.load(data, map_location="cpu", weights_only=True)
+
+    def take_over(self, key: str) -> None:
+        """Begin with the newest checkpoint of another folder, unless there is one here already."""
+        other = Checkpoints(self._storage, key, self._say)
+        step = 0 if self._markers() else other.newest()
+        if step:
+            state, marker = other._read(step), self._storage.read(other._marker(step))
+            self._storage.write(self._state(step), state)
+            self._storage.write(self._marker(step), marker or b"")
+
+    def keep(self, step: int, folder: Path) -> None:
+        """Copy the checkpoint of that step to a local folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for key in (self._state(step), self._marker(step)):
+            (folder / Path(key).name).write_bytes(self._storage.read(key) or b"")
 
     def save(self, step: int, data: bytes, loss: float) -> None:
         """Store a `packed` state, and delete those that are not kept.

@@ -164,10 +164,14 @@ def plan_trials(
         trials = cpus // (workers + (config.data_workers or 1) + 2)
     if whole.train_gpu:
         trials = min(trials, gpus // workers)
+    if not shared and (trials < 2 or config.autoscaled):
+        # The trial's own process takes a little of a CPU. With that much too little left, Ray
+        # Data's reading tasks would wait for ever, and train workers too where it may be on their
+        # node.
+        train = whole.train_cpus if config.data_nodes else max(1, whole.train_cpus - 1)
+        return replace(whole, train_cpus=train, embed_workers=max(1, whole.embed_workers - 1))
     if trials < 2:
-        # The trial's own process takes a little of a CPU, and with that much too little left Ray
-        # Data's reading tasks would wait for ever.
-        return whole if shared else replace(whole, embed_workers=max(1, whole.embed_workers - 1))
+        return whole
     share = plan(cpus // trials, gpus // trials, config, shared, nodes)
     return replace(share, trials=trials)
 
@@ -282,7 +286,7 @@ def _join(address: str, config: ClusterConfig) -> tuple[Plan, Plan]:
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     if config.autoscaled:
         whole = _as_told(config)
-        return whole, whole
+        return whole, plan_trials(whole, cpus, gpus, config, False)
     nodes = _nodes(config.train_nodes, "train_nodes")
     reading = sum(_nodes(config.data_nodes, "data_nodes"))
     whole = plan(cpus, gpus, config, False, nodes)

@@ -7,6 +7,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -25,14 +27,30 @@ from pipelines.train_loop import Job, train_loop
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A training that is left under way, for another one to go on with.
+
+    Attributes:
+        epochs: after which it is left.
+        start: folder, in storage, of the checkpoint that it begins with; empty = the beginning.
+        keep: local folder for its last checkpoint.
+    """
+
+    epochs: int
+    start: str
+    keep: Path
+
+
 def fit(
-    run: Run, kind: str, training_set: TrainingSet, inputs: str, key: str
+    run: Run, kind: str, training_set: TrainingSet, inputs: str, key: str, part: Part | None = None
 ) -> tuple[Task, dict[str, Any]]:
     """Train on Ray Train, from the newest checkpoint if there is one.
 
     Args:
         kind: which task, see `Job`.
         key: of the stage; its checkpoints live beside it until it is committed.
+        part: train no more than this; None = all.
 
     Returns:
         the trained task, and a summary for the stage.
@@ -45,7 +63,10 @@ def fit(
     board = start_board()
     job = Job(kind, training_set, inputs, f"{name}/checkpoints", run.plan.train_cpus, board)
     task = job.task()
-    total = task.steps_per_epoch * task.epochs
+    epochs = part.epochs if part else task.epochs
+    total = task.steps_per_epoch * epochs
+    if part and part.start:
+        job.open_checkpoints().take_over(part.start)
     streamed = kind != "prompts"  # prompts learn from features that fit in memory
     if streamed:
         pack_images(run, training_set)
@@ -60,8 +81,11 @@ def fit(
         raise TrainingError(_fault(job, task, ended["fault"]))
     if ended["step"] < total:
         raise KeyboardInterrupt
-    state = job.open_checkpoints().load(total)
+    checkpoints = job.open_checkpoints()
+    state = checkpoints.load(total)
     task.load_trained_state(state["task"])
+    if part:
+        checkpoints.keep(total, part.keep)
     run.storage.delete(name)
     history = state["history"]
     alarms: dict[str, str] = {}
@@ -69,7 +93,7 @@ def fit(
         alarms |= task.alarms(figures["epoch"], figures)
     return task, {
         "steps": total,
-        "epochs": task.epochs,
+        "epochs": epochs,
         "history": history,
         "warnings": list(alarms.values()),
     }

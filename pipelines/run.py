@@ -189,10 +189,10 @@ def learn_prompts(run: Run, prepared: Stage, masks: Stage) -> Stage | None:
 
 
 def train_and_evaluate(
-    run: Run, prepared: Stage, masks: Stage, prompts: Stage | None
+    run: Run, prepared: Stage, masks: Stage, prompts: Stage | None, until: int | None = None
 ) -> tuple[Stage, Stage]:
-    """Stage 2 and the evaluation of its model."""
-    metric = train_metric(run, prepared, masks, prompts)
+    """Stage 2, or its first epochs, and the evaluation of its model."""
+    metric = train_metric(run, prepared, masks, prompts, until)
     return metric, evaluate_model(run, prepared, run.storage.uri, metric.key)
 
 

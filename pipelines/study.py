@@ -24,9 +24,10 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
 from dpmpp_core.config.space import Choices, Parameter, Space
+from pipelines.population import RATES, descend, over
 from pipelines.storage import Storage
 
-ALGORITHMS = ("tpe", "random")
+ALGORITHMS = ("tpe", "random", "pbt")
 State = Literal["running", "done", "stopped", "failed"]
 STARTUP = 5  # trials drawn at random before TPE has something to go by
 LEAST = 8  # fully trained trials that tell which keys matter
@@ -40,6 +41,7 @@ class Tried:
     Attributes:
         number: 0 is the configuration that the search starts from, unchanged.
         changes: configuration key -> value.
+        parent: number of the trial that it goes on from (PBT); None = it begins anew.
         state: stopped = it was not among the best at a rung.
         rungs: epochs trained -> objective -> value, larger is better.
         reason: why it failed.
@@ -50,6 +52,12 @@ class Tried:
     state: State = "running"
     rungs: dict[int, dict[str, float]] = field(default_factory=dict)
     reason: str = ""
+    parent: int | None = None
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether this is the configuration that the search starts from."""
+        return not self.changes
 
     @property
     def last(self) -> dict[str, float]:
@@ -62,9 +70,13 @@ class Study:
 
     Args:
         storage, key: where the journal is; one that is there is gone on with.
-        start: values of the space's keys in the configuration that the search starts from.
+        start: values of the space's keys in the configuration that the search starts from, and of
+            a population's rates.
         objectives: names, all to be maximised; the first decides at the rungs.
         rungs: epochs after which a trial is measured, ascending.
+        brackets: trial n is not measured at the first n % brackets rungs, where what learns slowly
+            would be stopped (Hyperband, Li et al. 2018): for what learns slowly.
+        members: of a population (PBT), whose trials train from one rung to the next; 0 = none.
     """
 
     def __init__(
@@ -77,23 +89,47 @@ class Study:
         rungs: Sequence[int],
         algorithm: str,
         seed: int,
+        members: int = 0,
+        brackets: int = 1,
     ) -> None:
         self._storage, self._key = storage, key
         self._space, self.start = space, start
         self.objectives, self.rungs = tuple(objectives), tuple(rungs)
         self._algorithm, self._seed = algorithm, seed
+        self.members, self._brackets = members, brackets
         self.trials = _read(storage, key)
         self.unfinished = [trial for trial in self.trials if trial.state == "running"]
 
-    def ask(self) -> Tried:
-        """The next trial: one that a killed driver left, else a new one."""
+    def ask(self) -> Tried | None:
+        """The next trial: one that a killed driver left, else a new one; None = not yet."""
         if self.unfinished:
             return self.unfinished.pop(0)
-        number = len(self.trials)
-        trial = Tried(number, self._proposed(number) if number else {})
+        if self.members and not over(self.trials, len(self.trials), self.members):
+            return None
+        trial = self._descended() or self._new()
         self.trials.append(trial)
         self._write()
         return trial
+
+    def _new(self) -> Tried:
+        number = len(self.trials)
+        member = number % self.members if self.members else number
+        return Tried(number, self._proposed(number) if member else {})
+
+    def _descended(self) -> Tried | None:
+        """The next member of the population that goes on from one of the generation before."""
+        number, size = len(self.trials), self.members
+        if number < size or not size:
+            return None
+        first, rates = self.objectives[0], self.start[RATES] * len(self.rungs)
+        descent = descend(self.trials, number, size, first, rates, self._seed)
+        return descent and Tried(number, descent[1], parent=descent[0])
+
+    def rungs_of(self, trial: Tried) -> list[int]:
+        """Epochs after which this trial is measured."""
+        if not self.members:
+            return list(self.rungs[trial.number % self._brackets :])
+        return [self.rungs[trial.number // self.members]]
 
     def measured(self, number: int, epochs: int, values: dict[str, float]) -> bool:
         """Record a rung; whether the trial goes on to the next one.
@@ -105,9 +141,9 @@ class Study:
         if epochs in trial.rungs:  # measured before its driver was killed, and gone on with
             return True
         trial.rungs[epochs] = values
-        if epochs == self.rungs[-1]:
+        if epochs == self.rungs_of(trial)[-1]:
             trial.state = "done"
-        elif number and values[self.objectives[0]] < self._bar(epochs):
+        elif not trial.unchanged and values[self.objectives[0]] < self._bar(epochs):
             trial.state = "stopped"
         self._write()
         return trial.state != "stopped"
@@ -124,6 +160,11 @@ class Study:
         trial.state, trial.reason = "failed", reason
         self._write()
         return trial
+
+    @property
+    def keys(self) -> list[str]:
+        """What is searched."""
+        return list(self._space)
 
     def full(self) -> list[Tried]:
         """Trials that were trained to the end."""
@@ -189,7 +230,7 @@ class Study:
 
     def _sampler(self, number: int) -> BaseSampler:
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        if self._algorithm == "random":
+        if self._algorithm != "tpe":
             return RandomSampler(seed=seed)
         return TPESampler(
             n_startup_trials=STARTUP, multivariate=True, constant_liar=True, seed=seed

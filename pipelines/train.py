@@ -7,6 +7,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from dpmpp_core.config import MetricConfig
 from dpmpp_core.data.files import list_files, listing_fingerprint
 from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.reid import save_model
@@ -16,7 +17,7 @@ from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
 from dpmpp_core.tasks.saliency import SaliencyTask
 from pipelines.embed import ENCODER_KEYS
-from pipelines.fit import fit
+from pipelines.fit import Part, fit
 from pipelines.stage import Run, Stage, stage_key
 from pipelines.stream import TrainingSet
 
@@ -30,6 +31,7 @@ def train_saliency(run: Run, prepared: Stage, key: str) -> tuple[SaliencyModel, 
 
 
 TEXT_KEYS = {"prompt_tokens", "prompt", "normalise_text"}
+CHECKPOINT = "checkpoint"
 
 
 def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -> Stage:
@@ -64,10 +66,16 @@ def _backgrounds(root: str | None) -> str | None:
     return listing_fingerprint(list_files(root)) if root else None
 
 
-def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage | None) -> Stage:
+def train_metric(
+    run: Run, prepared: Stage, saliency: Stage, prompts: Stage | None, until: int | None = None
+) -> Stage:
     """Stage 2: learn encoder, mask generator and prototypes; leaves the model folder.
 
-    Without `prompts` for a backbone without text.
+    Args:
+        prompts: None for a backbone without text.
+        until: leave it after so many epochs, the end of one of the equal parts of `metric.rates`,
+            with a checkpoint. It begins with the one that the part before left; trainings whose
+            rates part later share what they have in common.
     """
     config = run.config
     inputs = prompts.key if prompts else ""
@@ -77,19 +85,26 @@ def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage | No
         "prompts": inputs,
         "model": config.model,
         "weights": weights_fingerprint(config.model),
-        "metric": config.metric,
+        "metric": config.metric if until is None else rates_until(config.metric, until),
         "augment": config.augment,
         "occlusion": config.occlusion,
         "backgrounds": _backgrounds(config.occlusion.backgrounds),
         "size": [config.data.height, config.data.width, config.data.mean, config.data.std],
         "seed": config.seed,
         "workers": run.plan.train_workers,
-    }
+    } | ({} if until is None else {"until": until})
     key = stage_key("metric", identity)
+
+    def part(folder: Path) -> Part | None:
+        if until is None:
+            return None
+        before = until - config.metric.epochs // len(config.metric.rates)
+        start = train_metric(run, prepared, saliency, prompts, before).key if before > 0 else ""
+        return Part(until, f"{start}/{CHECKPOINT}" if start else "", folder / CHECKPOINT)
 
     def build(folder: Path) -> dict[str, Any]:
         training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key)
-        task, summary = fit(run, "metric", training_set, inputs, key)
+        task, summary = fit(run, "metric", training_set, inputs, key, part(folder))
         assert isinstance(task, MetricTask)
         facts = {
             "dataset": prepared.summary["dataset_id"],
@@ -106,3 +121,10 @@ def train_metric(run: Run, prepared: Stage, saliency: Stage, prompts: Stage | No
         }
 
     return run.stage("metric", identity, build)
+
+
+def rates_until(section: MetricConfig, until: int) -> MetricConfig:
+    """The section with what of its rates matters in the first epochs; the last one goes on."""
+    rates = section.rates
+    used = rates[: -(-until * len(rates) // section.epochs)]
+    return section.model_copy(update={"rates": used + used[-1:] * (len(rates) - len(used))})

@@ -14,9 +14,9 @@ from typing import Any
 import ray.data
 from ray import tune
 
-from dpmpp_core.config import Config
+from dpmpp_core.config import ClusterConfig, Config
 from dpmpp_core.redaction import redact
-from pipelines.cluster import Plan, pace
+from pipelines.cluster import Plan, pace, selector
 from pipelines.progress import Bar, bar
 from pipelines.run import train_and_evaluate
 from pipelines.stage import Run, Stage, Unfinished
@@ -77,7 +77,7 @@ def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[st
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(_run, trials=pending, storage=storage.uri, plan=plan),
-                {"CPU": TRIAL_CPUS},
+                room(pending[0].config.cluster),
             ),
             param_space={"number": tune.grid_search(list(range(len(pending))))},
             tune_config=tune.TuneConfig(max_concurrent_trials=plan.trials, reuse_actors=True),
@@ -103,6 +103,15 @@ def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[st
         log.warning("trials: %s failed: %s", name, reason)
     storage.delete(FOLDER)
     return failed
+
+
+def room(config: ClusterConfig) -> tune.PlacementGroupFactory:
+    """What a trial itself takes, and where: on a node that trains it would leave too little of the
+    CPUs that a train worker asks for."""
+    where: dict[str, Any] = {}
+    if config.data_nodes:
+        where = {"bundle_label_selector": [selector(config.data_nodes)]}
+    return tune.PlacementGroupFactory([{"CPU": TRIAL_CPUS}], **where)
 
 
 def _run(

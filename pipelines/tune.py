@@ -19,6 +19,7 @@ from dpmpp_core.data.validation import hold_out
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.redaction import redact
 from pipelines.cluster import Plan
+from pipelines.population import RATES
 from pipelines.robustness import has_clean_queries
 from pipelines.run import Options, begin, opened, prepared_data, with_backgrounds
 from pipelines.saliency import saliency
@@ -44,7 +45,9 @@ class Request:
         epochs: of the longest training, whose schedule is squeezed into them; None = a third of
             the configuration's.
         rungs: how often a trial is measured at most: after these epochs, after a third of them,
-            ..., but not before SHORTEST; 1 = no trial is stopped early.
+            ..., but not before SHORTEST; 1 = no trial is stopped early. With pbt the parts of the
+            training, each of which is a trial.
+        brackets: trial n is not measured at the first n % brackets rungs (Hyperband).
         objectives: what to maximise, of OBJECTIVES; two give a Pareto front.
         share: of the training identities, held out to measure on.
         side_by_side: trials at a time; None = what the machine or cluster has room for.
@@ -55,6 +58,7 @@ class Request:
     epochs: int | None = None
     algorithm: str = "tpe"
     rungs: int = 2
+    brackets: int = 1
     objectives: tuple[str, ...] = ("occluded",)
     share: float = 0.25
     seed: int = 0
@@ -69,10 +73,23 @@ class Request:
             raise ConfigError(f"--objectives {named}: one or two of {', '.join(OBJECTIVES)}")
         if not 0 < self.share < 1:
             raise ConfigError(f"--share {self.share}: a share of the identities, between 0 and 1")
-        for name in ("trials", "epochs", "rungs", "side_by_side"):
+        for name in ("trials", "epochs", "rungs", "brackets", "side_by_side"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: 1 or more")
+        if self.members and (self.rungs < 2 or self.members < 2 or self.trials % self.rungs):
+            raise ConfigError(
+                f"--algorithm pbt --trials {self.trials} --rungs {self.rungs}: trials are members "
+                "times parts of the training (rungs), each 2 or more, such as 12 and 3"
+            )
+
+        if self.brackets > (1 if self.members else self.rungs):
+            raise ConfigError(f"--brackets {self.brackets}: at most --rungs, and 1 with pbt")
+
+    @property
+    def members(self) -> int:
+        """Of a population; 0 = there is none."""
+        return self.trials // self.rungs if self.algorithm == "pbt" else 0
 
 
 def search(options: Options, request: Request) -> dict[str, Any]:
@@ -87,8 +104,12 @@ def search(options: Options, request: Request) -> dict[str, Any]:
     space = load_space(request.space)
     space.check(options.config, options.overrides)
     rungs = rung_epochs(base.metric.epochs, request)
+    keys = [*space, RATES] if request.members else [*space]
+    if request.members and (RATES in space or len(base.metric.rates) > 1):
+        raise ConfigError(f"{RATES}: `--algorithm pbt` finds it; leave it out of space and recipe")
     with opened(options, [base], "evaluate") as (run, source, room):
-        plan = _side_by_side(room, request.side_by_side)
+        grows = base.cluster.autoscaled and options.address is not None
+        plan = _side_by_side(room, request.side_by_side, grows)
         prepared = prepared_data(run, source)
         validation = hold_out_identities(run, prepared, request)
         name = f"tune-{base.name}-{_identity(base, validation, request, space.to_json(), rungs)}"
@@ -100,11 +121,13 @@ def search(options: Options, request: Request) -> dict[str, Any]:
             run.storage,
             f"{name}/trials.json",
             space,
-            {key: look_up(base.model_dump(mode="json"), key) for key in space},
+            {key: look_up(base.model_dump(mode="json"), key) for key in keys},
             request.objectives,
             rungs,
             request.algorithm,
             request.seed,
+            request.members,
+            request.brackets,
         )
         run_search(run, ground, study, name, options, request.trials)
         return _written(run, ground, study, name, options, request)
@@ -122,18 +145,30 @@ def rung_epochs(epochs: int, request: Request) -> list[int]:
     most = max(1, round(epochs / REDUCTION)) if request.epochs is None else request.epochs
     if most > epochs:
         raise ConfigError(f"--epochs {most}: at most metric.epochs, which is {epochs}")
+    if request.members:
+        part = max(1, round(most / request.rungs))
+        if part * request.rungs > epochs:
+            raise ConfigError(f"--rungs {request.rungs}: at most metric.epochs, which is {epochs}")
+        return [part * number for number in range(1, request.rungs + 1)]
     shorter = {round(most / REDUCTION**i) for i in range(1, request.rungs)}
     return [*sorted(rung for rung in shorter if SHORTEST <= rung < most), most]
 
 
 def _identity(base: Config, validation: Stage, request: Request, *parts: Any) -> str:
     values = base.model_dump(mode="json", exclude={"name", "cluster", "tracking"})
-    how = [request.algorithm, request.objectives, request.seed, MEASURE]
+    how = [
+        request.algorithm,
+        request.members,
+        request.brackets,
+        request.objectives,
+        request.seed,
+        MEASURE,
+    ]
     return fingerprint(values, validation.summary["dataset_id"], how, *parts)[:12]
 
 
-def _side_by_side(room: Plan, asked: int | None) -> Plan:
-    if asked is None or asked <= room.trials:
+def _side_by_side(room: Plan, asked: int | None, grows: bool) -> Plan:
+    if asked is None or asked <= room.trials or grows:
         return room if asked is None else replace(room, trials=asked)
     raise ConfigError(
         f"--side-by-side {asked}: there is room for {room}; {asked} would need "
@@ -193,7 +228,7 @@ def _written(
         "objectives": list(study.objectives),
         "trials": [asdict(trial) for trial in study.trials],
         "front": [trial.number for trial in front],
-        "start": study.trials[0].last,
+        "start": [trial for trial in study.trials if trial.unchanged][-1].last,
         "best": front[0].last if front else None,
         "best_changes": front[0].changes if front else None,
         "importance": study.importance(),
@@ -208,7 +243,7 @@ def _command(options: Options, request: Request) -> str:
     words = ["dpmpp tune", *options.overrides, f"--config {options.config}"]
     words += [] if options.data is None else [f"--data {Path(options.data).name}"]
     usual = Request()
-    for name in ("space", "trials", "epochs", "algorithm", "rungs", "share", "seed"):
+    for name in ("space", "trials", "epochs", "algorithm", "rungs", "brackets", "share", "seed"):
         if getattr(request, name) != getattr(usual, name):
             words.append(f"--{name} {getattr(request, name)}")
     if request.objectives != usual.objectives:

@@ -105,6 +105,8 @@ def render(study: Study, command: str, counts: dict[str, Any]) -> dict[str, byte
     importance = study.importance()
     if importance:
         files["importance.png"] = png_bytes(importance_bars(importance))
+    if study.members:
+        files["population.png"] = png_bytes(population_picture(study))
     if len(study.objectives) > 1 and study.full():
         files["pareto.png"] = png_bytes(pareto_picture(study))
     return files
@@ -168,14 +170,14 @@ def importance_bars(importance: dict[str, float]) -> Image:
 def parallel_coordinates(study: Study) -> Image:
     """A line a fully trained trial through the values of its keys, coloured by the objective."""
     trials = sorted(study.full(), key=lambda t: t.last[study.objectives[0]])
-    keys = list(study.start)
+    keys = study.keys
     figure, (axes,) = panels_of(1, width=1.05 * len(keys) + 2, height=4.6)
     goals = 100 * np.array([trial.last[study.objectives[0]] for trial in trials])
     shades = axes.scatter([], [], c=[], cmap="viridis", vmin=goals.min(), vmax=goals.max())
     for trial, goal in zip(trials, goals, strict=True):
         values = study.start | trial.changes
         heights = [study.height(key, values[key]) for key in keys]
-        best, start = trial is trials[-1], trial.number == 0
+        best, start = trial is trials[-1], trial.unchanged
         axes.plot(
             heights,
             "--" if start else "-",
@@ -195,6 +197,35 @@ def parallel_coordinates(study: Study) -> Image:
     return drawn(figure)
 
 
+def population_picture(study: Study) -> Image:
+    """Every member after every part of the training; copies of others by lines of their own."""
+    figure, (axes,) = panels_of(1, width=6, height=4)
+    first = study.objectives[0]
+    for trial in study.trials:
+        if not trial.last:
+            continue
+        x, y = max(trial.rungs), 100 * trial.last[first]
+        color = "#D55E00" if trial.unchanged else "#0072B2"
+        axes.plot(x, y, "s" if trial.unchanged else "o", color=color)
+        if trial.parent is None:
+            continue
+        before = study.trials[trial.parent]
+        copied = before.number != trial.number - study.members
+        axes.plot(
+            [max(before.rungs), x], [100 * before.last[first], y], "--" if copied else "-",
+            color="#009E73" if copied else color, lw=1.5,
+        )  # fmt: skip
+    for label, style, color in (
+        ("as it was", "-s", "#D55E00"), ("goes on", "-o", "#0072B2"),
+        ("copy, at other rates", "--", "#009E73"),
+    ):  # fmt: skip
+        axes.plot([], [], style, color=color, label=label)
+    axes.set_xticks(study.rungs)
+    axes.set(xlabel="epochs", ylabel=f"{first} mAP (%)")
+    axes.legend(frameon=False)
+    return drawn(figure)
+
+
 def pareto_picture(study: Study) -> Image:
     """All fully trained trials by two objectives; those that none beats in both are joined."""
     figure, (axes,) = panels_of(1, width=5, height=4)
@@ -205,7 +236,7 @@ def pareto_picture(study: Study) -> Image:
 
     axes.plot(*points(study.full()), "o", color="#7A7A7A", label="trials")
     axes.plot(*points(study.front()), "-o", color="#0072B2", lw=2, label="Pareto front")
-    axes.plot(*points([t for t in study.full() if t.number == 0]), "s", color="#D55E00",
+    axes.plot(*points([t for t in study.full() if t.unchanged]), "s", color="#D55E00",
               label="as it was")  # fmt: skip
     for trial in study.front():
         x, y = points([trial])

@@ -30,7 +30,7 @@ from pipelines.stage import Run, Stage, Unfinished
 from pipelines.storage import Storage
 from pipelines.study import Study, Tried
 from pipelines.tracking import Tracking
-from pipelines.trials import TRIAL_CPUS, reason
+from pipelines.trials import reason, room
 from pipelines.tune_report import Shown
 
 log = logging.getLogger(__name__)
@@ -72,10 +72,16 @@ class Ground:
         masks = saliency(run, self.validation)
         return masks, learn_prompts(run, self.validation, masks)
 
-    def measure(self, config: Config, build: bool = True) -> dict[str, float]:
-        """Train, and the objectives in [0, 1]; Unfinished if it is to be found, not built."""
+    def measure(
+        self, config: Config, build: bool = True, until: int | None = None
+    ) -> dict[str, float]:
+        """Train, and the objectives in [0, 1]; Unfinished if it is to be found, not built.
+
+        Args:
+            until: train the first of the parts of `metric.rates`, up to this epoch.
+        """
         run = self.run(config, build)
-        metric, evaluated = train_and_evaluate(run, self.validation, *self.shared(config))
+        metric, evaluated = train_and_evaluate(run, self.validation, *self.shared(config), until)
         base = replace(run, config=self.base)  # so that every trial's queries are hidden alike
         model = run.storage.uri, metric.key
         hidden = robustness(base, self.validation, self.hiding, evaluated, *model, HIDDEN, PARTS)
@@ -121,6 +127,15 @@ def shortened(config: Config, epochs: int) -> Config:
     return config if epochs == metric.epochs else config.model_copy(update={"metric": short})
 
 
+def in_parts(config: Config, parts: int) -> Config:
+    """The same training, cut into parts whose rates may be changed."""
+    metric = config.metric
+    if len(metric.rates) == parts:
+        return config
+    cut = metric.model_copy(update={"rates": metric.rates * parts})
+    return config.model_copy(update={"metric": cut})
+
+
 def run_search(
     run: Run, ground: Ground, study: Study, name: str, options: Options, total: int
 ) -> None:
@@ -147,7 +162,9 @@ def run_search(
 
         asking = Asking(study, ground, total, configured, ended)
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_run, ground=ground), {"CPU": TRIAL_CPUS}),
+            tune.with_resources(
+                tune.with_parameters(_run, ground=ground), room(ground.base.cluster)
+            ),
             tune_config=tune.TuneConfig(
                 search_alg=asking,
                 scheduler=Stopping(asking),
@@ -181,7 +198,12 @@ def _run(settings: dict[str, Any], ground: Ground) -> None:
     pace(ray.data.DataContext.get_current())
     config = Config.model_validate_json(settings["config"])
     for epochs in settings["rungs"]:
-        tune.report({"epochs": epochs, **ground.measure(shortened(config, epochs))})
+        if settings["parts"]:
+            part = in_parts(shortened(config, settings["epochs"]), settings["parts"])
+            found = ground.measure(part, until=epochs)
+        else:
+            found = ground.measure(shortened(config, epochs))
+        tune.report({"epochs": epochs, **found})
 
 
 class Asking(Searcher):
@@ -208,6 +230,8 @@ class Asking(Searcher):
         """Settings of `_run` for the next trial."""
         while self._study.unfinished or len(self._study.trials) < self._total:
             trial = self._study.ask()
+            if trial is None:
+                return None  # Tune asks again
             self._numbers[trial_id] = trial.number
             try:
                 config = self._configured(trial)  # keys valid each alone may not go together
@@ -215,7 +239,13 @@ class Asking(Searcher):
             except Exception as error:
                 self.failed(trial_id, error)
                 continue
-            return {"config": config.model_dump_json(), "rungs": list(self._study.rungs)}
+            rungs = self._study.rungs
+            return {
+                "config": config.model_dump_json(),
+                "rungs": self._study.rungs_of(trial),
+                "epochs": rungs[-1],
+                "parts": len(rungs) if self._study.members else 0,
+            }
         return Searcher.FINISHED
 
     def measured(self, trial_id: str, result: dict[str, Any]) -> bool:

@@ -11,23 +11,25 @@ from dpmpp_core.config.reading import (
     parse_seeds,
     recipe_names,
 )
+from dpmpp_core.config.section import Section
 from dpmpp_core.config.sections import (
     LAYOUTS,
-    AugmentConfig,
     ClusterConfig,
     Config,
     DataConfig,
     DemoConfig,
     EvaluationConfig,
+    ModelConfig,
+    TrackingConfig,
+)
+from dpmpp_core.config.training import (
+    AugmentConfig,
     LossConfig,
     MetricConfig,
-    ModelConfig,
     OcclusionConfig,
     PretrainConfig,
     PromptsConfig,
     SaliencyConfig,
-    Section,
-    TrackingConfig,
 )
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from dpmpp_core.config.reading import first_problem, shipped_names
-from dpmpp_core.config.sections import NonNegative, Positive, Probability, Section
+from dpmpp_core.config.section import NonNegative, Positive, Probability, Section
 from dpmpp_core.config.text import is_file, parse_yaml, read_text, shorten
 from dpmpp_core.errors import ConfigError
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from dpmpp_core.config.reading import first_problem, shipped_names
-from dpmpp_core.config.sections import Section
+from dpmpp_core.config.section import Section
 from dpmpp_core.config.text import is_file, parse_yaml, read_text, shorten
 from dpmpp_core.errors import ConfigError
 

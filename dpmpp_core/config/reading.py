@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from dpmpp_core.config.sections import LARGEST, Config
+from dpmpp_core.config.section import LARGEST
+from dpmpp_core.config.sections import Config
 from dpmpp_core.config.text import is_file, parse_yaml, read_text, shorten
 from dpmpp_core.errors import ConfigError
 

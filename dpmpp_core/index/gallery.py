@@ -212,8 +212,15 @@ class GalleryIndex:
             if segments is None or segment.file in segments:
                 yield from self._blocks_of(segment, start)
 
-    def galleries(self, segments: Collection[str] | None = None) -> Iterator[tuple[Block, Gallery]]:
+    def galleries(
+        self,
+        segments: Collection[str] | None = None,
+        usual_mask: Mapping[str, Matrix] | None = None,
+    ) -> Iterator[tuple[Block, Gallery]]:
         """As `blocks`, each with its features made ready to be searched again and again.
+
+        Args:
+            usual_mask: see `Gallery`; that of the call which made them ready counts.
 
         Raises:
             DataError, FileNotFoundError: as `blocks`.
@@ -224,7 +231,7 @@ class GalleryIndex:
             if segment.file not in self._ready:
                 blocks = self._blocks_of(segment, start)
                 self._ready[segment.file] = [
-                    (b, Gallery(b.features, b.originals or None)) for b in blocks
+                    (b, Gallery(b.features, b.originals or None, usual_mask)) for b in blocks
                 ]
             yield from self._ready[segment.file]
 

@@ -87,7 +87,8 @@ def search(
     where = where or Where()
     count = len(next(iter(query.values())))
     found = Found(np.full((count, k), np.nan, np.float32), np.full((count, k), -1, np.int64))
-    for block, gallery in index.galleries(segments):
+    usual = None if query_mask is None else {s: m.mean(0) for s, m in query_mask.items()}
+    for block, gallery in index.galleries(segments, usual):
         keep = where.keeps(block)
         if keep.any():
             allowed = None if keep.all() else keep

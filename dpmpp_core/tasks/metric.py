@@ -210,9 +210,12 @@ class MetricTask(Task):
     def lr_factor(self, step: int) -> float:
         section = self.config.metric
         epoch = step / self.steps_per_epoch
+        part = step * len(section.rates) // (section.epochs * self.steps_per_epoch)
+        factor = section.rates[min(part, len(section.rates) - 1)]
         if section.schedule == "cosine":
-            return warmup_cosine(epoch, section.warmup_epochs, section.epochs, 0.01)
-        return warmup_steps(epoch, section.warmup_epochs, section.milestones, section.gamma)
+            return factor * warmup_cosine(epoch, section.warmup_epochs, section.epochs, 0.01)
+        warmup, milestones = section.warmup_epochs, section.milestones
+        return factor * warmup_steps(epoch, warmup, milestones, section.gamma)
 
     def keep_gradients(self, phase: str) -> None:
         """Drop the gradients of what `phase` leaves alone; clip those of the mask generator."""

@@ -88,10 +88,17 @@ def tune(
         int | None,
         typer.Option(help="Of the longest training. Default: a third of the configuration's."),
     ] = None,
-    algorithm: Annotated[str, typer.Option(help="tpe or random.")] = "tpe",
+    algorithm: Annotated[str, typer.Option(help="tpe, random or pbt: a population.")] = "tpe",
     rungs: Annotated[
-        int, typer.Option(help="Times a trial is measured at most; 1 = none is stopped early.")
+        int,
+        typer.Option(
+            help="Times a trial is measured at most; 1 = none is stopped early. With pbt: parts of "
+            "the training; trials are members times parts."
+        ),
     ] = 2,
+    brackets: Annotated[
+        int, typer.Option(help="Trial n is not measured at the first n % brackets rungs.")
+    ] = 1,
     objectives: Annotated[
         str, typer.Option(help="occluded, holistic, or both for a Pareto front.")
     ] = "occluded",
@@ -119,7 +126,8 @@ def tune(
         from pipelines.tune import Request, search
 
         names = tuple(objectives.split(","))
-        request = Request(space, trials, epochs, algorithm, rungs, names, share, seed, side_by_side)
+        how = algorithm, rungs, brackets
+        request = Request(space, trials, epochs, *how, names, share, seed, side_by_side)
         places = storage, tracking_uri, address
         return search(Options(data, config, overrides or [], *places), request)
 

@@ -112,7 +112,10 @@ def test_the_best_is_a_configuration_and_all_is_one_run(searched: Any) -> None:
     ("changes", "says"),
     [
         ({"objectives": ("mAP",)}, "one or two of occluded, holistic"),
-        ({"algorithm": "grid"}, "one of tpe, random"),
+        ({"algorithm": "grid"}, "one of tpe, random, pbt"),
+        ({"algorithm": "pbt", "trials": 12, "rungs": 5}, "members times parts"),
+        ({"algorithm": "pbt", "trials": 12, "rungs": 1}, "each 2 or more"),
+        ({"brackets": 3}, "at most --rungs"),
         ({"share": 1.0}, "between 0 and 1"),
         ({"trials": 0}, "--trials 0: 1 or more"),
         ({"side_by_side": 0}, "--side-by-side 0: 1 or more"),
@@ -134,6 +137,14 @@ def test_a_rung_is_the_same_training_squeezed() -> None:
     assert short.metric.epochs == 20 and short.metric.warmup_epochs == 3
     assert short.metric.milestones == (10, 17) and shortened(config, 60) == config
     assert rung_epochs(1, Request()) == [1]
+
+
+def test_a_population_trains_equal_parts() -> None:
+    request = Request(algorithm="pbt", trials=12, rungs=3)
+    assert request.members == 4
+    assert rung_epochs(60, request) == [7, 14, 21] and rung_epochs(10, request) == [1, 2, 3]
+    with pytest.raises(ConfigError, match="at most metric"):
+        rung_epochs(2, request)
 
 
 def test_few_really_occluded_queries_weigh_as_many_as_they_are() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.tune import PlacementGroupFactory
 
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import ConfigError
 from pipelines.cluster import plan, plan_trials
+from pipelines.trials import room
 
 
 def test_a_laptop_trains_on_all_its_cores_and_makes_data_beside() -> None:
@@ -74,5 +76,14 @@ def test_a_trial_leaves_room_for_its_own_process_where_sizes_are_told() -> None:
     told = {"autoscaled": True, "train_cpus": 2, "data_workers": 2, "embed_workers": 3}
     config = ClusterConfig(train_workers=1, gpu=False, **told)
     whole = plan(cpus=6, gpus=0, config=config, shared=False)
-    made = plan_trials(whole, 6, 0, config, shared=False)
+    made = plan_trials(whole, 60, 0, config, shared=False)
     assert (made.trials, made.embed_workers) == (1, 2)
+    assert made.train_cpus == 1  # the trial's process may be where the only train worker is to be
+    labelled = config.model_copy(update={"data_nodes": ("pool=data",)})
+    assert plan_trials(whole, 6, 0, labelled, shared=False).train_cpus == 2
+    assert room(labelled) == PlacementGroupFactory(
+        [{"CPU": 0.1}], bundle_label_selector=[{"pool": "data"}]
+    )
+    grown = labelled.model_copy(update={"autoscaled": False, "embed_workers": None})
+    assert plan_trials(whole, 60, 0, grown, shared=False).trials > 1
+    assert room(config) == PlacementGroupFactory([{"CPU": 0.1}])

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dpmpp_core.config.space import Choices, Range, Space
 from pipelines import progress, tune_report
+from pipelines.population import RATES
 from pipelines.storage import Storage
 from pipelines.study import Study, Tried
 from pipelines.tune_report import render
@@ -39,8 +40,14 @@ def goal(changes: dict[str, Any]) -> float:
     return 10 * values["metric.lr"] + 1e-3 * values["metric.epochs"]
 
 
-def finish(one: Study, trial: Tried) -> None:
-    for epochs in one.rungs:
+POPULATION = {
+    "algorithm": "pbt", "members": 4, "rungs": (1, 2, 3), "start": START | {RATES: [1.0]}
+}  # fmt: skip
+
+
+def finish(one: Study, trial: Tried | None) -> None:
+    assert trial is not None
+    for epochs in one.rungs_of(trial):
         figure = goal(trial.changes) * epochs / one.rungs[-1]
         values = {"occluded": figure, "holistic": -figure}
         if not one.measured(trial.number, epochs, values):
@@ -63,18 +70,50 @@ def test_the_first_trial_changes_nothing_and_others_stay_in_the_space(tmp_path: 
     assert len({str(trial.changes) for trial in trials}) == 12
 
 
-@pytest.mark.parametrize("algorithm", ["tpe", "random"])
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "pbt"])
 @pytest.mark.parametrize("killed", [1, 4, 9])
 def test_a_search_that_was_killed_tries_what_it_would_have(
     tmp_path: Path, algorithm: str, killed: int
 ) -> None:
-    whole = run(tmp_path / "whole", 12, algorithm=algorithm)
-    part = run(tmp_path / "part", killed, algorithm=algorithm)
+    how = {"algorithm": algorithm} | (POPULATION if algorithm == "pbt" else {})
+    whole = run(tmp_path / "whole", 12, **how)
+    part = run(tmp_path / "part", killed, **how)
     left = part.ask()  # its driver is killed now
-    went_on = run(tmp_path / "part", 12, algorithm=algorithm)
+    assert left is not None
+    went_on = run(tmp_path / "part", 12, **how)
     assert went_on.trials[killed].changes == left.changes
     assert [t.changes for t in went_on.trials] == [t.changes for t in whole.trials]
     assert [t.state for t in went_on.trials] == [t.state for t in whole.trials]
+
+
+def test_a_generation_waits_for_the_one_before(tmp_path: Path) -> None:
+    one = study(tmp_path, **POPULATION)
+    asked = [one.ask() for _ in range(4)]
+    assert [trial and trial.changes == {} for trial in asked] == [True, False, False, False]
+    assert one.ask() is None
+    for trial in asked[:3]:
+        finish(one, trial)
+    assert one.ask() is None
+    one.failed(3, "lost")
+    trial = one.ask()
+    assert trial is not None and trial.changes == {} and trial.parent == 0
+
+
+def test_the_worst_of_a_population_go_on_from_the_best(tmp_path: Path) -> None:
+    one = run(tmp_path, 12, **POPULATION)
+    assert [trial.unchanged for trial in one.trials] == ([True] + [False] * 3) * 3
+    for before in (one.trials[:4], one.trials[4:8]):
+        part = one.trials.index(before[0]) // 4 + 1
+        ranked = sorted(before, key=lambda trial: -trial.last["occluded"])
+        for own, trial in zip(before, one.trials[4 * part : 4 * part + 4], strict=True):
+            if own is not ranked[-1] or own.unchanged:
+                assert (trial.parent, trial.changes) == (own.number, own.changes)
+                continue
+            assert trial.parent == ranked[0].number
+            old = ranked[0].changes.get(RATES, [1.0] * 3)
+            new = trial.changes[RATES]
+            assert new[:part] == old[:part] and new[part] / old[part - 1] in (0.8, 1.25)
+    assert {trial.number for trial in one.full()} == {8, 9, 10, 11}
 
 
 def test_another_seed_tries_others(tmp_path: Path) -> None:
@@ -92,6 +131,12 @@ def test_only_the_best_third_goes_on_at_a_rung(tmp_path: Path) -> None:
     # The first always goes on; 0.55 is the third of six, of whom two may.
     assert states == ["running", "stopped", "running", "stopped", "running", "stopped", "stopped"]
     assert study(tmp_path).measured(4, 1, {"occluded": 0.7})  # measured before it was killed
+
+
+def test_brackets_leave_the_first_rungs_out(tmp_path: Path) -> None:
+    one = run(tmp_path, 6, rungs=(1, 2, 3), brackets=3)
+    assert [min(trial.rungs) for trial in one.trials] == [1, 2, 3, 1, 2, 3]
+    assert all(trial.state == "done" for trial in one.trials[2::3])
 
 
 def test_a_failed_trial_is_kept_and_says_why(tmp_path: Path) -> None:

@@ -1,0 +1,24 @@
+"""What all sections of the configuration have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+LARGEST = 2**31 - 1  # of whole numbers: seeds of every library and counts of anything fit
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _whole_numbers_fit(self) -> Section:
+        for name, value in self:
+            if isinstance(value, int) and value > LARGEST:
+                raise ValueError(f"{name} {value} is larger than {LARGEST}")
+        return self

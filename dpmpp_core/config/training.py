@@ -1,0 +1,183 @@
+"""What can be configured of the trainings, from person masks to losses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from dpmpp_core.config.section import NonNegative, Positive, Probability, Section
+
+
+class SaliencyConfig(Section):
+    """Stage 0: where the person is, one bitmask of patches an image (SPT)."""
+
+    target_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.3, description="share of patches called person (SPT)"
+    )
+    provider: Literal["sps", "attention", "spectral", "given"] = Field(
+        "sps",
+        description="sps: learned from identities (SPT); attention: of the starting encoder; "
+        "spectral: no model; given: annotations.parquet or masks/ beside the data",
+    )
+    identities: Annotated[int, Field(ge=2)] = Field(16, description="identities a batch; sps")
+    images: Annotated[int, Field(ge=2)] = Field(4, description="images an identity; sps")
+    epochs: PositiveInt = Field(20, description="sps")
+    encoder_lr: Positive = Field(5e-6, description="sps")
+    lr: Positive = Field(1e-4, description="of the mask head and the classifier; sps")
+    area_weight: NonNegative = Field(50.0, description="of the share's distance to target_ratio")
+    penalty_weight: NonNegative = Field(
+        0.1, description="of identity left in the background, summed over the batch"
+    )
+    triplet_weight: NonNegative = 1.0
+
+
+class PromptsConfig(Section):
+    """Stage 1: text prototypes from learnable prompts (CLIP-ReID)."""
+
+    epochs: PositiveInt = 120
+    batch: PositiveInt = 64
+    lr: Positive = 3.5e-4
+    min_lr: NonNegative = 1e-6
+    weight_decay: NonNegative = 1e-4
+    warmup_epochs: Annotated[int, Field(ge=0)] = 5
+
+
+class AugmentConfig(Section):
+    """Geometric augmentation; the saliency mask rides along."""
+
+    flip: Probability = 0.5
+    pad: Annotated[int, Field(ge=0)] = Field(10, description="pixels added around, then cropped")
+    erase: Probability = Field(
+        0.0, description="random erasing, only of images not mixed; 0 = off (it gained nothing)"
+    )
+    camera: Probability = Field(
+        0.0, description="strength of random colours and sharpness (ours); 0 = off"
+    )
+
+
+class OcclusionConfig(Section):
+    """Saliency-guided patch transfer and its pairing (SPT; bounds are ours).
+
+    Pairs are drawn at random unless `min_oiou`, the bounds or `top_share` say otherwise: choosing
+    them gained nothing, measured. The published values are in the recipe `published`.
+    """
+
+    probability: Probability = 0.5
+    min_oiou: Probability = Field(0.0, description="least OIoU of a pair; SPT has 0.7")
+    min_ratio: Probability = Field(0.0, description="least share of the person hidden")
+    max_ratio: Probability = Field(1.0, description="largest share of the person hidden")
+    min_donor: Probability = Field(0.05, description="least share of patches in the donor's mask")
+    top_share: Probability = Field(1.0, description="draw from this best share of candidates")
+    rolling: bool = Field(False, description="shift the donor's mask; SPT does")
+    bank: Annotated[int, Field(ge=0)] = Field(
+        64, description="donors a step beyond the batch, from all training images (ours)"
+    )
+    backgrounds: str | None = Field(
+        None, description="folder or s3://bucket/prefix of pictures without people, for the bank"
+    )
+    background_share: Probability = Field(
+        0.5, description="share of the bank that shows `backgrounds`; 0 where there are none"
+    )
+
+    @model_validator(mode="after")
+    def _range(self) -> OcclusionConfig:
+        if self.min_ratio > self.max_ratio:
+            raise ValueError(f"min_ratio {self.min_ratio} is above max_ratio {self.max_ratio}")
+        if self.backgrounds and not self.bank:
+            raise ValueError("backgrounds are donors of the bank, which is empty: raise bank")
+        return self
+
+
+class LossConfig(Section):
+    """Weights of the stage-2 losses (DPM, CLIP-ReID; text_transfer and heads are ours)."""
+
+    identity: NonNegative = Field(0.25, description="plain cross entropy, each space")
+    masked: NonNegative = Field(0.25, description="ArcFace on the masked metric, each space")
+    triplet: NonNegative = 1.0
+    text: NonNegative = Field(1.0, description="image-to-text cross entropy")
+    text_transfer: NonNegative = Field(0.1, description="prototype-to-text contrast")
+    heads: NonNegative = Field(
+        0.0, description="diversity of the last block's heads; 0 = off (it gained nothing)"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    arcface_scale: Positive = 30.0
+    arcface_margin: Annotated[float, Field(ge=0, lt=1.57)] = 0.3
+    triplet_margin: NonNegative | None = Field(0.3, description="null = soft margin (softplus)")
+    transfer_temperature: Positive = 0.05
+    visibility: NonNegative = Field(
+        0.0, description="likelihood of the occlusion's errors under the mask, each space (ours)"
+    )
+
+
+class PretrainConfig(Section):
+    """A small CLIP of our own, from generated people and captions (ours)."""
+
+    identities: Annotated[int, Field(ge=2)] = Field(64, description="identities a batch (P)")
+    images: Annotated[int, Field(ge=2)] = Field(4, description="images an identity (K)")
+    epochs: PositiveInt = 12
+    lr: Positive = 5e-4
+    weight_decay: NonNegative = 0.05
+    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    kept_patches: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.3, description="share of patches that the encoder sees (FLIP)"
+    )
+    whole_epochs: Annotated[int, Field(ge=0)] = Field(
+        1, description="last epochs, in which the encoder sees all patches"
+    )
+    temperature: Positive = Field(0.1, description="of the contrast between images")
+    text: NonNegative = Field(1.0, description="weight of the contrast with captions")
+
+
+class MetricConfig(Section):
+    """Stage 2: encoder, mask generator and prototypes together."""
+
+    identities: Annotated[int, Field(ge=2)] = Field(16, description="identities a batch (P)")
+    images: Annotated[int, Field(ge=2)] = Field(4, description="images an identity (K)")
+    epochs: PositiveInt = 60
+    encoder_lr: Positive = 5e-6
+    lr: Positive = Field(1e-4, description="of everything that is new")
+    optimiser: Literal["adam", "sgd"] = Field("adam", description="sgd has a momentum of 0.9")
+    bias_lr_factor: Positive = 2.0
+    weight_decay: NonNegative = 1e-4
+    warmup_epochs: Annotated[int, Field(ge=0)] = 10
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: tuple[PositiveInt, ...] = Field((30, 50), description="epochs; for `step`")
+    gamma: Positive = 0.1
+    rates: tuple[Positive, ...] = Field(
+        (1.0,),
+        min_length=1,
+        description="factors on all learning rates in equal parts of the training, one part after "
+        "the other, as `dpmpp tune --algorithm pbt` finds them (ours)",
+    )
+    mask_grad_clip: Positive = Field(1.0, description="gradient norm of the mask generator")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto = bf16 on accelerators and CPUs that compute it, else fp32"
+    )
+    accumulate: PositiveInt = Field(
+        1,
+        description="parts of whole identities in which a worker takes its batch, one after the "
+        "other, to need less memory; losses, hardest pairs and batch norm see one part each",
+    )
+    compile: bool = Field(False, description="torch.compile the encoder")
+    loss: LossConfig = LossConfig()
+    class_ignoring: bool = Field(
+        False,
+        description="a donor's identity takes no part in the losses of who it hides (SPT); off, as "
+        "it gained nothing",
+    )
+    update: Literal["joint", "alternating"] = Field(
+        "joint",
+        description="joint (ours): one pass a step; alternating (DPM): a second one for the mask",
+    )
+
+    @model_validator(mode="after")
+    def _learns(self) -> MetricConfig:
+        loss = self.loss
+        of_masks = loss.masked or loss.visibility
+        others = loss.identity or loss.triplet or loss.text
+        if not (loss.masked or others):
+            raise ValueError("loss: identity, masked, triplet or text needs a weight above 0")
+        if self.update == "alternating" and not of_masks:
+            raise ValueError("update alternating needs loss.masked or loss.visibility above 0")
+        return self
