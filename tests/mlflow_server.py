@@ -1,4 +1,4 @@
-"""A real MLflow server for tests: a process of its own on a SQLite database."""
+"""A real MLflow server for tests: a process of its own on a SQLite or other database."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class MlflowServer:
         folder: of the database, the log, and the artifacts unless told otherwise.
         artifacts: destination, such as s3://bucket/prefix.
         environment: of the process, such as S3 keys, which clients then need not have.
+        database: such as postgresql://user:password@host/name, empty; None = a SQLite file.
     """
 
     def __init__(
@@ -30,11 +31,13 @@ class MlflowServer:
         folder: Path,
         artifacts: str | None = None,
         environment: Mapping[str, str] | None = None,
+        database: str | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._artifacts = artifacts or str(folder / "artifacts")
         self._environment = dict(environment or {})
+        self._database = database or f"sqlite:///{folder}/server.db"
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -42,7 +45,7 @@ class MlflowServer:
     def start(self) -> MlflowServer:
         command = [
             sys.executable, "-m", "mlflow", "server", "--backend-store-uri",
-            f"sqlite:///{self.folder}/server.db", "--artifacts-destination", self._artifacts,
+            self._database, "--artifacts-destination", self._artifacts,
             "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
         ]  # fmt: skip
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}

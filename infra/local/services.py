@@ -44,13 +44,22 @@ class Services:
 
     def start(self, name: str) -> None:
         """Start a server and wait until it answers."""
+        if answers(HOST, PORTS[name]):
+            raise SystemExit(f"{HOST}:{PORTS[name]} answers already: end the cluster before")
         log = (self.folder / f"{name}.log").open("ab")
         command, env, prefix = getattr(self, f"_{name}")()
         self._running[name] = subprocess.Popen(
             [*prefix, *map(str, command)],
             env=os.environ | env, stdout=log, stderr=log, start_new_session=True, cwd=self.folder,
         )  # fmt: skip
-        wait_for(lambda: answers(HOST, PORTS[name]), f"{name} on {HOST}:{PORTS[name]}", 120)
+
+        def up() -> bool:
+            if self._running[name].poll() is not None:
+                said = (self.folder / f"{name}.log").read_text(errors="replace")[-1000:]
+                raise SystemExit(f"{name} ended at its start:\n{said}")
+            return answers(HOST, PORTS[name])
+
+        wait_for(up, f"{name} on {HOST}:{PORTS[name]}", 120)
 
     def stop(self, name: str, hard: bool = False) -> None:
         """End a server; `hard` as a lost machine would."""

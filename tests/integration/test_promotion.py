@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import signal
@@ -32,6 +33,9 @@ from tests.promotion_lab import Lab, Network, deaden_masks, lab, sets_alias
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 LONG = pytest.mark.long
+# Such as postgresql://user:password@host/name, empty: what decides who wins is the database.
+DATABASE = os.environ.get("DPMPP_TEST_DATABASE")
+DATABASE_KIND = DATABASE.split(":")[0] if DATABASE else "SQLite"
 
 
 @dataclass
@@ -61,9 +65,9 @@ def said() -> str:
         "`pytest tests/integration/test_promotion.py -m '' --promotion-table "
         f"tests/bench/results/promotion.md`; {date.today().isoformat()}. Python "
         f"{platform.python_version()}, {packages}; {found['cpus']}-core {platform.machine()} CPU. "
-        "Each row is of a test: a real `mlflow server` on SQLite; versions of the package's small "
-        "model, not trained further, really measured and registered; faults are of real processes, "
-        "files and connections. "
+        f"Each row is of a test: a real `mlflow server` on {DATABASE_KIND}; versions of the "
+        "package's small model, not trained further, really measured and registered; faults are of "
+        "real processes, files and connections. "
         "Data: 16 queries of 4 generated persons."
     )
 
@@ -71,7 +75,7 @@ def said() -> str:
 @pytest.fixture(scope="module")
 def at(cluster: None, small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("promotion")
-    server = MlflowServer(folder / "server").start()
+    server = MlflowServer(folder / "server", database=DATABASE).start()
     try:
         with lab(small_demo, server, folder) as made:
             yield made
