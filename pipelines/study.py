@@ -74,8 +74,8 @@ class Study:
             a population's rates.
         objectives: names, all to be maximised; the first decides at the rungs.
         rungs: epochs after which a trial is measured, ascending.
-        brackets: trial n is not measured at the first n % brackets rungs, where what learns slowly
-            would be stopped (Hyperband, Li et al. 2018): for what learns slowly.
+        brackets: trial n is not measured at the first n % brackets rungs (Hyperband, Li et al.
+            2018), so that what learns slowly has its chance.
         members: of a population (PBT), whose trials train from one rung to the next; 0 = none.
     """
 

@@ -69,7 +69,7 @@ def s3_away(nodes: Nodes, services: Services) -> str:
 FAULTS: tuple[tuple[Fault, str, str], ...] = (
     (lose_train_node, "train", "metric: started"),
     (restart_head, "train", "metric: started"),
-    (lose_data_node, "prepare", "prepare: started"),
+    (lose_data_node, "prepare", "saliency: started"),
     (train_node_leaves, "train", "metric: started"),
     (mlflow_away, "train", "metric: started"),
     (s3_away, "train", "metric: started"),

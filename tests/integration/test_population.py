@@ -22,6 +22,7 @@ from pipelines.tune import Request, search
 from tests.integration.conftest import SMALL
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_training_in_parts_is_the_training_in_one(
     cluster: None, small_demo: Path, tmp_path: Path
