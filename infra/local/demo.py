@@ -32,6 +32,7 @@ BELONGS = {
     "DataWorker": "data",
     "MapWorker": "data",
     "RayTrainWorker": "train",
+    "ImplicitFunc": "data",  # a trial's own process
     "JobSupervisor": "driver",
 }
 
@@ -44,23 +45,11 @@ def demo() -> None:
         os.environ.update(nodes.token)
         upload(services)
         rows = [[f"start of {len(nodes.nodes)} nodes and images", seconds(began), ""]]
-        for job in available():
+        for job in JOBS:
             done = run(job)
             rows.append([done["entrypoint"], f"{done['seconds']:.0f}", *placed(done, nodes)])
         models = registered(services)
     write(rows, models, time.monotonic() - began)
-
-
-def available() -> list[str]:
-    """The jobs whose commands this version has."""
-    from pipelines.cli import app
-
-    known = {command.name or command.callback.__name__ for command in app.registered_commands}
-    for group in app.registered_groups:
-        if not group.name and group.typer_instance:
-            commands = group.typer_instance.registered_commands
-            known |= {c.name or c.callback.__name__ for c in commands if c.callback}
-    return [job for job in JOBS if job not in ("tune", "promote") or job in known]
 
 
 def upload(services: Services) -> None:
@@ -139,10 +128,11 @@ def placed(done: dict[str, Any], nodes: Nodes) -> list[str]:
     ray_id = JobSubmissionClient(ADDRESS).get_job_info(done["job"]).job_id
     limit, mine = 10_000, [("job_id", "=", ray_id)]
     work: Counter[tuple[str, str]] = Counter()
-    for actor in list_actors(address=ADDRESS, filters=mine, limit=limit):
+    # A program that asks nothing of Ray, such as a promotion, has no id there.
+    for actor in list_actors(address=ADDRESS, filters=mine, limit=limit) if ray_id else []:
         if actor.node_id in where:
             work[where[actor.node_id], kind(actor.class_name)] += 1
-    for task in list_tasks(address=ADDRESS, filters=mine, limit=limit):
+    for task in list_tasks(address=ADDRESS, filters=mine, limit=limit) if ray_id else []:
         if task.type == "NORMAL_TASK" and task.node_id in where:
             work[where[task.node_id], f"{kind(task.name)} task"] += 1
     work[where[done["node"]], "driver"] += 1
