@@ -103,12 +103,17 @@ class _Items:
             self.spaces.append((x, x * m, m.square_()))
         self.queries, self.size = len(sides[0][1][space]), len(x)
 
-    def scores(self, of: slice, against: slice) -> Tensor:
-        """S of two blocks, [a, b]."""
+    def scores(self, of: slice, against: slice, by_other: bool = False) -> Tensor:
+        """S of two blocks, [a, b]; by the masks of `against`, S[against, of].T, if `by_other`."""
         total: Tensor | None = None
         for x, weights, squares in self.spaces:
-            length = squares[of] @ x[against].square().T
-            found = (weights[of] @ x[against].T).mul_(length.clamp_min_(VANISHED**2).rsqrt_())
+            if by_other:
+                length = x[of].square() @ squares[against].T
+                found = x[of] @ weights[against].T
+            else:
+                length = squares[of] @ x[against].square().T
+                found = weights[of] @ x[against].T
+            found.mul_(length.clamp_min_(VANISHED**2).rsqrt_())
             total = found if total is None else total.add_(found)
         assert total is not None
         return total.div_(len(self.spaces))
@@ -122,8 +127,9 @@ class _Items:
             total = torch.zeros(len(i))
             for x, weights, squares in self.spaces:
                 for a, b in ((i, j), (j, i)):
-                    length = squares.index_select(0, a).mul_(x.index_select(0, b).square_()).sum(1)
-                    product = weights.index_select(0, a).mul_(x.index_select(0, b)).sum(1)
+                    other = x.index_select(0, b)
+                    product = torch.linalg.vecdot(weights.index_select(0, a), other)
+                    length = torch.linalg.vecdot(squares.index_select(0, a), other.square_())
                     total += product / length.clamp_min_(VANISHED**2).sqrt_()
             found[part] = (total / (2 * len(self.spaces))).numpy()
         return found
@@ -166,7 +172,7 @@ def _neighbours(items: _Items, k: int, top: int) -> _Near:
                 alike = (alike + alike.T) / 2
                 alike.fill_diagonal_(1)
             else:
-                alike.add_(items.scores(against, of).T).div_(2)
+                alike.add_(items.scores(of, against, by_other=True)).div_(2)
                 seen(alike.T.contiguous(), against, of)
             seen(alike, of, against)
     return _Near(nearest[1].numpy(), listed[1].numpy() - queries, listed[0].numpy(), least.numpy())

@@ -111,10 +111,25 @@ def merge(best: Tensor, indices: Tensor, row: Tensor, score: Tensor, item: Tenso
     row = torch.cat([touched.repeat_interleave(k), row])
     score = torch.cat([best[touched].ravel(), score])
     item = torch.cat([indices[touched].ravel(), item])
-    order = torch.argsort(item, stable=True)
-    order = order[torch.argsort(score[order], descending=True, stable=True)]
-    order = order[torch.argsort(row[order], stable=True)]
+    order = _order(row, score, item)
     row, score, item = row[order], score[order], item[order]
     starts = torch.searchsorted(row, touched)
     chosen = starts[:, None] + torch.arange(k, device=row.device)
     best[touched], indices[touched] = score[chosen], item[chosen]
+
+
+def _order(row: Tensor, score: Tensor, item: Tensor) -> Tensor:
+    """By row, then the best score, then the lowest item: one sort, but for equal scores."""
+    bits = (score + 0.0).view(torch.int32)  # + 0.0: a zero has one sign
+    rising = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # integers in the order of the floats
+    key = (row << 32) - rising
+    if key.device.type == "cpu":
+        order = torch.from_numpy(np.argsort(key.numpy()))  # AVX-512: a tenth of torch's time
+    else:
+        order = torch.argsort(key)
+    equal = torch.nn.functional.pad(key[order].diff() == 0, (1, 1))
+    tied = equal[1:] | equal[:-1]
+    some = order[tied]
+    some = some[torch.argsort(item[some], stable=True)]
+    order[tied] = some[torch.argsort(key[some], stable=True)]
+    return order

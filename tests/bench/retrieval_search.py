@@ -25,10 +25,10 @@ from dpmpp_core.retrieval.gallery import Storage
 from tests.bench.retrieval_data import Made, in_fresh_process, made, measured
 
 WIDTH = 1280  # 768 + 512, both spaces of ViT-B/16
-QUERIES = 40
+QUERIES = 100
 K = 10
-PROBES = (8, 16, 32, 64, 128, 256, 512)
-BREADTHS = (64, 96, 128, 192, 256, 384, 512)
+PROBES = (32, 64, 128, 256, 512, 640, 768)
+BREADTHS = (64, 128, 256, 512, 768, 1024, 1536)
 
 
 def _recall(found: np.ndarray, best: np.ndarray) -> float:
