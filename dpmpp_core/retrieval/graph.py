@@ -20,7 +20,7 @@ from dpmpp_core.retrieval.gallery import Gallery
 from dpmpp_core.retrieval.search import keep_best
 
 LINKS = 32  # an item
-EFFORT = 100  # items looked at for each that is added
+EFFORT = 200  # items looked at for each that is added
 ROWS = 16_384  # added at a time
 
 

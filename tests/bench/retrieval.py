@@ -159,7 +159,7 @@ def lists(f: Figures) -> list[str]:
 def walks(f: Figures) -> list[str]:
     head = [
         "",
-        "## Along graphs: 10^5 x 1280, 32 links, effort 100",
+        "## Along graphs: 10^5 x 1280, 32 links, effort 200, the same for both",
         "",
         "| breadth | recall@10, masked | ms | queries/s | faiss HNSW: recall@10, unmasked | ms |",
         "|---:|---:|---:|---:|---:|---:|",

@@ -22,6 +22,7 @@ from usearch.index import Index
 
 from dpmpp_core.retrieval import Gallery, Graph, Shortlist, compact, group, masked_topk
 from dpmpp_core.retrieval.gallery import Storage
+from dpmpp_core.retrieval.graph import EFFORT
 from tests.bench.retrieval_data import Made, in_fresh_process, made, measured
 
 WIDTH = 1280  # 768 + 512, both spaces of ViT-B/16
@@ -139,7 +140,7 @@ def graphs(items: int = 100_000) -> dict[str, object]:
     _, plain = faiss.knn(query, x, K, metric=faiss.METRIC_INNER_PRODUCT)
     ours, building = measured(lambda: Graph(x), 1)
     theirs = faiss.IndexHNSWFlat(WIDTH, 32, faiss.METRIC_INNER_PRODUCT)
-    theirs.hnsw.efConstruction = 100
+    theirs.hnsw.efConstruction = EFFORT
     _, their_building = measured(lambda: theirs.add(x), 1)
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
