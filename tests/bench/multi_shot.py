@@ -4,9 +4,9 @@ their masks better than other ways to use them?
     python -m tests.bench.multi_shot --data DIR [--seeds 0 1 2] [--drawn-seeds 0 1 2]
 
 writes `tests/bench/results/multi-shot.md`. Models are those of `dpmpp train` (reused if finished):
-the demo recipe on DIR, real images in Market-1501 layout, and the recipe `proof` on its own drawn
-people. Of the latter 24 test persons are drawn anew, eight occluded pictures of each of four
-cameras: other poses, other occluders. Tracklets are the same for all training seeds.
+the demo recipe on DIR, real images in Market-1501 layout, and on its own drawn people. Of the
+latter 24 test persons are drawn anew, many occluded pictures of each in each camera: other poses,
+other occluders. Tracklets are the same for all training seeds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tests.bench.seeds import RESULTS, run, spread
 
 SHOTS = (1, 2, 4, 8)
 DRAW = 0  # seed of the tracklets
-DRAWN = ["data.demo.query_images=32"]
+DRAWN = ["data.demo.query_images=48"]
 PERSONS = 24
 NOISY_OR = "union 1 - prod (1 - m)"
 Found = dict[str, np.ndarray]  # way -> average precision of every tracklet
@@ -66,13 +66,13 @@ def main() -> None:
     name = Path(arguments.data).name
     train = ["dpmpp", "train", "--storage", arguments.storage, "--json"]
     real = [*train, "--config", "demo", "--data", arguments.data]
-    proof = [*train, "--config", "proof"]
+    demo = [*train, "--config", "demo"]
     text = page(
         f"python -m tests.bench.multi_shot --data {name}",
         [
             section(name, read(arguments.data), real, arguments.seeds),
             section(
-                f"{PERSONS} drawn persons", drawn(), proof, arguments.drawn_seeds or arguments.seeds
+                f"{PERSONS} drawn persons", drawn(), demo, arguments.drawn_seeds or arguments.seeds
             ),
         ],
     )
@@ -130,8 +130,8 @@ def read(data: str) -> dict[str, Pictures]:
 
 
 def drawn() -> dict[str, Pictures]:
-    """`occluded` queries and `gallery` of the first test persons of the recipe `proof`."""
-    config = load_config("proof", DRAWN).data.demo
+    """`occluded` queries and `gallery` of the first test persons of the demo recipe."""
+    config = load_config("demo", DRAWN).data.demo
     first = config.train_identities + 1
     shots = [s for s in plan_shots(config) if first <= s.pid < first + PERSONS]
     sets = {}
