@@ -99,8 +99,10 @@ def train_metric(
         if until is None:
             return None
         before = until - config.metric.epochs // len(config.metric.rates)
-        start = train_metric(run, prepared, saliency, prompts, before).key if before > 0 else ""
-        return Part(until, f"{start}/{CHECKPOINT}" if start else "", folder / CHECKPOINT)
+        start = ""
+        if before > 0:
+            start = f"{train_metric(run, prepared, saliency, prompts, before).key}/{CHECKPOINT}"
+        return Part(until, start, folder / CHECKPOINT)
 
     def build(folder: Path) -> dict[str, Any]:
         training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key)

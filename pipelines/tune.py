@@ -82,7 +82,6 @@ class Request:
                 f"--algorithm pbt --trials {self.trials} --rungs {self.rungs}: trials are members "
                 "times parts of the training (rungs), each 2 or more, such as 12 and 3"
             )
-
         if self.brackets > (1 if self.members else self.rungs):
             raise ConfigError(f"--brackets {self.brackets}: at most --rungs, and 1 with pbt")
 
