@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 from dpmpp_core.config import Config, DataConfig
-from dpmpp_core.data.images import read_image, resize, to_tensor_batch
+from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.plan import class_labels
 from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.encoder import ImageEncoder
+from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.reid import ReidModel, load_model, start_clip
 from dpmpp_core.retrieval import (
     Embeddings,

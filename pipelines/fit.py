@@ -8,21 +8,24 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray.data
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from dpmpp_core.errors import TrainingError
 from dpmpp_core.tasks.task import Task
+from pipelines.batches import DATASET, BatchesPerRank, BatchPlan
 from pipelines.cluster import selector
 from pipelines.pack import pack_images
 from pipelines.progress import follow, start_board
 from pipelines.stage import Run, training_key
-from pipelines.stream import TrainingSet, data_workers
 from pipelines.train_loop import Job, train_loop
+from pipelines.training_set import TrainingSet
 
 log = logging.getLogger(__name__)
 
@@ -67,16 +70,13 @@ def fit(
     total = task.steps_per_epoch * epochs
     if part and part.start:
         job.open_checkpoints().take_over(part.start)
-    streamed = kind != "prompts"  # prompts learn from features that fit in memory
-    if streamed:
+    if kind != "prompts":  # prompts learn from features that fit in memory
         pack_images(run, training_set)
-    with (
-        follow(board, f"{kind} steps", total, _watch(run, task)),
-        _stop_politely(board),
-        data_workers(training_set, run.plan.data_workers if streamed else 0) as workers,
-    ):
-        result = _fit_or_stop(_trainer(run, job, name, total, workers))
-    ended = result.return_value  # type: ignore[attr-defined]  # mypy reads the older Ray Train
+    with follow(board, f"{kind} steps", total, _watch(run, task)), _stop_politely(board):
+        ended = _fit_or_stop(_trainer(run, job, name, total))
+        while ended["step"] < total and not ended["stopped"] and ended["fault"] is None:
+            log.info("%s: the batches are planned again from step %d on", kind, ended["step"])
+            ended = _fit_or_stop(_trainer(run, job, name, total))
     if ended["fault"] is not None:
         raise TrainingError(_fault(job, task, ended["fault"]))
     if ended["step"] < total:
@@ -99,20 +99,25 @@ def fit(
     }
 
 
-def _trainer(run: Run, job: Job, name: str, total: int, data: list[Any]) -> TorchTrainer:
+def _trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:
     plan, storage, cluster = run.plan, run.storage, run.config.cluster
     workers: int | tuple[int, int] = plan.train_workers
     if cluster.worker_counts[0] < plan.train_workers:
         workers = cluster.worker_counts[0], plan.train_workers
+    batches: dict[str, Any] = {}
     if job.kind == "prompts":
         workers = 1  # a step takes milliseconds
+    else:
+        steps = BatchPlan(job.training_set, total, plan.data_workers)
+        # The rows are planned for each worker group, by `BatchesPerRank`.
+        batches["datasets"] = {DATASET: partial(ray.data.range, total)}
+        batches["dataset_config"] = BatchesPerRank(steps, job.first_step)
     resources = {"CPU": plan.train_cpus} | ({"GPU": 1} if plan.train_gpu else {})
     return TorchTrainer(
         train_loop,  # type: ignore[arg-type]
         train_loop_config={
             "job": job,
             "total": total,
-            "data_workers": data,
             "checkpoint_seconds": cluster.checkpoint_seconds,
         },
         scaling_config=ScalingConfig(
@@ -127,6 +132,7 @@ def _trainer(run: Run, job: Job, name: str, total: int, data: list[Any]) -> Torc
             storage_filesystem=None if storage.is_local else storage.filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
+        **batches,
     )
 
 
@@ -179,11 +185,14 @@ def _watch(run: Run, task: Task) -> Callable[[int, dict[str, float]], None]:
     return on_figures
 
 
-def _fit_or_stop(trainer: TorchTrainer) -> ray.train.Result:
-    """Ray Train answers Ctrl-C by ending the run, then the process; here it stays Ctrl-C."""
+def _fit_or_stop(trainer: TorchTrainer) -> dict[str, Any]:
+    """Run `train_loop` and return what it returns; Ctrl-C stays Ctrl-C.
+
+    Ray Train answers Ctrl-C by ending the run, then the process.
+    """
     before = signal.getsignal(signal.SIGINT)
     try:
-        return trainer.fit()
+        return trainer.fit().return_value  # type: ignore[attr-defined]  # mypy reads older ones
     except SystemExit:
         raise KeyboardInterrupt from None
     finally:

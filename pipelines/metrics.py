@@ -18,12 +18,10 @@ NAMES = {
     "dpmpp_train_steps_total": "steps that the training has",
     "dpmpp_train_steps_per_second": "since the last look, about a second before",
     "dpmpp_data_wait_share": "share of that time in which training waited for batches",
-    "dpmpp_ready_batches": "batches that are made and wait for training",
     "dpmpp_loss": "of the last step",
     "dpmpp_mask_std": "std of the mask over pictures, mean over dimensions; 0 = one mask for all",
     "dpmpp_mask_mean": "mean of the mask",
 }
-EVERY = 1.0  # seconds between values of what is asked for often
 
 
 @cache

@@ -13,7 +13,7 @@ from dpmpp_core.errors import DataError
 from pipelines.prepare import of_files, on_tasks
 from pipelines.stage import Run
 from pipelines.storage import Storage
-from pipelines.stream import TrainingSet
+from pipelines.training_set import TrainingSet
 
 
 def pack_images(run: Run, training_set: TrainingSet) -> None:

@@ -26,7 +26,7 @@ from pipelines.evaluate import load_embeddings
 from pipelines.fit import fit
 from pipelines.pictures import caption_lists, save_png
 from pipelines.stage import Run, Stage, stage_key
-from pipelines.stream import TrainingSet
+from pipelines.training_set import TrainingSet
 
 SHOWN_CAPTIONS = 6
 

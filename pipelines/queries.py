@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dpmpp_core.data.images import Image, resize, to_tensor_batch
+from dpmpp_core.data.images import Image, resize
 from dpmpp_core.models.bands import SPACE as BANDS
+from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.reid import ReidModel
 from dpmpp_core.retrieval import fuse
 from pipelines.export import OnnxModel

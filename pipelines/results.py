@@ -29,8 +29,8 @@ from pipelines.pictures import (
 )
 from pipelines.report import Picture, Quarantined, ReportData, StageTime, write_report
 from pipelines.stage import Run, Stage
-from pipelines.stream import TrainingSet
 from pipelines.tracking import environment
+from pipelines.training_set import TrainingSet
 
 Image = npt.NDArray[np.uint8]
 LISTED_QUERIES = 8

@@ -23,8 +23,8 @@ from pipelines.embed import embed, trained_model
 from pipelines.evaluate import load_embeddings
 from pipelines.pictures import CLEAN, robustness_curve, save_png
 from pipelines.stage import Run, Stage
-from pipelines.stream import TrainingSet
 from pipelines.synthesis import clean_rows
+from pipelines.training_set import TrainingSet
 
 FILE, TABLE, PICTURE = "robustness.json", "robustness.csv", "robustness.png"
 # CLEAN -> its figures (`_measure`, `missed`); each part -> band -> the same.

@@ -29,7 +29,7 @@ from pipelines.prepare import absolute
 from pipelines.progress import bar
 from pipelines.stage import Run, Stage
 from pipelines.storage import Storage
-from pipelines.stream import TrainingSet
+from pipelines.training_set import TrainingSet
 
 log = logging.getLogger(__name__)
 

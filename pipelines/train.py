@@ -19,7 +19,7 @@ from dpmpp_core.tasks.saliency import SaliencyTask
 from pipelines.embed import ENCODER_KEYS
 from pipelines.fit import Part, fit
 from pipelines.stage import Run, Stage, stage_key
-from pipelines.stream import TrainingSet
+from pipelines.training_set import TrainingSet
 
 
 def train_saliency(run: Run, prepared: Stage, key: str) -> tuple[SaliencyModel, dict[str, Any]]:

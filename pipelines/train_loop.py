@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.data import DataIterator
 from ray.train.torch import get_device
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,11 +22,13 @@ from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.pretrain import PretrainTask
 from dpmpp_core.tasks.prompts import PromptTask
 from dpmpp_core.tasks.saliency import SaliencyTask
+from dpmpp_core.tasks.step import train_step
 from dpmpp_core.tasks.task import Task
 from pipelines import metrics
+from pipelines.batches import DATASET, MAX_STEPS_PER_EXECUTION
 from pipelines.checkpoints import Checkpoints, State, Writer
 from pipelines.storage import Storage
-from pipelines.stream import TrainingSet, stream_steps
+from pipelines.training_set import TrainingSet
 
 PULSE_SECONDS = 1.0  # how often the workers agree on what to do beside training
 
@@ -73,6 +76,10 @@ class Job:
         """The checkpoints; what there is to say of them goes to the board."""
         return Checkpoints(Storage(self.training_set.storage), self.checkpoints, self.say)
 
+    def first_step(self) -> int:
+        """Step at which the training continues: that of the newest checkpoint."""
+        return self.open_checkpoints().newest()
+
     def say(self, sentence: str) -> None:
         """Show the user a sentence, from any process."""
         self.board.say.remote(sentence)
@@ -104,8 +111,9 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     """Train from the newest checkpoint to the end, or to where the workers agree to stop.
 
     Returns:
-        `step`, how many are done and saved; `fault`, the number of a step, counted from 0, whose
-        loss was not finite, or None. Nothing is saved after a fault.
+        `step`, how many are done and saved; `stopped`, whether the driver asked for the end;
+        `fault`, the number of a step, counted from 0, whose loss was not finite, or None. Nothing
+        is saved after a fault.
     """
     job: Job = settings["job"]
     total: int = settings["total"]
@@ -116,13 +124,17 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     torch.backends.cuda.enable_flash_sdp(device.type != "cpu")
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    batches: Iterable[dict[str, torch.Tensor]] = ()
+    if job.kind != "prompts":  # the data workers start while the model is built
+        batches = start_batches(ray.train.get_dataset_shard(DATASET))
     task = job.task().to(device)
     task.compile_parts()
     optimiser = task.optimiser()
     checkpoints = job.open_checkpoints()
     at = _resume(checkpoints, task, optimiser, rank)
     if at.step >= total:  # killed between the last step and the end of the stage
-        return {"step": at.step, "fault": None}
+        return {"step": at.step, "stopped": False, "fault": None}
+    end = min(total, at.step + MAX_STEPS_PER_EXECUTION)
     model: torch.nn.Module = task
     if world > 1:
         model = DistributedDataParallel(task, find_unused_parameters=not task.updates_all)
@@ -131,17 +143,16 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     pulse = _Pulse(job, writer, at.step, settings["checkpoint_seconds"])
     clock, pace = _Clock(), metrics.Rate(at.step)
     first_fault = torch.zeros((), dtype=torch.float64, device=device)
-    batches: Iterable[dict[str, torch.Tensor]]
     if isinstance(task, PromptTask):  # plans its batches in memory
         batches = task.batches(at.step)
-    else:
-        batches = stream_steps(settings["data_workers"], at.step, total, rank, world, job.kind)
     for batch in batches:
+        if "step" in batch and batch["step"] != at.step:
+            raise RuntimeError(f"a batch of step {int(batch['step'])} came for step {at.step}")
         pace.wait(clock.waited())
         on_device = {name: value.to(device) for name, value in batch.items()}
         on_device["step"] = torch.tensor(at.step)
         torch.manual_seed(_seed(task.config.seed, at.step, rank))
-        figures = _train_step(task, model, optimiser, on_device, at.step)
+        figures = train_step(task, model, optimiser, on_device, at.step)
         at.sums = {name: at.sums.get(name, 0.0) + value for name, value in figures.items()}
         # Never asks the device: the answer is read at the next pulse.
         bad = (~figures["loss"].isfinite()) & (first_fault == 0)
@@ -149,11 +160,11 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
         at.step += 1
         clock.worked()
         epoch_over = at.step % task.steps_per_epoch == 0
-        if not (epoch_over or pulse.due(at.step)):
+        if not (epoch_over or at.step == end or pulse.due(at.step)):
             continue
         agreed = pulse.agree(at.step, first_fault)
         if agreed.fault:
-            return {"step": at.step, "fault": total - int(agreed.fault)}
+            return {"step": at.step, "stopped": False, "fault": total - int(agreed.fault)}
         if rank == 0:
             loss = figures["loss"].item()
             job.board.step.remote(at.step, f"loss {loss:.3f}")
@@ -162,14 +173,45 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
             metrics.show_masks(job.kind, {k: v.item() for k, v in figures.items() if "mask_" in k})
         if epoch_over:
             _end_epoch(job, task, optimiser, at, clock, rank)
-        ends = at.step == total or agreed.stop
+        ends = at.step == end or agreed.stop
         if ends or agreed.save:
             state = _state(task, optimiser, at)
             if writer is not None:
                 (writer.finish if ends else writer.start)(at.step, state, _loss(at))
         if ends:
-            break
-    return {"step": at.step, "fault": None}
+            return {"step": at.step, "stopped": agreed.stop, "fault": None}
+    raise RuntimeError(f"the batches ended at step {at.step} of {end}")
+
+
+def start_batches(shard: DataIterator) -> Iterator[dict[str, torch.Tensor]]:
+    """Start the pipeline behind a shard and return its batches, tensors on the CPU.
+
+    The pipeline's processes start now, while the caller builds its model. Arrays are as in
+    `StepMaker.make`, less UNUSED.
+
+    Raises:
+        DataError: an image cannot be read; names the file.
+    """
+    batches = iter(
+        shard.iter_torch_batches(
+            batch_size=1, collate_fn=_to_tensors, prefetch_batches=2, device="cpu"
+        )
+    )
+    thread = ThreadPoolExecutor(1)
+    first = thread.submit(next, batches, None)
+    thread.shutdown(wait=False)
+
+    def continue_from_first() -> Iterator[dict[str, torch.Tensor]]:
+        if (batch := first.result()) is not None:
+            yield batch
+            yield from batches
+
+    return continue_from_first()
+
+
+def _to_tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    # Arrays in the object store are read-only; the copy also frees their block.
+    return {name: torch.from_numpy(np.array(value[0])) for name, value in batch.items()}
 
 
 def _resume(
@@ -264,54 +306,6 @@ def _state(task: Task, optimiser: torch.optim.Optimizer, at: Position) -> State:
 
 def _loss(at: Position) -> float:
     return at.history[-1]["loss"] if at.history else float("nan")
-
-
-def _train_step(
-    task: Task,
-    model: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
-    batch: dict[str, torch.Tensor],
-    step: int,
-) -> dict[str, torch.Tensor]:
-    """One step; `model` is the task or its data-parallel wrapper. Losses and report, detached."""
-    for group in optimiser.param_groups:
-        group["lr"] = group["base_lr"] * task.lr_factor(step)
-    figures: dict[str, torch.Tensor] = {}
-    for phase in task.phases:
-        optimiser.zero_grad()
-        found = _backward(model, _parts(batch, task.accumulate), phase)
-        task.keep_gradients(phase)
-        optimiser.step()
-        figures = found | figures  # the first pass knows most
-    return figures
-
-
-def _backward(
-    model: torch.nn.Module, parts: list[dict[str, torch.Tensor]], phase: str
-) -> dict[str, torch.Tensor]:
-    """Gradients of the mean loss of the parts; the workers exchange them with the last one."""
-    means: dict[str, torch.Tensor] = {}
-    for number, part in enumerate(parts, start=1):
-        alone = number < len(parts) and isinstance(model, DistributedDataParallel)
-        with model.no_sync() if alone else nullcontext():  # type: ignore[operator]
-            losses, report = model(part, phase)
-            loss = torch.stack(list(losses.values())).sum() / len(parts)
-            loss.backward()
-        figures = {"loss": loss.detach() * len(parts), **losses, **report}
-        for name, value in figures.items():
-            means[name] = means.get(name, 0.0) + value.detach() / len(parts)
-    return means
-
-
-def _parts(batch: dict[str, torch.Tensor], count: int) -> list[dict[str, torch.Tensor]]:
-    """A batch cut into equal parts of whole identities; numbers such as the step go to each."""
-    if count == 1:
-        return [batch]
-    cut = {
-        name: value.chunk(count) if value.ndim else (value,) * count
-        for name, value in batch.items()
-    }
-    return [{name: pieces[i] for name, pieces in cut.items()} for i in range(count)]
 
 
 def _end_epoch(

@@ -1,13 +1,11 @@
-"""From the bytes of a file to pixels, and from pixels to what a network takes."""
+"""From the bytes of a file to pixels; without torch, which data workers then need not load."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dpmpp_core.data.files import read_bytes
@@ -100,19 +98,6 @@ def resize(image: Image, height: int, width: int) -> Image:
     shrinks = image.shape[0] > height and image.shape[1] > width
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(image, (width, height), interpolation=method).astype(np.uint8, copy=False)
-
-
-def to_tensor_batch(images: Image, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Normalise uint8 [N, H, W, 3] to float32 [N, 3, H, W]: (x / 255 - mean) / std by channel."""
-    # Arrays out of shared memory are read-only, which torch would warn about.
-    pixels = torch.from_numpy(images if images.flags.writeable else images.copy())
-    scale = 1.0 / (255.0 * torch.tensor(std, dtype=torch.float32))
-    shift = torch.tensor(mean, dtype=torch.float32) / torch.tensor(std, dtype=torch.float32)
-    count, height, width, channels = pixels.shape
-    batch = torch.empty(count, channels, height, width)
-    for channel in range(channels):  # three times faster than permuting the whole
-        batch[:, channel] = pixels[..., channel]
-    return batch.mul_(scale[:, None, None]).sub_(shift[:, None, None])
 
 
 def jpeg_segments(data: bytes) -> tuple[tuple[int, int], int]:

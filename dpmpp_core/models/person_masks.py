@@ -15,8 +15,8 @@ from torch import nn
 
 from dpmpp_core.config import Config, DataConfig
 from dpmpp_core.data.given_masks import GivenMasks
-from dpmpp_core.data.images import to_tensor_batch
 from dpmpp_core.models.encoder import ImageEncoder
+from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.reid import start_clip
 from dpmpp_core.models.saliency import SaliencyModel
 from dpmpp_core.occlusion.saliency import attention_saliency, resample_area, spectral_saliency

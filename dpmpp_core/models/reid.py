@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from dpmpp_core.config import Config, DataConfig, ModelConfig
-from dpmpp_core.data.images import read_image, resize, to_tensor_batch
+from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.models.bands import SPACE as BANDS
 from dpmpp_core.models.bands import VisibleBands
 from dpmpp_core.models.clip import build_clip
 from dpmpp_core.models.encoder import Encoded, ImageEncoder
 from dpmpp_core.models.mask_generator import MaskGenerator
+from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.saved import fill, read_saved, write_saved
 
 NAME = "model"

@@ -29,7 +29,6 @@ JOBS = ("prepare", "train", "tune", "evaluate", "promote", "synthesize")
 FURTHER = {"tune": ["--", "--trials", "2"], "promote": ["--", "--gate", "demo"]}
 # What each kind of work is called among Ray's tasks and actors, and the pool it belongs to.
 BELONGS = {
-    "DataWorker": "data",
     "MapWorker": "data",
     "RayTrainWorker": "train",
     "ImplicitFunc": "data",  # a trial's own process
@@ -119,7 +118,7 @@ def _deploy(*arguments: str) -> dict[str, Any]:
 
 
 def placed(done: dict[str, Any], nodes: Nodes) -> list[str]:
-    """What ran where, by pool: `3 DataWorker`; RuntimeError for work in a wrong place."""
+    """What ran where, by pool: `3 MapWorker`; RuntimeError for work in a wrong place."""
     from ray.job_submission import JobSubmissionClient
     from ray.util.state import list_actors, list_nodes, list_tasks
 

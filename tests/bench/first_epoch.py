@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from dpmpp_core.config import Config, load_config
 from dpmpp_core.data.demo import generate
-from dpmpp_core.data.images import read_image, resize, to_tensor_batch
+from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import read_manifest
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
 from dpmpp_core.models.encoder import ImageEncoder
 from dpmpp_core.models.person_masks import SpectralMasks
+from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.reid import start_clip
 from dpmpp_core.tasks.first_epoch import Window, outside_first_epoch
 from dpmpp_core.tasks.metric import MetricTask

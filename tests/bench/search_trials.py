@@ -20,7 +20,7 @@ from dpmpp_core.config import Config, load_config
 from dpmpp_core.config.space import as_overrides
 from dpmpp_core.data.demo import generate
 from dpmpp_core.data.hidden import hidden_shares
-from dpmpp_core.data.images import read_image, resize, to_tensor_batch
+from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import read_manifest
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
@@ -28,6 +28,7 @@ from dpmpp_core.data.synthesis import PARTS, Synthesiser
 from dpmpp_core.data.validation import hold_out
 from dpmpp_core.models.encoder import ImageEncoder
 from dpmpp_core.models.person_masks import SpectralMasks
+from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.reid import ReidModel, start_clip
 from dpmpp_core.models.tensors import read_tensors
 from dpmpp_core.retrieval import Embeddings, rank_features

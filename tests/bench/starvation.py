@@ -17,7 +17,8 @@ import time
 import ray
 import torch
 
-from pipelines.stream import data_workers, stream_steps
+from pipelines.batches import BatchPlan
+from pipelines.train_loop import start_batches
 from tests.bench.step_stream import Measured, measured_sets
 from tests.bench.timing import write
 
@@ -27,11 +28,15 @@ SLACKS = (0.9, 1.1, 1.3, 2.0)
 
 @ray.remote(num_cpus=0)
 class Trainer:
-    def run(self, workers: list, seconds: float, steps: int) -> tuple[float, float]:
-        """Seconds a step, and the share of them spent waiting, after the warm-up."""
+    def run(
+        self, training_set: Measured, workers: int, seconds: float, steps: int
+    ) -> tuple[float, float]:
+        """Seconds per step, and the share of them spent waiting, after the warm-up."""
         waited = begun = 0.0
         mark = time.perf_counter()
-        for step, batch in enumerate(stream_steps(workers, 0, steps)):
+        pipeline = BatchPlan(training_set, steps, workers).pipeline(0)
+        batches = start_batches(pipeline.streaming_split(1)[0])
+        for step, batch in enumerate(batches):
             now = time.perf_counter()
             waited += now - mark
             if step == WARM_UP:
@@ -74,8 +79,7 @@ def main() -> None:
 
 def run(training_set: Measured, workers: int, seconds: float, steps: int) -> tuple[float, float]:
     trainer = Trainer.remote()  # type: ignore[attr-defined]
-    with data_workers(training_set, workers) as makers:
-        found = ray.get(trainer.run.remote(makers, seconds, steps))
+    found = ray.get(trainer.run.remote(training_set, workers, seconds, steps))
     ray.kill(trainer)
     return found
 

@@ -1,9 +1,10 @@
-"""The step stream against a torch DataLoader: images a second, and how much memory they keep.
+"""Training batches from Ray Data next to a torch DataLoader: images per second.
 
     python -m tests.bench.step_stream [--steps 150] [--rounds 3] [--workers 1]
 
 Both make the same batches with the same code in as many processes, and one process takes them and
-copies each into a tensor; the first steps are not counted. Writes `results/step-stream.md`.
+copies each into a tensor; the first steps are not counted. The time to the first batch includes the
+start of the processes. Writes `results/step-stream.md`.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ import torch
 
 from dpmpp_core.config import load_config
 from dpmpp_core.data.steps import StepMaker
+from pipelines.batches import UNUSED, BatchPlan
 from pipelines.cluster import connect
 from pipelines.prepare import find_data, prepare
 from pipelines.run import _demo_root
 from pipelines.saliency import saliency
 from pipelines.stage import Run
 from pipelines.storage import Storage
-from pipelines.stream import UNUSED, TrainingSet, data_workers, stream_steps
 from pipelines.tracking import Tracking
+from pipelines.train_loop import start_batches
+from pipelines.training_set import TrainingSet
 from tests.bench.timing import write
 
 WARM_UP = 30  # steps: processes started, buffers full
+Rate = tuple[float, float]  # images per second, seconds to the first batch
 CASES = {
     "decode, augment": (0.0, 0),
     "the same and patch transfer": (0.5, 0),
@@ -67,33 +71,40 @@ class Items(torch.utils.data.Dataset):
         return {k: torch.from_numpy(v) for k, v in made.items() if k not in (*UNUSED, "step")}
 
 
-@ray.remote(num_cpus=0)
 class Taker:
     """The process that trains, without training."""
 
-    def from_stream(self, workers: list, steps: int) -> float:
-        return rate(stream_steps(workers, 0, steps), steps)
+    def from_ray_data(self, training_set: TrainingSet, steps: int, workers: int) -> Rate:
+        begun = time.perf_counter()
+        pipeline = BatchPlan(training_set, steps, workers).pipeline(0)
+        return rate(start_batches(pipeline.streaming_split(1)[0]), steps, begun)
 
-    def from_loader(self, training_set: TrainingSet, steps: int, workers: int) -> float:
+    def from_loader(self, training_set: TrainingSet, steps: int, workers: int) -> Rate:
         torch.set_num_threads(1)
+        begun = time.perf_counter()
         loader = torch.utils.data.DataLoader(
             Items(training_set, steps), batch_size=None, num_workers=workers, prefetch_factor=4
         )
-        return rate(loader, steps)
+        return rate(loader, steps, begun)
 
 
-def rate(batches: Iterable[dict[str, torch.Tensor]], steps: int) -> float:
-    """Images a second after the warm-up."""
-    images, begun = 0, 0.0
+ARMS = {"Ray Data": Taker.from_ray_data, "DataLoader": Taker.from_loader}
+
+
+def rate(batches: Iterable[dict[str, torch.Tensor]], steps: int, begun: float) -> Rate:
+    """Images per second after the warm-up, and seconds from `begun` to the first batch."""
+    images, first, mark = 0, 0.0, 0.0
     for step, batch in enumerate(batches):
+        if step == 0:
+            first = time.perf_counter() - begun
         if step == WARM_UP:
-            begun = time.perf_counter()
+            mark = time.perf_counter()
         elif step > WARM_UP:
             images += len(batch["images"])
         batch["images"][0].sum()
         if step == steps - 1:
             break
-    return images / (time.perf_counter() - begun)
+    return images / (time.perf_counter() - mark), first
 
 
 def main() -> None:
@@ -129,25 +140,30 @@ def measured_sets(folder: str) -> dict[str, Measured]:
 def measure(folder: str, steps: int, rounds: int, workers: int) -> list[str]:
     lines = [
         f"{workers} process(es) make batches of 64 images of 256x128 (demo set, JPEG), one takes "
-        f"them; {steps - WARM_UP} steps counted, median of {rounds} turns.",
+        f"them; {steps - WARM_UP} steps counted, median of {rounds} turns. Ratios: of Ray Data "
+        "to the others. First batch: seconds, median over all turns, processes started.",
         "",
-        "| work | step stream, images/s | DataLoader | ratio | bar |",
-        "|---|---:|---:|---:|---:|",
+        f"| work | {' | '.join(f'{arm}, images/s' for arm in ARMS)} | ratios | first batch |",
+        "|---|" + "---:|" * (len(ARMS) + 2),
     ]
+    taker = ray.remote(Taker).options(num_cpus=0)
     for name, measured in measured_sets(folder).items():
-        rates: dict[str, list[float]] = {"stream": [], "loader": []}
+        found: dict[str, list[Rate]] = {arm: [] for arm in ARMS}
         for _ in range(rounds):
-            taker = Taker.remote()  # type: ignore[attr-defined]
-            with data_workers(measured, workers) as makers:
-                rates["stream"].append(ray.get(taker.from_stream.remote(makers, steps)))
-            ray.kill(taker)
-            taker = Taker.remote()  # type: ignore[attr-defined]
-            rates["loader"].append(ray.get(taker.from_loader.remote(measured, steps, workers)))
-            ray.kill(taker)
-        ours, theirs = (statistics.median(rates[who]) for who in ("stream", "loader"))
-        bar = 0.85 if CASES[name][0] else 0.95
-        lines.append(f"| {name} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f} | {bar} |")
-        print(lines[-1], rates, flush=True)
+            for arm, take in ARMS.items():
+                one = taker.remote()
+                method = getattr(one, take.__name__)
+                found[arm].append(ray.get(method.remote(measured, steps, workers)))
+                ray.kill(one)
+        rates, firsts = (
+            [statistics.median(turn[place] for turn in turns) for turns in found.values()]
+            for place in (0, 1)
+        )
+        cells = [f"{value:,.0f}" for value in rates]
+        cells.append(", ".join(f"{rates[0] / other:.2f}" for other in rates[1:]))
+        cells.append(", ".join(f"{first:.1f}" for first in firsts))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+        print(lines[-1], found, flush=True)
     return lines
 
 

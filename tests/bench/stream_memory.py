@@ -23,11 +23,13 @@ import ray
 from dpmpp_core.config import Config, DemoConfig, load_config
 from dpmpp_core.data.demo import generate
 from dpmpp_core.data.manifest import Manifest
+from pipelines.batches import BatchPlan
 from pipelines.cluster import connect
 from pipelines.masks import save_masks, transfer_grid
 from pipelines.pictures import drawn, panels_of
 from pipelines.storage import Storage
-from pipelines.stream import TrainingSet, data_workers, stream_steps
+from pipelines.train_loop import start_batches
+from pipelines.training_set import TrainingSet
 from tests.bench.prepare_speed import inspected
 from tests.bench.timing import RESULTS, write
 
@@ -36,8 +38,9 @@ WARM_UP = 60  # seconds
 BLOCKS = 6  # of the counted time; flat means that the last holds no more than the second
 
 TITLES = {
-    "data workers": ("ray::DataWorker",),
+    "data workers": ("ray::MapWorker", "ray::_MapWorker"),
     "the process that takes": ("ray::Taker",),
+    "the coordinator": ("ray::SplitCoordinator",),
     "the driver": ("tests.bench.stream_memory",),
     "Ray's node and control store": ("raylet/raylet", "gcs_server"),
 }
@@ -48,10 +51,11 @@ STORE = "object store, pages touched"
 class Taker:
     """The process that trains, without training."""
 
-    def take(self, workers: list, seconds: float) -> tuple[int, int]:
+    def take(self, training_set: TrainingSet, workers: int, seconds: float) -> tuple[int, int]:
         """Steps and images taken in that time."""
         end, steps, images = time.monotonic() + seconds, 0, 0
-        for batch in stream_steps(workers, 0, STEPS):
+        pipeline = BatchPlan(training_set, STEPS, workers).pipeline(0)
+        for batch in start_batches(pipeline.streaming_split(1)[0]):
             steps, images = steps + 1, images + len(batch["images"])
             if time.monotonic() > end:
                 break
@@ -69,10 +73,10 @@ def main() -> None:
         training_set = make_training_set(Path(folder), config, arguments.rows)
         trained_on = len(training_set.rows()[1])
         taker = Taker.remote()  # type: ignore[attr-defined]
-        with data_workers(training_set, plan.data_workers) as workers:
-            taken = taker.take.remote(workers, 60 * arguments.minutes)
-            seconds, curves = watch(taken)
-            done, images = ray.get(taken)
+        workers = plan.data_workers
+        taken = taker.take.remote(training_set, workers, 60 * arguments.minutes)
+        seconds, curves = watch(taken)
+        done, images = ray.get(taken)
     cv2.imwrite(str(RESULTS / "stream-memory.png"), picture(seconds, curves)[..., ::-1])
     command = f"python -m tests.bench.stream_memory --rows {arguments.rows}"
     lines = [

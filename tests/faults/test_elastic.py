@@ -32,7 +32,7 @@ def test_it_goes_on_with_one_worker_of_two_and_takes_a_second_again(
         lab.shrink()
         training.wait_for_step(before + 20)
         assert lab.count(WORKER) == 1
-        data = lab.worker("data", "DataWorker")
+        data = lab.worker("data", "MakeBatches")
         data.suspend()  # or the training would have ended before Ray sees the node
         lab.grow("train")
         time.sleep(25)  # Ray counts its nodes every 20 s

@@ -33,8 +33,8 @@ def lose_train_worker(lab: Lab, training: Training) -> str:
 
 
 def lose_data_worker(lab: Lab, training: Training) -> str:
-    lab.kill("data", "DataWorker")
-    return "Ray started another, which made its batches again"
+    lab.kill("data", "MakeBatches")
+    return "Ray Data started another, which made its batches again"
 
 
 def lose_train_node(lab: Lab, training: Training) -> str:

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dpmpp_core.data.images import decode, header_size, read_image, resize, to_tensor_batch
+from dpmpp_core.data.images import decode, header_size, read_image, resize
 from dpmpp_core.errors import DataError
+from dpmpp_core.models.pixels import to_tensor_batch
 
 RED, BLUE = (250, 10, 10), (10, 10, 250)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pipelines.train_loop import _largest, _parts, _seed, _train_step
+from dpmpp_core.tasks.step import split_batch, train_step
+from pipelines.train_loop import _largest, _seed
 from tests.unit.test_tasks import metric_batch, metric_task
 
 
@@ -14,11 +15,11 @@ def weights(task: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def test_parts_are_equal_and_in_order_and_each_knows_the_step() -> None:
     batch = {"labels": torch.arange(8), "covered": torch.arange(4), "step": torch.tensor(7)}
-    first, second = _parts(batch, 2)
+    first, second = split_batch(batch, 2)
     assert first["labels"].tolist() + second["labels"].tolist() == list(range(8))
     assert [len(part["covered"]) for part in (first, second)] == [2, 2]
     assert first["step"] == second["step"] == 7
-    assert _parts(batch, 1) == [batch]
+    assert split_batch(batch, 1) == [batch]
 
 
 def test_a_batch_in_two_equal_parts_moves_the_weights_as_one_of_them_does() -> None:
@@ -30,7 +31,7 @@ def test_a_batch_in_two_equal_parts_moves_the_weights_as_one_of_them_does() -> N
     for batch, parts in ((half, 1), (twice, 2)):
         task = metric_task(f"metric.accumulate={parts}").train()
         before = weights(task)
-        figures = _train_step(task, task, task.optimiser(), batch, 3)
+        figures = train_step(task, task, task.optimiser(), batch, 3)
         moved.append((weights(task), figures["loss"]))
         assert any(not torch.equal(before[name], p) for name, p in moved[-1][0].items())
     (one, loss), (two, same) = moved

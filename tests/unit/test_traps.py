@@ -13,7 +13,7 @@ import pytest
 import torch
 from pyarrow import fs
 
-from dpmpp_core.data.images import to_tensor_batch
+from dpmpp_core.models.pixels import to_tensor_batch
 from pipelines.storage import MARKER, Storage
 from tests.unit.test_tasks import config, prompt_task
 

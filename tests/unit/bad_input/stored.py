@@ -24,8 +24,8 @@ from dpmpp_core.data.manifest import FORMAT, Manifest, read_manifest
 from pipelines.evaluate import load_embeddings
 from pipelines.masks import load_masks, save_masks
 from pipelines.storage import MARKER, Storage
-from pipelines.stream import TrainingSet
 from pipelines.train_loop import Job
+from pipelines.training_set import TrainingSet
 from tests.unit.bad_input.pictures import png_bomb
 from tests.unit.bad_input.row import Outcome, Row, good_market, picture, refusal
 
