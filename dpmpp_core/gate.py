@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dpmpp_core.config.gate import Gate
+from dpmpp_core.percent import format_percent
 from dpmpp_core.retrieval.bootstrap import paired_bootstrap
 from dpmpp_core.retrieval.queries import QueryFigures
 
@@ -86,7 +87,7 @@ def floor_checks(own: Sets, floors: Mapping[str, float]) -> list[Check]:
             continue
         value = own[query_set].mean(figure)
         verdict = "reaches" if value >= floor else "is below"
-        says = f"{_percent(value)} {verdict} {_percent(floor)}"
+        says = f"{format_percent(value)} % {verdict} {format_percent(floor)} %"
         checks.append(Check(name, value >= floor, value, floor, says))
     return checks
 
@@ -128,7 +129,8 @@ def _no_worse(
     mean, low, high = paired_bootstrap(difference, own.pids, gate.draws)
     passed = low >= -margin
     shown = f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] to the champion"
-    says = f"{shown}: {'not more' if passed else 'perhaps more'} than {_percent(margin)} lost"
+    lost = f"{'not more' if passed else 'perhaps more'} than {format_percent(margin)} % lost"
+    says = f"{shown}: {lost}"
     return Check(name, passed, low, -margin, says)
 
 
@@ -166,7 +168,7 @@ def reproduce_checks(registered: Sets, now: Sets, tolerance: float) -> list[Chec
         for figure in REPRODUCED:
             before, after = recorded.mean(figure), now[query_set].mean(figure)
             value = abs(after - before)
-            says = f"registered {_percent(before)}, now {_percent(after)}"
+            says = f"registered {format_percent(before)} %, now {format_percent(after)} %"
             name = f"reproduces {query_set}.{figure}"
             checks.append(Check(name, value <= tolerance, value, tolerance, says))
     return checks
@@ -195,7 +197,3 @@ def _bounds(own: Sets, bounds: Mapping[str, float]) -> Iterator[tuple[str, str, 
 
 def _absent(name: str, query_set: str, bound: float) -> Check:
     return Check(name, False, None, bound, f"the evaluation has no {query_set} queries")
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"

@@ -6,20 +6,17 @@ One YAML file a protocol in `recipes/protocols/`. Counts of images and identitie
 
 from __future__ import annotations
 
-import difflib
-from importlib import resources
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field
 
 from dpmpp_core.config import Config, Section, load_config
-from dpmpp_core.config.reading import shipped_names
+from dpmpp_core.config.shipped import read_named, shipped_names
 from dpmpp_core.data.published import PUBLISHED
-from dpmpp_core.errors import ConfigError
+from dpmpp_core.errors import ConfigError, suggest
 
 Percent = Annotated[float, Field(ge=0, le=100)]
-FOLDER = resources.files("dpmpp_core") / "recipes" / "protocols"
+FOLDER = "protocols"
 FIGURES = ("rank1", "mAP")
 
 # Multiply-adds of ViT-B/16 at 256x128, stride 16, counted: tests/bench/results/stage2_step.md; the
@@ -113,10 +110,9 @@ def load_protocol(name: str) -> Protocol:
     """
     names = protocol_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = suggest(name, names)
         raise ConfigError(f"no protocol named {name!r}{hint} (protocols: {', '.join(names)})")
-    return Protocol.model_validate(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()))
+    return Protocol.model_validate(read_named("protocol", name, FOLDER))
 
 
 def needs(protocol: Protocol) -> Needs:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dpmpp_core.errors import ConfigError, DataError
+from dpmpp_core.errors import ArgumentError, ConfigError, DataError
 from pipelines.index import model_source, model_version, open_index
 from pipelines.prepare import absolute
 
@@ -35,13 +35,14 @@ def serve(index: str, model: str | None, host: str, port: int) -> dict[str, Any]
 
     Raises:
         ConfigError: Streamlit is not installed.
-        DataError: the port cannot be used.
+        ArgumentError: the port is no port.
+        DataError: the port is in use.
         UserError: the index or its model, looked at before anything is served.
     """
     if importlib.util.find_spec("streamlit") is None:
         raise ConfigError("the app needs Streamlit: pip install 'dpmpp[app]'")
     if not 0 < port < 65536:
-        raise ConfigError(f"--port {port}: a number from 1 to 65535 is needed")
+        raise ArgumentError(f"--port {port}: a number from 1 to 65535 is needed")
     uri = absolute(index)
     opened = open_index(uri)
     source = model_source(model or opened.manifest.source)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from rich.markup import escape
 from rich.table import Table
 
-NONE = "—"
+from dpmpp_core.percent import NONE, format_percent
+
 WAYS = {
     "fused": "fused",
     "single": "one frame",
@@ -80,7 +81,10 @@ def camera_grids(strata: Mapping[str, Mapping[str, Any]]) -> dict[str, list[list
             continue
         own, other = (sorted({pair[i] for pair in found}) for i in (0, 1))
         body = [
-            [f"{a}", *(_percent(found[a, b]["mAP"]) if (a, b) in found else NONE for b in other)]
+            [
+                f"{a}",
+                *(format_percent(found[a, b]["mAP"]) if (a, b) in found else NONE for b in other),
+            ]
             for a in own
         ]
         grids[name] = [["", *map(str, other)], *body]
@@ -93,7 +97,7 @@ def cameras_line(name: str, tables: Mapping[str, Any]) -> str | None:
     if len(rows) < 2:
         return None
     worst, best = (
-        f"{_percent(row['mAP'])} (camera {row['query_camera']} to {row['gallery_camera']}, "
+        f"{format_percent(row['mAP'])} (camera {row['query_camera']} to {row['gallery_camera']}, "
         f"{row['queries']} queries)"
         for row in (rows[0], rows[-1])
     )
@@ -108,7 +112,7 @@ def shot_rows(multi_shot: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             k,
             f"{values['tracklets']:,}",
             f"{values['persons']:,}",
-            *(_percent(values[way]["mAP"]) for way in WAYS),
+            *(format_percent(values[way]["mAP"]) for way in WAYS),
             bounded(values["gain"]["single"], signed=True),
             bounded(values["gain"]["late"], signed=True),
         ]
@@ -138,14 +142,5 @@ def shots_table(multi_shot: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def bounded(values: Mapping[str, float | None], signed: bool = False) -> str:
     """`MEAN [LOW, HIGH]` in percent; without the interval where there is none."""
-    mean, low, high = (values[name] for name in ("mean", "low", "high"))
-    if mean is None:
-        return NONE
-    if low is None or high is None:
-        return _percent(mean, signed)
-    return f"{_percent(mean, signed)} [{_percent(low, signed)}, {_percent(high, signed)}]"
-
-
-def _percent(value: float, signed: bool = False) -> str:
-    # Adding zero turns -0.0 into 0.0.
-    return f"{round(100 * value, 1) + 0.0:{'+' if signed else ''}.1f}"
+    mean, *ends = (format_percent(values[name], signed) for name in ("mean", "low", "high"))
+    return mean if NONE in (mean, *ends) else f"{mean} [{', '.join(ends)}]"

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from dpmpp_core.config import ClusterConfig
+from dpmpp_core.data.files import write_atomically
 from dpmpp_core.data.sightings import Sighting
-from dpmpp_core.errors import DataError
+from dpmpp_core.errors import ArgumentError, DataError
 from dpmpp_core.index import GalleryIndex
-from dpmpp_core.index.segments import whole_file
 from dpmpp_core.retrieval import Embeddings, from_columns, refuse_unusable
 from dpmpp_core.retrieval.calibration import Calibration, calibrate, score_pairs
 from pipelines.cluster import connect
@@ -47,7 +47,7 @@ def calibrate_index(
         UserError: the index, the model, or data without persons enough.
     """
     if not 0 < base_rate < 1:
-        raise DataError(f"--base-rate {base_rate}: a share above 0 and below 1 is needed")
+        raise ArgumentError(f"--base-rate {base_rate}: a share above 0 and below 1 is needed")
     index = GalleryIndex.open(local_folder(folder))
     source = model_source(model or index.manifest.source)
     index.check(model_version(source), f"the model {source}")
@@ -71,7 +71,7 @@ def calibrate_index(
     sha256 = index.manifest.model.weights_sha256
     calibration = calibrate(score_pairs(query, gallery), sha256, base_rate)
     save_png(index.folder / PICTURE_FILE, reliability_diagram(calibration))
-    with whole_file(index.folder / CALIBRATION_FILE) as file:
+    with write_atomically(index.folder / CALIBRATION_FILE, durable=True) as file:
         file.write_text(calibration.model_dump_json(indent=1) + "\n")
     return {
         **calibration.model_dump(),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
 import warnings
 from collections.abc import Mapping
 from functools import cache
@@ -25,8 +24,9 @@ from dpmpp_core import __version__
 from dpmpp_core.config import DataConfig, DemoConfig
 from dpmpp_core.data.demo.generate import draw_shots
 from dpmpp_core.data.demo.plan import plan_shots
+from dpmpp_core.data.files import write_atomically
 from dpmpp_core.data.images import decode
-from dpmpp_core.errors import ConfigError, WeightsError
+from dpmpp_core.errors import ArgumentError, ConfigError, WeightsError
 from dpmpp_core.models.reid import NAME, Embedded, ReidModel, fitted, load_model
 from dpmpp_core.models.saved import read_card
 from dpmpp_core.retrieval import from_columns, to_columns
@@ -62,14 +62,15 @@ def export(model: Path, out: Path) -> dict[str, Any]:
         `images` compared, `max_abs_difference` over all outputs.
 
     Raises:
-        ConfigError: the extra is not installed, or `out` is no file to be written.
+        ArgumentError: `out` is no file to be written.
+        ConfigError: the extra is not installed.
         WeightsError: as `load_model`; too large for one file; or the graph gives other numbers than
             the model by more than 1e-4: says where and by how much, and nothing is written.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _package(package)
     if out.is_dir() or out.suffix != SUFFIX:
-        raise ConfigError(f"--out {out}: name the file to be written, NAME{SUFFIX}")
+        raise ArgumentError(f"--out {out}: name the file to be written, NAME{SUFFIX}")
     loaded = load_model(model)
     size = sum(p.numel() * p.element_size() for p in loaded.state_dict().values())
     if size > LARGEST:
@@ -85,14 +86,9 @@ def export(model: Path, out: Path) -> dict[str, Any]:
         "width": str(loaded.data.width),
         "bands": str(loaded.config.bands),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
+    with write_atomically(out) as unfinished:
         _write(loaded, unfinished, facts)
         difference = _refuse_another(loaded, OnnxModel(unfinished), out)
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return {
         "onnx": str(out),
         "weights_sha256": facts["weights_sha256"],

@@ -16,13 +16,12 @@ import pyarrow.parquet as pq
 import torch
 
 from dpmpp_core.config import ClusterConfig
-from dpmpp_core.data.files import FileListing, Rejected, list_files
+from dpmpp_core.data.files import FileListing, Rejected, list_files, write_atomically
 from dpmpp_core.data.inspection import inspect_picture
 from dpmpp_core.data.manifest import QUARANTINE_SCHEMA
 from dpmpp_core.data.sightings import Sighting, Sightings, find_sightings, read_labels
 from dpmpp_core.errors import DataError
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, Stored, facts
-from dpmpp_core.index.segments import whole_file
 from dpmpp_core.models.reid import CARD_FILE, NAME, WEIGHTS_FILE, ReidModel, load_model
 from dpmpp_core.models.saved import read_card
 from dpmpp_core.redaction import redact
@@ -156,7 +155,7 @@ def remote_index(uri: str) -> GalleryIndex:
         raise DataError(f"{uri} holds no index.json: not an index")
     folder = Storage(uri).cached("")
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "index.json") as file:
+    with write_atomically(folder / "index.json", durable=True) as file:
         file.write_bytes(data)
     return GalleryIndex.open(folder)
 
@@ -274,7 +273,7 @@ def _add(
             job.take(part, todo)
         job.commit()
     quarantine = [row._asdict() for row in sorted(job.rejected)]
-    with whole_file(index.folder / QUARANTINE_FILE) as file:
+    with write_atomically(index.folder / QUARANTINE_FILE, durable=True) as file:
         pq.write_table(pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA), file)
     return {
         **facts(job.index),

@@ -8,10 +8,12 @@ MLflow sets one alias in one transaction, and no two. So:
 - *The journal is a registered model*, NAME.promotions: a version of it is a ticket, whose tags say
   what is moved from where to where. The database numbers versions without gaps or doubles, so
   tickets are a queue in the very place where the aliases are; no promoter can miss it.
+  Neither a tag nor an alias of MLflow can be a lock: both are set without comparing what was there.
 - *The lowest open ticket may move.* Whoever finds a lower one open, and not older than `lease`
   seconds by the registry's own clock, closes its own and says so.
 - *An older open ticket is a dead promoter's.* The next one repairs it: if the champion has moved,
-  the promotion is done; if not, `previous` gets its old value back and it never was.
+  the promotion is done; if not, `previous` gets its old value back and it never was. A tag of the
+  new champion in its place could not be half moved, but `models:/NAME@previous` would be gone.
 - A holder that is late by its own clock, which began before its ticket did, moves nothing.
 - *What was judged is what is moved.* Under the ticket the aliases must be those that the gate saw.
 

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from dpmpp_core.config import Config
+from dpmpp_core.percent import format_percent
 from dpmpp_core.redaction import one_line
 from pipelines.breakdowns import bounded, hidden_rows
 from pipelines.record import CARD, Record
@@ -112,7 +113,7 @@ def _figures(measured: Mapping[str, Any]) -> list[str]:
             shown = (bounded(values[figure], kind == "gain") for figure in ("mAP", "rank1"))
             lines.append(f"| {name} | {said[kind]} | {' | '.join(shown)} |")
         for baseline, values in measured["metrics"]["baselines"][name].items():
-            shown = (f"{100 * values[figure]:.1f}" for figure in ("mAP", "rank1"))
+            shown = (format_percent(values[figure]) for figure in ("mAP", "rank1"))
             lines.append(f"| {name} | {baseline} | {' | '.join(shown)} |")
     hidden = hidden_rows(measured["strata"])
     if hidden:

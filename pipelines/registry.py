@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
 import os
@@ -18,7 +17,7 @@ import requests
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from dpmpp_core.errors import ConfigError, UserError
+from dpmpp_core.errors import ConfigError, UserError, suggest
 from dpmpp_core.redaction import one_line
 from pipelines.tracking import SQLITE, first_open, without_login
 
@@ -61,8 +60,7 @@ class Registry:
             self.client = first_open(self.uri)
             if not self.client.search_registered_models(f"name = '{name}'"):
                 names = [model.name for model in self.client.search_registered_models()]
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = suggest(name, names)
                 raise ConfigError(f"the registry {self.uri} has no model {name!r}{hint}")
 
     def aliases(self) -> dict[str, int]:

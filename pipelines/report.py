@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
+from dpmpp_core.data.files import write_atomically
+from dpmpp_core.percent import format_percent
 from dpmpp_core.retrieval.masks import DEAD_MASK
 from pipelines.breakdowns import (
     SHOT_COLUMNS,
@@ -38,7 +39,6 @@ FIGURES = {
     "mINP": "mINP",
 }
 BASELINES = "baselines"
-NONE = "—"
 LISTED = 100
 MISSING: Mapping[str, float] = {}
 
@@ -163,10 +163,8 @@ def templates() -> jinja2.Environment:
 
 def write_page(path: Path, page: str) -> None:
     """Write a page; a reader never sees half of it. Raises OSError if it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    with write_atomically(path) as file:
+        file.write_text(page, encoding="utf-8")
 
 
 def result_rows(metrics: Metrics) -> list[Row]:
@@ -184,11 +182,11 @@ def result_rows(metrics: Metrics) -> list[Row]:
                 Row(
                     name,
                     figure,
-                    _percent(masked),
-                    _percent(unmasked),
+                    format_percent(masked),
+                    format_percent(unmasked),
                     _points(masked, unmasked),
-                    _percent(floor.get("histogram", MISSING).get(key)),
-                    _percent(floor.get("chance", MISSING).get(key)),
+                    format_percent(floor.get("histogram", MISSING).get(key)),
+                    format_percent(floor.get("chance", MISSING).get(key)),
                 )
             )
     return rows
@@ -223,7 +221,7 @@ def robustness_table(measured: Mapping[str, Mapping[str, Any]]) -> Table:
     for part, bands in {"": {CLEAN: measured[CLEAN]}, **parts}.items():
         for i, (name, values) in enumerate(bands.items()):
             keys = ("mAP_masked", "mAP_unmasked", "rank1_masked", "rank1_unmasked")
-            figures = (_percent(values[key]) for key in keys)
+            figures = (format_percent(values[key]) for key in keys)
             table.add_row("" if i else part, name, f"{values['queries']:,}", *figures)
         table.add_section()
     return table
@@ -245,19 +243,17 @@ def _control(name: str, result: Mapping[str, Any]) -> Control:
         result.get(mode, MISSING).get("mAP") for mode in ("masked", "permuted", "static")
     )
     return Control(
-        name, _percent(own), _percent(permuted), _percent(static), _points(own, permuted)
+        name,
+        format_percent(own),
+        format_percent(permuted),
+        format_percent(static),
+        _points(own, permuted),
     )
 
 
-def _percent(value: float | None) -> str:
-    return NONE if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
-
-
 def _points(value: float | None, other: float | None) -> str:
-    if value is None or other is None or not math.isfinite(value - other):
-        return NONE
-    # Adding zero turns -0.0 into 0.0.
-    return f"{round(100 * (value - other), 1) + 0.0:+.1f}"
+    gain = None if value is None or other is None else value - other
+    return format_percent(gain, signed=True)
 
 
 def _duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from dpmpp_core.config import load_config
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.published import PUBLISHED, compare_counts
-from dpmpp_core.errors import ConfigError, DataError
+from dpmpp_core.errors import ArgumentError, ConfigError, DataError
 from dpmpp_core.models.clip import check_weights
 from dpmpp_core.protocols import FIGURES, Protocol, load_protocol, needs, protocol_names
 from dpmpp_core.tasks.first_epoch import Window, outside_first_epoch
@@ -118,15 +118,15 @@ def _check(request: Request, protocol: Protocol) -> None:
         raise ConfigError("seed is set by --seeds here, as in --seeds 0,1,2")
     config = load_config(protocol.recipe, request.overrides)
     if request.data is None:
-        raise ConfigError(f"{request.protocol}: --data is missing, the folder that is trained on")
+        raise ArgumentError(f"{request.protocol}: --data is missing, the folder that is trained on")
     if protocol.test is None and request.test_data is not None:
-        raise ConfigError(
+        raise ArgumentError(
             f"{request.protocol} tests on the folder of --data: leave --test-data out"
         )
     find_data(config.data, request.data)
     if protocol.test is not None:
         if request.test_data is None:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{request.protocol}: --test-data is missing, the folder that is tested on "
                 f"({protocol.test.dataset})"
             )

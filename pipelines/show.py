@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dpmpp_core.percent import format_percent
 from dpmpp_core.protocols import FIGURES, GPU, GPU_FLOPS
 from dpmpp_core.redaction import one_line
 from pipelines.breakdowns import cameras_line, intervals_table, shot_rows, shots_table
@@ -116,7 +117,7 @@ def show_synthesis(result: dict[str, Any]) -> None:
     for column in ("percent", "pictures", "not possible", "mean hidden"):
         table.add_column(column, justify="left" if column == "percent" else "right")
     for name, band in made["bands"].items():
-        mean = "" if band["hidden_mean"] is None else f"{100 * band['hidden_mean']:.1f}"
+        mean = format_percent(band["hidden_mean"])
         table.add_row(name, f"{band['images']:,}", f"{band['missed']:,}", mean)
     console.print(table)
     listed = ", ".join(f"{number:,} in {name}" for name, number in made["files"].items())

@@ -17,7 +17,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from dpmpp_core.data.files import connect_s3
+from dpmpp_core.data.files import connect_s3, write_atomically
 from dpmpp_core.data.patience import patient
 from dpmpp_core.errors import ConfigError, DataError
 
@@ -103,7 +103,8 @@ class Storage:
     def write(self, key: str, data: bytes) -> None:
         """Write one file so that a reader sees the old one, the new one, never a part."""
         if self.is_local:
-            _replace(Path(self.path(key)), data, "partial")
+            with write_atomically(Path(self.path(key))) as file:
+                file.write_bytes(data)
         else:  # an S3 object appears whole or not at all
             with self.filesystem.open_output_stream(self.path(key)) as stream:
                 stream.write(data)
@@ -177,7 +178,8 @@ class Storage:
             data = self.read(key)
             if data is None:
                 raise DataError(f"{self.location(key)} is gone: the same command makes it again")
-            _replace(cache, data, str(os.getpid()))  # others fetch it at the same time
+            with write_atomically(cache) as file:  # others fetch it at the same time
+                file.write_bytes(data)
         return cache
 
     def cached(self, key: str) -> Path:
@@ -203,14 +205,3 @@ class Storage:
             self.filesystem.delete_file(self.path(key))
         if not self.is_local:
             shutil.rmtree(self.cached(key), ignore_errors=True)
-
-
-def _replace(target: Path, data: bytes, suffix: str) -> None:
-    """Write a local file beside its place, then move it there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{suffix}")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)  # a full disk must get its room back

@@ -22,7 +22,7 @@ from dpmpp_core.data.files import new_folder, read_bytes, refuse_used
 from dpmpp_core.data.images import read_image
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
-from dpmpp_core.errors import ConfigError, DataError
+from dpmpp_core.errors import ArgumentError, DataError
 from pipelines.cluster import pool
 from pipelines.pictures import contact_sheet, save_png
 from pipelines.prepare import absolute
@@ -69,7 +69,7 @@ class Order:
         part: of the person that is hidden.
 
     Raises:
-        ConfigError: an unknown split or part.
+        ArgumentError: an unknown split or part.
         DataError: `out` is in use.
     """
 
@@ -84,9 +84,9 @@ class Order:
         unknown = sorted(set(self.splits) - set(HIDEABLE))
         if unknown or not self.splits:
             named = ", ".join(unknown) or "nothing"
-            raise ConfigError(f"--splits {named}: what can be hidden is {', '.join(HIDEABLE)}")
+            raise ArgumentError(f"--splits {named}: what can be hidden is {', '.join(HIDEABLE)}")
         if self.part not in PARTS:
-            raise ConfigError(
+            raise ArgumentError(
                 f"--part {self.part}: what can be hidden is one of {', '.join(PARTS)}"
             )
         if "://" not in self.out:

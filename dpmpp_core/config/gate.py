@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from dpmpp_core.config.reading import first_problem, shipped_names
+from dpmpp_core.config.reading import first_problem
 from dpmpp_core.config.section import NonNegative, Positive, Probability, Section
-from dpmpp_core.config.text import is_file, parse_yaml, read_text, shorten
-from dpmpp_core.errors import ConfigError
+from dpmpp_core.config.shipped import read_named, shipped_names
+from dpmpp_core.config.text import shorten
+from dpmpp_core.errors import ConfigError, suggest
 
-FOLDER = resources.files("dpmpp_core") / "recipes" / "gates"
+FOLDER = "gates"
 QUERY_SETS = ("occluded", "holistic")
 FIGURES = ("mAP", "rank1", "rank5", "rank10")
 
@@ -60,7 +58,7 @@ class Gate(Section):
             for name in getattr(self, section):
                 query_set, _, figure = name.rpartition(".")
                 if figure not in FIGURES or query_set not in ("", *QUERY_SETS):
-                    raise ValueError(f"{section}.{name}: no such figure{_near(name, _names())}")
+                    raise ValueError(f"{section}.{name}: no such figure{suggest(name, _names())}")
         if self.latency_ms is not None and self.reproduce is None:
             raise ValueError("latency_ms needs reproduce: a version that is not loaded has none")
         return self
@@ -82,32 +80,14 @@ def load_gate(source: str = "default") -> Gate:
     Raises:
         ConfigError: no such gate; an unknown key or figure, with the nearest one; a wrong value.
     """
-    if source in gate_names():
-        text = (FOLDER / f"{source}.yaml").read_text()
-    elif is_file(source):
-        text = read_text(source)
-    else:
-        near = _near(source, gate_names())
-        raise ConfigError(
-            f"no gate or file named {shorten(repr(source))}{near} "
-            f"(gates: {', '.join(gate_names())})"
-        )
-    try:
-        tree = parse_yaml(text)
-    except ValueError as error:
-        raise ConfigError(f"{source}: not valid YAML: {error}") from None
+    tree = read_named("gate", source, FOLDER)
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: a mapping is needed, not {type(tree).__name__}")
     for key in tree:
         if key not in Gate.model_fields:
-            near = _near(str(key), Gate.model_fields)
-            raise ConfigError(f"{source}: unknown key {shorten(repr(key))}{near}")
+            hint = suggest(str(key), Gate.model_fields)
+            raise ConfigError(f"{source}: unknown key {shorten(repr(key))}{hint}")
     try:
         return Gate.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{source}: {first_problem(error)}") from None
-
-
-def _near(name: str, names: Iterable[Any]) -> str:
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Sequence
-from importlib import resources
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from dpmpp_core.config.reading import first_problem, shipped_names
+from dpmpp_core.config.reading import first_problem
 from dpmpp_core.config.section import Section
-from dpmpp_core.config.text import is_file, parse_yaml, read_text, shorten
-from dpmpp_core.errors import ConfigError
+from dpmpp_core.config.shipped import read_named, shipped_names
+from dpmpp_core.errors import ConfigError, suggest
 
-FOLDER = resources.files("dpmpp_core") / "recipes" / "grids"
+FOLDER = "grids"
 
 
 class Variant(Section):
@@ -45,7 +43,7 @@ class Grid(Section):
         named += [(f"{n}.after", v.after) for n, v in self.variants.items() if v.after]
         for where, name in named:
             if name not in self.variants:
-                raise ValueError(f"{where} names {name!r}, {_nearest(name, self.variants)}")
+                raise ValueError(f"{where} names {name!r}{self._others(name)}")
         for name in self.variants:
             list(self._lineage(name))
         return self
@@ -61,7 +59,10 @@ class Grid(Section):
         """ConfigError for a name that is no variant."""
         for name in names:
             if name not in self.variants:
-                raise ConfigError(f"no variant {name!r}, {_nearest(name, self.variants)}")
+                raise ConfigError(f"no variant named {name!r}{self._others(name)}")
+
+    def _others(self, name: str) -> str:
+        return f"{suggest(name, self.variants)} (variants: {', '.join(self.variants)})"
 
     def _lineage(self, name: str) -> Iterator[str]:
         seen: list[str] = []
@@ -85,22 +86,8 @@ def load_grid(source: str) -> Grid:
     Raises:
         ConfigError: no such grid; an unknown key or name; a circle of `after`.
     """
-    if source in grid_names():
-        text = (FOLDER / f"{source}.yaml").read_text()
-    elif is_file(source):
-        text = read_text(source)
-    else:
-        named = shorten(repr(source))
-        raise ConfigError(f"no grid or file named {named}, {_nearest(source, grid_names())}")
+    tree = read_named("grid", source, FOLDER)
     try:
-        return Grid.model_validate(parse_yaml(text))
-    except ValidationError as error:  # also a ValueError
+        return Grid.model_validate(tree)
+    except ValidationError as error:
         raise ConfigError(f"{source}: {first_problem(error)}") from None
-    except ValueError as error:
-        raise ConfigError(f"{source}: not valid YAML: {error}") from None
-
-
-def _nearest(name: str, names: Sequence[str] | dict[str, Any]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}There are: {', '.join(names)}"

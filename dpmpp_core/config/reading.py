@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +12,14 @@ from pydantic import BaseModel, ValidationError
 
 from dpmpp_core.config.section import LARGEST
 from dpmpp_core.config.sections import Config
-from dpmpp_core.config.text import is_file, parse_yaml, read_text, shorten
-from dpmpp_core.errors import ConfigError
+from dpmpp_core.config.shipped import read_named, shipped_names
+from dpmpp_core.config.text import parse_yaml, shorten
+from dpmpp_core.errors import ArgumentError, ConfigError, suggest
 
 
 def recipe_names() -> list[str]:
     """Names of the recipes shipped with the package."""
-    return shipped_names(resources.files("dpmpp_core") / "recipes")
-
-
-def shipped_names(folder: Traversable) -> list[str]:
-    """Names of the YAML files of one of the package's folders, sorted."""
-    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return shipped_names()
 
 
 def load_config(source: str = "demo", overrides: Sequence[str] = ()) -> Config:
@@ -49,25 +42,10 @@ def load_config(source: str = "demo", overrides: Sequence[str] = ()) -> Config:
 
 
 def _read_tree(source: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
-    if source in recipe_names():
-        text = (resources.files("dpmpp_core") / "recipes" / f"{source}.yaml").read_text()
-        default_name = source
-    elif is_file(source):
-        default_name = Path(source).stem
-        text = read_text(source)
-    else:
-        names = recipe_names()
-        near = difflib.get_close_matches(source, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        named = shorten(repr(source))
-        raise ConfigError(f"no recipe or file named {named}{hint} (recipes: {', '.join(names)})")
-    try:
-        tree = parse_yaml(text) or {}
-    except ValueError as error:
-        raise ConfigError(f"{source}: not valid YAML: {error}") from None
+    tree = read_named("recipe", source) or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: a mapping of sections is needed, not {type(tree).__name__}")
-    tree.setdefault("name", default_name)
+    tree.setdefault("name", source if source in recipe_names() else Path(source).stem)
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
@@ -113,8 +91,7 @@ def _refuse_unknown_keys(tree: Mapping[str, Any], source: str) -> None:
         leaf = key.rsplit(".", 1)[-1]
         elsewhere = sorted(name for name in valid if name.rsplit(".", 1)[-1] == leaf)
         cutoff = 0.0 if elsewhere else 0.5  # a right leaf in a wrong section counts most
-        near = difflib.get_close_matches(key, elsewhere or sorted(valid), n=1, cutoff=cutoff)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = suggest(key, elsewhere or sorted(valid), cutoff)
         raise ConfigError(f"{source}: unknown configuration key {key!r}{hint}")
 
 
@@ -154,13 +131,15 @@ def fingerprint(*parts: Any) -> str:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0,1,2` -> (0, 1, 2). Raises ConfigError for anything else, or a seed that comes twice."""
+    """`0,1,2` -> (0, 1, 2). Raises ArgumentError for anything else, or a seed that comes twice."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ConfigError(f"--seeds {text!r}: write whole numbers with commas between, as 0,1,2")
+        raise ArgumentError(f"--seeds {text!r}: write whole numbers with commas between, as 0,1,2")
     if any(len(part) > 10 or int(part) > LARGEST for part in parts):
-        raise ConfigError(f"--seeds {shorten(repr(text))}: a seed is larger than {LARGEST}")
+        raise ArgumentError(f"--seeds {shorten(repr(text))}: a seed is larger than {LARGEST}")
     seeds = tuple(int(part) for part in parts)
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds {text!r}: a seed comes twice, which would count one run twice")
+        raise ArgumentError(
+            f"--seeds {text!r}: a seed comes twice, which would count one run twice"
+        )
     return seeds

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from dpmpp_core.config.reading import config_keys, first_problem, load_config, shipped_names
+from dpmpp_core.config.reading import config_keys, first_problem, load_config
 from dpmpp_core.config.section import Section
-from dpmpp_core.config.text import is_file, parse_yaml, read_text, shorten
-from dpmpp_core.errors import ConfigError
+from dpmpp_core.config.shipped import read_named, shipped_names
+from dpmpp_core.errors import ConfigError, suggest
 
-FOLDER = resources.files("dpmpp_core") / "recipes" / "spaces"
+FOLDER = "spaces"
 # What a trial is measured on and where it runs must be the same for all.
 FIXED = ("name", "seed", "data.", "pretrain.", "evaluation.", "cluster.", "tracking.")
 
@@ -112,22 +110,11 @@ def load_space(source: str) -> Space:
         ConfigError: no such space; an unknown key, or one that must not differ between trials;
             bounds that make no range.
     """
-    if source in space_names():
-        text = (FOLDER / f"{source}.yaml").read_text()
-    elif is_file(source):
-        text = read_text(source)
-    else:
-        named = shorten(repr(source))
-        raise ConfigError(
-            f"no search space or file named {named}{_near(source, space_names())}"
-            f" (spaces: {', '.join(space_names())})"
-        )
+    tree = read_named("search space", source, FOLDER)
     try:
-        read = _PARAMETERS.validate_python(parse_yaml(text))
-    except ValidationError as error:  # also a ValueError
+        read = _PARAMETERS.validate_python(tree)
+    except ValidationError as error:
         raise ConfigError(f"{source}: {first_problem(error)}") from None
-    except ValueError as error:
-        raise ConfigError(f"{source}: not valid YAML: {error}") from None
     return Space({key: _parameter(source, key, values) for key, values in read.items()})
 
 
@@ -139,13 +126,8 @@ def _parameter(source: str, key: str, values: dict[str, Any]) -> Parameter:
             "the same for all trials"
         )
     if key not in known:
-        raise ConfigError(f"{source}: unknown configuration key {key!r}{_near(key, known)}")
+        raise ConfigError(f"{source}: unknown configuration key {key!r}{suggest(key, known)}")
     try:
         return Choices.model_validate(values) if "choices" in values else Range(**values)
     except ValidationError as error:
         raise ConfigError(f"{source}: {key}: {first_problem(error)}") from None
-
-
-def _near(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""

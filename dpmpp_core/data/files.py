@@ -120,6 +120,37 @@ def _read_s3(root: str, path: str, limit: int | None) -> bytes:
 
 
 @contextmanager
+def write_atomically(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Yield a file to write next to `path`, which replaces it when the block ends well.
+
+    A reader sees the old file or the new one, never a part. Its folder is made if need be.
+
+    Args:
+        durable: wait for the disk, so that this also holds after a loss of power.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        if durable:
+            _flush(partial)
+        os.replace(partial, path)
+        if durable:
+            _flush(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)  # a full disk must get its space back
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's content or a folder's entries are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out` when the block ends well; else nothing is left.
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dpmpp_core.data.files import Rejected
+from dpmpp_core.data.files import Rejected, write_atomically
 from dpmpp_core.data.inspection import inspect
 from dpmpp_core.data.layouts import WITHOUT_TRAINING, scan
 from dpmpp_core.data.quarantine import Row, lost_identities, mark_duplicates, some
@@ -190,18 +190,16 @@ class Manifest:
             "counts": self.counts(),
         }
         for name, table in (("images", self.images), ("quarantine", self.quarantine)):
-            temporary = folder / f".{name}.parquet.{os.getpid()}"
-            pq.write_table(
-                table.replace_schema_metadata({"dataset_id": self.dataset_id}),
-                temporary,
-                compression="zstd",
-                row_group_size=ROW_GROUP,
-                write_page_checksum=True,
-            )
-            temporary.replace(folder / f"{name}.parquet")
-        temporary = folder / f".manifest.json.{os.getpid()}"
-        temporary.write_text(json.dumps(head, indent=1) + "\n")
-        temporary.replace(folder / "manifest.json")
+            with write_atomically(folder / f"{name}.parquet") as file:
+                pq.write_table(
+                    table.replace_schema_metadata({"dataset_id": self.dataset_id}),
+                    file,
+                    compression="zstd",
+                    row_group_size=ROW_GROUP,
+                    write_page_checksum=True,
+                )
+        with write_atomically(folder / "manifest.json") as file:
+            file.write_text(json.dumps(head, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpmpp_core.data.files import refuse_used
+from dpmpp_core.data.files import refuse_used, write_atomically
 from dpmpp_core.errors import DataError, WeightsError
 from dpmpp_core.index.manifest import (
     MANIFEST,
@@ -49,7 +49,6 @@ from dpmpp_core.index.segments import (
     originals_of,
     read_segment,
     segment_schema,
-    whole_file,
     write_segment,
 )
 from dpmpp_core.retrieval import Gallery
@@ -330,7 +329,8 @@ class GalleryIndex:
                 live[inside] = False
                 dead = np.flatnonzero(~live).astype(np.uint32)
                 name = f"{segment.file.removesuffix('.arrow')}-{uuid.uuid4().hex[:8]}.npy"
-                with whole_file(self.folder / SEGMENTS / name) as file, file.open("wb") as sink:
+                tombstones = self.folder / SEGMENTS / name
+                with write_atomically(tombstones, durable=True) as file, file.open("wb") as sink:
                     np.save(sink, dead)
                 segment = segment.model_copy(update={"deleted": len(dead), "tombstones": name})
             if segment.deleted < segment.rows:
@@ -387,7 +387,7 @@ class GalleryIndex:
         return GalleryIndex(self.folder, manifest)
 
     def _commit(self, manifest: Manifest) -> None:
-        with whole_file(self.folder / MANIFEST) as file:
+        with write_atomically(self.folder / MANIFEST, durable=True) as file:
             file.write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")
 
     def _clean(self) -> None:

@@ -5,9 +5,7 @@ Each record batch is a block: one contiguous array a metric space, which is read
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -17,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpmpp_core.data.files import write_atomically
 from dpmpp_core.errors import DataError
 
 Matrix = NDArray[np.float32]
@@ -121,7 +120,7 @@ def _vectors(block: pa.RecordBatch, prefix: str, stored: Stored) -> dict[str, Te
 
 def write_segment(file: Path, blocks: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
     """Write a segment whole or not at all."""
-    with whole_file(file) as partial, pa.OSFile(str(partial), "wb") as sink:  # noqa: SIM117
+    with write_atomically(file, durable=True) as partial, pa.OSFile(str(partial), "wb") as sink:  # noqa: SIM117
         with pa.ipc.new_file(sink, schema) as writer:
             for block in blocks:
                 writer.write_batch(block)
@@ -144,24 +143,3 @@ def read_segment(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         raise DataError(
             f"{file} is damaged ({error}): delete its line from index.json and add its images again"
         ) from error
-
-
-@contextmanager
-def whole_file(file: Path) -> Iterator[Path]:
-    """A file to write beside `file`, which takes its place, on the disk, when the block ends well.
-
-    A reader sees the old one or the new one, also after a crash or a loss of power.
-    """
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        yield partial
-        with partial.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, file)
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        partial.unlink(missing_ok=True)  # a full disk must get its room back

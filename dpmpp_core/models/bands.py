@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dpmpp_core.models.batch_norm import WholeBatchNorm2d, over_workers
+from dpmpp_core.models.batch_norm import WholeBatchNorm2d
+from dpmpp_core.models.distributed import over_workers
 
 SPACE = "bands"
 EYE_WIDTH = 64

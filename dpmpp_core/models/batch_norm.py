@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+from dpmpp_core.models.distributed import over_workers, worker_count
 
 
 class WholeBatchNorm2d(nn.BatchNorm2d):
@@ -38,13 +38,3 @@ class WholeBatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(var * count / max(1, count - 1), self.momentum)
-
-
-def over_workers(local: Tensor) -> Tensor:
-    """The mean over the train workers; gradients flow to all of them."""
-    return local if worker_count() == 1 else all_reduce(local) / worker_count()
-
-
-def worker_count() -> int:
-    """Train workers that share a batch."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

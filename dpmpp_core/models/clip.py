@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import logging
@@ -21,7 +20,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dpmpp_core.config import ModelConfig
-from dpmpp_core.errors import ConfigError, WeightsError
+from dpmpp_core.errors import ConfigError, WeightsError, suggest
 from dpmpp_core.models.tensors import load_problem, refuse_non_finite, weights_alone
 from dpmpp_core.models.timm_vit import (
     PREFIX,
@@ -291,7 +290,6 @@ def _model_settings(backbone: str) -> dict:
     # Names with a place (`hf-hub:`, `local-dir:`) would be fetched from there at once.
     settings = None if ":" in backbone else open_clip.get_model_config(backbone)
     if settings is None:
-        near = difflib.get_close_matches(backbone, open_clip.list_models(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = suggest(backbone, open_clip.list_models())
         raise ConfigError(f"model.backbone: open_clip has no model {backbone!r}{hint}")
     return settings

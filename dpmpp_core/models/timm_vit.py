@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from timm.models import Beit, Eva, VisionTransformer
 from torch import nn
 
 from dpmpp_core.config import ModelConfig
-from dpmpp_core.errors import ConfigError, WeightsError
+from dpmpp_core.errors import ConfigError, WeightsError, suggest
 from dpmpp_core.models.tensors import load_problem, refuse_non_finite, weights_alone
 
 PREFIX = "timm/"
@@ -36,8 +35,7 @@ def patch_size(name: str) -> int:
         ConfigError: an unknown model, or one that is not a ViT with patch tokens in all blocks.
     """
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = suggest(name, timm.list_models())
         raise ConfigError(f"model.backbone: timm has no model {name!r}{hint}")
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0)

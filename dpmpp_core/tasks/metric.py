@@ -19,10 +19,10 @@ from dpmpp_core.losses.triplet import batch_hard_triplet
 from dpmpp_core.losses.visibility import visibility_likelihood
 from dpmpp_core.models.bands import SPACE as BANDS
 from dpmpp_core.models.clip import unit_text
+from dpmpp_core.models.distributed import gather
 from dpmpp_core.models.prototypes import Prototypes
 from dpmpp_core.models.reid import ReidModel, features_of, start_clip
 from dpmpp_core.retrieval.masks import DEAD_MASK
-from dpmpp_core.tasks.distributed import gather
 from dpmpp_core.tasks.first_epoch import Window, first_epoch_windows, outside_first_epoch
 from dpmpp_core.tasks.schedule import warmup_cosine, warmup_steps
 from dpmpp_core.tasks.task import Task

@@ -20,8 +20,8 @@ from dpmpp_core.config import Config
 from dpmpp_core.data.plan import Draw, stream
 from dpmpp_core.losses.contrast import caption_contrast, multi_view_contrast
 from dpmpp_core.models.clip import find_tokenizer
+from dpmpp_core.models.distributed import gather
 from dpmpp_core.models.reid import start_clip
-from dpmpp_core.tasks.distributed import gather
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
 from dpmpp_core.tasks.task import Task
 

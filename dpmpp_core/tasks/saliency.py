@@ -14,9 +14,9 @@ from dpmpp_core.config import Config
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.losses.saliency import area_loss, background_penalty
 from dpmpp_core.losses.triplet import batch_hard_triplet
+from dpmpp_core.models.distributed import gather
 from dpmpp_core.models.reid import batch_norm_neck, start_clip
 from dpmpp_core.models.saliency import SaliencyModel
-from dpmpp_core.tasks.distributed import gather
 from dpmpp_core.tasks.schedule import warmup_cosine
 from dpmpp_core.tasks.task import Task
 

@@ -148,18 +148,15 @@ class Nodes:
             inside, env=env, stdout=log, stderr=log, start_new_session=True
         )
 
-    def run(self, name: str, *command: str) -> subprocess.CompletedProcess[bytes]:
-        """A command inside of a node, as `kubectl exec` would."""
-        node = self.nodes[name]
-        assert node.process is not None
-        inner = subprocess.run(
-            ["pgrep", "--parent", str(node.process.pid)], capture_output=True, text=True, check=True
-        ).stdout.split()[0]
-        enter = ["nsenter", "--target", inner, "--mount", "--net", "--pid"]
-        return subprocess.run(
-            [*enter, *command], env=os.environ | node.env, capture_output=True, timeout=200,
-            check=False,
-        )  # fmt: skip
+    def terminate(self, name: str) -> None:
+        """Send SIGTERM to the node's first process, as the kubelet does, and wait for its end."""
+        process = self.nodes[name].process
+        assert process is not None
+        children = ["pgrep", "--parent", str(process.pid)]
+        found = subprocess.run(children, capture_output=True, text=True, check=True)
+        os.kill(int(found.stdout.split()[0]), signal.SIGTERM)
+        process.wait(timeout=120)
+        self.lose(name)
 
     def lose(self, name: str) -> None:
         """Kill a node with all its processes."""

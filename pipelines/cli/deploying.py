@@ -91,7 +91,6 @@ def submit(
     ] = None,
     overlay: Overlay = "local",
     manifests: Manifests = FOLDER,
-    crds: Crds = None,
     address: JobAddress = None,
     namespace: Namespace = "dpmpp",
     context: Context = None,
@@ -101,17 +100,12 @@ def submit(
     """Start a job of an overlay; the same submission twice is one job."""
 
     def work() -> dict[str, Any]:
-        from dpmpp_core.errors import ConfigError
         from pipelines.deploy import jobs, kube
-        from pipelines.deploy.check import crds_folder, problems
         from pipelines.deploy.render import one
         from pipelines.deploy.render import render as made
 
         objects = made(manifests, overlay)
         ready = jobs.template(objects, job, overrides or [])
-        found = problems([*objects, ready], crds_folder(crds))
-        if found:
-            raise ConfigError(f"{overlay}: {found[0]} (`dpmpp deploy validate` shows all)")
         target: Any
         ended: tuple[str, ...]
         if address:

@@ -42,11 +42,11 @@ def promote(
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config.gate import load_gate
-        from dpmpp_core.errors import ConfigError
+        from dpmpp_core.errors import ArgumentError
 
         load_gate(gate)
         if rollback and (explain or version is not None):
-            raise ConfigError("--rollback goes with neither --explain nor --version")
+            raise ArgumentError("--rollback goes with neither --explain nor --version")
         from pipelines import promote as kit
 
         places = gate, data, storage, tracking_uri

@@ -39,6 +39,13 @@ def problems(objects: Sequence[Object], crds: Path | None) -> list[Problem]:
     return found + _of_config(objects)
 
 
+def job_problems(job: Object, objects: Sequence[Object]) -> list[Problem]:
+    """What is wrong with a job whose schema an API server has checked: our rules, its config."""
+    found = [Problem(name_of(job), *rule) for rule in policy_rules(job)]
+    maps = [thing for thing in objects if thing["kind"] == "ConfigMap"]
+    return found or _of_config([*maps, job])
+
+
 def _of_config(objects: Sequence[Object]) -> list[Problem]:
     """Whether config.yaml is one, and fits the clusters."""
     name, text = "ConfigMap/dpmpp-config", config_of(objects)

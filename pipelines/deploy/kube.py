@@ -10,6 +10,7 @@ from typing import Any
 
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.redaction import one_line
+from pipelines.deploy.check import job_problems
 from pipelines.deploy.policy import GPU, pods, quantity
 from pipelines.deploy.render import Object
 from pipelines.deploy.rules import groups, pod_of
@@ -53,34 +54,53 @@ class Kubernetes:
         self._core: Any = client.CoreV1Api()
         self._apps: Any = client.AppsV1Api()
         self._custom: Any = client.CustomObjectsApi()
-        self._apis: Any = client.ApisApi()
 
     def submit(self, job: Object, objects: Sequence[Object], kuberay: str) -> dict[str, Any]:
         """Create the RayJob, or find it.
+
+        Its schema is for the API server to check (a dry run), whose own sentence is the error.
 
         Args:
             objects: those of the overlay, applied before.
             kuberay: the version of the operator that the manifests are for.
 
         Raises:
-            ConfigError: no CRDs, another operator, a missing secret, a quota that is too small.
+            ConfigError: the server refuses it, no CRDs, another operator, a rule of ours, a missing
+                secret, a quota that is too small.
         """
         name = job["metadata"]["name"]
+        self._create(job, kuberay, dry_run="All")
         self._find_operator(kuberay)
+        for problem in job_problems(job, objects):
+            raise ConfigError(f"{problem} (`dpmpp deploy validate` shows all)")
         self._find_references(job)
         self._find_config(objects)
         self._find_room(job)
+        if not self._create(job, kuberay):
+            return self._again(name)
+        return self.status(name) | {"found": False}
+
+    def _create(self, job: Object, kuberay: str, **options: str) -> bool:
+        """Create a RayJob without fields that the server does not know; False if it is there."""
         from kubernetes.client.exceptions import ApiException
 
-        try:
-            self._custom.create_namespaced_custom_object(
-                GROUP, VERSION, self._namespace, PLURAL, job
-            )
-        except ApiException as error:
-            if error.status == 409:
-                return self._again(name)
-            raise ConfigError(f"RayJob/{name} is refused: {_said(error)}") from None
-        return self.status(name) | {"found": False}
+        name = job["metadata"]["name"]
+        with _explained():
+            try:
+                self._custom.create_namespaced_custom_object(
+                    GROUP, VERSION, self._namespace, PLURAL, job,
+                    field_validation="Strict", **options,
+                )  # fmt: skip
+            except ApiException as error:
+                if error.status == 409:
+                    return False
+                if error.status == 404 and "page not found" in str(error.body):
+                    raise ConfigError(
+                        f"the cluster has no {GROUP}/{VERSION}: install KubeRay first: "
+                        + INSTALL.format(kuberay)
+                    ) from None
+                raise ConfigError(f"RayJob/{name} is refused: {_said(error)}") from None
+        return True
 
     def _again(self, name: str) -> dict[str, Any]:
         status = self.status(name)
@@ -136,22 +156,9 @@ class Kubernetes:
         return status | {"status": "deleted"}
 
     def _find_operator(self, wanted: str) -> None:
-        """The CRDs must be there; the operator's version is compared where it may be read."""
+        """The operator's version must be that of the manifests, where it may be read."""
         from kubernetes.client.exceptions import ApiException
 
-        with _explained():
-            served = {
-                version.version
-                for group in self._apis.get_api_versions().groups
-                if group.name == GROUP
-                for version in group.versions
-            }
-        if VERSION not in served:
-            has = f"only {', '.join(sorted(served))}" if served else "none"
-            raise ConfigError(
-                f"the cluster has no ray.io/{VERSION} (it has {has}): install KubeRay first: "
-                + INSTALL.format(wanted)
-            )
         try:
             operators = self._apps.list_deployment_for_all_namespaces(
                 label_selector="app.kubernetes.io/name=kuberay-operator"
@@ -168,7 +175,10 @@ class Kubernetes:
                 )
 
     def _find_references(self, job: Object) -> None:
-        """Secrets and ConfigMaps that pods name must be there, or they would wait for ever."""
+        """Secrets and ConfigMaps that pods name must be there, or they would wait for ever.
+
+        The API server accepts a job without them: only the kubelet looks, long after.
+        """
         from kubernetes.client.exceptions import ApiException
 
         for kind, name in sorted(set(_references(job))):
@@ -195,7 +205,10 @@ class Kubernetes:
                     )
 
     def _find_room(self, job: Object) -> None:
-        """The head, a driver, a data and a train pod must fit into every quota."""
+        """The head, a driver, a data and a train pod must fit into every quota.
+
+        A dry run would not say so: the operator makes the pods later, one by one.
+        """
         from kubernetes.client.exceptions import ApiException
 
         try:

@@ -105,8 +105,11 @@ def _ray_group(path: str, name: str, group: Mapping[str, Any], version: str) -> 
     for probe in ("readinessProbe", "livenessProbe"):
         if probe not in container:
             yield f"{where}.{probe}", "is missing"
-    if (pod.get("terminationGracePeriodSeconds") or 0) < 60:
-        yield f"{path}.template.spec.terminationGracePeriodSeconds", "below 60: a checkpoint takes"
+    env = {item.get("name"): item.get("value") for item in container.get("env") or []}
+    drain = float(env.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S") or 30)  # Ray's default
+    if (pod.get("terminationGracePeriodSeconds") or 0) < drain + 30:
+        text = f"below {drain + 30:g}: Ray drains the node for {drain:g} seconds before it ends"
+        yield f"{path}.template.spec.terminationGracePeriodSeconds", text
 
 
 def _job(path: str, job: Mapping[str, Any]) -> Found:

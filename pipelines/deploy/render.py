@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dpmpp_core.errors import ConfigError
+from dpmpp_core.errors import ConfigError, suggest
 from dpmpp_core.redaction import one_line
 
 Object = dict[str, Any]  # of Kubernetes, as its API takes it
@@ -44,8 +43,7 @@ def find_overlay(manifests: Path, overlay: str) -> Path:
         if (folder / "kustomization.yaml").is_file():
             return folder
     names = overlay_names(manifests)
-    near = difflib.get_close_matches(overlay, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = suggest(overlay, names)
     raise ConfigError(f"no overlay named {overlay!r}{hint} (overlays: {', '.join(names)})")
 
 
@@ -91,7 +89,6 @@ def one(objects: list[Object], kind: str, name: str | None = None) -> Object:
         return next(iter(found.values()))
     if name in found:
         return found[name]
-    near = difflib.get_close_matches(str(name), found, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = suggest(str(name), found)
     there = ", ".join(found) or "none"
     raise ConfigError(f"no {kind} named {name!r}{hint} in the overlay (there are {there})")

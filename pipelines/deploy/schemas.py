@@ -6,7 +6,6 @@ the package kubernetes-validate.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from dpmpp_core.errors import ConfigError
+from dpmpp_core.errors import ConfigError, suggest
 from pipelines.deploy.render import Object, name_of
 
 METADATA = {"name", "generateName", "namespace", "labels", "annotations", "finalizers"}
@@ -155,8 +154,7 @@ def _sentence(error: Any) -> str:
     if error.validator == "additionalProperties":
         known = list(error.schema.get("properties", {}))
         unknown = [key for key in error.instance if key not in known]
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = suggest(unknown[0], known)
         return f"unknown field {', '.join(map(repr, unknown))}{hint}"
     if error.validator == "required":
         missing = [key for key in error.validator_value if key not in error.instance]

@@ -1,7 +1,7 @@
 """The part of Kubernetes' API that `dpmpp deploy` asks for, in memory, over HTTP.
 
-A stand-in: no API server is to be had from a package registry. It stores what it is given and
-answers as one does; it checks nothing.
+A stand-in: no API server is to be had from a package registry. It stores what it is given, but for
+a dry run, and answers as one does; it checks nothing, and refuses what a test has it refuse.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ class KubeApi:
 
     def __init__(self) -> None:
         self.objects: dict[str, Any] = {}
-        self.groups: list[dict[str, Any]] = []
+        self.has_kuberay = True
+        self.refusal = ""  # what it answers to a job
         api = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0].rstrip("/")
-                if path == "/apis":
-                    return self._answer(200, {"kind": "APIGroupList", "groups": api.groups})
                 if path.endswith("/log"):
                     return self._answer(200, api.objects[path], plain=True)
                 if path in api.objects:
@@ -41,10 +40,17 @@ class KubeApi:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                path = f"{self.path.partition('?')[0]}/{body['metadata']['name']}"
+                place, _, query = self.path.partition("?")
+                path = f"{place}/{body['metadata']['name']}"
+                if not api.has_kuberay:
+                    return self._answer(404, "404 page not found\n", plain=True)
+                if api.refusal:
+                    return self._answer(422, _status(422, api.refusal))
                 if path in api.objects:
                     return self._answer(409, _status(409, f"{path} already exists"))
-                api.objects[path] = body
+                assert "fieldValidation=Strict" in query
+                if "dryRun=All" not in query:
+                    api.objects[path] = body
                 self._answer(201, body)
 
             def do_DELETE(self) -> None:

@@ -168,6 +168,10 @@ MISTAKES = [
     Mistake("GPU without toleration",
             lambda o: [r.update({"nvidia.com/gpu": 1}) for r in ray(o, 2)["resources"].values()],
             r"does not tolerate its taint"),
+    Mistake("drain longer than the grace period",
+            lambda o: ray(o, 1)["env"].append(
+                {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "120"}),
+            r"below 150: Ray drains the node for 120 seconds"),
     Mistake("configuration that is not there",
             lambda o: o.remove(one(o, "ConfigMap", "dpmpp-config")),
             r"no ConfigMap 'dpmpp-config'"),

@@ -18,11 +18,6 @@ from tests.infra.kube_api import KubeApi
 SPACE = "/api/v1/namespaces/dpmpp"
 JOBS = "/apis/ray.io/v1/namespaces/dpmpp/rayjobs"
 SECRETS = ("dpmpp-redis", "dpmpp-s3", "dpmpp-mlflow-login")
-RAY = {
-    "name": "ray.io",
-    "versions": [{"groupVersion": "ray.io/v1", "version": "v1"}],
-    "preferredVersion": {"groupVersion": "ray.io/v1", "version": "v1"},
-}
 
 
 @pytest.fixture
@@ -34,7 +29,6 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeApi]:
     monkeypatch.setattr(
         "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config")
     )
-    server.groups = [RAY]
     for thing in rendered("local"):
         if thing["kind"] == "ConfigMap":
             server.objects[f"{SPACE}/configmaps/{thing['metadata']['name']}"] = thing
@@ -99,13 +93,29 @@ def test_a_job_that_ended_is_not_run_again_by_accident(api: KubeApi) -> None:
 
 
 def test_what_is_missing_is_named(api: KubeApi) -> None:
-    api.groups = []
-    with pytest.raises(ConfigError, match=r"has no ray.io/v1 .*install KubeRay first: helm"):
+    api.has_kuberay = False
+    with pytest.raises(ConfigError, match=r"has no ray.io/v1: install KubeRay first: helm"):
         submit()
-    api.groups = [RAY]
+    api.has_kuberay = True
     del api.objects[f"{SPACE}/secrets/dpmpp-redis"]
     with pytest.raises(ConfigError, match="no secret 'dpmpp-redis', which the pods need"):
         submit()
+
+
+def test_what_the_server_refuses_is_said_in_its_words(api: KubeApi) -> None:
+    api.refusal = 'strict decoding error: unknown field "spec.entrypont"'
+    with pytest.raises(ConfigError, match=r'is refused: strict .* field "spec\.entrypont"$'):
+        submit()
+    assert not [path for path in api.objects if path.startswith(JOBS)]
+
+
+def test_a_rule_of_ours_stops_a_job_that_the_server_would_take(api: KubeApi) -> None:
+    objects = rendered("local")
+    job = template(objects, "train", [])
+    del job["spec"]["activeDeadlineSeconds"]
+    with pytest.raises(ConfigError, match="a job that hangs would hold its nodes"):
+        Kubernetes("dpmpp").submit(job, objects, "1.7.0")
+    assert not [path for path in api.objects if path.startswith(JOBS)]
 
 
 def test_another_operator_is_refused(api: KubeApi) -> None:

@@ -16,6 +16,7 @@ from dpmpp_core.data.files import (
     list_files,
     listing_fingerprint,
     read_bytes,
+    write_atomically,
 )
 from dpmpp_core.errors import DataError
 
@@ -117,6 +118,19 @@ def test_a_missing_file_is_a_data_error_but_a_machine_fault_is_not(
     monkeypatch.setattr("builtins.open", exhausted)
     with pytest.raises(OSError, match="Too many"):
         read_bytes(str(tmp_path), "here.jpg")
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, durable: bool) -> None:
+    target = tmp_path / "new" / "x.json"
+    with write_atomically(target, durable) as file:
+        file.write_text("old")
+        assert not target.exists()
+    with pytest.raises(RuntimeError), write_atomically(target, durable) as file:
+        file.write_text("ne")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_the_fingerprint_sees_every_change(tmp_path: Path) -> None:

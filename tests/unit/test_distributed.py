@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import multiprocessing, nn
 
 from dpmpp_core.losses.triplet import batch_hard_triplet
-from dpmpp_core.tasks.distributed import gather
+from dpmpp_core.models.distributed import gather
 from tests.unit.test_saliency import batch as saliency_batch
 from tests.unit.test_saliency import saliency_task
 from tests.unit.test_tasks import metric_batch, metric_task, total

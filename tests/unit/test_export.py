@@ -12,7 +12,7 @@ import torch
 
 import pipelines.export
 from dpmpp_core.config import DataConfig, ModelConfig
-from dpmpp_core.errors import ConfigError, DataError, WeightsError
+from dpmpp_core.errors import ArgumentError, ConfigError, DataError, WeightsError
 from dpmpp_core.models.clip import build_clip
 from dpmpp_core.models.reid import ReidModel, save_model
 from pipelines.export import TOLERANCE, OnnxModel, export
@@ -156,7 +156,7 @@ def test_without_the_extra_it_says_what_to_install(one, tmp_path, monkeypatch, p
 def test_bad_files_and_names_are_refused(one, tmp_path):
     _, folder, path = one
     for name in ("model", "model.pt", ""):
-        with pytest.raises(ConfigError, match=r"name the file to be written, NAME\.onnx"):
+        with pytest.raises(ArgumentError, match=r"name the file to be written, NAME\.onnx"):
             export(folder, tmp_path / name)
     with pytest.raises(WeightsError, match="not a saved model"):
         export(tmp_path, tmp_path / "model.onnx")

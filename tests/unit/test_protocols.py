@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from dpmpp_core.config import load_config, parse_seeds
 from dpmpp_core.data.layouts import WITHOUT_TRAINING
 from dpmpp_core.data.published import PUBLISHED
-from dpmpp_core.errors import ConfigError
+from dpmpp_core.errors import ArgumentError, ConfigError
 from dpmpp_core.protocols import (
     GPU_FLOPS,
     Protocol,
@@ -91,7 +91,7 @@ def test_a_file_with_another_key_or_a_fraction_for_percent_is_refused() -> None:
 def test_seeds_are_read_and_mistakes_said() -> None:
     assert parse_seeds("0, 1,12") == (0, 1, 12)
     for text in ("", "1,x", "-1", "0,,1", "²"):
-        with pytest.raises(ConfigError, match="--seeds"):
+        with pytest.raises(ArgumentError, match="--seeds"):
             parse_seeds(text)
-    with pytest.raises(ConfigError, match="twice"):
+    with pytest.raises(ArgumentError, match="twice"):
         parse_seeds("1,2,1")
