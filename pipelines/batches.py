@@ -22,7 +22,6 @@ from pipelines.training_set import TrainingSet
 DATASET = "steps"  # its name in Ray Train
 STEPS_PER_TASK = 16
 BLOCK_BYTES = 64 * 2**20
-MAX_STEPS_PER_EXECUTION = 50_000  # the coordinator keeps some kB per task until its end
 NO_PROGRESS_TIMEOUT_S = 3600  # training may take minutes per step, and then takes no batch
 UNUSED = ("rows", "camids")  # arrays of a step that no task reads
 
@@ -54,15 +53,18 @@ class BatchPlan:
     Attributes:
         total: steps of the whole training.
         data_workers: processes that make batches, for all train workers together, one CPU each.
+        steps_per_execution: after so many the pipelines are executed afresh, since Ray Data keeps
+            some kB per task until the end of an execution.
     """
 
     training_set: TrainingSet
     total: int
     data_workers: int
+    steps_per_execution: int = 50_000
 
     def end(self, first: int) -> int:
         """Step, excluded, with which an execution ends that starts at step `first`."""
-        return min(self.total, first + MAX_STEPS_PER_EXECUTION)
+        return min(self.total, first + self.steps_per_execution)
 
     def pipeline(self, first: int, rank: int = 0, world: int = 1) -> Dataset:
         """Batches of the steps from `first` on, in order, for train worker `rank` of `world`."""

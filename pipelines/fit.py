@@ -73,9 +73,8 @@ def fit(
     if kind != "prompts":  # prompts learn from features that fit in memory
         pack_images(run, training_set)
     with follow(board, f"{kind} steps", total, _watch(run, task)), _stop_politely(board):
-        ended = _fit_or_stop(_trainer(run, job, name, total))
-        while ended["step"] < total and not ended["stopped"] and ended["fault"] is None:
-            log.info("%s: the batches are planned again from step %d on", kind, ended["step"])
+        ended = {"step": -1}
+        while not _is_over(ended, total):  # one execution of the batches after the other
             ended = _fit_or_stop(_trainer(run, job, name, total))
     if ended["fault"] is not None:
         raise TrainingError(_fault(job, task, ended["fault"]))
@@ -99,25 +98,28 @@ def fit(
     }
 
 
+def _is_over(ended: dict[str, Any], total: int) -> bool:
+    return ended["step"] == total or ended.get("stopped", False) or ended.get("fault") is not None
+
+
 def _trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:
     plan, storage, cluster = run.plan, run.storage, run.config.cluster
     workers: int | tuple[int, int] = plan.train_workers
     if cluster.worker_counts[0] < plan.train_workers:
         workers = cluster.worker_counts[0], plan.train_workers
-    batches: dict[str, Any] = {}
+    steps, datasets = None, {}
     if job.kind == "prompts":
         workers = 1  # a step takes milliseconds
     else:
         steps = BatchPlan(job.training_set, total, plan.data_workers)
-        # The rows are planned for each worker group, by `BatchesPerRank`.
-        batches["datasets"] = {DATASET: partial(ray.data.range, total)}
-        batches["dataset_config"] = BatchesPerRank(steps, job.first_step)
+        datasets = {DATASET: partial(ray.data.range, total)}  # planned by `BatchesPerRank`
     resources = {"CPU": plan.train_cpus} | ({"GPU": 1} if plan.train_gpu else {})
     return TorchTrainer(
         train_loop,  # type: ignore[arg-type]
         train_loop_config={
             "job": job,
             "total": total,
+            "plan": steps,
             "checkpoint_seconds": cluster.checkpoint_seconds,
         },
         scaling_config=ScalingConfig(
@@ -132,7 +134,8 @@ def _trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:
             storage_filesystem=None if storage.is_local else storage.filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
-        **batches,
+        datasets=datasets,  # type: ignore[arg-type]  # mypy reads the older Ray Train
+        dataset_config=BatchesPerRank(steps, job.first_step) if steps else None,
     )
 
 

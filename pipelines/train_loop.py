@@ -25,7 +25,7 @@ from dpmpp_core.tasks.saliency import SaliencyTask
 from dpmpp_core.tasks.step import train_step
 from dpmpp_core.tasks.task import Task
 from pipelines import metrics
-from pipelines.batches import DATASET, MAX_STEPS_PER_EXECUTION
+from pipelines.batches import DATASET, BatchPlan
 from pipelines.checkpoints import Checkpoints, State, Writer
 from pipelines.storage import Storage
 from pipelines.training_set import TrainingSet
@@ -134,7 +134,8 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     at = _resume(checkpoints, task, optimiser, rank)
     if at.step >= total:  # killed between the last step and the end of the stage
         return {"step": at.step, "stopped": False, "fault": None}
-    end = min(total, at.step + MAX_STEPS_PER_EXECUTION)
+    plan: BatchPlan | None = settings["plan"]
+    end = plan.end(at.step) if plan else total
     model: torch.nn.Module = task
     if world > 1:
         model = DistributedDataParallel(task, find_unused_parameters=not task.updates_all)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import pytest
 import torch
 
 from dpmpp_core.config import ClusterConfig, load_config
+from pipelines import fit
 from pipelines.batches import BatchesPerRank, BatchPlan
 from pipelines.cluster import connect
 from pipelines.prepare import find_data, prepare
+from pipelines.run import learn_prompts
 from pipelines.saliency import saliency
 from pipelines.stage import Run
 from pipelines.storage import Storage
 from pipelines.tracking import Tracking
+from pipelines.train import train_metric
 from pipelines.train_loop import start_batches
 from pipelines.training_set import TrainingSet
 from tests.integration.conftest import SMALL
@@ -122,3 +126,21 @@ def test_operators_are_named_for_what_they_do(training_set: TrainingSet) -> None
     shard = BatchPlan(training_set, 2, 1).pipeline(0).streaming_split(1)[0]
     list(start_batches(shard))
     assert "MapBatches(MakeBatches)" in shard.stats()
+
+
+@pytest.mark.long
+def test_a_training_in_several_executions_is_the_training_in_one(
+    cluster: None, small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config("demo", [*SMALL, "saliency.provider=spectral"])
+    plan, _ = connect(None, config.cluster)
+    digests = []
+    for steps, folder in ((1000, "one"), (5, "several")):
+        monkeypatch.setattr(fit, "BatchPlan", partial(BatchPlan, steps_per_execution=steps))
+        run = Run(config, Storage(str(tmp_path / folder)), Tracking(""), plan)
+        prepared = prepare(run, find_data(config.data, str(small_demo)))
+        masks = saliency(run, prepared)
+        stage = train_metric(run, prepared, masks, learn_prompts(run, prepared, masks))
+        assert stage.summary["steps"] == 12
+        digests.append(stage.summary["weights_sha256"])
+    assert digests[0] == digests[1]
