@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for each other must not burn their cores
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours are in `progress`
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new one greets even where it was told to be quiet
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a failed trial is logged with its reason
 }
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"

@@ -22,11 +22,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from pipelines.study import Study
+
 from dpmpp_core.config import load_config
 from dpmpp_core.config.space import load_space
 from pipelines.pictures import save_png
 from pipelines.storage import Storage
-from pipelines.study import Study
 from pipelines.tracking import environment, look_up
 from pipelines.tune import Request, rung_epochs
 from tests.bench.search_report import Search, followed, picture, table, winner, within

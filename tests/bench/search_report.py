@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pipelines.study import STARTUP, Study, Tried
 from scipy import stats
 
 from pipelines.pictures import Image, drawn, panels_of
-from pipelines.study import STARTUP, Study, Tried
 
 COLOURS = {"random": "#7A7A7A", "tpe": "#0072B2", "random, rungs": "#E69F00",
            "tpe, rungs": "#009E73"}  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pipelines.tune_trials import HIDDEN, objectives, shortened
 from safetensors.torch import save_file
 
 from dpmpp_core.config import Config, load_config
@@ -35,7 +36,6 @@ from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
 from pipelines.masks import transfer_grid
 from pipelines.robustness import CLEAN
-from pipelines.tune_trials import HIDDEN, objectives, shortened
 from tests.bench.first_epoch import train
 
 BASE = [

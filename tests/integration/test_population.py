@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipelines.population import RATES
 
 from dpmpp_core.config import load_config
 from pipelines.cluster import connect
-from pipelines.population import RATES
 from pipelines.prepare import find_data, prepare
 from pipelines.run import Options, learn_prompts
 from pipelines.saliency import saliency

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
+from pipelines.tune_trials import objectives, shortened
 
 from dpmpp_core.config import load_config
 from dpmpp_core.errors import ConfigError, DataError
 from pipelines.robustness import CLEAN
 from pipelines.tune import Request, rung_epochs
-from pipelines.tune_trials import objectives, shortened
 from tests.integration.conftest import SMALL
 
 SPACE = """

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipelines.study import Study
 
 from dpmpp_core.config.space import Range, Space
 from pipelines.storage import Storage
-from pipelines.study import Study
 from tests.bench.search_report import difference, followed, winner, within
 
 SPACE = Space({"metric.lr": Range(low=1e-4, high=1e-1)})

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipelines.population import RATES
+from pipelines.study import Study, Tried
 from rich.console import Console
 
 from dpmpp_core.config.space import Choices, Range, Space
 from pipelines import progress, tune_report
-from pipelines.population import RATES
 from pipelines.storage import Storage
-from pipelines.study import Study, Tried
 from pipelines.tune_report import render
 
 SPACE = Space(
