@@ -201,6 +201,7 @@ def connect(address: str | None, config: ClusterConfig) -> tuple[Plan, Plan]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # trials without results
     # Says at every start that tokens are on, which is as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     plans = _start_local(config) if address is None else _join(address, config)

@@ -20,7 +20,6 @@ import ray.data
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from dpmpp_core.config import ClusterConfig, Config, MetricConfig
 from dpmpp_core.config.space import apply_changes
@@ -36,7 +35,7 @@ from pipelines.stage_locks import hold
 from pipelines.storage import Storage
 from pipelines.tracking import Tracking
 from pipelines.tune_report import SearchProgress
-from pipelines.tune_schedulers import EPOCHS, FACTOR, FIRST_RUNG, Asha, Population
+from pipelines.tune_schedulers import EPOCHS, FACTOR, FIRST_RUNG, MEMBER, Asha, Population
 from pipelines.tune_spaces import NUMBER, RATES, SearchSpec, State, TrialRecord, build_searcher
 
 log = logging.getLogger(__name__)
@@ -260,26 +259,22 @@ def _search_tuner(
 ) -> tune.Tuner:
     spec, concurrent = context.spec, context.plan.trials
     searcher = build_searcher(spec, records)
-    algorithm: Any = searcher
-    if spec.scheduler == "pbt":  # takes no searcher: this one draws the first population
-        factor = spec.start[RATES][0]
-        drawn: list[Any] = [searcher.suggest(str(number)) for number in range(total)]
-        algorithm = BasicVariantGenerator(
-            [{**one, FACTOR: factor} for one in [{NUMBER: 0}, *drawn[1:]]]
-        )
-    return build_tuner(
-        run.storage,
-        key,
-        tune.with_parameters(_run_trial, context=context),
-        context.base.cluster,
-        tune.TuneConfig(
-            search_alg=algorithm,
-            scheduler=build_scheduler(spec, concurrent),
-            num_samples=total - len(records),
-            max_concurrent_trials=None if spec.scheduler == "pbt" else concurrent,
-        ),
-        stop={EPOCHS: spec.rungs[-1]},
+    config = tune.TuneConfig(
+        search_alg=searcher,
+        scheduler=build_scheduler(spec, concurrent),
+        num_samples=total - len(records),
+        max_concurrent_trials=concurrent,
     )
+    population: dict[str, Any] = {}
+    if spec.scheduler == "pbt":  # which takes no searcher: this one draws the first population
+        drawn = [searcher.suggest(str(number)) for number in range(total)]
+        members = tune.grid_search([{NUMBER: 0}, *drawn[1:]])
+        population = {MEMBER: members, FACTOR: spec.start[RATES][0]}
+        config = tune.TuneConfig(scheduler=config.scheduler)
+    trainable = tune.with_parameters(_run_trial, context=context)
+    stop = {EPOCHS: spec.rungs[-1]}
+    cluster = context.base.cluster
+    return build_tuner(run.storage, key, trainable, cluster, config, population, stop)
 
 
 def build_scheduler(spec: SearchSpec, max_concurrent: int) -> TrialScheduler:
@@ -330,7 +325,7 @@ def _run_trial(config: dict[str, Any], context: SearchContext) -> None:
     """A trial, in its own process: one report per rung."""
     pace(ray.data.DataContext.get_current())
     spec, holder = context.spec, tune.get_context().get_trial_id()
-    measured = _load_measured()
+    measured = load_measured()
     changes = changed_values(config, spec)
     changed = with_backgrounds(apply_changes(context.base, changes))
     for epochs in spec.rungs[config.get(FIRST_RUNG, 0) :]:
@@ -345,11 +340,11 @@ def _run_trial(config: dict[str, Any], context: SearchContext) -> None:
         else:
             found = context.measure(shortened(changed, epochs), holder)
         measured["rungs"][str(epochs)] = found
-        _report({EPOCHS: epochs, **found, **measured})
+        report_measured(epochs, measured)
 
 
-def _load_measured() -> dict[str, Any]:
-    """What this trial, or the one that it is a copy of, has measured before."""
+def load_measured() -> dict[str, Any]:
+    """Return what this trial, or the one that it is a copy of, has measured before."""
     checkpoint = tune.get_checkpoint()
     if checkpoint is None:
         return {"rungs": {}, "rates": []}
@@ -357,8 +352,9 @@ def _load_measured() -> dict[str, Any]:
         return json.loads((Path(folder) / CHECKPOINT).read_text())
 
 
-def _report(result: dict[str, Any]) -> None:
-    kept = {name: result[name] for name in ("rungs", "rates")}
+def report_measured(epochs: int, measured: dict[str, Any]) -> None:
+    """Report a rung to Tune, with all that was measured so far as the checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / CHECKPOINT).write_text(json.dumps(kept))
+        (Path(folder) / CHECKPOINT).write_text(json.dumps(measured))
+        result = {EPOCHS: epochs, **measured["rungs"][str(epochs)], **measured}
         tune.report(result, checkpoint=tune.Checkpoint.from_directory(folder))

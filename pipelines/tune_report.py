@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import logging
 import platform
@@ -15,6 +14,7 @@ import optuna
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState
 from optuna.visualization import matplotlib as plots
 from rich.live import Live
 from rich.table import Table
@@ -26,6 +26,7 @@ from pipelines.tune_spaces import SearchSpec, TrialRecord, build_study, pareto_f
 log = logging.getLogger(__name__)
 
 TABLE, CSV = "trials.md", "trials.csv"
+CSV_COLUMNS = ("number", "state", "value", "params", "intermediate_values", "user_attrs")
 MAX_LIVE_ROWS = 12
 MIN_IMPORTANCE_TRIALS = 8  # trained to the end
 STATES = {"running": "runs", "done": "done", "stopped": "stopped early", "failed": "failed"}
@@ -104,17 +105,21 @@ def importances(spec: SearchSpec, records: Sequence[TrialRecord]) -> dict[str, f
     PED-ANOVA (Watanabe et al. 2023) over trials trained to the end; empty for fewer than
     MIN_IMPORTANCE_TRIALS, or if all have the same value.
     """
-    first = spec.objectives[0]
-    values = [r.last[first] for r in records if r.state == "done"]
+    study = _first_objective(spec, records)
+    values = [trial.value for trial in study.get_trials(states=[TrialState.COMPLETE])]
     if len(values) < MIN_IMPORTANCE_TRIALS or len(set(values)) < 2:
         return {}
-    study = build_study(spec, records, [first])
-    return get_param_importances(study, evaluator=_evaluator(study), params=list(spec.space))
+    return get_param_importances(study, evaluator=_evaluator(len(values)))
 
 
-def _evaluator(study: optuna.Study) -> PedAnovaImportanceEvaluator:
-    complete = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    best = max(0.1, 4 / len(complete))  # one or two trials carry no information
+def _first_objective(spec: SearchSpec, records: Sequence[TrialRecord]) -> optuna.Study:
+    """The trials that lie in the space."""
+    inside = [one for one in records if spec.contains({**spec.start, **one.changes})]
+    return build_study(spec, inside, spec.objectives[:1])
+
+
+def _evaluator(trials: int) -> PedAnovaImportanceEvaluator:
+    best = max(0.1, 4 / trials)  # one or two trials carry no information
     return PedAnovaImportanceEvaluator(target_quantile=best, evaluate_on_local=False)
 
 
@@ -122,23 +127,26 @@ def render(
     spec: SearchSpec, records: Sequence[TrialRecord], command: str, counts: dict[str, Any]
 ) -> dict[str, bytes]:
     """File name -> content: the trials as Markdown and CSV, and what pictures can be drawn."""
+    study, several = _first_objective(spec, records), build_study(spec, records, spec.objectives)
     files = {
         TABLE: _markdown(spec, records, command, counts).encode(),
-        CSV: _csv(spec, records).encode(),
+        CSV: several.trials_dataframe(CSV_COLUMNS).to_csv(index=False).encode(),
     }
-    complete = sum(record.state == "done" for record in records)
+    first, complete = spec.objectives[0], len(study.get_trials(states=[TrialState.COMPLETE]))
     if complete > 1:
-        study, keys = build_study(spec, records, spec.objectives[:1]), list(spec.space)
-        axes = plots.plot_parallel_coordinate(study, params=keys, target_name=spec.objectives[0])
-        files["parallel-coordinates.png"] = _png(axes, 1.2 * len(keys) + 3, 6)
+        axes = plots.plot_parallel_coordinate(study, target_name=first)
+        axes.grid(visible=False)
+        files["parallel-coordinates.png"] = _png(axes, 1.2 * len(spec.space) + 3, 6)
+    if any(len(record.rungs) > 1 for record in records):
         axes = plots.plot_intermediate_values(study)
+        axes.set(title="What was measured at each rung", xlabel="epochs", ylabel=f"{first} mAP")
         files["intermediate-values.png"] = _png(axes, 8, 5)
-        if importances(spec, records):
-            axes = plots.plot_param_importances(study, evaluator=_evaluator(study), params=keys)
-            files["importance.png"] = _png(axes, 8, 0.35 * len(keys) + 1.5)
-    if complete and len(spec.objectives) > 1:
-        study = build_study(spec, records, spec.objectives)
-        axes = plots.plot_pareto_front(study, target_names=list(spec.objectives))
+    if importances(spec, records):
+        evaluator = _evaluator(complete)
+        axes = plots.plot_param_importances(study, evaluator=evaluator, target_name=first)
+        files["importance.png"] = _png(axes, 8, 0.35 * len(spec.space) + 1.5)
+    if several.best_trials and len(spec.objectives) > 1:
+        axes = plots.plot_pareto_front(several, target_names=list(spec.objectives))
         files["pareto.png"] = _png(axes, 6, 5)
     return files
 
@@ -182,17 +190,3 @@ def _markdown(
 
 def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
-
-
-def _csv(spec: SearchSpec, records: Sequence[TrialRecord]) -> str:
-    text = io.StringIO(newline="")
-    keys = list(spec.start)
-    writer = csv.writer(text)
-    writer.writerow(["trial", "state", "epochs", *spec.objectives, *keys, "reason"])
-    for record in records:
-        values = {**spec.start, **record.changes}
-        figures = [record.last.get(name, "") for name in spec.objectives]
-        epochs = max(record.rungs, default="")
-        row = [record.number, record.state, epochs, *figures, *(values[k] for k in keys)]
-        writer.writerow([*row, record.reason])
-    return text.getvalue()

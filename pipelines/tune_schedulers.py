@@ -18,6 +18,7 @@ FACTORS = (1.25, 0.8)  # on the learning rates of a copy (Jaderberg et al. 2017)
 QUANTILE = 0.25  # of a population, replaced by copies of as many of the best
 EPOCHS, RUNGS = "epochs", "rungs"  # keys of a result
 FACTOR = "factor"  # key of a member's configuration: of its learning rates, from now on
+MEMBER = "member"  # key of a Tune grid: one member's first configuration
 FIRST_RUNG = "first_rung"  # key of a trial's configuration: how many rungs its bracket skips
 
 
@@ -73,6 +74,7 @@ class Population(PopulationBasedTraining):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Keep the member paused until it is chosen, at the segment that it has reached."""
         super().on_trial_add(tune_controller, trial)
+        trial.config.update(trial.config.pop(MEMBER, {}))
         if trial.is_finished():
             tune_controller.get_live_trials().discard(trial)  # or the others would wait for it
             return

@@ -24,6 +24,7 @@ STARTUP_TRIALS = 5  # drawn at random before TPE has something to learn from
 NUMBER = "number"  # key of a Tune configuration: the trial's number, 0 = the start configuration
 RATES = "metric.rates"
 STUDY_NAME = "search"
+warnings.filterwarnings("ignore", category=ExperimentalWarning)  # Optuna's `group` and plots
 State = Literal["running", "done", "stopped", "failed"]
 
 
@@ -76,10 +77,12 @@ class SearchSpec:
 
         A start outside the space cannot be expressed in it: that trial draws nothing.
         """
-        drawn: dict[str, Any] = {NUMBER: trial.number}
-        if trial.number > 0 or self.contains(self.start):
-            drawn |= {key: _draw(trial, key, p) for key, p in self.space.items()}
-        return drawn
+        inside = trial.number > 0 or self.contains(self.start)
+        return {NUMBER: trial.number, **(self.draw(trial) if inside else {})}
+
+    def draw(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Return a value for each key, as the configuration has it."""
+        return {key: _draw(trial, key, parameter) for key, parameter in self.space.items()}
 
     def contains(self, values: Mapping[str, Any]) -> bool:
         """Return whether a configuration with these values could have been drawn."""
@@ -129,15 +132,13 @@ def _sampler(spec: SearchSpec, finished: int) -> BaseSampler:
     seed = int(np.random.SeedSequence([spec.seed, finished]).generate_state(1)[0])
     if spec.searcher == "random":
         return RandomSampler(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return TPESampler(
-            n_startup_trials=STARTUP_TRIALS,
-            multivariate=True,
-            group=True,  # else a start outside the space would make TPE univariate
-            constant_liar=True,
-            seed=seed,
-        )
+    return TPESampler(
+        n_startup_trials=STARTUP_TRIALS,
+        multivariate=True,
+        group=True,  # else a start outside the space would make TPE univariate
+        constant_liar=True,
+        seed=seed,
+    )
 
 
 def build_study(
@@ -160,10 +161,12 @@ def build_study(
     for record in records:
         values = {**spec.start, **record.changes}
         inside = spec.contains(values)
-        study.enqueue_trial(spec.params(values) if inside else {})
+        notes = {"reason": record.reason, **record.last, "epochs": max(record.rungs, default=0)}
+        notes |= {key: v for key, v in record.changes.items() if key not in spec.space}
+        study.enqueue_trial(spec.params(values) if inside else {}, user_attrs=notes)
         trial = study.ask()
         if inside:
-            spec(trial)
+            spec.draw(trial)
         if len(objectives) == 1:
             for epochs, measured in record.rungs.items():
                 trial.report(measured[objectives[0]], epochs)
