@@ -264,13 +264,14 @@ def _search_tuner(
         scheduler=build_scheduler(spec, concurrent),
         num_samples=total - len(records),
         max_concurrent_trials=concurrent,
+        reuse_actors=True,
     )
     population: dict[str, Any] = {}
     if spec.scheduler == "pbt":  # which takes no searcher: this one draws the first population
         drawn = [searcher.suggest(str(number)) for number in range(total)]
         members = tune.grid_search([{NUMBER: 0}, *drawn[1:]])
         population = {MEMBER: members, FACTOR: spec.start[RATES][0]}
-        config = tune.TuneConfig(scheduler=config.scheduler)
+        config = tune.TuneConfig(scheduler=config.scheduler, reuse_actors=True)
     trainable = tune.with_parameters(_run_trial, context=context)
     stop = {EPOCHS: spec.rungs[-1]}
     cluster = context.base.cluster

@@ -24,7 +24,9 @@ STARTUP_TRIALS = 5  # drawn at random before TPE has something to learn from
 NUMBER = "number"  # key of a Tune configuration: the trial's number, 0 = the start configuration
 RATES = "metric.rates"
 STUDY_NAME = "search"
+
 warnings.filterwarnings("ignore", category=ExperimentalWarning)  # Optuna's `group` and plots
+
 State = Literal["running", "done", "stopped", "failed"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,7 @@ def trainable(config: dict[str, Any], log: Path, rungs: tuple[int, ...]) -> None
             raise ValueError("out of luck")
         measured["rates"] = [*measured["rates"], config.get(FACTOR, 1.0)]
         with log.open("a") as file:
-            file.write(
-                json.dumps([config[NUMBER], config.get("metric.lr"), measured["rates"]]) + "\n"
-            )
+            file.write(json.dumps([config[NUMBER], measured["rates"]]) + "\n")
         value = {"occluded": config.get("metric.lr", 0.0) + epochs / 100, "holistic": 0.0}
         measured["rungs"][str(epochs)] = value
         report_measured(epochs, measured)
@@ -74,7 +73,7 @@ def run(
         "search/tune-0000",
         tune.with_parameters(trainable, log=folder / "log", rungs=spec.rungs),
         ClusterConfig(),
-        tune.TuneConfig(scheduler=build_scheduler(spec, 2)),
+        tune.TuneConfig(scheduler=build_scheduler(spec, 2), reuse_actors=True),
         {MEMBER: tune.grid_search([{NUMBER: 0}, *points]), FACTOR: 1.0},
         {"epochs": spec.rungs[-1]},
     )
@@ -92,15 +91,15 @@ def check_population(folder: Path, records: list[TrialRecord]) -> None:
     for record in copies:
         rates = record.changes[RATES]
         assert len(rates) == 3 and rates[0] == 1
-        assert all(b / a in (1.0, 0.8, 1.25) for a, b in zip(rates, rates[1:], strict=False))
+        assert all(round(b / a, 6) in (1.0, 0.8, 1.25) for a, b in pairwise(rates))
     rows = [json.loads(line) for line in (folder / "log").read_text().splitlines()]
-    assert all(rates == [1.0] * len(rates) for number, _, rates in rows if number == 0)
-    segments = Counter((number, len(rates)) for number, _, rates in rows)
+    assert all(rates == [1.0] * len(rates) for number, rates in rows if number == 0)
+    segments = Counter((number, len(rates)) for number, rates in rows)
     assert max(segments.values()) == 1, segments  # nothing is trained twice
     assert len(segments) == 3 * MEMBERS - 2
 
 
-@pytest.mark.parametrize("killed", [None, 2, 6, 8])
+@pytest.mark.parametrize("killed", [None, 2, 7])
 def test_a_population_keeps_its_start_and_survives_failures_and_kills(
     cluster: None, tmp_path: Path, killed: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
