@@ -77,9 +77,13 @@ def build_tuner(
     path, filesystem = storage.path(key), None if storage.is_local else storage.filesystem
     placed = tune.with_resources(trainable, trial_resources(cluster))
     if tune.Tuner.can_restore(path, storage_filesystem=filesystem):
-        return tune.Tuner.restore(
-            path, placed, resume_unfinished=True, storage_filesystem=filesystem
-        )
+        try:
+            return tune.Tuner.restore(path, placed, storage_filesystem=filesystem)
+        except Exception as error:  # pickled: anything can be wrong with it
+            raise DataError(
+                f"{storage.location(key)} cannot be restored ({type(error).__name__}): delete it, "
+                "and the same command starts the search again, from its finished stages"
+            ) from error
     folder, _, name = path.rpartition("/")
     return tune.Tuner(
         placed,

@@ -23,7 +23,7 @@ from tests.integration.conftest import SMALL
 
 
 @pytest.mark.long
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_a_training_in_parts_is_the_training_in_one(
     cluster: None, small_demo: Path, tmp_path: Path
 ) -> None:
@@ -51,7 +51,7 @@ def test_a_training_in_parts_is_the_training_in_one(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_population_copies_its_best_and_ends_in_a_configuration(
     cluster: None, small_demo: Path, tmp_path: Path
 ) -> None:

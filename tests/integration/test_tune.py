@@ -62,7 +62,7 @@ def searched(
     folder = tmp_path_factory.mktemp("tune")
     (folder / "space.yaml").write_text(SPACE)
     driver = begin(folder, small_demo)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while "TERMINATED" not in statuses(folder).values():
         assert driver.poll() is None, driver.communicate()[1][-2000:]
         assert time.monotonic() < deadline
@@ -71,12 +71,12 @@ def searched(
     driver.communicate()
     subprocess.run(["pkill", "-9", "-f", f"{folder}"], check=False)
     before = {file: file.stat().st_mtime for file in trained(folder)}
-    out, err = begin(folder, small_demo).communicate(timeout=500)
+    out, err = begin(folder, small_demo).communicate(timeout=1500)
     return folder, before, json.loads(out.splitlines()[-1]) if out else {"error": err[-3000:]}
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_killed_it_continues_and_repeats_nothing(searched: Any) -> None:
     folder, before, result = searched
     assert "error" not in result, result["error"]
@@ -161,7 +161,7 @@ def test_a_population_trains_equal_segments() -> None:
     request = Request(scheduler="pbt", trials=4)
     assert rung_epochs(60, request) == [7, 14, 21] and rung_epochs(10, request) == [1, 2, 3]
     assert rung_epochs(60, replace(request, perturbation_interval=5)) == [5, 10, 15, 20]
-    with pytest.raises(ConfigError, match="at most metric|are more than metric"):
+    with pytest.raises(ConfigError, match="are more than metric"):
         rung_epochs(1, request)
 
 

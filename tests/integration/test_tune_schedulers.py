@@ -15,6 +15,7 @@ from ray.tune.experiment import Trial
 
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.config.space import Range, Space
+from dpmpp_core.errors import DataError
 from pipelines.ray_trials import (
     build_scheduler,
     build_tuner,
@@ -26,6 +27,7 @@ from pipelines.ray_trials import (
 from pipelines.storage import Storage
 from pipelines.tune_schedulers import FACTOR, FIRST_RUNG, MEMBER
 from pipelines.tune_spaces import NUMBER, RATES, SearchSpec, TrialRecord
+from tests.s3_server import S3Server
 
 SPACE = Space({"metric.lr": Range(low=0.0, high=1.0)})
 MEMBERS = 5
@@ -58,7 +60,10 @@ def trainable(config: dict[str, Any], log: Path, rungs: tuple[int, ...]) -> None
 
 
 def run(
-    folder: Path, spec: SearchSpec, watch: Callable[[Sequence[Trial]], None] = lambda trials: None
+    folder: Path,
+    spec: SearchSpec,
+    watch: Callable[[Sequence[Trial]], None] = lambda trials: None,
+    uri: str | None = None,
 ) -> list[TrialRecord]:
     """One Tuner to its end, restored where there is one; its trials by number."""
     records: dict[int, TrialRecord] = {}
@@ -69,7 +74,7 @@ def run(
 
     points = [{NUMBER: n, "metric.lr": n / 10} for n in range(1, MEMBERS)]
     tuner = build_tuner(
-        Storage(str(folder)),
+        Storage(uri or str(folder)),
         "search/tune-0000",
         tune.with_parameters(trainable, log=folder / "log", rungs=spec.rungs),
         ClusterConfig(),
@@ -99,6 +104,16 @@ def check_population(folder: Path, records: list[TrialRecord]) -> None:
     assert len(segments) == 3 * MEMBERS - 2
 
 
+def killer(spec: SearchSpec, rungs: int) -> Callable[[Sequence[Trial]], None]:
+    """Ends the driver's loop once so many rungs are measured."""
+
+    def watch(trials: Sequence[Trial]) -> None:
+        if sum(len(record_trial(trial, spec).rungs) for trial in trials) >= rungs:
+            raise Killed
+
+    return watch
+
+
 @pytest.mark.parametrize("killed", [None, 2, 7])
 def test_a_population_keeps_its_start_and_survives_failures_and_kills(
     cluster: None, tmp_path: Path, killed: int | None, monkeypatch: pytest.MonkeyPatch
@@ -106,13 +121,9 @@ def test_a_population_keeps_its_start_and_survives_failures_and_kills(
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
     spec = make_spec("pbt", (2, 4, 6))
 
-    def kill(trials: Sequence[Trial]) -> None:
-        if sum(len(record_trial(t, spec).rungs) for t in trials) >= (killed or 100):
-            raise Killed
-
     if killed:
         with pytest.raises(Killed):
-            run(tmp_path, spec, kill)
+            run(tmp_path, spec, killer(spec, killed))
     check_population(tmp_path, run(tmp_path, spec))
 
 
@@ -124,3 +135,32 @@ def test_asha_never_stops_the_start_and_skips_the_rungs_of_a_bracket(
     rungs = [list(record.rungs) for record in records]
     assert all(one == [1, 3, 9][[1, 3, 9].index(one[0]) :][: len(one)] for one in rungs)
     assert all((one[-1] == 9) == (r.state == "done") for one, r in zip(rungs, records, strict=True))
+
+
+def test_a_search_on_s3_is_restored(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
+    (tmp_path / "s3").mkdir()
+    server, spec = S3Server(tmp_path / "s3"), make_spec("fifo", (4,))
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    server.start()
+    try:
+        with pytest.raises(Killed):
+            run(tmp_path, spec, killer(spec, 2), "s3://results/runs")
+        records = run(tmp_path, spec, uri="s3://results/runs")
+    finally:
+        server.stop()
+    assert [record.state for record in records] == ["done"] * 3 + ["failed", "done"]
+    assert records[3].reason == "ValueError: out of luck"
+    rows = [json.loads(line)[0] for line in (tmp_path / "log").read_text().splitlines()]
+    assert sorted(rows) == [0, 1, 2, 4]
+
+
+def test_a_damaged_state_is_named(cluster: None, tmp_path: Path) -> None:
+    state = tmp_path / "search" / "tune-0000"
+    state.mkdir(parents=True)
+    (state / "tuner.pkl").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=r"search/tune-0000 cannot be restored .*: delete it"):
+        run(tmp_path, make_spec("fifo", (4,)))
