@@ -181,14 +181,14 @@ def objectives(metrics: dict[str, Any], hidden: dict[str, Any]) -> dict[str, flo
     of a really occluded one its own: of a few such the mAP depends on the training's seed alone,
     so they must not weigh more than they are.
     """
-    made = [
+    synthetic = [
         figure["mAP_masked"]
         for part, bands in hidden.items()
         if part != CLEAN
         for figure in bands.values()
         if figure["mAP_masked"] is not None
     ]
-    parts = [(float(np.mean(made)), hidden[CLEAN]["queries"])] if made else []
+    parts = [(float(np.mean(synthetic)), hidden[CLEAN]["queries"])] if synthetic else []
     if "occluded" in metrics:
         real = metrics["occluded"]
         parts.append((real["masked"]["mAP"], real["num_queries"]))
@@ -340,11 +340,11 @@ def _run_trial(config: dict[str, Any], context: SearchContext) -> None:
             rates = [*measured["rates"], float(f"{config[FACTOR]:.4g}")]
             short = shortened(changed, spec.rungs[-1])
             segment = split_into_segments(short, rates, len(spec.rungs))
-            found = context.measure(segment, holder, until=epochs)
+            values = context.measure(segment, holder, until=epochs)
             measured["rates"] = rates
         else:
-            found = context.measure(shortened(changed, epochs), holder)
-        measured["rungs"][str(epochs)] = found
+            values = context.measure(shortened(changed, epochs), holder)
+        measured["rungs"][str(epochs)] = values
         report_measured(epochs, measured)
 
 

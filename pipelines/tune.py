@@ -58,7 +58,7 @@ class Request:
         grace_period: epochs before which ASHA stops no trial; None = a third of `epochs`, but no
             rung before MIN_GRACE_EPOCHS.
         brackets: of ASHA, each of which begins a rung later.
-        perturbation_interval: epochs of a segment of pbt, of which `epochs` are made a multiple;
+        perturbation_interval: epochs of a segment of pbt; `epochs` is rounded to a multiple of it;
             None = a third.
         objectives: what to maximise, of OBJECTIVES; two give a Pareto front.
         share: of the training identities, held out to measure on.

@@ -26,6 +26,7 @@ RATES = "metric.rates"
 STUDY_NAME = "search"
 
 warnings.filterwarnings("ignore", category=ExperimentalWarning)  # Optuna's `group` and plots
+warnings.filterwarnings("ignore", message="Define-by-run")  # TPE samples inside it
 
 State = Literal["running", "done", "stopped", "failed"]
 
