@@ -44,7 +44,10 @@ def begin(folder: Path, data: Path, *words: str) -> subprocess.Popen[str]:
 def statuses(folder: Path) -> dict[int, str]:
     """Number of a trial -> its status, as Tune has stored them."""
     files = sorted(folder.glob("runs/tune-*/tune-0000/experiment_state-*.json"))
-    rows = json.loads(files[-1].read_text())["trial_data"] if files else []
+    try:
+        rows = json.loads(files[-1].read_text())["trial_data"] if files else []
+    except ValueError:  # it is being written
+        return {}
     trials = [json.loads(state) for state, _ in rows]
     return {trial["config"]["number"]: trial["status"] for trial in trials}
 

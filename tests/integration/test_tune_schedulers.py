@@ -73,13 +73,16 @@ def run(
         watch(trials)
 
     points = [{NUMBER: n, "metric.lr": n / 10} for n in range(1, MEMBERS)]
+    space = {MEMBER: tune.grid_search([{NUMBER: 0}, *points]), FACTOR: 1.0}
+    if spec.scheduler != "pbt":
+        space = {NUMBER: tune.grid_search(list(range(MEMBERS)))}
     tuner = build_tuner(
         Storage(uri or str(folder)),
         "search/tune-0000",
         tune.with_parameters(trainable, log=folder / "log", rungs=spec.rungs),
         ClusterConfig(),
         tune.TuneConfig(scheduler=build_scheduler(spec, 2), reuse_actors=True),
-        {MEMBER: tune.grid_search([{NUMBER: 0}, *points]), FACTOR: 1.0},
+        space,
         {"epochs": spec.rungs[-1]},
     )
     run_tuner(tuner, observe)
