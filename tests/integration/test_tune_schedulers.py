@@ -54,7 +54,8 @@ def trainable(config: dict[str, Any], log: Path, rungs: tuple[int, ...]) -> None
         measured["rates"] = [*measured["rates"], config.get(FACTOR, 1.0)]
         with log.open("a") as file:
             file.write(json.dumps([config[NUMBER], measured["rates"]]) + "\n")
-        value = {"occluded": config.get("metric.lr", 0.0) + epochs / 100, "holistic": 0.0}
+        lr = config.get("metric.lr", 0.0 if FACTOR in config else config[NUMBER] / 10)
+        value = {"occluded": lr + epochs / 100, "holistic": 0.0}
         measured["rungs"][str(epochs)] = value
         report_measured(epochs, measured)
 
