@@ -265,7 +265,7 @@ def _search_tuner(
     searcher = build_searcher(spec, records)
     config = tune.TuneConfig(
         search_alg=searcher,
-        scheduler=build_scheduler(spec, concurrent),
+        scheduler=build_scheduler(spec, concurrent, records),
         num_samples=total - len(records),
         max_concurrent_trials=concurrent,
         reuse_actors=True,
@@ -282,11 +282,13 @@ def _search_tuner(
     return build_tuner(run.storage, key, trainable, cluster, config, population, stop)
 
 
-def build_scheduler(spec: SearchSpec, max_concurrent: int) -> TrialScheduler:
-    """Return Tune's scheduler of a search."""
+def build_scheduler(
+    spec: SearchSpec, max_concurrent: int, records: Sequence[TrialRecord] = ()
+) -> TrialScheduler:
+    """Return Tune's scheduler of a search that has these trials already."""
     first, epochs = spec.objectives[0], spec.rungs[-1]
     if spec.scheduler == "asha":
-        return Asha(first, epochs, spec.rungs[0], spec.brackets)
+        return Asha(first, epochs, spec.rungs[0], spec.brackets, records)
     if spec.scheduler == "pbt":
         return Population(first, spec.rungs[0], max_concurrent)
     return FIFOScheduler()

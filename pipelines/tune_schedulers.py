@@ -5,13 +5,16 @@ Tune restores a search without the state of its scheduler, so each takes it from
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 
-from pipelines.tune_spaces import NUMBER
+from pipelines.tune_spaces import NUMBER, TrialRecord
 
 REDUCTION = 3  # one in so many continues at a rung, and trains so many times as long
 FACTORS = (1.25, 0.8)  # on the learning rates of a copy (Jaderberg et al. 2017)
@@ -23,9 +26,20 @@ FIRST_RUNG = "first_rung"  # key of a trial's configuration: how many rungs its 
 
 
 class Asha(ASHAScheduler):
-    """ASHA (Li et al. 2020); the start is trained to the end, as the best is compared with it."""
+    """ASHA (Li et al. 2020); the start is trained to the end, as the best is compared with it.
 
-    def __init__(self, objective: str, epochs: int, grace_period: int, brackets: int) -> None:
+    Args:
+        records: trials of the Tuners before this one, whose results count at the rungs.
+    """
+
+    def __init__(
+        self,
+        objective: str,
+        epochs: int,
+        grace_period: int,
+        brackets: int,
+        records: Sequence[TrialRecord] = (),
+    ) -> None:
         super().__init__(
             time_attr=EPOCHS,
             metric=objective,
@@ -35,6 +49,10 @@ class Asha(ASHAScheduler):
             reduction_factor=REDUCTION,
             brackets=brackets,
         )
+        for record, bracket in product(records, self._brackets):
+            known: Any = SimpleNamespace(trial_id=f"trial {record.number}")
+            for rung, values in record.rungs.items():
+                bracket.on_result(known, rung, values[objective])
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Put the trial into a bracket, whose rungs it is measured at; restore its results."""

@@ -159,7 +159,7 @@ def test_a_search_on_s3_is_restored(
     assert [record.state for record in records] == ["done"] * 3 + ["failed", "done"]
     assert records[3].reason == "ValueError: out of luck"
     rows = [json.loads(line)[0] for line in (tmp_path / "log").read_text().splitlines()]
-    assert sorted(rows) == [0, 1, 2, 4]
+    assert {*rows} == {0, 1, 2, 4} and len(rows) < 8  # Tune may save its state a little later
 
 
 def test_a_damaged_state_is_named(cluster: None, tmp_path: Path) -> None:
