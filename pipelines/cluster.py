@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for each other must not burn their cores
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours are in `progress`
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new one greets even where it was told to be quiet
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a failed trial is logged with its reason
 }
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
@@ -200,6 +201,7 @@ def connect(address: str | None, config: ClusterConfig) -> tuple[Plan, Plan]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # trials without results
     # Says at every start that tokens are on, which is as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     plans = _start_local(config) if address is None else _join(address, config)

@@ -6,6 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Run:
     Attributes:
         fresh: make every stage anew.
         build: make what is not there; else `stage` raises Unfinished.
+        lock: taken for a stage's key while it is built; trials of a search share stages.
         stages: the finished ones, in order.
     """
 
@@ -58,6 +60,7 @@ class Run:
     plan: Plan
     fresh: bool = False
     build: bool = True
+    lock: Callable[[str], AbstractContextManager[Any]] = nullcontext
     stages: list[Stage] = field(default_factory=list)
 
     def folder(self, stage: Stage) -> Path:
@@ -83,33 +86,36 @@ class Run:
             build: fills a folder and returns the summary.
         """
         key = stage_key(name, identity)
-        marker = None
         if self.fresh:
             self.storage.delete(key)
             self.storage.delete(training_key(key))
-        else:
-            marker = self.storage.marker(key)
-        if marker is not None:
-            if self.build:
-                log.info("%s: reused (%s)", name, key)
-            result = Stage(name, key, marker["summary"], marker["seconds"], reused=True)
-        elif not self.build:
+        result = self._find(name, key)
+        if result is None and not self.build:
             raise Unfinished(key)
-        else:
-            log.info("%s: started (%s)", name, key)
-            result = self._make(name, key, build)
-            log.info("%s: done in %.1f s", name, result.seconds)
+        if result is None:
+            with self.lock(key):
+                result = self._find(name, key) or self._make(name, key, build)
         self.stages.append(result)
         self.tracking.stage_ended(result)
         return result
 
+    def _find(self, name: str, key: str) -> Stage | None:
+        marker = self.storage.marker(key)
+        if marker is None:
+            return None
+        if self.build:
+            log.info("%s: reused (%s)", name, key)
+        return Stage(name, key, marker["summary"], marker["seconds"], reused=True)
+
     def _make(self, name: str, key: str, build: Callable[[Path], dict[str, Any]]) -> Stage:
+        log.info("%s: started (%s)", name, key)
         self.tracking.stage_started(name)
         start = time.monotonic()
         with self.storage.commit(key) as (folder, marker):
             summary = build(folder)
             seconds = round(time.monotonic() - start, 2)
             marker |= {"name": name, "summary": summary, "seconds": seconds}
+        log.info("%s: done in %.1f s", name, seconds)
         return Stage(name, key, summary, seconds, reused=False)
 
 

@@ -1,16 +1,18 @@
 """`dpmpp tune`: search configurations, measured on identities held out of the training set.
 
-A trial is the pipeline's own stages with a changed configuration, so what trials have in common is
-made once, and a trial that was killed goes on where it was.
+Ray Tune runs the search. A trial is the pipeline's own stages with a changed configuration, so
+what trials have in common is built once.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import dpmpp_core
 from dpmpp_core.config import Config, fingerprint, load_config
 from dpmpp_core.config.space import as_overrides, load_space
 from dpmpp_core.data.hidden import hidden_shares
@@ -19,20 +21,29 @@ from dpmpp_core.data.validation import hold_out
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.redaction import redact
 from pipelines.cluster import Plan
-from pipelines.population import RATES
+from pipelines.ray_trials import OBJECTIVES, SearchContext, log_trial, run_search
 from pipelines.robustness import has_clean_queries
-from pipelines.run import Options, begin, opened, prepared_data, with_backgrounds
+from pipelines.run import Options, begin, learn_prompts, opened, prepared_data, with_backgrounds
 from pipelines.saliency import saliency
 from pipelines.stage import Run, Stage
-from pipelines.study import ALGORITHMS, REDUCTION, Study
+from pipelines.stage_locks import start_stage_locks
 from pipelines.tracking import look_up
-from pipelines.tune_report import render
-from pipelines.tune_trials import MEASURE, OBJECTIVES, Ground, recorded, run_search
+from pipelines.tune_report import SearchProgress, importances, render
+from pipelines.tune_schedulers import REDUCTION
+from pipelines.tune_spaces import (
+    RATES,
+    SCHEDULERS,
+    SEARCHERS,
+    SearchSpec,
+    TrialRecord,
+    pareto_front,
+)
 
 log = logging.getLogger(__name__)
 
 BEST = "best.yaml"
-SHORTEST = 2  # epochs; after one, the warm-up's, nothing can be told
+MIN_GRACE_EPOCHS = 2  # after one, the warm-up's, trials cannot be compared
+OBJECTIVES_VERSION = 2  # searches that measured other objectives are not continued
 
 
 @dataclass(frozen=True)
@@ -41,137 +52,157 @@ class Request:
 
     Attributes:
         space: name of a shipped space, or a YAML file.
-        trials: how many in all, the starting configuration being the first.
+        trials: how many in all, the first being the start configuration; with pbt the population.
         epochs: of the longest training, whose schedule is squeezed into them; None = a third of
             the configuration's.
-        rungs: how often a trial is measured at most: after these epochs, after a third of them,
-            ..., but not before SHORTEST; 1 = no trial is stopped early. With pbt the parts of the
-            training, each of which is a trial.
-        brackets: trial n is not measured at the first n % brackets rungs (Hyperband).
+        grace_period: epochs before which ASHA stops no trial; None = a third of `epochs`, but no
+            rung before MIN_GRACE_EPOCHS.
+        brackets: of ASHA, each of which begins a rung later.
+        perturbation_interval: epochs of a segment of pbt; `epochs` is rounded to a multiple of it;
+            None = a third.
         objectives: what to maximise, of OBJECTIVES; two give a Pareto front.
         share: of the training identities, held out to measure on.
-        side_by_side: trials at a time; None = what the machine or cluster has room for.
+        max_concurrent: trials at a time; None = what the machine or cluster has resources for.
     """
 
     space: str = "default"
     trials: int = 12
     epochs: int | None = None
-    algorithm: str = "tpe"
-    rungs: int = 2
+    searcher: str = "tpe"
+    scheduler: str = "asha"
+    grace_period: int | None = None
     brackets: int = 1
+    perturbation_interval: int | None = None
     objectives: tuple[str, ...] = ("occluded",)
     share: float = 0.25
     seed: int = 0
-    side_by_side: int | None = None
+    max_concurrent: int | None = None
 
     def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise ConfigError(f"--algorithm {self.algorithm}: one of {', '.join(ALGORITHMS)}")
+        for name, known in (("searcher", SEARCHERS), ("scheduler", SCHEDULERS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"--{name} {value}: one of {', '.join(known)}")
         unknown = [name for name in self.objectives if name not in OBJECTIVES]
         if unknown or not self.objectives or len({*self.objectives}) < len(self.objectives):
             named = ",".join(self.objectives) or "nothing"
             raise ConfigError(f"--objectives {named}: one or two of {', '.join(OBJECTIVES)}")
         if not 0 < self.share < 1:
             raise ConfigError(f"--share {self.share}: a share of the identities, between 0 and 1")
-        for name in ("trials", "epochs", "rungs", "brackets", "side_by_side"):
+        numbers = ("trials", "epochs", "grace_period", "brackets", "perturbation_interval")
+        for name in (*numbers, "max_concurrent"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value}: 1 or more")
-        if self.members and (self.rungs < 2 or self.members < 2 or self.trials % self.rungs):
-            raise ConfigError(
-                f"--algorithm pbt --trials {self.trials} --rungs {self.rungs}: trials are members "
-                "times parts of the training (rungs), each 2 or more, such as 12 and 3"
-            )
-        if self.brackets > (1 if self.members else self.rungs):
-            raise ConfigError(f"--brackets {self.brackets}: at most --rungs, and 1 with pbt")
-
-    @property
-    def members(self) -> int:
-        """Of a population; 0 = there is none."""
-        return self.trials // self.rungs if self.algorithm == "pbt" else 0
+                raise ConfigError(f"{_option(name)} {value}: 1 or more")
+        if self.scheduler == "pbt" and self.trials < 2:
+            raise ConfigError(f"--trials {self.trials}: a population (pbt) has 2 or more members")
+        owners = {"grace_period": "asha", "brackets": "asha", "perturbation_interval": "pbt"}
+        for name, owner in owners.items():
+            if self.scheduler != owner and getattr(self, name) not in (None, 1):
+                raise ConfigError(
+                    f"{_option(name)} is an option of --scheduler {owner}: leave it out with "
+                    f"{self.scheduler}"
+                )
 
 
 def search(options: Options, request: Request) -> dict[str, Any]:
     """Try configurations until there are `request.trials`; the result that `--json` prints.
 
-    The same search started again goes on where it was, with more trials if more are asked for.
+    The same search started again continues where it was, with more trials if more are requested.
 
     Raises:
-        UserError: configuration, space, weights or data; more trials at a time than there is room.
+        UserError: configuration, space, weights or data; more trials at a time than there are
+            resources for.
     """
     base = with_backgrounds(load_config(options.config, options.overrides))
     space = load_space(request.space)
     space.check(options.config, options.overrides)
     rungs = rung_epochs(base.metric.epochs, request)
-    keys = [*space, RATES] if request.members else [*space]
-    if request.members and (RATES in space or len(base.metric.rates) > 1):
-        raise ConfigError(f"{RATES}: `--algorithm pbt` finds it; leave it out of space and recipe")
-    with opened(options, [base], "evaluate") as (run, source, room):
+    population = request.scheduler == "pbt"
+    if population and (RATES in space or len(base.metric.rates) > 1):
+        raise ConfigError(f"{RATES}: `--scheduler pbt` finds it; leave it out of space and recipe")
+    values = base.model_dump(mode="json")
+    spec = SearchSpec(
+        space,
+        {key: look_up(values, key) for key in [*space, *([RATES] if population else [])]},
+        request.objectives,
+        tuple(rungs),
+        request.searcher,
+        request.scheduler,
+        request.brackets,
+        request.seed,
+    )
+    with opened(options, [base], "evaluate") as (run, source, side_by_side):
         grows = base.cluster.autoscaled and options.address is not None
-        plan = _side_by_side(room, request.side_by_side, grows)
+        plan = _limit_trials(side_by_side, request.max_concurrent, grows)
         prepared = prepared_data(run, source)
         validation = hold_out_identities(run, prepared, request)
-        name = f"tune-{base.name}-{_identity(base, validation, request, space.to_json(), rungs)}"
+        name = f"tune-{base.name}-{_identity(base, validation, request, spec)}"
         begin(run, prepared, name)
         hiding = saliency(run, validation)
-        ground = Ground(base, validation, hiding, run.storage.uri, plan)
+        learn_prompts(run, validation, hiding)  # here, where its progress is shown
+        locks = start_stage_locks()
+        context = SearchContext(base, validation, hiding, run.storage.uri, plan, spec, locks)
         log.info("Ray: %s", plan)
-        study = Study(
-            run.storage,
-            f"{name}/trials.json",
-            space,
-            {key: look_up(base.model_dump(mode="json"), key) for key in keys},
-            request.objectives,
-            rungs,
-            request.algorithm,
-            request.seed,
-            request.members,
-            request.brackets,
-        )
-        run_search(run, ground, study, name, options, request.trials)
-        return _written(run, ground, study, name, options, request)
+        progress = SearchProgress(spec, request.trials)
+        records = run_search(run, context, name, request.trials, progress)
+        return _publish(run, context, records, name, options, request)
 
 
 def rung_epochs(epochs: int, request: Request) -> list[int]:
-    """Epochs after which a trial is measured, ascending.
+    """Return the epochs after which a trial is measured, ascending: rungs, or segments of pbt.
 
     Args:
         epochs: of the configuration.
 
     Raises:
-        ConfigError: more are asked for than that.
+        ConfigError: more are requested than that.
     """
     most = max(1, round(epochs / REDUCTION)) if request.epochs is None else request.epochs
     if most > epochs:
         raise ConfigError(f"--epochs {most}: at most metric.epochs, which is {epochs}")
-    if request.members:
-        part = max(1, round(most / request.rungs))
-        if part * request.rungs > epochs:
-            raise ConfigError(f"--rungs {request.rungs}: at most metric.epochs, which is {epochs}")
-        return [part * number for number in range(1, request.rungs + 1)]
-    shorter = {round(most / REDUCTION**i) for i in range(1, request.rungs)}
-    return [*sorted(rung for rung in shorter if SHORTEST <= rung < most), most]
+    third = round(most / REDUCTION)
+    if request.scheduler == "fifo":
+        return [most]
+    if request.scheduler == "pbt":
+        interval = request.perturbation_interval or max(1, third)
+        segments = max(2, round(most / interval))
+        if interval * segments > epochs:
+            raise ConfigError(
+                f"--perturbation-interval {interval}: {segments} segments of so many epochs are "
+                f"more than metric.epochs, which is {epochs}"
+            )
+        return [interval * number for number in range(1, segments + 1)]
+    grace = request.grace_period or (third if third >= MIN_GRACE_EPOCHS else most)
+    if grace > most:
+        raise ConfigError(f"--grace-period {grace}: at most the epochs of a trial, {most}")
+    rungs = []
+    while grace < most:
+        rungs.append(grace)
+        grace *= REDUCTION
+    if request.brackets > len(rungs) + 1:
+        raise ConfigError(
+            f"--brackets {request.brackets}: at most {len(rungs) + 1}, as each begins a rung later"
+        )
+    return [*rungs, most]
 
 
-def _identity(base: Config, validation: Stage, request: Request, *parts: Any) -> str:
+def _identity(base: Config, validation: Stage, request: Request, spec: SearchSpec) -> str:
     values = base.model_dump(mode="json", exclude={"name", "cluster", "tracking"})
-    how = [
-        request.algorithm,
-        request.members,
-        request.brackets,
-        request.objectives,
-        request.seed,
-        MEASURE,
-    ]
-    return fingerprint(values, validation.summary["dataset_id"], how, *parts)[:12]
+    how = [request.searcher, request.scheduler, request.brackets, request.objectives, request.seed]
+    how += [spec.rungs, OBJECTIVES_VERSION, dpmpp_core.__version__]
+    if request.scheduler == "pbt":
+        how.append(request.trials)
+    data = validation.summary["dataset_id"]
+    return fingerprint(values, data, how, spec.space.to_json())[:12]
 
 
-def _side_by_side(room: Plan, asked: int | None, grows: bool) -> Plan:
-    if asked is None or asked <= room.trials or grows:
-        return room if asked is None else replace(room, trials=asked)
+def _limit_trials(most: Plan, requested: int | None, grows: bool) -> Plan:
+    if requested is None or requested <= most.trials or grows:
+        return most if requested is None else replace(most, trials=requested)
     raise ConfigError(
-        f"--side-by-side {asked}: there is room for {room}; {asked} would need "
-        f"{asked} x {room.train_workers} x {room.train_cpus} CPUs to train on: lower it, or "
+        f"--max-concurrent {requested}: there are resources for {most}; {requested} would need "
+        f"{requested} x {most.train_workers} x {most.train_cpus} CPUs to train on: lower it, or "
         "cluster.train_workers"
     )
 
@@ -202,18 +233,24 @@ def hold_out_identities(run: Run, prepared: Stage, request: Request) -> Stage:
     return stage
 
 
-def _written(
-    run: Run, ground: Ground, study: Study, name: str, options: Options, request: Request
+def _publish(
+    run: Run,
+    context: SearchContext,
+    records: Sequence[TrialRecord],
+    name: str,
+    options: Options,
+    request: Request,
 ) -> dict[str, Any]:
-    """Table, pictures and the best configurations, in the storage and in MLflow."""
-    for trial in study.trials:
-        recorded(run, name, trial)  # those that a killed driver did not
-    front = study.front()
-    files = render(study, _command(options, request), ground.validation.summary["counts"])
-    for trial in front:
-        file = BEST if trial is front[0] else f"pareto-{trial.number}.yaml"
-        changes = [*options.overrides, *as_overrides(trial.changes)]
-        config = load_config(options.config, [*changes, f"name={ground.base.name}-tuned"])
+    """Put table, pictures and the best configurations into the storage and into MLflow."""
+    for record in records:
+        log_trial(run, name, record)  # those that a killed driver did not
+    spec, summary = context.spec, context.validation.summary
+    front = pareto_front(spec, records)
+    files = render(spec, records, _command(options, request), summary["counts"])
+    for record in front:
+        file = BEST if record is front[0] else f"pareto-{record.number}.yaml"
+        changes = [*options.overrides, *as_overrides(record.changes)]
+        config = load_config(options.config, [*changes, f"name={context.base.name}-tuned"])
         files[file] = redact(config.to_yaml()).encode()
     run.publish(name, files)
     if front:
@@ -222,29 +259,32 @@ def _written(
         "search": name,
         "run_id": run.tracking.run_id,
         "tracking_uri": redact(run.tracking.uri),
-        "dataset_id": ground.validation.summary["dataset_id"],
-        "counts": ground.validation.summary["counts"],
-        "objectives": list(study.objectives),
-        "trials": [asdict(trial) for trial in study.trials],
-        "front": [trial.number for trial in front],
-        "start": [trial for trial in study.trials if trial.unchanged][-1].last,
+        "dataset_id": summary["dataset_id"],
+        "counts": summary["counts"],
+        "objectives": list(spec.objectives),
+        "trials": [asdict(record) for record in records],
+        "front": [record.number for record in front],
+        "start": records[0].last,
         "best": front[0].last if front else None,
         "best_changes": front[0].changes if front else None,
-        "importance": study.importance(),
-        "failed": {} if front else {f"trial {t.number}": t.reason for t in study.trials},
+        "importance": importances(spec, records),
+        "failed": {} if front else {f"trial {r.number}": r.reason for r in records},
         "folder": run.storage.location(name),
         "config": run.storage.location(f"{name}/{BEST}") if front else None,
     }
 
 
 def _command(options: Options, request: Request) -> str:
-    """What makes the same search again."""
+    """The command that runs the same search again."""
     words = ["dpmpp tune", *options.overrides, f"--config {options.config}"]
     words += [] if options.data is None else [f"--data {Path(options.data).name}"]
-    usual = Request()
-    for name in ("space", "trials", "epochs", "algorithm", "rungs", "brackets", "share", "seed"):
-        if getattr(request, name) != getattr(usual, name):
-            words.append(f"--{name} {getattr(request, name)}")
-    if request.objectives != usual.objectives:
-        words.append(f"--objectives {','.join(request.objectives)}")
+    for one in fields(Request):
+        value = getattr(request, one.name)
+        if value != one.default and one.name != "max_concurrent":
+            text = ",".join(value) if isinstance(value, tuple) else value
+            words.append(f"{_option(one.name)} {text}")
     return " ".join(words)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

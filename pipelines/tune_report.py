@@ -1,43 +1,50 @@
-"""What a search looks like: a live table while it runs; a table and pictures at its end."""
+"""What a search looks like: a live table while it runs; a table and Optuna's plots at its end."""
 
 from __future__ import annotations
 
-import csv
 import io
 import logging
 import platform
 import time
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
-import numpy as np
+import optuna
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState
+from optuna.visualization import matplotlib as plots
 from rich.live import Live
 from rich.table import Table
 
-from pipelines.pictures import Image, drawn, panels_of, plain, png_bytes
 from pipelines.progress import console
-from pipelines.study import Study, Tried
 from pipelines.tracking import environment
+from pipelines.tune_spaces import SearchSpec, TrialRecord, build_study, pareto_front
 
 log = logging.getLogger(__name__)
 
 TABLE, CSV = "trials.md", "trials.csv"
-SHOWN = 12  # rows of the live table
+CSV_COLUMNS = ("number", "state", "value", "params", "intermediate_values", "user_attrs")
+MAX_LIVE_ROWS = 12
+MIN_IMPORTANCE_TRIALS = 8  # trained to the end
 STATES = {"running": "runs", "done": "done", "stopped": "stopped early", "failed": "failed"}
 
 
-class Shown:
-    """The search as it goes: a live table on a terminal, a line a trial in a log.
+class SearchProgress:
+    """The search as it runs: a live table on a terminal, one line per trial in a log.
 
     Args:
         total: trials in all.
     """
 
-    def __init__(self, study: Study, total: int) -> None:
-        self._study, self._total, self._start = study, total, time.monotonic()
+    def __init__(self, spec: SearchSpec, total: int) -> None:
+        self._spec, self._total, self._start = spec, total, time.monotonic()
+        self._records: Sequence[TrialRecord] = ()
         self._live = Live(console=console, get_renderable=self._table, refresh_per_second=1)
 
-    def __enter__(self) -> Shown:
+    def __enter__(self) -> SearchProgress:
         if console.is_terminal:
             self._live.start()
         return self
@@ -45,78 +52,122 @@ class Shown:
     def __exit__(self, *error: object) -> None:
         self._live.stop()
 
-    def ended(self, trial: Tried) -> None:
-        """Say how a trial ended."""
-        over = sum(t.state != "running" for t in self._study.trials)
+    def update(self, records: Sequence[TrialRecord]) -> None:
+        """Take the trials as they are now."""
+        self._records = records
+
+    def end(self, record: TrialRecord) -> None:
+        """Log how a trial ended."""
+        if record.state == "failed":
+            log.warning("trial %d failed: %s", record.number, record.reason)
         if not console.is_terminal:
-            log.info(
-                "trial %d: %s%s (%d of %d)",
-                trial.number,
-                STATES[trial.state],
-                "".join(f", {name} {100 * value:.1f}" for name, value in trial.last.items()),
-                over,
-                self._total,
-            )
+            measured = "".join(f", {name} {100 * v:.1f}" for name, v in record.last.items())
+            ended, state = self._ended(), STATES[record.state]
+            log.info("trial %d: %s%s (%s)", record.number, state, measured, ended)
+
+    def _ended(self) -> str:
+        return f"{sum(r.state != 'running' for r in self._records)} of {self._total}"
 
     def _table(self) -> Table:
         minutes = (time.monotonic() - self._start) / 60
-        over = sum(t.state != "running" for t in self._study.trials)
-        title = f"{over} of {self._total} trials, {minutes:.1f} minutes"
-        return trials_table(self._study, title, SHOWN)
+        table = Table(title=f"{self._ended()} trials, {minutes:.1f} minutes")
+        for column in _columns(self._spec):
+            table.add_column(column, justify="left" if column in ("state", "changes") else "right")
+        for record in ranked(self._spec, self._records)[:MAX_LIVE_ROWS]:
+            table.add_row(*_cells(self._spec, record))
+        return table
 
 
-def trials_table(study: Study, title: str, limit: int | None = None) -> Table:
-    """The best and the running trials, for a terminal."""
-    table = Table(title=title)
-    for column in ("trial", "", "epochs", *(f"{name} mAP" for name in study.objectives), "changes"):
-        table.add_column(column, justify="left" if column in ("", "changes") else "right")
-    for trial in ranked(study)[:limit]:
-        table.add_row(*_cells(study, trial))
-    return table
-
-
-def ranked(study: Study) -> list[Tried]:
+def ranked(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Longest trained first, of those the best in the first objective; failed ones last."""
-    first = study.objectives[0]
+    first = spec.objectives[0]
     return sorted(
-        study.trials,
+        records,
         key=lambda t: (t.state == "failed", -max(t.rungs, default=0), -t.last.get(first, 0.0)),
     )
 
 
-def _cells(study: Study, trial: Tried) -> list[str]:
-    figures = [f"{100 * trial.last[n]:.1f}" if trial.last else "" for n in study.objectives]
-    changes = ", ".join(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in trial.changes.items())
-    says = trial.reason or changes or "as it was"
-    return [
-        str(trial.number),
-        STATES[trial.state],
-        str(max(trial.rungs, default="")),
-        *figures,
-        says,
-    ]
+def _columns(spec: SearchSpec) -> list[str]:
+    return ["trial", "state", "epochs", *(f"{name} mAP" for name in spec.objectives), "changes"]
 
 
-def render(study: Study, command: str, counts: dict[str, Any]) -> dict[str, bytes]:
+def _cells(spec: SearchSpec, record: TrialRecord) -> list[str]:
+    figures = [f"{100 * record.last[n]:.1f}" if record.last else "" for n in spec.objectives]
+    changes = ", ".join(f"{k.rsplit('.', 1)[-1]} {v}" for k, v in record.changes.items())
+    epochs = str(max(record.rungs, default=""))
+    text = record.reason or changes or "as it was"
+    return [str(record.number), STATES[record.state], epochs, *figures, text]
+
+
+def importances(spec: SearchSpec, records: Sequence[TrialRecord]) -> dict[str, float]:
+    """Return the share of the first objective's variation that each key explains.
+
+    PED-ANOVA (Watanabe et al. 2023) over trials trained to the end; empty for fewer than
+    MIN_IMPORTANCE_TRIALS, or if all have the same value.
+    """
+    study = _first_objective(spec, records)
+    values = [trial.value for trial in study.get_trials(states=[TrialState.COMPLETE])]
+    if len(values) < MIN_IMPORTANCE_TRIALS or len(set(values)) < 2:
+        return {}
+    return get_param_importances(study, evaluator=_evaluator(len(values)))
+
+
+def _first_objective(spec: SearchSpec, records: Sequence[TrialRecord]) -> optuna.Study:
+    """The trials that lie in the space."""
+    inside = [one for one in records if spec.contains({**spec.start, **one.changes})]
+    return build_study(spec, inside, spec.objectives[:1])
+
+
+def _evaluator(trials: int) -> PedAnovaImportanceEvaluator:
+    best = max(0.1, 4 / trials)  # one or two trials carry no information
+    return PedAnovaImportanceEvaluator(target_quantile=best, evaluate_on_local=False)
+
+
+def render(
+    spec: SearchSpec, records: Sequence[TrialRecord], command: str, counts: dict[str, Any]
+) -> dict[str, bytes]:
     """File name -> content: the trials as Markdown and CSV, and what pictures can be drawn."""
-    files = {TABLE: _markdown(study, command, counts).encode(), CSV: _csv(study).encode()}
-    if len(study.full()) > 1:
-        files["parallel-coordinates.png"] = png_bytes(parallel_coordinates(study))
-    importance = study.importance()
-    if importance:
-        files["importance.png"] = png_bytes(importance_bars(importance))
-    if study.members:
-        files["population.png"] = png_bytes(population_picture(study))
-    if len(study.objectives) > 1 and study.full():
-        files["pareto.png"] = png_bytes(pareto_picture(study))
+    study, several = _first_objective(spec, records), build_study(spec, records, spec.objectives)
+    files = {
+        TABLE: _markdown(spec, records, command, counts).encode(),
+        CSV: several.trials_dataframe(CSV_COLUMNS).to_csv(index=False).encode(),
+    }
+    first, complete = spec.objectives[0], len(study.get_trials(states=[TrialState.COMPLETE]))
+    if complete > 1:
+        axes = plots.plot_parallel_coordinate(study, target_name=first)
+        axes.grid(visible=False)
+        files["parallel-coordinates.png"] = _png(axes, 1.2 * len(spec.space) + 3, 6)
+    if any(len(record.rungs) > 1 for record in records):
+        axes = plots.plot_intermediate_values(study)
+        axes.set(title="What was measured at each rung", xlabel="epochs", ylabel=f"{first} mAP")
+        files["intermediate-values.png"] = _png(axes, 8, 5)
+    if importances(spec, records):
+        evaluator = _evaluator(complete)
+        axes = plots.plot_param_importances(study, evaluator=evaluator, target_name=first)
+        files["importance.png"] = _png(axes, 8, 0.35 * len(spec.space) + 1.5)
+    if several.best_trials and len(spec.objectives) > 1:
+        axes = plots.plot_pareto_front(several, target_names=list(spec.objectives))
+        files["pareto.png"] = _png(axes, 6, 5)
     return files
 
 
-def _markdown(study: Study, command: str, counts: dict[str, Any]) -> str:
+def _png(axes: Axes, width: float, height: float) -> bytes:
+    """Return the figure, of this size in inches, as a PNG file; it is closed."""
+    figure, file = axes.get_figure(root=True), io.BytesIO()
+    assert figure is not None
+    figure.set_size_inches(width, height)
+    figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+    return file.getvalue()
+
+
+def _markdown(
+    spec: SearchSpec, records: Sequence[TrialRecord], command: str, counts: dict[str, Any]
+) -> str:
     packages = environment()["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "ray", "optuna"))
     sizes = {name: counts[name]["images"] for name in counts if name != "quarantined"}
-    front = [str(trial.number) for trial in study.front()]
+    front = [str(record.number) for record in pareto_front(spec, records)]
     lines = [
         "# Search",
         "",
@@ -125,122 +176,17 @@ def _markdown(study: Study, command: str, counts: dict[str, Any]) -> str:
         + ", ".join(f"{name} {size}" for name, size in sizes.items() if size)
         + f". Best: trial {', '.join(front) or 'none'}.",
         "",
+        _row(_columns(spec)),
+        _row(["---:", "---", "---:", *["---:"] * len(spec.objectives), "---"]),
+        *(_row(_cells(spec, record)) for record in ranked(spec, records)),
     ]
-    head = ["trial", "state", "epochs", *study.objectives, "changes"]
-    lines += [_row(head), _row(["---:", "---", "---:", *["---:"] * len(study.objectives), "---"])]
-    lines += [_row(_cells(study, trial)) for trial in ranked(study)]
-    importance = study.importance()
-    if importance:
-        first = study.objectives[0]
+    shares = importances(spec, records)
+    if shares:
+        first = spec.objectives[0]
         lines += ["", f"Share of the variation of {first} that a key explains (PED-ANOVA):", ""]
-        lines += [f"- {key}: {share:.2f}" for key, share in importance.items()]
+        lines += [f"- {key}: {share:.2f}" for key, share in shares.items()]
     return "\n".join(lines) + "\n"
 
 
 def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
-
-
-def _csv(study: Study) -> str:
-    text = io.StringIO(newline="")
-    keys = list(study.start)
-    writer = csv.writer(text)
-    writer.writerow(["trial", "state", "epochs", *study.objectives, *keys, "reason"])
-    for trial in study.trials:
-        values = study.start | trial.changes
-        figures = [trial.last.get(name, "") for name in study.objectives]
-        epochs = max(trial.rungs, default="")
-        row = [trial.number, trial.state, epochs, *figures, *(values[k] for k in keys)]
-        writer.writerow([*row, trial.reason])
-    return text.getvalue()
-
-
-def importance_bars(importance: dict[str, float]) -> Image:
-    """A bar a key, the most important one on top."""
-    figure, (axes,) = panels_of(1, width=6.5, height=0.32 * len(importance) + 1.2)
-    keys = list(importance)[::-1]
-    axes.barh(
-        [plain(key) for key in keys], [100 * importance[key] for key in keys], color="#0072B2"
-    )
-    axes.set(xlabel="of the objective's variation (%)")
-    axes.grid(axis="y", visible=False)
-    return drawn(figure)
-
-
-def parallel_coordinates(study: Study) -> Image:
-    """A line a fully trained trial through the values of its keys, coloured by the objective."""
-    trials = sorted(study.full(), key=lambda t: t.last[study.objectives[0]])
-    keys = study.keys
-    figure, (axes,) = panels_of(1, width=1.05 * len(keys) + 2, height=4.6)
-    goals = 100 * np.array([trial.last[study.objectives[0]] for trial in trials])
-    shades = axes.scatter([], [], c=[], cmap="viridis", vmin=goals.min(), vmax=goals.max())
-    for trial, goal in zip(trials, goals, strict=True):
-        values = study.start | trial.changes
-        heights = [study.height(key, values[key]) for key in keys]
-        best, start = trial is trials[-1], trial.unchanged
-        axes.plot(
-            heights,
-            "--" if start else "-",
-            color=shades.to_rgba(goal),
-            lw=3 if best else 1.5,
-            marker="o",
-            ms=4,
-            label="best" if best else "as it was" if start else None,
-        )
-    names = [plain(key.replace(".", ".\n")) for key in keys]
-    axes.set_xticks(range(len(keys)), names, rotation=60, ha="right", fontsize=8)
-    axes.set_yticks([0, 1], ["lowest", "highest"])
-    axes.set_ylim(-0.08, 1.08)
-    axes.grid(axis="y", visible=False)
-    figure.colorbar(shades, ax=axes, label=f"{study.objectives[0]} mAP (%)")
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 1.12), ncols=2)
-    return drawn(figure)
-
-
-def population_picture(study: Study) -> Image:
-    """Every member after every part of the training; copies of others by lines of their own."""
-    figure, (axes,) = panels_of(1, width=6, height=4)
-    first = study.objectives[0]
-    for trial in study.trials:
-        if not trial.last:
-            continue
-        x, y = max(trial.rungs), 100 * trial.last[first]
-        color = "#D55E00" if trial.unchanged else "#0072B2"
-        axes.plot(x, y, "s" if trial.unchanged else "o", color=color)
-        if trial.parent is None:
-            continue
-        before = study.trials[trial.parent]
-        copied = before.number != trial.number - study.members
-        axes.plot(
-            [max(before.rungs), x], [100 * before.last[first], y], "--" if copied else "-",
-            color="#009E73" if copied else color, lw=1.5,
-        )  # fmt: skip
-    for label, style, color in (
-        ("as it was", "-s", "#D55E00"), ("goes on", "-o", "#0072B2"),
-        ("copy, at other rates", "--", "#009E73"),
-    ):  # fmt: skip
-        axes.plot([], [], style, color=color, label=label)
-    axes.set_xticks(study.rungs)
-    axes.set(xlabel="epochs", ylabel=f"{first} mAP (%)")
-    axes.legend(frameon=False)
-    return drawn(figure)
-
-
-def pareto_picture(study: Study) -> Image:
-    """All fully trained trials by two objectives; those that none beats in both are joined."""
-    figure, (axes,) = panels_of(1, width=5, height=4)
-    one, two = study.objectives[:2]
-
-    def points(trials: list[Tried]) -> tuple[list[float], list[float]]:
-        return [100 * t.last[one] for t in trials], [100 * t.last[two] for t in trials]
-
-    axes.plot(*points(study.full()), "o", color="#7A7A7A", label="trials")
-    axes.plot(*points(study.front()), "-o", color="#0072B2", lw=2, label="Pareto front")
-    axes.plot(*points([t for t in study.full() if t.unchanged]), "s", color="#D55E00",
-              label="as it was")  # fmt: skip
-    for trial in study.front():
-        x, y = points([trial])
-        axes.annotate(str(trial.number), (x[0], y[0]), (5, 5), textcoords="offset points")
-    axes.set(xlabel=f"{one} mAP (%)", ylabel=f"{two} mAP (%)")
-    axes.legend(frameon=False)
-    return drawn(figure)

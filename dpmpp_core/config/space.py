@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from dpmpp_core.config.reading import config_keys, first_problem, load_config
 from dpmpp_core.config.section import Section
+from dpmpp_core.config.sections import Config
 from dpmpp_core.config.shipped import read_named, shipped_names
 from dpmpp_core.errors import ConfigError, suggest
 
@@ -96,6 +97,25 @@ class Space(Mapping[str, Parameter]):
 def as_overrides(changes: Mapping[str, Any]) -> list[str]:
     """Changes as `load_config` takes them."""
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+def apply_changes(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Return the configuration with the values of some keys replaced.
+
+    Raises:
+        ConfigError: values that are valid each alone do not go together.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in changes.items():
+        *sections, leaf = key.split(".")
+        section = tree
+        for name in sections:
+            section = section[name]
+        section[leaf] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{config.name}: {first_problem(error)}") from None
 
 
 def space_names() -> list[str]:

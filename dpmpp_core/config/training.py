@@ -148,7 +148,7 @@ class MetricConfig(Section):
         (1.0,),
         min_length=1,
         description="factors on all learning rates in equal parts of the training, one part after "
-        "the other, as `dpmpp tune --algorithm pbt` finds them (ours)",
+        "the other, as `dpmpp tune --scheduler pbt` finds them (ours)",
     )
     mask_grad_clip: Positive = Field(1.0, description="gradient norm of the mask generator")
     precision: Literal["auto", "fp32", "bf16"] = Field(

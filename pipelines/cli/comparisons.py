@@ -88,17 +88,19 @@ def tune(
         int | None,
         typer.Option(help="Of the longest training. Default: a third of the configuration's."),
     ] = None,
-    algorithm: Annotated[str, typer.Option(help="tpe, random or pbt: a population.")] = "tpe",
-    rungs: Annotated[
-        int,
-        typer.Option(
-            help="Times a trial is measured at most; 1 = none is stopped early. With pbt: parts of "
-            "the training; trials are members times parts."
-        ),
-    ] = 2,
-    brackets: Annotated[
-        int, typer.Option(help="Trial n is not measured at the first n % brackets rungs.")
-    ] = 1,
+    searcher: Annotated[str, typer.Option(help="tpe or random, of Optuna.")] = "tpe",
+    scheduler: Annotated[
+        str, typer.Option(help="asha, pbt (the trials are a population) or fifo, of Ray Tune.")
+    ] = "asha",
+    grace_period: Annotated[
+        int | None,
+        typer.Option(help="asha: epochs before which no trial is stopped. Default: a third."),
+    ] = None,
+    brackets: Annotated[int, typer.Option(help="asha: each begins a rung later.")] = 1,
+    perturbation_interval: Annotated[
+        int | None,
+        typer.Option(help="pbt: epochs after which the worst are replaced. Default: a third."),
+    ] = None,
     objectives: Annotated[
         str, typer.Option(help="occluded, holistic, or both for a Pareto front.")
     ] = "occluded",
@@ -106,8 +108,9 @@ def tune(
         float, typer.Option(help="Of the training identities, held out to measure on.")
     ] = 0.25,
     seed: Annotated[int, typer.Option(help="Of the search and the held-out identities.")] = 0,
-    side_by_side: Annotated[
-        int | None, typer.Option(help="Trials at a time. Default: as many as there is room for.")
+    max_concurrent: Annotated[
+        int | None,
+        typer.Option(help="Trials at a time. Default: as many as there are resources for."),
     ] = None,
     storage: StorageUri = "runs",
     tracking_uri: TrackingUri = None,
@@ -126,8 +129,20 @@ def tune(
         from pipelines.tune import Request, search
 
         names = tuple(objectives.split(","))
-        how = algorithm, rungs, brackets
-        request = Request(space, trials, epochs, *how, names, share, seed, side_by_side)
+        request = Request(
+            space,
+            trials,
+            epochs,
+            searcher,
+            scheduler,
+            grace_period,
+            brackets,
+            perturbation_interval,
+            names,
+            share,
+            seed,
+            max_concurrent,
+        )
         places = storage, tracking_uri, address
         return search(Options(data, config, overrides or [], *places), request)
 

@@ -3,9 +3,9 @@
     python -m tests.bench.search_efficiency [--seeds 0 1 ...] [--arms tpe random ...]
         [--storage runs/search-efficiency] [--report]
 
-Runs whole searches, several seeds an arm, through the same `Study` that `dpmpp tune` asks, each
-for BUDGET epochs of training. A trial is real training (`search_trials`). Every result is written
-at once, and what is there is not trained again: the same command goes on. `--report` trains
+Runs whole searches, several seeds per arm, each for BUDGET epochs of training, through the
+`OptunaSearch` that `dpmpp tune` builds. A trial is real training (`search_trials`). Every result is
+written at once and never trained again: the same command continues. `--report` trains
 nothing. At the end `results/search-efficiency.md`, `.png` and `.json`, all trainings.
 """
 
@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from pathlib import Path
@@ -25,16 +26,14 @@ from typing import Any
 from dpmpp_core.config import load_config
 from dpmpp_core.config.space import load_space
 from pipelines.pictures import save_png
-from pipelines.storage import Storage
-from pipelines.study import Study
+from pipelines.ray_trials import changed_values
 from pipelines.tracking import environment, look_up
-from pipelines.tune import Request, rung_epochs
+from pipelines.tune_spaces import SearchSpec, TrialRecord, build_searcher
 from tests.bench.search_report import Search, followed, picture, table, winner, within
 from tests.bench.search_trials import BASE, Memory, Workshop
 from tests.bench.timing import RESULTS
 
-ARMS = {"random": ("random", 1), "tpe": ("tpe", 1), "random, rungs": ("random", 2),
-        "tpe, rungs": ("tpe", 2)}  # fmt: skip
+ARMS = ("random", "tpe")
 BUDGET = 120  # epochs trained: 20 whole trials
 AGAIN = (1, 2)  # other training seeds, with which the best of each search is trained again
 MEASURED = "measured.jsonl"
@@ -72,39 +71,38 @@ def run(folder: Path, jobs: list[tuple[str, int]]) -> None:
 
 def search(folder: Path, arm: str, seed: int) -> str:
     """One search to the end of its budget, and its best with other training seeds; a line."""
-    memory, one = Memory(_workshop, folder / MEASURED), study(folder, arm, seed)
-    while one.unfinished or spent(one) < BUDGET:
-        trial = one.ask()
-        for epochs in one.rungs:
-            values = memory.measure(trial.changes, epochs)
-            if not one.measured(trial.number, epochs, values):
-                break
-    best = winner(within(one, BUDGET))
-    again = [memory.measure(best.changes, one.rungs[-1], s)["occluded"] for s in AGAIN]
+    memory = Memory(_workshop, folder / MEASURED)
+    trials = run_trials(arm, seed, memory.measure)
+    best = winner(within(trials, BUDGET))
+    epochs = max(best.rungs)
+    again = [memory.measure(best.changes, epochs, other)["occluded"] for other in AGAIN]
     figures = ", ".join(f"{100 * value:.2f}" for value in (best.last["occluded"], *again))
-    return f"{arm}, seed {seed}: {len(one.trials)} trials, best {best.number}: {figures}"
+    return f"{arm}, seed {seed}: {len(trials)} trials, best {best.number}: {figures}"
 
 
-def study(folder: Path, arm: str, seed: int) -> Study:
-    """The search as `dpmpp tune` makes it, from its journal."""
-    algorithm, rungs = ARMS[arm]
+def run_trials(
+    arm: str, seed: int, measure: Callable[[dict[str, Any], int], dict[str, float]]
+) -> list[TrialRecord]:
+    """The trials of a search, one after the other, as the searcher of `dpmpp tune` proposes them.
+
+    Args:
+        measure: changes and epochs -> objectives.
+    """
     space, base = load_space("default"), load_config("demo", BASE)
     values, epochs = base.model_dump(mode="json"), base.metric.epochs
-    return Study(
-        Storage(str(folder)),
-        f"{arm.replace(', ', '-')}-{seed}.json",
-        space,
-        {key: look_up(values, key) for key in space},
-        ("occluded",),
-        rung_epochs(epochs, Request(epochs=epochs, rungs=rungs)),
-        algorithm,
-        seed,
-    )
-
-
-def spent(one: Study) -> int:
-    """Epochs trained: each rung is a training of its own."""
-    return sum(sum(trial.rungs) for trial in one.trials)
+    start = {key: look_up(values, key) for key in space}
+    spec = SearchSpec(space, start, ("occluded",), (epochs,), searcher=arm, seed=seed)
+    searcher, trials = build_searcher(spec), []
+    while len(trials) * epochs < BUDGET:
+        number = len(trials)
+        config = searcher.suggest(str(number))
+        assert config is not None
+        changes = changed_values(config, spec)
+        result = measure(changes, epochs)
+        trials.append(TrialRecord(number, changes, "done", {epochs: result}))
+        searcher.on_trial_result(str(number), {**result, "training_iteration": 1})
+        searcher.on_trial_complete(str(number), result)
+    return trials
 
 
 def write(folder: Path, seeds: list[int]) -> None:
@@ -114,14 +112,14 @@ def write(folder: Path, seeds: list[int]) -> None:
     arms: dict[str, dict[int, Search]] = {}
     for arm in ARMS:
         for seed in seeds:
-            one = study(folder, arm, seed)
-            if one.unfinished or spent(one) < BUDGET:
-                continue
-            best = winner(within(one, BUDGET))
-            keys = [_key(best.changes, one.rungs[-1], other) for other in AGAIN]
-            if all(key in known for key in keys):
+            try:
+                trials = run_trials(arm, seed, lambda *trial: known[_key(*trial, 0)])
+                best = winner(within(trials, BUDGET))
+                keys = [_key(best.changes, max(best.rungs), other) for other in AGAIN]
                 again = [known[key]["occluded"] for key in keys]
-                arms.setdefault(arm, {})[seed] = followed(one, BUDGET, again)
+            except KeyError:  # not at its end
+                continue
+            arms.setdefault(arm, {})[seed] = followed(trials, BUDGET, again)
     epochs = load_config("demo", BASE).metric.epochs
     save_png(RESULTS / f"{NAME}.png", picture(arms, BUDGET, epochs))
     (RESULTS / f"{NAME}.md").write_text("\n".join(_lines(arms, rows, epochs)) + "\n")

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pipelines.pictures import Image, drawn, panels_of
-from pipelines.study import STARTUP, Study, Tried
+from pipelines.tune_spaces import STARTUP_TRIALS, TrialRecord
 
-COLOURS = {"random": "#7A7A7A", "tpe": "#0072B2", "random, rungs": "#E69F00",
-           "tpe, rungs": "#009E73"}  # fmt: skip
+COLOURS = {"random": "#7A7A7A", "tpe": "#0072B2"}
 REACHED = 0.5  # of the plain random searches have found as much at the end of the budget
 
 
@@ -29,9 +28,9 @@ class Search:
         again: of the winner, trained with other training seeds.
     """
 
-    trials: list[Tried]
+    trials: list[TrialRecord]
     steps: list[tuple[int, float]]
-    best: Tried
+    best: TrialRecord
     again: list[float]
 
     @property
@@ -45,7 +44,7 @@ class Search:
     @property
     def proposed(self) -> float:
         """Mean of the whole trials after those that any search draws at random."""
-        own = [t.last["occluded"] for t in self.trials[STARTUP:] if t.state == "done"]
+        own = [t.last["occluded"] for t in self.trials[STARTUP_TRIALS:] if t.state == "done"]
         return statistics.mean(own)
 
     @property
@@ -63,20 +62,20 @@ class Search:
         return next((epochs for epochs, best in self.steps if best >= value), float("inf"))
 
 
-def within(one: Study, budget: int) -> list[Tried]:
+def within(trials: Sequence[TrialRecord], budget: int) -> list[TrialRecord]:
     """The trials that end within so many epochs of training; each rung is a training of its own."""
-    ends = np.cumsum([sum(trial.rungs) for trial in one.trials])
-    return [trial for trial, end in zip(one.trials, ends, strict=True) if end <= budget]
+    ends = np.cumsum([sum(trial.rungs) for trial in trials])
+    return [trial for trial, end in zip(trials, ends, strict=True) if end <= budget]
 
 
-def winner(trials: Sequence[Tried]) -> Tried:
+def winner(trials: Sequence[TrialRecord]) -> TrialRecord:
     """The best of those trained to the end; of equals the first."""
     return max((t for t in trials if t.state == "done"), key=lambda t: t.last["occluded"])
 
 
-def followed(one: Study, budget: int, again: list[float]) -> Search:
+def followed(records: Sequence[TrialRecord], budget: int, again: list[float]) -> Search:
     """The search as far as its budget goes."""
-    trials = within(one, budget)
+    trials = within(records, budget)
     steps, spent, best = [], 0, -np.inf
     for trial in trials:
         spent += sum(trial.rungs)

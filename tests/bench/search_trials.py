@@ -35,8 +35,8 @@ from dpmpp_core.retrieval import Embeddings, rank_features
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
 from pipelines.masks import transfer_grid
+from pipelines.ray_trials import OCCLUSION_BANDS, objectives, shortened
 from pipelines.robustness import CLEAN
-from pipelines.tune_trials import HIDDEN, objectives, shortened
 from tests.bench.first_epoch import train
 
 BASE = [
@@ -129,7 +129,7 @@ class Workshop:
         found: dict[str, dict[str, tuple[Pictures, NDArray[np.int64]]]] = {}
         for part in PARTS:
             found[part] = {}
-            for band in HIDDEN:
+            for band in OCCLUSION_BANDS:
                 made = {int(row): hider.make(int(row), band, part) for row in clean}
                 images = [one.image for one in made.values() if one is not None]
                 rows = [row for row, one in made.items() if one is not None]
@@ -158,7 +158,7 @@ class Workshop:
         return task.model
 
     def _objectives(self, model: ReidModel) -> dict[str, float]:
-        """As `Ground.measure` has them; also `made` and `real`, the parts of `occluded`."""
+        """As `SearchContext.measure` has them; also `made` and `real`, the parts of `occluded`."""
         gallery = self._embedded(
             model, self._pictures[self._rows("gallery")], self._rows("gallery")
         )

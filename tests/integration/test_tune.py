@@ -1,4 +1,4 @@
-"""`dpmpp tune` on real Ray Tune, Ray Train and MLflow: killed in the middle, gone on with."""
+"""`dpmpp tune` on real Ray Tune, Ray Train and MLflow: killed in the middle and restored."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from mlflow.tracking import MlflowClient
 
 from dpmpp_core.config import load_config
 from dpmpp_core.errors import ConfigError, DataError
+from pipelines.ray_trials import objectives, shortened
 from pipelines.robustness import CLEAN
 from pipelines.tune import Request, rung_epochs
-from pipelines.tune_trials import objectives, shortened
 from tests.integration.conftest import SMALL
 
 SPACE = """
@@ -32,7 +33,7 @@ def begin(folder: Path, data: Path, *words: str) -> subprocess.Popen[str]:
     command = [
         str(Path(sys.executable).parent / "dpmpp"), "tune", *SMALL, "--data", str(data),
         "--space", str(folder / "space.yaml"), "--trials", str(TRIALS), "--share", "0.4",
-        "--algorithm", "random", "--storage", "runs", "--json", *words,
+        "--searcher", "random", "--storage", "runs", "--json", *words,
     ]  # fmt: skip
     return subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -40,44 +41,57 @@ def begin(folder: Path, data: Path, *words: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def journal(folder: Path) -> list[dict[str, Any]]:
-    files = list(folder.glob("runs/tune-*/trials.json"))
-    return json.loads(files[0].read_text())["trials"] if files else []
+def statuses(folder: Path) -> dict[int, str]:
+    """Number of a trial -> its status, as Tune has stored them."""
+    files = sorted(folder.glob("runs/tune-*/tune-0000/experiment_state-*.json"))
+    try:
+        rows = json.loads(files[-1].read_text())["trial_data"] if files else []
+    except ValueError:  # it is being written
+        return {}
+    trials = [json.loads(state) for state, _ in rows]
+    return {trial["config"]["number"]: trial["status"] for trial in trials}
+
+
+def trained(folder: Path) -> set[Path]:
+    """Finished trainings."""
+    return set(folder.glob("runs/stages/metric-*/stage.json"))
 
 
 @pytest.fixture(scope="module")
 def searched(
     small_demo: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
-    """Folder, the journal when its driver was killed, and the result of the second start."""
+    """Folder, statuses when its driver was killed, and the result of the second start."""
     folder = tmp_path_factory.mktemp("tune")
     (folder / "space.yaml").write_text(SPACE)
     driver = begin(folder, small_demo)
-    deadline = time.monotonic() + 300
-    while not any(trial["state"] in ("done", "stopped") for trial in journal(folder)):
+    deadline = time.monotonic() + 900
+    while "TERMINATED" not in statuses(folder).values():
         assert driver.poll() is None, driver.communicate()[1][-2000:]
         assert time.monotonic() < deadline
         time.sleep(0.5)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.communicate()
     subprocess.run(["pkill", "-9", "-f", f"{folder}"], check=False)
-    before = journal(folder)
-    out, err = begin(folder, small_demo).communicate(timeout=500)
+    before = {file: file.stat().st_mtime for file in trained(folder)}
+    out, err = begin(folder, small_demo).communicate(timeout=1500)
     return folder, before, json.loads(out.splitlines()[-1]) if out else {"error": err[-3000:]}
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
-def test_killed_it_goes_on_and_repeats_nothing(searched: Any) -> None:
+@pytest.mark.timeout(2400)
+def test_killed_it_continues_and_repeats_nothing(searched: Any) -> None:
     folder, before, result = searched
     assert "error" not in result, result["error"]
-    after = journal(folder)
-    assert [trial["number"] for trial in after] == list(range(TRIALS))
-    finished = [trial for trial in before if trial["state"] != "running"]
-    assert finished and all(trial in after for trial in finished)
-    assert all(trial["state"] in ("done", "stopped", "failed") for trial in after)
-    assert after[0]["state"] == "done" and after[0]["changes"] == {}
-    assert not (folder / "runs/tune").exists()
+    trials = result["trials"]
+    assert [trial["number"] for trial in trials] == list(range(TRIALS))
+    assert len({str(trial["changes"]) for trial in trials}) == TRIALS
+    assert before and all(file.stat().st_mtime == before[file] for file in before)
+    assert all(trial["state"] in ("done", "stopped", "failed") for trial in trials)
+    assert trials[0]["state"] == "done" and trials[0]["changes"] == {}
+    rungs = sum(len(trial["rungs"]) for trial in trials)
+    assert len(trained(folder)) == rungs  # no other training was finished
+    assert set(statuses(folder).values()) <= {"TERMINATED", "ERROR"}
 
 
 @pytest.mark.long
@@ -112,13 +126,15 @@ def test_the_best_is_a_configuration_and_all_is_one_run(searched: Any) -> None:
     ("changes", "says"),
     [
         ({"objectives": ("mAP",)}, "one or two of occluded, holistic"),
-        ({"algorithm": "grid"}, "one of tpe, random, pbt"),
-        ({"algorithm": "pbt", "trials": 12, "rungs": 5}, "members times parts"),
-        ({"algorithm": "pbt", "trials": 12, "rungs": 1}, "each 2 or more"),
-        ({"brackets": 3}, "at most --rungs"),
+        ({"searcher": "grid"}, "--searcher grid: one of tpe, random"),
+        ({"scheduler": "median"}, "--scheduler median: one of asha, pbt, fifo"),
+        ({"scheduler": "pbt", "trials": 1}, "2 or more members"),
+        ({"scheduler": "pbt", "brackets": 2}, "--brackets is an option of --scheduler asha"),
+        ({"scheduler": "fifo", "grace_period": 2}, "--grace-period is an option of --scheduler"),
+        ({"perturbation_interval": 2}, "is an option of --scheduler pbt"),
         ({"share": 1.0}, "between 0 and 1"),
         ({"trials": 0}, "--trials 0: 1 or more"),
-        ({"side_by_side": 0}, "--side-by-side 0: 1 or more"),
+        ({"max_concurrent": 0}, "--max-concurrent 0: 1 or more"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(changes: dict[str, Any], says: str) -> None:
@@ -130,21 +146,26 @@ def test_a_rung_is_the_same_training_squeezed() -> None:
     config = load_config("market1501")
     assert rung_epochs(60, Request()) == [7, 20]
     assert rung_epochs(10, Request()) == [3]
-    assert rung_epochs(60, Request(epochs=60, rungs=3)) == [7, 20, 60]
+    assert rung_epochs(60, Request(epochs=60, grace_period=7)) == [7, 21, 60]
+    assert rung_epochs(60, Request(scheduler="fifo")) == [20]
     with pytest.raises(ConfigError, match="at most metric"):
         rung_epochs(60, Request(epochs=61))
+    with pytest.raises(ConfigError, match="--grace-period 21: at most"):
+        rung_epochs(60, Request(grace_period=21))
+    with pytest.raises(ConfigError, match="--brackets 3: at most 2"):
+        rung_epochs(60, Request(brackets=3))
     short = shortened(config, 20)
     assert short.metric.epochs == 20 and short.metric.warmup_epochs == 3
     assert short.metric.milestones == (10, 17) and shortened(config, 60) == config
     assert rung_epochs(1, Request()) == [1]
 
 
-def test_a_population_trains_equal_parts() -> None:
-    request = Request(algorithm="pbt", trials=12, rungs=3)
-    assert request.members == 4
+def test_a_population_trains_equal_segments() -> None:
+    request = Request(scheduler="pbt", trials=4)
     assert rung_epochs(60, request) == [7, 14, 21] and rung_epochs(10, request) == [1, 2, 3]
-    with pytest.raises(ConfigError, match="at most metric"):
-        rung_epochs(2, request)
+    assert rung_epochs(60, replace(request, perturbation_interval=5)) == [5, 10, 15, 20]
+    with pytest.raises(ConfigError, match="are more than metric"):
+        rung_epochs(1, request)
 
 
 def test_few_really_occluded_queries_weigh_as_many_as_they_are() -> None:

@@ -10,7 +10,7 @@ from ray.tune import PlacementGroupFactory
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import ConfigError
 from pipelines.cluster import plan, plan_trials
-from pipelines.trials import room
+from pipelines.ray_trials import trial_resources
 
 
 def test_a_laptop_trains_on_all_its_cores_and_makes_data_beside() -> None:
@@ -81,9 +81,9 @@ def test_a_trial_leaves_room_for_its_own_process_where_sizes_are_told() -> None:
     assert made.train_cpus == 1  # the trial's process may be where the only train worker is to be
     labelled = config.model_copy(update={"data_nodes": ("pool=data",)})
     assert plan_trials(whole, 6, 0, labelled, shared=False).train_cpus == 2
-    assert room(labelled) == PlacementGroupFactory(
+    assert trial_resources(labelled) == PlacementGroupFactory(
         [{"CPU": 0.1}], bundle_label_selector=[{"pool": "data"}]
     )
     grown = labelled.model_copy(update={"autoscaled": False, "embed_workers": None})
     assert plan_trials(whole, 60, 0, grown, shared=False).trials > 1
-    assert room(config) == PlacementGroupFactory([{"CPU": 0.1}])
+    assert trial_resources(config) == PlacementGroupFactory([{"CPU": 0.1}])
