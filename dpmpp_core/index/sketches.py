@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from dpmpp_core.errors import DataError
 from dpmpp_core.index.manifest import Segment, SketchFile
@@ -57,6 +57,7 @@ def with_sketches(folder: Path, segment: Segment, width: int, blocks: Iterable[B
     sketches = Sketches.create([block.originals or block.features for block in blocks])
     name = f"{segment.file.removesuffix('.arrow')}.safetensors"
     with whole_file(folder / name) as partial:
-        save_file({"directions": sketches.directions, "codes": sketches.codes}, partial)
+        # `save_file` would make a file that only its owner can read.
+        partial.write_bytes(save({"directions": sketches.directions, "codes": sketches.codes}))
     own = SketchFile(file=name, format=FORMAT, directions=len(sketches.directions))
     return segment.model_copy(update={"sketches": own})
