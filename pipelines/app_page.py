@@ -22,15 +22,15 @@ MOST = 200
 
 
 @st.cache_resource(show_spinner="Opening the index ...")
-def opened(index: str, model: str, *how: str) -> Searcher:
-    return Searcher(index, model, approximate="approximate" in how)
+def opened(index: str, model: str, approximate: bool) -> Searcher:
+    return Searcher(index, model, approximate=approximate)
 
 
 def main() -> None:
     st.set_page_config(page_title="DPM++ search", layout="wide")
     st.html("<style>.stMainBlockContainer { padding-top: 2.5rem; }</style>")
     st.markdown("#### Find a person")
-    searcher = opened(*sys.argv[1:4])
+    searcher = opened(*sys.argv[1:3], approximate="approximate" in sys.argv[3:])
     known = facts(searcher.index)
     with st.sidebar:
         st.caption(f"{known['images']:,} images, {len(known['cameras'])} cameras")
