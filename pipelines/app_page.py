@@ -30,7 +30,8 @@ def main() -> None:
     st.set_page_config(page_title="DPM++ search", layout="wide")
     st.html("<style>.stMainBlockContainer { padding-top: 2.5rem; }</style>")
     st.markdown("#### Find a person")
-    searcher = opened(*sys.argv[1:3], approximate="approximate" in sys.argv[3:])
+    index, model, *how = sys.argv[1:]
+    searcher = opened(index, model, "approximate" in how)
     known = facts(searcher.index)
     with st.sidebar:
         st.caption(f"{known['images']:,} images, {len(known['cameras'])} cameras")

@@ -46,6 +46,7 @@ from dpmpp_core.index.segments import (
     Stored,
     encode,
     features_of,
+    known_rows,
     live_rows,
     live_tables,
     originals_of,
@@ -146,7 +147,7 @@ class GalleryIndex:
         in_order = {space: features[space] for space in self.manifest.model.spaces}
         columns = encode(in_order, self.manifest.stored)
         with self._writing() as now:
-            known, replaced = now._known(rows)
+            known, replaced = known_rows(now.blocks(), rows)
             fresh = ~known
             segments = now._without(replaced)
             if fresh.any():
@@ -236,10 +237,11 @@ class GalleryIndex:
         for segment, start in self._chosen(files):
             if segment.sketches is None:
                 continue
+            blocks = self._blocks_of(segment, start)
             if segment.file not in self._mapped:
-                sketches = read_sketches(self.folder / SEGMENTS, segment, self._width)
-                self._mapped[segment.file] = list(self._blocks_of(segment, start)), sketches
-            yield self._mapped[segment.file]
+                place = self.folder / SEGMENTS
+                self._mapped[segment.file] = read_sketches(place, segment, self._width)
+            yield blocks, self._mapped[segment.file]
 
     def _chosen(self, files: Collection[str] | None = None) -> Iterator[tuple[Segment, int]]:
         """The segments with these files, or all; and the position of the first row of each."""
@@ -248,29 +250,33 @@ class GalleryIndex:
             if files is None or segment.file in files:
                 yield segment, start
 
-    def _blocks_of(self, segment: Segment, start: int) -> Iterator[Block]:
-        live = live_rows(self.folder / SEGMENTS, segment.rows, segment.tombstones)
+    def _blocks_of(self, segment: Segment, start: int) -> list[Block]:
+        if segment.file in self._opened:
+            return self._opened[segment.file]
+        place, stored = self.folder / SEGMENTS, self.manifest.stored
+        live = live_rows(place, segment.rows, segment.tombstones)
+        blocks: list[Block] = []
         at = 0
-        for rows in read_segment(self.folder / SEGMENTS / segment.file, self._schema):
-            stored = self.manifest.stored
+        for rows in read_segment(place / segment.file, self._schema):
             features, originals = features_of(rows, stored), originals_of(rows, stored)
-            yield Block(start + at, rows, features, originals, live[at : at + len(rows)])
+            own = live[at : at + len(rows)]
+            blocks.append(Block(start + at, rows, features, originals, own))
             at += len(rows)
         if at != segment.rows:
             raise DataError(f"{segment.file} in {self.folder} has {at} rows, not those listed")
+        return self._opened.setdefault(segment.file, blocks)
 
     def take(self, positions: Rows) -> pa.Table:
         """ROW_SCHEMA of the rows at these positions, in their order."""
-        tables = []
+        tables = [ROW_SCHEMA.empty_table().append_column("at", pa.array([], pa.int64()))]
         for segment, start in self._chosen():
-            inside = np.flatnonzero((positions >= start) & (positions < start + segment.rows))
-            if len(inside):
-                file = self.folder / SEGMENTS / segment.file
-                rows = pa.Table.from_batches(read_segment(file, self._schema))
-                rows = rows.select(ROW_SCHEMA.names).take(positions[inside] - start)
-                tables.append(rows.append_column("at", pa.array(inside)))
-        if not tables:
-            return ROW_SCHEMA.empty_table()
+            if not ((positions >= start) & (positions < start + segment.rows)).any():
+                continue
+            for block in self._blocks_of(segment, start):
+                rows = positions - block.start
+                inside = np.flatnonzero((rows >= 0) & (rows < len(block.rows)))
+                taken = block.rows.select(ROW_SCHEMA.names).take(pa.array(rows[inside]))
+                tables.append(pa.Table.from_batches([taken]).append_column("at", pa.array(inside)))
         found = pa.concat_tables(tables).sort_by("at").select(ROW_SCHEMA.names)
         return found.cast(ROW_SCHEMA)
 
@@ -300,10 +306,6 @@ class GalleryIndex:
         files = (name for segment in self.manifest.segments for name in segment.files)
         return sum((self.folder / SEGMENTS / name).stat().st_size for name in files)
 
-    @cached_property
-    def _ready(self) -> dict[str, list[tuple[Block, Gallery]]]:
-        return {}
-
     @property
     def _schema(self) -> pa.Schema:
         return segment_schema(self.manifest.model.spaces, self.manifest.stored)
@@ -313,25 +315,16 @@ class GalleryIndex:
         return sum(self.manifest.model.spaces.values())
 
     @cached_property
-    def _mapped(self) -> dict[str, Sketched]:
+    def _opened(self) -> dict[str, list[Block]]:
         return {}
 
-    def _known(self, rows: pa.Table) -> tuple[NDArray[np.bool_], Rows]:
-        """Which rows the index has already, and the positions of those they take the place of."""
-        names = rows["image"].combine_chunks()
-        contents, changes = (rows[name].combine_chunks() for name in ("sha256", "mtime_ns"))
-        known, replaced = np.zeros(len(rows), np.bool_), []
-        for block in self.blocks():
-            at = pc.index_in(block.rows["image"], value_set=names)
-            here = np.flatnonzero(at.is_valid().to_numpy(False) & block.live)
-            at = at.take(here)
-            same = pc.and_(
-                pc.equal(block.rows["sha256"].take(here), contents.take(at)),
-                pc.equal(block.rows["mtime_ns"].take(here), changes.take(at)),
-            ).to_numpy(False)
-            known[at.to_numpy(False)[same]] = True
-            replaced.append(block.start + here[~same])
-        return known, np.concatenate([np.empty(0, np.int64), *replaced])
+    @cached_property
+    def _mapped(self) -> dict[str, Sketches]:
+        return {}
+
+    @cached_property
+    def _ready(self) -> dict[str, list[tuple[Block, Gallery]]]:
+        return {}
 
     def _without(self, gone: Rows) -> list[Segment]:
         """The segments with further rows deleted; those with none left are dropped."""

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -173,6 +174,26 @@ def live_rows(folder: Path, rows: int, tombstones: str | None) -> NDArray[np.boo
         except (ValueError, EOFError, IndexError) as error:
             raise DataError(f"{folder / tombstones} is damaged: {error}") from None
     return live
+
+
+def known_rows(
+    blocks: Iterable[Block], rows: pa.Table
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which rows the blocks have already, and the positions of those they take the place of."""
+    names = rows["image"].combine_chunks()
+    contents, changes = (rows[name].combine_chunks() for name in ("sha256", "mtime_ns"))
+    known, replaced = np.zeros(len(rows), np.bool_), []
+    for block in blocks:
+        at = pc.index_in(block.rows["image"], value_set=names)
+        here = np.flatnonzero(at.is_valid().to_numpy(False) & block.live)
+        at = at.take(here)
+        same = pc.and_(
+            pc.equal(block.rows["sha256"].take(here), contents.take(at)),
+            pc.equal(block.rows["mtime_ns"].take(here), changes.take(at)),
+        ).to_numpy(False)
+        known[at.to_numpy(False)[same]] = True
+        replaced.append(block.start + here[~same])
+    return known, np.concatenate([np.empty(0, np.int64), *replaced])
 
 
 def live_tables(blocks: Iterable[Block], rows: int) -> Iterator[list[pa.Table]]:

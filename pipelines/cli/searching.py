@@ -37,7 +37,7 @@ Approximate = Annotated[
     bool,
     typer.Option(
         "--approximate",
-        help="Score only the images whose sketches score best, one in 250: finds 99 % of the ten "
+        help="Score only the images whose sketches score best, one in 250: finds 98 % of the ten "
         "best of 100,000. `index compact --approximate` writes the sketches.",
     ),
 ]
