@@ -12,6 +12,7 @@ from typing import Any
 from dpmpp_core.errors import ArgumentError, ConfigError, DataError
 from pipelines.index import model_source, model_version, open_index
 from pipelines.prepare import absolute
+from pipelines.search import refuse_without_sketches
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,9 @@ SETTINGS = {
 }
 
 
-def serve(index: str, model: str | None, host: str, port: int) -> dict[str, Any]:
+def serve(
+    index: str, model: str | None, host: str, port: int, approximate: bool = False
+) -> dict[str, Any]:
     """Serve the app until Ctrl-C or SIGTERM.
 
     Raises:
@@ -45,13 +48,15 @@ def serve(index: str, model: str | None, host: str, port: int) -> dict[str, Any]
         raise ArgumentError(f"--port {port}: a number from 1 to 65535 is needed")
     uri = absolute(index)
     opened = open_index(uri)
+    if approximate:
+        refuse_without_sketches(opened, index)
     source = model_source(model or opened.manifest.source)
     opened.check(model_version(source), f"the model {source}")
     command = [sys.executable, "-m", "streamlit", "run", str(PAGE)]
     settings = SETTINGS | {"server.address": host, "server.port": str(port)}
     command += [f"--{name}={value}" for name, value in settings.items()]
     log.info("app: http://%s:%d, until Ctrl-C", host, port)
-    with subprocess.Popen([*command, "--", uri, source]) as server:
+    with subprocess.Popen([*command, "--", uri, source, *["approximate"] * approximate]) as server:
         try:
             code = server.wait()
         except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """The page of the web app, which Streamlit runs anew whenever somebody does something.
 
-    streamlit run app_page.py -- INDEX MODEL
+    streamlit run app_page.py -- INDEX MODEL [approximate]
 
 Pictures that are dropped on it stay in memory; nothing is written.
 """
@@ -22,15 +22,16 @@ MOST = 200
 
 
 @st.cache_resource(show_spinner="Opening the index ...")
-def opened(index: str, model: str) -> Searcher:
-    return Searcher(index, model)
+def opened(index: str, model: str, approximate: bool) -> Searcher:
+    return Searcher(index, model, approximate=approximate)
 
 
 def main() -> None:
     st.set_page_config(page_title="DPM++ search", layout="wide")
     st.html("<style>.stMainBlockContainer { padding-top: 2.5rem; }</style>")
     st.markdown("#### Find a person")
-    searcher = opened(*sys.argv[1:3])
+    index, model, *how = sys.argv[1:]
+    searcher = opened(index, model, "approximate" in how)
     known = facts(searcher.index)
     with st.sidebar:
         st.caption(f"{known['images']:,} images, {len(known['cameras'])} cameras")
@@ -51,12 +52,15 @@ def main() -> None:
         )
         picture = decode(dropped.getvalue())
         asked = searcher.ask([picture], [dropped.name])
-        hits = searcher.find(asked, top, where)[0]
+        found = searcher.find(asked, top, where)
     except UserError as error:
         st.error(str(error))
         return
-    st.html(answer_html(Answer(dropped.name, picture, asked, hits)))
-    st.caption("Probability: " + searcher.facts(where)["probability"])
+    st.html(answer_html(Answer(dropped.name, picture, asked, found.hits[0])))
+    told = searcher.facts(where, found.scored)
+    if "search" in told:
+        st.caption("Search: " + told["search"])
+    st.caption("Probability: " + told["probability"])
 
 
 main()

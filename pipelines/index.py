@@ -22,6 +22,7 @@ from dpmpp_core.data.manifest import QUARANTINE_SCHEMA
 from dpmpp_core.data.sightings import Sighting, Sightings, find_sightings, read_labels
 from dpmpp_core.errors import DataError
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, Stored, facts
+from dpmpp_core.index.manifest import Segment
 from dpmpp_core.models.reid import CARD_FILE, NAME, WEIGHTS_FILE, ReidModel, load_model
 from dpmpp_core.models.saved import read_card
 from dpmpp_core.redaction import redact
@@ -109,11 +110,12 @@ def delete(folder: str, images: Sequence[str], pids: Sequence[int]) -> dict[str,
     return {**facts(index), "gone": gone}
 
 
-def compact(folder: str) -> dict[str, Any]:
-    """Give back the space of deleted rows, and make few large segments of many."""
+def compact(folder: str, approximate: bool = False) -> dict[str, Any]:
+    """Give back the space of deleted rows, and make few large segments of many; with `approximate`
+    also sketches, see `GalleryIndex.compact`."""
     index = GalleryIndex.open(local_folder(folder))
     before = index.bytes
-    index = index.compact()
+    index = index.compact(approximate)
     return {**facts(index), "bytes_before": before}
 
 
@@ -142,9 +144,7 @@ def open_index(uri: str) -> GalleryIndex:
         return GalleryIndex.open(local_folder(uri))
     index = remote_index(uri)
     for segment in index.manifest.segments:
-        fetch_segment(uri, segment.file)
-        if segment.tombstones:
-            fetch_segment(uri, segment.tombstones)
+        fetch_segment(uri, segment)
     return index
 
 
@@ -160,9 +160,11 @@ def remote_index(uri: str) -> GalleryIndex:
     return GalleryIndex.open(folder)
 
 
-def fetch_segment(uri: str, file: str) -> Path:
-    """A file of an index's segments in the cache of this node."""
-    return Storage(uri).fetch_file(f"segments/{file}")
+def fetch_segment(uri: str, segment: Segment) -> Path:
+    """The folder of an index in the cache of this node, with the files of a segment in it."""
+    for name in segment.files:
+        file = Storage(uri).fetch_file(f"segments/{name}")
+    return file.parent.parent
 
 
 def model_source(model: str) -> str:

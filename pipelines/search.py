@@ -10,22 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import ray
-import torch
 
-from dpmpp_core.config import ClusterConfig
 from dpmpp_core.data.files import list_files
 from dpmpp_core.data.images import Image, read_image
 from dpmpp_core.data.sightings import find_sightings, show_time
 from dpmpp_core.errors import ConfigError, DataError, WeightsError
-from dpmpp_core.index import Found, GalleryIndex, ModelVersion, Where, best, search
+from dpmpp_core.index import Found, GalleryIndex, Where, search
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import refuse_unusable, to_columns
 from pipelines.calibrate import read_calibration
-from pipelines.cluster import connect
 from pipelines.export import graph_beside
 from pipelines.index import (
-    fetch_segment,
     loaded_model,
     local_folder,
     model_source,
@@ -37,12 +32,12 @@ from pipelines.prepare import absolute
 from pipelines.progress import bar
 from pipelines.queries import SHOWN_FRAMES, Asked, embed_queries, fused, one_of, side_by_side
 from pipelines.registered import is_registered
+from pipelines.shards import Shards
 
 log = logging.getLogger(__name__)
 
 BATCH = 64  # queries embedded and searched for at a time
 ENGINES = ("torch", "onnx")
-LIVES = 3  # times that a shard's worker is started again
 
 
 class Hit(NamedTuple):
@@ -64,6 +59,18 @@ class Hit(NamedTuple):
     time: int | None
 
 
+class Results(NamedTuple):
+    """What queries found.
+
+    Attributes:
+        hits: of each query, best first.
+        scored: how many images each query was scored with; of an exact search all that it may find.
+    """
+
+    hits: list[list[Hit]]
+    scored: int
+
+
 @dataclass(frozen=True)
 class Request:
     """What to look for and where; see `dpmpp search --help`."""
@@ -79,13 +86,15 @@ class Request:
     address: str | None = None
     engine: str = "torch"
     tracklet: bool = False
+    approximate: bool = False
 
 
 def run_search(request: Request) -> dict[str, Any]:
     """Search for a picture, for each picture of a folder, or for the one person of a folder.
 
     Returns:
-        index, model, base_rate (None if not calibrated), queries: of each its image and its hits.
+        index, images, scored (see `Results`), approximate, model, base_rate (None if not
+        calibrated), queries: of each its image and its hits.
 
     Raises:
         UserError: the index, the model, or a query that is no picture.
@@ -94,24 +103,27 @@ def run_search(request: Request) -> dict[str, Any]:
         raise DataError(f"--top {request.top}: at least 1 is needed")
     root, paths = _query_files(request.query)
     searcher = Searcher(request.index, request.model, request.base_rate, request.shards,
-                        request.address, request.engine)  # fmt: skip
+                        request.address, request.engine, request.approximate)  # fmt: skip
     found: list[tuple[str, Image, Asked, list[Hit]]] = []
+    scored = 0
     if request.tracklet:
         picture, asked = searcher.ask_as_one(root, paths)
-        (best_of_it,) = searcher.find(asked, request.top, request.where)
+        (best_of_it,), scored = searcher.find(asked, request.top, request.where)
         found, paths = [(root, picture, asked, best_of_it)], []
     with bar("searched", len(paths)) as shown:
         for start in range(0, len(paths), BATCH):
             part = paths[start : start + BATCH]
             pictures = [read_image(root, path) for path in part]
             asked = searcher.ask(pictures, part)
-            hits = searcher.find(asked, request.top, request.where)
+            hits, scored = searcher.find(asked, request.top, request.where)
             images = [f"{root}/{path}" for path in part]
             found += [(images[i], pictures[i], one_of(asked, i), hits[i]) for i in range(len(part))]
             shown.update(len(found))
     result: dict[str, Any] = {
         "index": redact(request.index),
         "images": len(searcher.index),
+        "scored": scored,
+        "approximate": request.approximate,
         "model": redact(searcher.source),
         "base_rate": searcher.base_rate,
         "queries": [
@@ -122,7 +134,7 @@ def run_search(request: Request) -> dict[str, Any]:
         from pipelines.search_page import Answer, write_search_page
 
         answers = [Answer(*one) for one in found]
-        write_search_page(Path(request.html), searcher.facts(request.where), answers)
+        write_search_page(Path(request.html), searcher.facts(request.where, scored), answers)
         result["html"] = str(Path(request.html).absolute())
     return result
 
@@ -137,9 +149,10 @@ class Searcher:
         shards: Ray workers that search the segments side by side; 0 = this process.
         address: of a Ray cluster; None = one is started here for shards.
         engine: what runs the model: `torch`, or `onnx` = the file of `dpmpp export` in its folder.
+        approximate: score only the images whose sketches score best; see `dpmpp_core.index.search`.
 
     Raises:
-        UserError: no index, another model, a bad base rate.
+        UserError: no index, another model, a bad base rate, no sketches to search by.
     """
 
     def __init__(
@@ -150,12 +163,16 @@ class Searcher:
         shards: int = 0,
         address: str | None = None,
         engine: str = "torch",
+        approximate: bool = False,
     ) -> None:
         if shards < 0:
             raise DataError(f"--shards {shards}: 0 or more are needed")
         self.uri = absolute(uri)
         remote = shards and "://" in uri
         self.index = remote_index(self.uri) if remote else open_index(self.uri)
+        if approximate:
+            refuse_without_sketches(self.index, uri)
+        self._approximate = approximate
         own = self.index.manifest
         self.source = model_source(model or own.source)
         if engine not in ENGINES:
@@ -180,7 +197,7 @@ class Searcher:
         self._shards = self._started() if shards else None
 
     def _started(self) -> Shards:
-        return Shards(self.uri, self.index, self._count, self._address)
+        return Shards(self.uri, self.index, self._count, self._address, self._approximate)
 
     def _check(self, source: str) -> None:
         try:
@@ -210,21 +227,23 @@ class Searcher:
             pictures += frames[: SHOWN_FRAMES - len(pictures)]
         return side_by_side(pictures), fused(parts)
 
-    def find(self, asked: Asked, top: int, where: Where) -> list[list[Hit]]:
-        """The best of the index for each query, best first; an index that grew is searched as it
-        is now."""
+    def find(self, asked: Asked, top: int, where: Where) -> Results:
+        """The best of the index for each query; an index that grew is searched as it is now."""
         for last in (False, False, True):
             self._refresh()
             try:
-                return self._hits(*self._search(asked, top, where))
+                found, rows = self._search(asked, top, where)
+                return Results(self._hits(found, rows), found.scored)
             except FileNotFoundError:  # compacted this moment
                 if last:
                     raise DataError(f"{self.uri} is compacted again and again") from None
         raise AssertionError
 
-    def facts(self, where: Where) -> dict[str, str]:
-        """What the page says of the search."""
+    def facts(self, where: Where, scored: int) -> dict[str, str]:
+        """What the page says of the search; `scored` as of `Results`."""
         told = {"index": redact(self.uri), "images": f"{len(self.index):,}"}
+        if self._approximate:
+            told["search"] = f"approximate: {scored:,} images scored"
         told["model"] = self.index.manifest.model.weights_sha256[:16]
         if where.cameras is not None:
             told["cameras"] = ", ".join(map(str, sorted(where.cameras)))
@@ -256,7 +275,7 @@ class Searcher:
     def _search(self, asked: Asked, top: int, where: Where) -> tuple[Found, pa.Table]:
         if self._shards is not None:
             return self._shards.search(asked, top, where)
-        found = search(self.index, asked.features, asked.masks, top, where)
+        found = search(self.index, asked.features, asked.masks, top, where, None, self._approximate)
         return found, self.index.take(found.positions[found.positions >= 0])
 
     def _hits(self, found: Found, rows: pa.Table) -> list[list[Hit]]:
@@ -275,97 +294,13 @@ class Searcher:
         return [hits[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-@ray.remote(num_cpus=0, max_restarts=LIVES, max_task_retries=LIVES, scheduling_strategy="SPREAD")
-class Shard:
-    """A worker that searches some segments. When it is killed Ray starts it again, and what it was
-    asked for with it."""
-
-    def __init__(self, uri: str, manifest: dict[str, Any], files: Sequence[str]) -> None:
-        self._uri, self._manifest, self._files = uri, manifest, files
-        self._opened: GalleryIndex | None = None
-
-    def search(
-        self, features: dict, masks: dict, k: int, where: Where, model: ModelVersion
-    ) -> Found:
-        index = self._index()
-        index.check(model, "the query")
-        return search(index, features, masks, k, where, self._files)
-
-    def take(self, positions: np.ndarray) -> pa.Table:
-        return self._index().take(positions)
-
-    def _index(self) -> GalleryIndex:
-        """Opened at the first question, so that what is wrong with it is told to who asks."""
-        if self._opened is None:
-            from dpmpp_core.index.manifest import Manifest
-
-            torch.set_num_threads(1)
-            manifest = Manifest.model_validate(self._manifest)
-            folder = Path(self._uri)
-            if "://" in self._uri:
-                for segment in manifest.segments:
-                    if segment.file in self._files:
-                        folder = fetch_segment(self._uri, segment.file).parent.parent
-                        if segment.tombstones:
-                            fetch_segment(self._uri, segment.tombstones)
-            self._opened = GalleryIndex(folder, manifest)
-        return self._opened
-
-
-class Shards:
-    """Workers that hold an index's segments among them.
-
-    Scores depend on nothing but the pair, and each shard lists its k best, so the k best of all are
-    those that one machine finds.
-    """
-
-    def __init__(self, uri: str, index: GalleryIndex, count: int, address: str | None) -> None:
-        connect(address, ClusterConfig())
-        self._index = index
-        self._files = _divided(index, count)
-        manifest = index.manifest.model_dump()
-        self._workers = [
-            Shard.remote(uri, manifest, files)  # type: ignore[attr-defined]
-            for files in self._files
-        ]
-
-    def search(self, asked: Asked, k: int, where: Where) -> tuple[Found, pa.Table]:
-        """The k best of each query, and the rows found, query by query."""
-        question = ray.put(asked.features), ray.put(asked.masks)
-        model = self._index.manifest.model
-        parts = [worker.search.remote(*question, k, where, model) for worker in self._workers]
-        found = best(ray.get(parts), k)
-        wanted = found.positions[found.positions >= 0]
-        owners = self._owners(wanted)
-        waiting = {
-            number: self._workers[number].take.remote(wanted[owners == number])
-            for number in np.unique(owners).tolist()
-        }
-        tables = [ray.get(rows) for rows in waiting.values()]
-        places = [np.flatnonzero(owners == number) for number in waiting]
-        if not tables:
-            return found, self._index.take(wanted)
-        order = np.argsort(np.concatenate(places))
-        return found, pa.concat_tables(tables).take(pa.array(order))
-
-    def _owners(self, positions: np.ndarray) -> np.ndarray:
-        """Which worker has each position."""
-        segments = self._index.manifest.segments
-        ends = np.cumsum([segment.rows for segment in segments])
-        shard_of = {file: number for number, files in enumerate(self._files) for file in files}
-        owners = np.array([shard_of[segment.file] for segment in segments], np.int64)
-        return owners[np.searchsorted(ends, positions, side="right")]
-
-
-def _divided(index: GalleryIndex, count: int) -> list[list[str]]:
-    """Files of segments for each of at most `count` shards, about as many rows in each."""
-    shards: list[list[str]] = [[] for _ in range(count)]
-    loads = [0] * count
-    for segment in sorted(index.manifest.segments, key=lambda s: -s.rows):
-        least = loads.index(min(loads))
-        shards[least].append(segment.file)
-        loads[least] += segment.rows
-    return [files for files in shards if files] or [[]]
+def refuse_without_sketches(index: GalleryIndex, uri: str) -> None:
+    """Raise DataError if an index holds images, but no sketches to search by."""
+    if len(index) and not index.sketched:
+        raise DataError(
+            f"{uri} has no sketches for --approximate: `dpmpp index compact --approximate` writes "
+            "them"
+        )
 
 
 def _query_files(query: str) -> tuple[str, list[str]]:

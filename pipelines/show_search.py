@@ -38,6 +38,9 @@ def show_index(result: dict[str, Any]) -> None:
         "cameras": cameras or "not known",
         "times": " to ".join(filter(None, map(show_time, _span(result)))) or "not known",
         "size": f"{_size(result['bytes'])} in {result['segments']} segments, {result['stored']}",
+        "sketches": f"of {result['sketched']:,} images; `dpmpp index compact` adds what is missing"
+        if result["sketched"]
+        else "",
         "deleted": f"{result['deleted']:,}; `dpmpp index compact` gives their space back"
         if result["deleted"]
         else "",
@@ -45,7 +48,7 @@ def show_index(result: dict[str, Any]) -> None:
     }
     for name, value in facts.items():
         if value:
-            _say(f"{name + ':':9}{value}")
+            _say(f"{name + ':':10}{value}")
 
 
 def show_calibration(result: dict[str, Any]) -> None:
@@ -92,6 +95,11 @@ def show_found(result: dict[str, Any]) -> None:
                 one_line(hit["image"].rpartition("/")[2]),
             )
         console.print(table, markup=False)
+    if result["approximate"]:
+        _say(
+            f"approximate: {result['scored']:,} of {result['images']:,} images scored; without "
+            "--approximate nothing is missed"
+        )
     if result["base_rate"] is None:
         _say("probabilities are not told: `dpmpp index calibrate` fits them")
     else:

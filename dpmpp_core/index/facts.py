@@ -32,6 +32,7 @@ def facts(index: GalleryIndex) -> dict[str, Any]:
         "cameras": sorted(cameras),
         "first_time": first,
         "last_time": last,
+        "sketched": index.sketched,
         "deleted": index.deleted,
         "segments": len(manifest.segments),
         "bytes": index.bytes,

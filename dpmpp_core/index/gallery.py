@@ -2,7 +2,7 @@
 
     index.json          which model made the features, which segments there are; written last
     segments/*.arrow    rows, written once
-    segments/*.npy      rows of a segment that are deleted
+    segments/*.npy      rows of a segment that are deleted; *.safetensors its sketches
     lock                held by whoever writes
 
 Only index.json says what belongs to the index. A writer that dies leaves files that nobody names;
@@ -27,7 +27,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dpmpp_core.data.files import refuse_used, write_atomically
 from dpmpp_core.errors import DataError, WeightsError
@@ -42,40 +41,29 @@ from dpmpp_core.index.manifest import (
 from dpmpp_core.index.segments import (
     BLOCK,
     ROW_SCHEMA,
+    Block,
     Matrix,
     Stored,
     encode,
     features_of,
+    known_rows,
+    live_rows,
+    live_tables,
     originals_of,
     read_segment,
     segment_schema,
     write_segment,
 )
+from dpmpp_core.index.sketches import read_sketches, with_sketches
 from dpmpp_core.retrieval import Gallery
+from dpmpp_core.retrieval.sketches import Sketches
 
 log = logging.getLogger(__name__)
 
 SEGMENTS, LOCK = "segments", "lock"
 SEGMENT_ROWS = 1_048_576  # of a compacted segment
 Rows = NDArray[np.int64]
-
-
-class Block(NamedTuple):
-    """Rows of one record batch.
-
-    Attributes:
-        start: position of its first row in the index.
-        rows: the columns.
-        features: metric space -> [N, D] as stored, to be read only.
-        originals: what they are a compact form of, if that is stored too; else empty.
-        live: bool [N]: not deleted.
-    """
-
-    start: int
-    rows: pa.RecordBatch
-    features: dict[str, Tensor]
-    originals: dict[str, Tensor]
-    live: NDArray[np.bool_]
+Sketched = tuple[list[Block], Sketches]
 
 
 class Added(NamedTuple):
@@ -158,13 +146,12 @@ class GalleryIndex:
         in_order = {space: features[space] for space in self.manifest.model.spaces}
         columns = encode(in_order, self.manifest.stored)
         with self._writing() as now:
-            known, replaced = now._known(rows)
+            known, replaced = known_rows(now.blocks(), rows)
             fresh = ~known
             segments = now._without(replaced)
             if fresh.any():
-                schema = segment_schema(self.manifest.model.spaces, self.manifest.stored)
-                table = pa.table([*rows.columns, *columns.values()], schema=schema)
-                segments.append(now._write([table.filter(pa.array(fresh))], schema))
+                table = pa.table([*rows.columns, *columns.values()], schema=now._schema)
+                segments.append(now._write([table.filter(pa.array(fresh))]))
             now = now._with(segments)
         return now, Added(int(fresh.sum()), len(replaced), int(known.sum()))
 
@@ -185,8 +172,13 @@ class GalleryIndex:
             now = now._with(now._without(gone))
         return now, len(gone)
 
-    def compact(self) -> GalleryIndex:
-        """Write what is not deleted into few large segments; the order of rows stays."""
+    def compact(self, approximate: bool = False) -> GalleryIndex:
+        """Write what is not deleted into few large segments; the order of rows stays.
+
+        Args:
+            approximate: also write the sketches that are missing, for an approximate search; once
+                an index has some, every compaction does so.
+        """
         with self._writing() as now:
             kept: list[Segment] = []
             small: list[Segment] = []
@@ -196,7 +188,11 @@ class GalleryIndex:
                     small = []
                 else:
                     small.append(segment)
-            now = now._with([*kept, *now._merged(small)])
+            kept += now._merged(small)
+            if approximate or now.sketched:
+                at, width = now.folder / SEGMENTS, now._width
+                kept = [with_sketches(at, s, width, now._blocks_of(s, 0)) for s in kept]
+            now = now._with(kept)
             now._clean()
         return now
 
@@ -207,9 +203,8 @@ class GalleryIndex:
             DataError: a damaged segment.
             FileNotFoundError: the index was compacted since it was opened: open it again.
         """
-        for start, segment in zip(self._starts, self.manifest.segments, strict=True):
-            if segments is None or segment.file in segments:
-                yield from self._blocks_of(segment, start)
+        for segment, start in self._chosen(segments):
+            yield from self._blocks_of(segment, start)
 
     def galleries(
         self,
@@ -224,9 +219,7 @@ class GalleryIndex:
         Raises:
             DataError, FileNotFoundError: as `blocks`.
         """
-        for start, segment in zip(self._starts, self.manifest.segments, strict=True):
-            if segments is not None and segment.file not in segments:
-                continue
+        for segment, start in self._chosen(segments):
             if segment.file not in self._ready:
                 blocks = self._blocks_of(segment, start)
                 self._ready[segment.file] = [
@@ -234,32 +227,55 @@ class GalleryIndex:
                 ]
             yield from self._ready[segment.file]
 
-    def _blocks_of(self, segment: Segment, start: int) -> Iterator[Block]:
-        live = self._live(segment)
-        schema = segment_schema(self.manifest.model.spaces, self.manifest.stored)
+    def sketches(self, files: Collection[str] | None = None) -> Iterator[Sketched]:
+        """The blocks of each segment that has sketches, and these; mapped, not read.
+
+        Raises:
+            DataError, FileNotFoundError: as `blocks`; the first also for damaged sketches.
+        """
+        for segment, start in self._chosen(files):
+            if segment.sketches is None:
+                continue
+            blocks = self._blocks_of(segment, start)
+            if segment.file not in self._mapped:
+                place = self.folder / SEGMENTS
+                self._mapped[segment.file] = read_sketches(place, segment, self._width)
+            yield blocks, self._mapped[segment.file]
+
+    def _chosen(self, files: Collection[str] | None = None) -> Iterator[tuple[Segment, int]]:
+        """The segments with these files, or all; and the position of the first row of each."""
+        starts = accumulate((segment.rows for segment in self.manifest.segments), initial=0)
+        for segment, start in zip(self.manifest.segments, starts, strict=False):
+            if files is None or segment.file in files:
+                yield segment, start
+
+    def _blocks_of(self, segment: Segment, start: int) -> list[Block]:
+        if segment.file in self._opened:
+            return self._opened[segment.file]
+        place, stored = self.folder / SEGMENTS, self.manifest.stored
+        live = live_rows(place, segment.rows, segment.tombstones)
+        blocks: list[Block] = []
         at = 0
-        for rows in read_segment(self.folder / SEGMENTS / segment.file, schema):
-            part = live[at : at + len(rows)]
-            stored = self.manifest.stored
+        for rows in read_segment(place / segment.file, self._schema):
             features, originals = features_of(rows, stored), originals_of(rows, stored)
-            yield Block(start + at, rows, features, originals, part)
+            own = live[at : at + len(rows)]
+            blocks.append(Block(start + at, rows, features, originals, own))
             at += len(rows)
         if at != segment.rows:
             raise DataError(f"{segment.file} in {self.folder} has {at} rows, not those listed")
+        return self._opened.setdefault(segment.file, blocks)
 
     def take(self, positions: Rows) -> pa.Table:
         """ROW_SCHEMA of the rows at these positions, in their order."""
-        tables = []
-        for start, segment in zip(self._starts, self.manifest.segments, strict=True):
-            inside = np.flatnonzero((positions >= start) & (positions < start + segment.rows))
-            if len(inside):
-                file = self.folder / SEGMENTS / segment.file
-                schema = segment_schema(self.manifest.model.spaces, self.manifest.stored)
-                rows = pa.Table.from_batches(read_segment(file, schema)).select(ROW_SCHEMA.names)
-                rows = rows.take(positions[inside] - start)
-                tables.append(rows.append_column("at", pa.array(inside)))
-        if not tables:
-            return ROW_SCHEMA.empty_table()
+        tables = [ROW_SCHEMA.empty_table().append_column("at", pa.array([], pa.int64()))]
+        for segment, start in self._chosen():
+            if not ((positions >= start) & (positions < start + segment.rows)).any():
+                continue
+            for block in self._blocks_of(segment, start):
+                rows = positions - block.start
+                inside = np.flatnonzero((rows >= 0) & (rows < len(block.rows)))
+                taken = block.rows.select(ROW_SCHEMA.names).take(pa.array(rows[inside]))
+                tables.append(pa.Table.from_batches([taken]).append_column("at", pa.array(inside)))
         found = pa.concat_tables(tables).sort_by("at").select(ROW_SCHEMA.names)
         return found.cast(ROW_SCHEMA)
 
@@ -279,53 +295,43 @@ class GalleryIndex:
         return sum(segment.deleted for segment in self.manifest.segments)
 
     @property
+    def sketched(self) -> int:
+        """Rows that are not deleted, of segments with sketches."""
+        return sum(s.rows - s.deleted for s in self.manifest.segments if s.sketches)
+
+    @property
     def bytes(self) -> int:
-        """Size of the segments on the disk."""
-        files = (self.folder / SEGMENTS / segment.file for segment in self.manifest.segments)
-        return sum(file.stat().st_size for file in files)
+        """Size of the segments on the disk, sketches included."""
+        files = (name for segment in self.manifest.segments for name in segment.files)
+        return sum((self.folder / SEGMENTS / name).stat().st_size for name in files)
+
+    @property
+    def _schema(self) -> pa.Schema:
+        return segment_schema(self.manifest.model.spaces, self.manifest.stored)
+
+    @property
+    def _width(self) -> int:
+        return sum(self.manifest.model.spaces.values())
+
+    @cached_property
+    def _opened(self) -> dict[str, list[Block]]:
+        return {}
+
+    @cached_property
+    def _mapped(self) -> dict[str, Sketches]:
+        return {}
 
     @cached_property
     def _ready(self) -> dict[str, list[tuple[Block, Gallery]]]:
         return {}
 
-    @cached_property
-    def _starts(self) -> list[int]:
-        return list(accumulate((s.rows for s in self.manifest.segments), initial=0))[:-1]
-
-    def _live(self, segment: Segment) -> NDArray[np.bool_]:
-        live = np.ones(segment.rows, np.bool_)
-        if segment.tombstones:
-            file = self.folder / SEGMENTS / segment.tombstones
-            try:
-                live[np.load(file)] = False
-            except (ValueError, EOFError, IndexError) as error:
-                raise DataError(f"{file} is damaged: {error}") from None
-        return live
-
-    def _known(self, rows: pa.Table) -> tuple[NDArray[np.bool_], Rows]:
-        """Which rows the index has already, and the positions of those they take the place of."""
-        names = rows["image"].combine_chunks()
-        contents, changes = (rows[name].combine_chunks() for name in ("sha256", "mtime_ns"))
-        known, replaced = np.zeros(len(rows), np.bool_), []
-        for block in self.blocks():
-            at = pc.index_in(block.rows["image"], value_set=names)
-            here = np.flatnonzero(at.is_valid().to_numpy(False) & block.live)
-            at = at.take(here)
-            same = pc.and_(
-                pc.equal(block.rows["sha256"].take(here), contents.take(at)),
-                pc.equal(block.rows["mtime_ns"].take(here), changes.take(at)),
-            ).to_numpy(False)
-            known[at.to_numpy(False)[same]] = True
-            replaced.append(block.start + here[~same])
-        return known, np.concatenate([np.empty(0, np.int64), *replaced])
-
     def _without(self, gone: Rows) -> list[Segment]:
         """The segments with further rows deleted; those with none left are dropped."""
         segments = []
-        for start, segment in zip(self._starts, self.manifest.segments, strict=True):
+        for segment, start in self._chosen():
             inside = gone[(gone >= start) & (gone < start + segment.rows)] - start
             if len(inside):
-                live = self._live(segment)
+                live = live_rows(self.folder / SEGMENTS, segment.rows, segment.tombstones)
                 live[inside] = False
                 dead = np.flatnonzero(~live).astype(np.uint32)
                 name = f"{segment.file.removesuffix('.arrow')}-{uuid.uuid4().hex[:8]}.npy"
@@ -341,29 +347,17 @@ class GalleryIndex:
         """New segments with the rows of these that are not deleted."""
         if not segments or (len(segments) == 1 and not segments[0].deleted):
             return list(segments)
-        schema = segment_schema(self.manifest.model.spaces, self.manifest.stored)
-        merged: list[Segment] = []
-        full = SEGMENT_ROWS
-        todo: list[pa.Table] = []
-        for block in self.blocks({segment.file for segment in segments}):
-            rows = pa.Table.from_batches([block.rows]).filter(pa.array(block.live))
-            while len(rows):
-                room = full - sum(map(len, todo))
-                todo.append(rows.slice(0, room))
-                rows = rows.slice(room)
-                if sum(map(len, todo)) == full:
-                    merged.append(self._write(todo, schema))
-                    todo = []
-        return [*merged, self._write(todo, schema)] if todo else merged
+        blocks = self.blocks({segment.file for segment in segments})
+        return [self._write(tables) for tables in live_tables(blocks, SEGMENT_ROWS)]
 
-    def _write(self, tables: Sequence[pa.Table], schema: pa.Schema) -> Segment:
+    def _write(self, tables: Sequence[pa.Table]) -> Segment:
         table = pa.concat_tables(tables)
         file = self.folder / SEGMENTS / f"{uuid.uuid4().hex}.arrow"
         blocks = (
             table.slice(start, BLOCK).combine_chunks().to_batches()[0]
             for start in range(0, len(table), BLOCK)
         )
-        write_segment(file, blocks, schema)
+        write_segment(file, blocks, self._schema)
         return Segment(file=file.name, rows=len(table))
 
     @contextmanager
@@ -392,8 +386,8 @@ class GalleryIndex:
 
     def _clean(self) -> None:
         """Remove files that index.json does not name: what killed writers and `compact` left."""
-        named = {segment.file for segment in self.manifest.segments}
-        named |= {segment.tombstones or "" for segment in self.manifest.segments}
-        for file in (self.folder / SEGMENTS).iterdir():
+        named = {name for segment in self.manifest.segments for name in segment.files}
+        # Rows go before their sketches: to a reader, sketches that are missing alone are damage.
+        for file in sorted((self.folder / SEGMENTS).iterdir()):
             if file.name not in named:
                 file.unlink(missing_ok=True)

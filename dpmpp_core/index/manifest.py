@@ -30,16 +30,32 @@ class ModelVersion(_Record):
     spaces: dict[str, int]
 
 
-class Segment(_Record):
-    """One segment: its file, its rows, how many of them are deleted and the file that says which.
+class SketchFile(_Record):
+    """Sketches of the rows of a segment, for approximate search: file, its format, directions."""
 
-    Both files lie in the folder `segments`.
+    file: str = Field(pattern=r"^[0-9a-f]{32}\.safetensors$")
+    format: int
+    directions: int = Field(gt=0)
+
+
+class Segment(_Record):
+    """One segment: its file, its rows, how many of them are deleted and the file that says which,
+    and its sketches, if there are any.
+
+    All files lie in the folder `segments`.
     """
 
     file: str = Field(pattern=r"^[0-9a-f]{32}\.arrow$")
     rows: int = Field(gt=0)
     deleted: int = Field(0, ge=0)
     tombstones: str | None = Field(None, pattern=r"^[0-9a-f]{32}-[0-9a-f]{8}\.npy$")
+    sketches: SketchFile | None = None
+
+    @property
+    def files(self) -> list[str]:
+        """All of its files, that of the rows first."""
+        sketches = self.sketches.file if self.sketches else None
+        return [name for name in (self.file, self.tombstones, sketches) if name]
 
 
 class Manifest(_Record):

@@ -1,22 +1,26 @@
-"""Exact search in a gallery index, with the same answer however it is cut into blocks and shards.
+"""Search in a gallery index, exact unless an approximate one is requested.
 
-Scores are those of `masked_topk`, which depend on nothing but the pair; equal scores are listed by
-position, the earlier added first.
+The exact answer is the same however the index is cut into blocks and shards: scores are those of
+`masked_topk`, which depend on nothing but the pair; equal scores are listed by position, the
+earlier added first. An approximate answer has the same scores, but may miss images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 
-from dpmpp_core.index.gallery import Block, GalleryIndex
-from dpmpp_core.index.segments import Matrix
-from dpmpp_core.retrieval import masked_topk
+from dpmpp_core.index.gallery import GalleryIndex
+from dpmpp_core.index.segments import Block, Matrix
+from dpmpp_core.retrieval import Gallery, masked_topk
+from dpmpp_core.retrieval.blocks import Query
+from dpmpp_core.retrieval.sketches import Sketches, pick
 
 Spaces = Mapping[str, Matrix]
 
@@ -56,10 +60,12 @@ class Found:
     Attributes:
         scores: float32 [Q, k], in [-1, 1]; NaN beyond the last row.
         positions: int64 [Q, k] in the index; -1 beyond the last row.
+        scored: how many rows each query was scored with; of an exact answer all that may be found.
     """
 
     scores: NDArray[np.float32]
     positions: NDArray[np.int64]
+    scored: int
 
 
 def search(
@@ -69,33 +75,74 @@ def search(
     k: int,
     where: Where | None = None,
     segments: Collection[str] | None = None,
+    approximate: bool = False,
 ) -> Found:
-    """The k best rows for each query, exactly.
+    """The k best rows for each query, exactly, or those of the rows whose sketches score best.
 
     Args:
         query: metric space -> [Q, D].
         query_mask: the same spaces -> [Q, D], >= 0; None = plain cosine.
         where: which rows may be found.
         segments: files of those to look into; None = all.
+        approximate: in segments with sketches, score the candidates of `Sketches.candidates` only;
+            segments without are searched exactly.
 
     Raises:
         ValueError: k below 1; see also `masked_similarity`.
-        DataError, FileNotFoundError: as `GalleryIndex.blocks`.
+        DataError, FileNotFoundError: as `GalleryIndex.blocks` and `GalleryIndex.sketches`.
     """
     if k < 1:
         raise ValueError(f"k {k}: at least 1 is needed")
     where = where or Where()
     count = len(next(iter(query.values())))
-    found = Found(np.full((count, k), np.nan, np.float32), np.full((count, k), -1, np.int64))
+    found = Found(np.full((count, k), np.nan, np.float32), np.full((count, k), -1, np.int64), 0)
     usual = None if query_mask is None else {s: m.mean(0) for s, m in query_mask.items()}
-    for block, gallery in index.galleries(segments, usual):
+    whole = [
+        segment.file
+        for segment in index.manifest.segments
+        if (segments is None or segment.file in segments) and not (approximate and segment.sketches)
+    ]
+    for block, gallery in index.galleries(whole, usual):
         keep = where.keeps(block)
         if keep.any():
             allowed = None if keep.all() else keep
             scores, items = masked_topk(query, query_mask, gallery, k, allowed)
             positions = np.where(items.numpy() < 0, -1, items.numpy() + block.start)
-            found = best([found, Found(scores.numpy(), positions)], k)
+            found = best([found, Found(scores.numpy(), positions, int(keep.sum()))], k)
+    if approximate:
+        for blocks, sketches in index.sketches(segments):
+            part = _by_sketches(blocks, sketches, query, query_mask, k, where)
+            found = best([found, part], k)
     return found
+
+
+def _by_sketches(
+    blocks: Sequence[Block],
+    sketches: Sketches,
+    query: Spaces,
+    query_mask: Spaces | None,
+    k: int,
+    where: Where,
+) -> Found:
+    """The k best of the candidates of one segment, by their exact scores."""
+    parts = [block.originals or block.features for block in blocks]
+    keep = np.concatenate([where.keeps(block) for block in blocks])
+    orders = {space: torch.arange(x.shape[1]) for space, x in parts[0].items()}
+    prepared = Query(query, query_mask, orders, torch.device("cpu"))
+    scores = np.full((len(prepared), k), np.nan, np.float32)
+    positions = np.full((len(prepared), k), -1, np.int64)
+    scored = 0
+    for i, candidates in enumerate(sketches.candidates(prepared, k, keep)):
+        scored = len(candidates)
+        if scored:
+            row = slice(i, i + 1)
+            gallery = Gallery(pick(parts, candidates), bounded=False)
+            mask = None if query_mask is None else {s: m[row] for s, m in query_mask.items()}
+            own, items = masked_topk({s: q[row] for s, q in query.items()}, mask, gallery, k)
+            scores[i] = own[0].numpy()
+            places = items[0].numpy()
+            positions[i] = np.where(places < 0, -1, candidates[places] + blocks[0].start)
+    return Found(scores, positions, scored)
 
 
 def best(parts: Iterable[Found], k: int) -> Found:
@@ -104,7 +151,8 @@ def best(parts: Iterable[Found], k: int) -> Found:
     scores = np.concatenate([part.scores for part in parts], axis=1)
     positions = np.concatenate([part.positions for part in parts], axis=1)
     order = np.lexsort((positions, -scores), axis=1)[:, :k]  # NaN last
-    return Found(np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1))
+    scores, positions = (np.take_along_axis(x, order, 1) for x in (scores, positions))
+    return Found(scores, positions, sum(part.scored for part in parts))
 
 
 def _ints(values: Collection[int]) -> pa.Array:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -42,6 +43,24 @@ _TYPES = {
     "bfloat16": pa.int16(),
     "int8": pa.int8(),
 }
+
+
+class Block(NamedTuple):
+    """Rows of one record batch.
+
+    Attributes:
+        start: position of its first row in the index.
+        rows: the columns.
+        features: metric space -> [N, D] as stored, to be read only.
+        originals: what they are a compact form of, if that is stored too; else empty.
+        live: bool [N]: not deleted.
+    """
+
+    start: int
+    rows: pa.RecordBatch
+    features: dict[str, Tensor]
+    originals: dict[str, Tensor]
+    live: NDArray[np.bool_]
 
 
 def known_type(stored: str) -> Stored:
@@ -143,3 +162,51 @@ def read_segment(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         raise DataError(
             f"{file} is damaged ({error}): delete its line from index.json and add its images again"
         ) from error
+
+
+def live_rows(folder: Path, rows: int, tombstones: str | None) -> NDArray[np.bool_]:
+    """bool [rows]: not deleted. DataError if the file that says so is damaged."""
+    live = np.ones(rows, np.bool_)
+    if tombstones:
+        try:
+            live[np.load(folder / tombstones)] = False
+        except (ValueError, EOFError, IndexError) as error:
+            raise DataError(f"{folder / tombstones} is damaged: {error}") from None
+    return live
+
+
+def known_rows(
+    blocks: Iterable[Block], rows: pa.Table
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which rows the blocks have already, and the positions of those they take the place of."""
+    names = rows["image"].combine_chunks()
+    contents, changes = (rows[name].combine_chunks() for name in ("sha256", "mtime_ns"))
+    known, replaced = np.zeros(len(rows), np.bool_), []
+    for block in blocks:
+        at = pc.index_in(block.rows["image"], value_set=names)
+        here = np.flatnonzero(at.is_valid().to_numpy(False) & block.live)
+        at = at.take(here)
+        same = pc.and_(
+            pc.equal(block.rows["sha256"].take(here), contents.take(at)),
+            pc.equal(block.rows["mtime_ns"].take(here), changes.take(at)),
+        ).to_numpy(False)
+        known[at.to_numpy(False)[same]] = True
+        replaced.append(block.start + here[~same])
+    return known, np.concatenate([np.empty(0, np.int64), *replaced])
+
+
+def live_tables(blocks: Iterable[Block], rows: int) -> Iterator[list[pa.Table]]:
+    """Rows that are not deleted, in tables of so many rows together, the last of the rest."""
+    tables: list[pa.Table] = []
+    for block in blocks:
+        left = pa.Table.from_batches([block.rows])
+        if not block.live.all():  # else they stay mapped
+            left = left.filter(pa.array(block.live))
+        while len(left):
+            tables.append(left.slice(0, rows - sum(map(len, tables))))
+            left = left.slice(len(tables[-1]))
+            if sum(map(len, tables)) == rows:
+                yield tables
+                tables = []
+    if tables:
+        yield tables

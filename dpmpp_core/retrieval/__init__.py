@@ -17,13 +17,11 @@ from dpmpp_core.retrieval.evaluation import (
 )
 from dpmpp_core.retrieval.feature_ranks import rank_features
 from dpmpp_core.retrieval.gallery import Gallery, compact
-from dpmpp_core.retrieval.graph import Graph
 from dpmpp_core.retrieval.masks import mask_statistics, permuted_masks, static_mask
 from dpmpp_core.retrieval.queries import QueryFigures
 from dpmpp_core.retrieval.ranking import RankingResult, evaluate_ranking
 from dpmpp_core.retrieval.reranking import rerank
 from dpmpp_core.retrieval.search import masked_topk
-from dpmpp_core.retrieval.shortlist import Shortlist, group
 from dpmpp_core.retrieval.similarity import masked_similarity
 from dpmpp_core.retrieval.strata import by_cameras, by_hidden, intervals
 from dpmpp_core.retrieval.tracklets import draw_tracklets, fuse, multi_shot, rank_tracklets
@@ -33,12 +31,10 @@ __all__ = [
     "Difference",
     "Embeddings",
     "Gallery",
-    "Graph",
     "Interval",
     "Mode",
     "QueryFigures",
     "RankingResult",
-    "Shortlist",
     "by_cameras",
     "by_hidden",
     "chance",
@@ -49,7 +45,6 @@ __all__ = [
     "figures",
     "from_columns",
     "fuse",
-    "group",
     "intervals",
     "mask_statistics",
     "masked_similarity",

@@ -63,17 +63,11 @@ class Reaching(NamedTuple):
 
 
 class Block:
-    """Some items of a gallery, in one or more slices, to be scored by any number of queries."""
+    """Neighbouring items of a gallery, to be scored by any number of queries."""
 
-    def __init__(self, spaces: Mapping[str, Stored], slices: Sequence[slice]) -> None:
-        self._stored, self._slices = spaces, slices
-        self._spaces = {space: _Part(x, slices) for space, x in spaces.items()}
-
-    @property
-    def items(self) -> slice:
-        """Of a block of one slice."""
-        (items,) = self._slices
-        return items
+    def __init__(self, spaces: Mapping[str, Stored], items: slice) -> None:
+        self._stored, self.items = spaces, items
+        self._spaces = {space: _Part(x, items) for space, x in spaces.items()}
 
     def reaching(
         self, query: Query, rows: slice, floor: Tensor, hidden: Hidden, k: int | None = None
@@ -88,7 +82,7 @@ class Block:
             if few is not None:
                 row, item = few
                 unknown = torch.full((len(row),), torch.inf, device=floor.device)
-                items = places(self._slices, item)
+                items = item + self.items.start
                 return Reaching(row + rows.start, items, torch.zeros_like(unknown), unknown)
             products = [*made]
         scores, off = self._scores(query, rows, products)
@@ -99,7 +93,7 @@ class Block:
         # No score is below -3, but the hidden ones are: a floor of -inf must not let them in.
         row, item = _where(scores >= (floor[:, None] - off).clamp_min_(-3))
         off_by = off.expand_as(scores)[row, item]
-        return Reaching(row + rows.start, places(self._slices, item), scores[row, item], off_by)
+        return Reaching(row + rows.start, item + self.items.start, scores[row, item], off_by)
 
     def _bounds_well(self, query: Query, rows: slice, floor: Tensor) -> bool:
         """Whether an upper bound of the scores may leave few pairs, tried on the first items."""
@@ -107,10 +101,10 @@ class Block:
             return False
         if not query.worth_bounding(rows, floor):
             return False
-        first = self._slices[0].start
-        if self._slices[0].stop - first < 8 * TRIAL:
+        first = self.items.start
+        if self.items.stop - first < 8 * TRIAL:
             return True
-        few = Block(self._stored, [slice(first, first + TRIAL)])
+        few = Block(self._stored, slice(first, first + TRIAL))
         made = [x.products(query.spaces[s], rows) for s, x in few._spaces.items()]
         return few._promising(query, rows, made, floor, None) is not None
 
@@ -150,15 +144,10 @@ class Block:
 class _Part:
     """A block of one space."""
 
-    def __init__(self, stored: Stored, slices: Sequence[slice]) -> None:
-        def of(x: Tensor) -> Tensor:
-            return x[slices[0]] if len(slices) == 1 else torch.cat([x[s] for s in slices])
-
-        self.codes = [stored.codes[s] for s in slices]
-        self.size = sum(len(x) for x in self.codes)
-        self.lengths = of(stored.lengths)
-        self.energies = None if stored.energies is None else of(stored.energies)
-        self.error = None if stored.error is None else of(stored.error)
+    def __init__(self, stored: Stored, items: slice) -> None:
+        self.codes, self.lengths = stored.codes[items], stored.lengths[items]
+        self.energies = None if stored.energies is None else stored.energies[items]
+        self.error = None if stored.error is None else stored.error[items]
         self.rounding = rounding(stored.codes.shape[1])
         self._features: Tensor | None = None
         self._squares: Tensor | None = None
@@ -166,8 +155,7 @@ class _Part:
     @property
     def features(self) -> Tensor:
         if self._features is None:
-            whole = self.codes[0] if len(self.codes) == 1 else torch.cat(self.codes)
-            self._features = whole.float()
+            self._features = self.codes.float()
         return self._features
 
     @property
@@ -180,14 +168,9 @@ class _Part:
         weight = query.weight[rows]
         if len(weight) > FEW_QUERIES:
             return _product(weight, self.features)
-        if self.codes[0].dtype != torch.float32:
+        if self.codes.dtype != torch.float32:
             return self._piecewise(weight, squared=False)
-        found = weight.new_empty(len(weight), self.size)
-        start = 0
-        for codes in self.codes:
-            _product(weight, codes, found[:, start : start + len(codes)])
-            start += len(codes)
-        return found
+        return _product(weight, self.codes)
 
     def scores(self, query: Asked, rows: slice, products: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Block._scores`."""
@@ -227,43 +210,40 @@ class _Part:
     def _at_once(self, weight: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
         """Products of one query with features and with their squares, [1, g] each: memory, which
         decides the speed, is read once."""
-        found = weight.new_empty(2, self.size)
+        found = weight.new_empty(2, len(self.codes))
         room = weight.new_empty(PIECE, weight.shape[1])
         ours = [x.detach().numpy() for x in (found, room, weight[0], square[0])]
         (product, length), decoded, w, m = ours
-        start = 0
-        for codes in self.codes:
-            whole = codes.detach().numpy() if codes.dtype == torch.float32 else None
-            for first in range(0, len(codes), PIECE):
-                size = min(PIECE, len(codes) - first)
-                piece, squares = decoded[:size], decoded[:size]
-                if whole is not None:
-                    piece = whole[first : first + size]
-                else:
-                    room[:size].copy_(codes[first : first + size])
-                np.vecdot(piece, w, out=product[start : start + size])
-                np.multiply(piece, piece, out=squares)
-                np.vecdot(squares, m, out=length[start : start + size])
-                start += size
+        whole = self.codes.detach().numpy() if self.codes.dtype == torch.float32 else None
+        for start in range(0, len(self.codes), PIECE):
+            here = slice(start, min(start + PIECE, len(self.codes)))
+            size = here.stop - start
+            piece, squares = decoded[:size], decoded[:size]
+            if whole is not None:
+                piece = whole[here]
+            else:
+                room[:size].copy_(self.codes[here])
+            np.vecdot(piece, w, out=product[here])
+            np.multiply(piece, piece, out=squares)
+            np.vecdot(squares, m, out=length[here])
         return found[:1], found[1:]
 
     def _piecewise(self, weights: Tensor, squared: bool) -> Tensor:
         """`weights` [q, D] times the features, or their squares: [q, g]. No piece leaves the
         caches between being decoded, squared and multiplied."""
-        found = weights.new_empty(len(weights), self.size)
+        found = weights.new_empty(len(weights), len(self.codes))
         room = weights.new_empty(PIECE, weights.shape[1])
         start = 0
-        for codes in self.codes:
-            for piece in codes.split(PIECE):
-                decoded = room[: len(piece)]
-                if squared and piece.dtype == torch.float32:
-                    torch.mul(piece, piece, out=decoded)
-                else:
-                    decoded.copy_(piece)
-                    if squared:
-                        decoded.square_()
-                _product(weights, decoded, found[:, start : start + len(piece)])
-                start += len(piece)
+        for piece in self.codes.split(PIECE):
+            decoded = room[: len(piece)]
+            if squared and piece.dtype == torch.float32:
+                torch.mul(piece, piece, out=decoded)
+            else:
+                decoded.copy_(piece)
+                if squared:
+                    decoded.square_()
+            _product(weights, decoded, found[:, start : start + len(piece)])
+            start += len(piece)
         return found
 
     def _share(self, inverse: Tensor) -> Tensor:
@@ -356,15 +336,6 @@ def _asked(space: str, query: Tensor, mask: Tensor | None, order: Tensor) -> Ask
     weight, square = q * m, m.square()
     least = -grouped(-square.float()[:, order]).amax(2)
     return Asked(weight.float(), square.float(), least, weight, square)
-
-
-def places(slices: Sequence[slice], item: Tensor) -> Tensor:
-    """Items of the gallery from places in these slices side by side."""
-    if len(slices) == 1:
-        return item + slices[0].start
-    ends = torch.tensor([s.stop - s.start for s in slices]).cumsum(0)
-    shift = torch.tensor([s.stop for s in slices]) - ends
-    return item + shift[torch.searchsorted(ends, item, right=True)]
 
 
 def grouped(x: Tensor) -> Tensor:

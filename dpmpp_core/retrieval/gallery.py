@@ -10,7 +10,7 @@ what is equal (copies of an item, items of which the mask leaves nothing) ties.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -122,25 +122,6 @@ class Gallery:
         orders = {space: x.order for space, x in self._spaces.items()}
         return Query(query, query_mask, orders, self.device)
 
-    def block(self, slices: Sequence[slice]) -> Block:
-        """Some items, ready to be scored."""
-        return Block(self._spaces, slices)
-
-    def picked(self, items: Tensor) -> Block:
-        """These items, copied side by side, ready to be scored; they count from 0 in it."""
-        spaces = {
-            space: Stored(
-                x.codes.index_select(0, items),
-                x.lengths[items],
-                x.order,
-                None,
-                x.exact,
-                None if x.error is None else x.error[items],
-            )
-            for space, x in self._spaces.items()
-        }
-        return Block(spaces, [slice(0, len(items))])
-
     def each_block(self, work: Callable[[Block], None], step: int) -> None:
         """`work` with each `step` items of the gallery, in any order; on a CPU one thread a core.
 
@@ -150,7 +131,7 @@ class Gallery:
         # The first is small: what it finds lets later ones be looked at less closely.
         starts = [0, *range(max(1, step // 16), len(self), step)]
         blocks = (
-            self.block([slice(start, stop)])
+            Block(self._spaces, slice(start, stop))
             for start, stop in itertools.pairwise([*starts, len(self)])
             if start < stop
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpmpp_core.retrieval.arguments import Spaces, by_space, tensor
 from dpmpp_core.retrieval.blocks import FEW_QUERIES, Block, Query
-from dpmpp_core.retrieval.gallery import BLOCK_ITEMS, BLOCK_PAIRS, BLOCK_QUERIES, Gallery
+from dpmpp_core.retrieval.gallery import BLOCK_ITEMS, BLOCK_QUERIES, Gallery
 
 Mask = Tensor | NDArray[np.bool_]
 Allowed = Callable[[slice, slice], Mask]
@@ -87,20 +87,6 @@ class _Lists:
         shown = self.allowed(rows, items) if callable(self.allowed) else self.allowed[items][None]
         hidden = ~tensor(shown).to(self.gallery.device)
         return hidden.expand(rows.stop - rows.start, items.stop - items.start)
-
-
-def keep_best(
-    gallery: Gallery, query: Query, row: int, items: Tensor, best: Tensor, indices: Tensor
-) -> None:
-    """Put the best of these items, int64 [n], by their exact scores into the list of a query."""
-    rows, k = slice(row, row + 1), best.shape[1]
-    items = items.sort().values
-    if len(items) > BLOCK_PAIRS:  # else exact scores cost no more than a first look
-        found = gallery.picked(items).reaching(query, rows, best[rows, -1], None, k)
-        items = items[found.items]
-    own = torch.full_like(items, row)
-    scores = gallery.exact(query, own, items)
-    merge(best[rows], indices[rows], torch.zeros_like(own), scores, items)
 
 
 def merge(best: Tensor, indices: Tensor, row: Tensor, score: Tensor, item: Tensor) -> None:

@@ -33,6 +33,16 @@ BaseRate = Annotated[
 ]
 
 
+Approximate = Annotated[
+    bool,
+    typer.Option(
+        "--approximate",
+        help="Score only the images whose sketches score best, one in 250: finds 98 % of the ten "
+        "best of 100,000. `index compact --approximate` writes the sketches.",
+    ),
+]
+
+
 @index_app.command("build")
 def index_build(
     index: Index,
@@ -103,13 +113,24 @@ def index_delete(
 
 
 @index_app.command("compact")
-def index_compact(index: Index, as_json: Json = False) -> None:
+def index_compact(
+    index: Index,
+    approximate: Annotated[
+        bool,
+        typer.Option(
+            "--approximate",
+            help="Also write sketches, a tenth of float32, for `search --approximate`; later "
+            "compactions keep them up to date.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Give back the space of what was deleted, and make few large segments of many."""
 
     def work() -> dict[str, Any]:
         from pipelines.index import compact
 
-        return compact(index)
+        return compact(index, approximate)
 
     guarded(work, _show_index, as_json)
 
@@ -179,6 +200,7 @@ def search(
     engine: Annotated[
         str, typer.Option(help="torch, or onnx: run the file that `dpmpp export` wrote.")
     ] = "torch",
+    approximate: Approximate = False,
     model: IndexModel = None,
     address: Address = None,
     as_json: Json = False,
@@ -207,6 +229,7 @@ def search(
             address,
             engine,
             tracklet,
+            approximate,
         )
         return run_search(request)
 
@@ -225,6 +248,7 @@ def web_app(
     host: Annotated[
         str, typer.Option(help="127.0.0.1 = this machine only; there is no login.")
     ] = "127.0.0.1",
+    approximate: Approximate = False,
     model: IndexModel = None,
 ) -> None:
     """Serve a page to drop a picture on and search; ends with Ctrl-C."""
@@ -232,7 +256,7 @@ def web_app(
     def work() -> dict[str, Any]:
         from pipelines.app import serve
 
-        return serve(index, model, host, port)
+        return serve(index, model, host, port, approximate)
 
     guarded(work, lambda result: None, as_json=False)
 

@@ -107,84 +107,12 @@ def _best_hundred(size: str, f: Figures) -> list[str]:
 def million(f: Figures) -> list[str]:
     exact = {name: 1e3 * seconds for name, seconds in f["exact"].items()}
     flat = exact["faiss flat"]
-    lines = [
+    return [
         f"| one query in 10^6 x 1280, exact, ms: {name} | faiss flat, unmasked | {flat:.0f} | "
         f"{exact[name]:.0f} | {flat / exact[name]:.2f} | <= 2.2 x its time | "
         f"{'yes' if exact[name] <= 2.2 * flat else '**no**'} |"
         for name in exact if name != "faiss flat"
     ]  # fmt: skip
-    return lines + at_recall("one query in lists of 10^6", "faiss IVF", f["lists"])
-
-
-def graphs(f: Figures) -> list[str]:
-    return at_recall("one query along a graph of 10^5", "faiss HNSW", f["rows"])
-
-
-def at_recall(work: str, peer: str, rows: list[list[float]]) -> list[str]:
-    """The fastest settings at which recall@10 is 0.98, of ours and of theirs."""
-    ours = next((x for x in rows if x[1] >= 0.98), None)
-    theirs = next((x for x in rows if x[3] >= 0.98), None)
-    if ours is None or theirs is None:
-        return [f"| {work}, recall@10 0.98 | {peer}, unmasked | - | - | - | not reached | **no** |"]
-    return [
-        f"| {work} x 1280, recall@10 {ours[1]:.3f}, ms | {peer}, unmasked, recall "
-        f"{theirs[3]:.3f} | {1e3 * theirs[4]:.1f} | {1e3 * ours[2]:.1f} | "
-        f"{theirs[4] / ours[2]:.2f} | <= 2 x its time | "
-        f"{'yes' if ours[2] <= 2 * theirs[4] else '**no**'} |"
-    ]
-
-
-def lists(f: Figures) -> list[str]:
-    head = [
-        "",
-        "## In lists: 10^6 x 1280, a thousand lists, the same for both",
-        "",
-        "| lists read | recall@10, masked | ms | queries/s | faiss IVF: recall@10, unmasked | ms |",
-        "|---:|---:|---:|---:|---:|---:|",
-    ]
-    return (
-        head
-        + [
-            f"| {p} | {r:.3f} | {1e3 * s:.1f} | {1 / s:.0f} | {r2:.3f} | {1e3 * s2:.1f} |"
-            for p, r, s, r2, s2 in f["lists"]
-        ]
-        + [
-            "",
-            f"Ours reads sketches, {f['sketch']:.0f} bytes an item; theirs 5,120. Grouping took "
-            f"{f['grouping']:.0f} s, sketching {f['preparing']:.0f} s.",
-        ]
-    )
-
-
-def walks(f: Figures) -> list[str]:
-    head = [
-        "",
-        "## Along graphs: 10^5 x 1280, 32 links, effort 200, the same for both",
-        "",
-        "| breadth | recall@10, masked | ms | queries/s | faiss HNSW: recall@10, unmasked | ms |",
-        "|---:|---:|---:|---:|---:|---:|",
-    ]
-    return [
-        *head,
-        *(f"| {b} | {r:.3f} | {1e3 * s:.1f} | {1 / s:.0f} | {r2:.3f} | {1e3 * s2:.1f} |"
-          for b, r, s, r2, s2 in f["rows"]),
-        "",
-        f"Building: {f['building']:.0f} s, theirs {f['their_building']:.0f} s.",
-    ]  # fmt: skip
-
-
-def numerators(f: Figures) -> list[str]:
-    lines = [
-        "",
-        "## Libraries as shortlists of the numerator, 20,000 x 1280, the best R scored exactly",
-        "",
-        "| shortlist | recall@10 of the masked ranking | ms a query |",
-        "|---|---:|---:|",
-    ]
-    for name, (recall, seconds) in f["found"].items():
-        lines.append(f"| {name} | {recall:.3f} | {f'{1e3 * seconds:.2f}' if seconds else '-'} |")
-    build = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in f["building"].items())
-    return [*lines, "", f"Building, M = 16, ef = 100: {build}."]
 
 
 def main(names: list[str]) -> None:
@@ -204,7 +132,7 @@ def main(names: list[str]) -> None:
     if "msmt" in kept:
         table += msmt(kept["msmt"], kept.get("msmt_wall"))
     for name, lines in (("reranking_half", reranking_half), ("reranking", reranking),
-                        ("million", million), ("graphs", graphs)):  # fmt: skip
+                        ("million", million)):  # fmt: skip
         table += lines(kept[name]) if name in kept else []
     text = [
         "Processor seconds of one thread unless it says otherwise, so that other work on the "
@@ -216,16 +144,13 @@ def main(names: list[str]) -> None:
         "|---|---|---:|---:|---:|---|---|",
         *table,
     ]
-    text += lists(kept["million"]) if "million" in kept else []
-    text += walks(kept["graphs"]) if "graphs" in kept else []
-    text += numerators(kept["numerators"]) if "numerators" in kept else []
     write("retrieval", COMMAND, [*text, "", NOTES.read_text().strip()])
     if "scale" in kept:
         write("retrieval-scale", COMMAND, scale(kept["scale"]["rows"], kept.get("million")))
 
 
 def versions() -> str:
-    names = ("faiss-cpu", "hnswlib", "usearch", "torchmetrics")
+    names = ("faiss-cpu", "torchmetrics")
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 

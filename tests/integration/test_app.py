@@ -57,6 +57,7 @@ def index(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     made = load_model(model).embed(images)
     index.append(index.manifest.model, pa.table(columns, schema=ROW_SCHEMA), made.features)
+    index.compact(approximate=True)
     return folder / "index"
 
 
@@ -64,7 +65,7 @@ def index(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(index: Path) -> Iterator[str]:
     port = free_port()
     server = subprocess.Popen(
-        [DPMPP, "app", "--index", str(index), "--port", str(port)],
+        [DPMPP, "app", "--index", str(index), "--port", str(port), "--approximate"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -93,10 +94,12 @@ def test_a_picture_is_dropped_and_people_are_found(
     page.set_input_files("input[type=file]", str(query))
     page.wait_for_selector("figure.hit")
     cameras = [text for text in page.locator("figure.hit").all_inner_texts() if "camera" in text]
-    assert len(cameras) == min(20, len(list((small_demo / "bounding_box_test").glob("*.jpg"))))
+    images = len(list((small_demo / "bounding_box_test").glob("*.jpg")))
+    assert len(cameras) == min(20, images)
     assert page.locator(".asked img").get_attribute("src").startswith("data:image/")
     assert page.locator("figure.hit img").first.evaluate("i => i.naturalWidth") > 0
     assert np.diff(scores(page)).max() <= 0
+    assert f"Search: approximate: {images} images scored" in page.content()
 
     page.locator("[data-testid=stMultiSelect] input").click()
     page.get_by_role("option", name="2", exact=True).click()

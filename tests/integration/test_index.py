@@ -27,7 +27,8 @@ from dpmpp_core.models.reid import CARD_FILE, load_model
 from pipelines.calibrate import calibrate_index, read_calibration
 from pipelines.index import Images, add, build, compact, delete, fetch_model
 from pipelines.registry import FILES, files_sha256
-from pipelines.search import Asked, Request, Searcher, Shards, run_search
+from pipelines.search import Asked, Request, Searcher, run_search
+from pipelines.shards import Shards
 from pipelines.tracking import first_open
 from tests.integration.gallery import saved_model
 from tests.s3_server import S3Server
@@ -288,6 +289,34 @@ def test_a_person_is_searched_for_with_filters_and_a_page(
     assert len(several["queries"]) == len(list((small_demo / "query").glob("*.jpg")))
 
 
+def test_an_approximate_search_is_made_ready_by_compaction_and_says_what_it_scored(
+    cluster: None, index: Path, small_demo: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(index, tmp_path / "index")
+    asked = Request(str(folder), str(small_demo / "query"), top=5, approximate=True)
+    with pytest.raises(DataError, match="`dpmpp index compact --approximate` writes them"):
+        run_search(asked)
+    command = [DPMPP, "index", "compact", "--index", str(folder), "--approximate"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    images = len(GalleryIndex.open(folder))
+    assert f"sketches: of {images} images" in done.stdout
+    page = tmp_path / "page.html"
+    found = run_search(replace(asked, html=str(page)))
+    exact = run_search(replace(asked, approximate=False))
+    assert (found["approximate"], exact["approximate"]) == (True, False)
+    assert found["images"] == exact["scored"] == images
+    assert found["scored"] <= images
+    assert f"approximate: {found['scored']} images scored" in page.read_text()
+    best = [query["hits"][0] for query in exact["queries"]]
+    assert [query["hits"][0] for query in found["queries"]] == best
+    both = {shards: run_search(replace(asked, shards=shards))["queries"] for shards in (0, 2)}
+    assert both[0] == both[2]
+    tracklet = str(small_demo / "query")
+    one = run_search(replace(asked, query=tracklet, tracklet=True, where=Where(cameras=[2])))
+    assert {hit["camid"] for hit in one["queries"][0]["hits"]} == {2}
+
+
 def test_the_calibration_says_what_it_was_made_of(index: Path) -> None:
     sha256 = GalleryIndex.open(index).manifest.model.weights_sha256
     made = read_calibration(str(index), sha256)
@@ -303,11 +332,11 @@ def test_an_open_search_sees_what_is_added_and_deleted(index: Path, small_demo: 
     searcher = Searcher(str(index))
     picture = np.zeros((128, 64, 3), np.uint8)
     asked = searcher.ask([picture], ["black"])
-    first = searcher.find(asked, 1, Where())[0][0]
+    first = searcher.find(asked, 1, Where()).hits[0][0]
     delete(str(index), [first.image], [])
-    assert searcher.find(asked, 1, Where())[0][0].image != first.image
+    assert searcher.find(asked, 1, Where()).hits[0][0].image != first.image
     add(str(index), Images(str(small_demo), "gallery"))
-    assert searcher.find(asked, 1, Where())[0][0].image == first.image
+    assert searcher.find(asked, 1, Where()).hits[0][0].image == first.image
 
 
 def test_shards_search_an_index_that_is_compacted_meanwhile(
@@ -316,7 +345,7 @@ def test_shards_search_an_index_that_is_compacted_meanwhile(
     folder = shutil.copytree(index, tmp_path / "index")
     searcher = Searcher(str(folder), shards=2)
     asked = searcher.ask([np.zeros((128, 64, 3), np.uint8)], ["black"])
-    first, second, third = searcher.find(asked, 3, Where())[0]
+    first, second, third = searcher.find(asked, 3, Where()).hits[0]
     stale = searcher.index
     delete(str(folder), [first.image], [])
     compact(str(folder))
@@ -325,23 +354,26 @@ def test_shards_search_an_index_that_is_compacted_meanwhile(
     real = GalleryIndex.open
     monkeypatch.setattr(GalleryIndex, "open", lambda folder: next(states, None) or real(folder))
     searcher._shards = searcher._started()
-    assert searcher.find(asked, 2, Where())[0] == [second, third]
+    assert searcher.find(asked, 2, Where()).hits[0] == [second, third]
     assert searcher.index.deleted == 0 and searcher.index != stale
 
 
 def test_an_index_on_s3_is_searched_by_shards(
     index: Path, small_demo: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    server = S3Server(tmp_path_factory.mktemp("weed"))
+    server_folder = tmp_path_factory.mktemp("weed")
+    server = S3Server(server_folder)
     server.start()
     try:
-        for file in [*index.glob("*.json"), *index.glob("segments/*")]:
-            key = f"people/{file.relative_to(index)}"
+        folder = shutil.copytree(index, server_folder / "index")
+        compact(str(folder), approximate=True)
+        for file in [*folder.glob("*.json"), *folder.glob("segments/*")]:
+            key = f"people/{file.relative_to(folder)}"
             server.client().upload_file(str(file), "results", key)
         query = str(next((small_demo / "query").glob("*.jpg")))
         command = [DPMPP, "search", "--query", query, "--index", "s3://results/people", "--json"]
         done = subprocess.run(
-            [*command, "--shards", "2"], env=os.environ | server.environment,
+            [*command, "--shards", "2", "--approximate"], env=os.environ | server.environment,
             capture_output=True, text=True, timeout=200, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from dpmpp_core.errors import DataError, WeightsError
 from dpmpp_core.index import (
@@ -27,7 +28,7 @@ from dpmpp_core.index import (
     gallery,
     search,
 )
-from dpmpp_core.retrieval import masked_similarity
+from dpmpp_core.retrieval import masked_similarity, sketches
 
 MODEL = ModelVersion(weights_sha256="a" * 64, spaces={"visual": 6, "bands": 8})
 OTHER = MODEL.model_copy(update={"weights_sha256": "b" * 64})
@@ -270,8 +271,7 @@ def killed(work, call, when):
 
 
 def files_named(index):
-    named = {s.file for s in index.manifest.segments}
-    return named | {s.tombstones for s in index.manifest.segments if s.tombstones}
+    return {name for segment in index.manifest.segments for name in segment.files}
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -374,6 +374,125 @@ def test_thousands_of_equal_vectors_are_listed_in_the_order_they_were_added(inde
     index, _ = index.append(MODEL, rows_of([str(i) for i in range(2000)]), same)
     found = search(index, one, masks_for(1), 30)
     assert found.positions[0].tolist() == list(range(30))
+
+
+@pytest.fixture
+def few_candidates(monkeypatch):
+    """So that small indexes do not have all of their rows as candidates."""
+    monkeypatch.setattr(sketches, "MIN_CANDIDATES", 40)
+
+
+def people_for(count, seed=0):
+    """Twenty persons and the pictures around them."""
+    centres, own = features_for(20, seed=77), features_for(count, seed)
+    return {s: centres[s][np.arange(count) % 20] + 0.4 * x for s, x in own.items()}
+
+
+def filled(index, count, seed=0, name="{}.jpg"):
+    names = [name.format(i) for i in range(count)]
+    rows = rows_of(names, camids=[i % 3 for i in range(count)], pids=[i % 20 for i in range(count)])
+    return index.append(MODEL, rows, people_for(count, seed))[0]
+
+
+def both_ways(index, k=10, where=None):
+    asked = people_for(20, seed=5), masks_for(20)
+    exact = search(index, *asked, k, where)
+    return exact, search(index, *asked, k, where, approximate=True)
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_an_approximate_answer_has_exact_scores_and_nearly_all_of_the_best(
+    stored, tmp_path, few_candidates
+):
+    index = GalleryIndex.create(tmp_path / "index", MODEL, "m", stored)
+    index = filled(filled(index, 600), 300, seed=1, name="more{}.jpg").compact(approximate=True)
+    exact, found = both_ways(index)
+    assert (index.sketched, exact.scored, found.scored) == (900, 900, 40)
+    hits = (exact.positions[:, :, None] == found.positions[:, None]).any(2)
+    assert hits.mean() > 0.9
+    same = exact.positions == found.positions
+    assert np.array_equal(exact.scores[same], found.scores[same])
+    again = both_ways(GalleryIndex.open(index.folder))[1]
+    assert np.array_equal(again.positions, found.positions)
+    assert np.array_equal(again.scores, found.scores)
+    exact, found = both_ways(index, k=900)  # all rows are candidates
+    assert np.array_equal(exact.positions, found.positions)
+
+
+def test_an_approximate_search_misses_no_new_row_and_finds_no_deleted_one(index, few_candidates):
+    index = filled(index, 600).compact(approximate=True)
+    first = {space: x[:1] for space, x in people_for(20, seed=5).items()}
+    index, _ = index.append(MODEL, rows_of(["new"]), first)
+    assert (index.sketched, len(index)) == (600, 601)
+    exact, found = both_ways(index)
+    assert found.scored == 41
+    assert found.positions[0, 0] == exact.positions[0, 0] == 600
+    best_name = index.take(exact.positions[1, :1])["image"].to_pylist()
+    index, _ = index.delete(images=best_name)
+    assert index.sketched == 599
+    assert exact.positions[1, 0] not in both_ways(index)[1].positions
+    exact, found = both_ways(index, where=Where(cameras=[1]))
+    assert {row["camid"] for row in index.take(found.positions.ravel()).to_pylist()} == {1}
+    parts = [
+        search(index, people_for(20, seed=5), masks_for(20), 10, None, {segment.file}, True)
+        for segment in index.manifest.segments
+    ]
+    assert np.array_equal(best(parts, 10).positions, both_ways(index)[1].positions)
+    compacted = index.compact()
+    assert compacted.sketched == len(compacted) == 600
+    nothing = both_ways(compacted, where=Where(cameras=[9]))[1]
+    assert (nothing.positions == -1).all() and nothing.scored == 0
+
+
+def test_an_index_without_sketches_is_searched_exactly(index):
+    index = filled(index, 50).compact()
+    exact, found = both_ways(index)
+    assert index.sketched == 0
+    assert np.array_equal(exact.positions, found.positions) and found.scored == 50
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "other"])
+def test_damaged_sketches_are_named_and_written_again(index, harm):
+    index = filled(index, 50).compact(approximate=True)
+    _, found = both_ways(index)
+    (file,) = (index.folder / "segments").glob("*.safetensors")
+    if harm == "cut":
+        file.write_bytes(file.read_bytes()[:-7])
+    elif harm == "gone":
+        file.unlink()
+    else:
+        save_file({"codes": torch.zeros(3), "directions": torch.zeros(3)}, file)
+    opened = GalleryIndex.open(index.folder)
+    with pytest.raises(DataError, match=rf"{file.name} .*`dpmpp index compact --approximate`"):
+        both_ways(opened)
+    assert search(opened, people_for(1), None, 1).positions.shape == (1, 1)
+    again = both_ways(opened.compact(approximate=True))[1]
+    assert np.array_equal(again.positions, found.positions)
+
+
+def test_sketches_of_another_format_are_named(index):
+    index = filled(index, 50).compact(approximate=True)
+    file = index.folder / "index.json"
+    manifest = json.loads(file.read_text())
+    manifest["segments"][0]["sketches"]["format"] = 2
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="format 2, this code reads 1"):
+        both_ways(GalleryIndex.open(index.folder))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_killed_while_sketches_are_written_nothing_is_lost(index, call, when):
+    """Its three files are the segment, its sketches, index.json."""
+    for name in "abc":
+        index, _ = index.append(MODEL, rows_of([name]), features_for(1, ord(name)))
+    assert killed(lambda: index.compact(approximate=True), call, when)
+    left = GalleryIndex.open(index.folder)
+    assert names_in(left) == ["a", "b", "c"]
+    assert left.sketched == (3 if (call, when) == (3, "after") else 0)
+    compacted = left.compact(approximate=True)
+    assert compacted.sketched == 3
+    assert {file.name for file in (index.folder / "segments").iterdir()} == files_named(compacted)
 
 
 def test_info_tells_what_is_inside(index):

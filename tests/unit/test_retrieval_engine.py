@@ -12,15 +12,13 @@ from torch import Tensor
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import (
     Gallery,
-    Graph,
-    Shortlist,
     compact,
     evaluate_ranking,
-    group,
     masked_similarity,
     masked_topk,
     rank_features,
 )
+from dpmpp_core.retrieval.sketches import Sketches, pick
 
 CASES = 1500
 
@@ -164,76 +162,53 @@ def test_bad_rows_and_arguments_are_refused_by_name() -> None:
         rank_features(query, mask, gallery, *ids)
 
 
-def test_a_shortlist_of_all_lists_finds_what_the_whole_search_finds() -> None:
-    for seed in range(4):
-        query, mask, gallery = arrays(seed)
-        order, sizes = group({"v": gallery, "w": gallery[:, :20]}, lists=9, seed=seed)
-        assert sorted(order.tolist()) == list(range(300)) and sizes.sum() == 300
-        torch.set_num_threads(1 + seed % 2)
-        found, indices = Shortlist(gallery[order], sizes).topk(query, mask, 12, probes=99)
-        expected, best = masked_topk(query, mask, gallery, 12)
-        assert torch.equal(found, expected) and torch.equal(order[indices], best)
-
-
-def test_a_shortlist_of_few_lists_finds_what_lies_in_clusters() -> None:
-    rng = torch.Generator().manual_seed(0)
-    centres = torch.randn(40, 64, generator=rng)
-    pids = torch.arange(2000) % 40
-    gallery = centres[pids] + 0.5 * torch.randn(2000, 64, generator=rng)
-    query = centres + 0.5 * torch.randn(40, 64, generator=rng)
-    mask = torch.rand(40, 64, generator=rng)
-    order, sizes = group(gallery, lists=40)
-    _, found = Shortlist(gallery[order], sizes).topk(query, mask, 10, probes=6)
-    _, best = masked_topk(query, mask, gallery, 10)
-    hits = (order[found][:, :, None] == best[:, None]).any(2)
-    assert hits.float().mean() > 0.95
-
-
-def test_a_shortlist_finds_by_bands_that_a_mask_hides_and_only_what_is_allowed() -> None:
-    """In two spaces, under masks that leave a quarter: sketches know lengths band by band."""
-    rng = torch.Generator().manual_seed(1)
-    pids = torch.arange(3000) % 60
-    spaces = {
-        space: torch.randn(60, d, generator=rng)[pids] + 0.7 * torch.randn(3000, d, generator=rng)
+def people(size: int, persons: int, seed: int) -> dict[str, Tensor]:
+    """Features of two spaces that lie around the centres of so many persons."""
+    rng = torch.Generator().manual_seed(seed)
+    pids = torch.arange(size) % persons
+    return {
+        space: torch.randn(persons, d, generator=rng)[pids]
+        + 0.6 * torch.randn(size, d, generator=rng)
         for space, d in (("v", 320), ("w", 75))
     }
-    query = {space: x[:40] + 0.3 * torch.randn(x[:40].shape, generator=rng)
-             for space, x in spaces.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("masks", ["none", "bands", "soft"])
+def test_candidates_by_sketches_hold_nearly_all_of_the_best(masks: str) -> None:
+    """Of two spaces, in parts, also under masks that leave a quarter of a person."""
+    gallery, rng = people(6000, 60, seed=1), torch.Generator().manual_seed(2)
+    query = {s: x[:40] + 0.3 * torch.randn(x[:40].shape, generator=rng) for s, x in gallery.items()}
     seen = torch.nn.functional.one_hot(torch.arange(40) % 4, 4) + 0.01
-    mask = {"v": seen.repeat_interleave(80, 1), "w": torch.rand(40, 75, generator=rng)}
-    order, sizes = group(spaces, lists=30)
-    gallery = {space: x[order] for space, x in spaces.items()}
-    allowed = torch.rand(3000, generator=rng) < 0.5
-    lists = Shortlist(gallery, sizes)
-    found, indices = lists.topk(query, mask, 10, probes=99, candidates=60, allowed=allowed)
-    expected, best = masked_topk(query, mask, gallery, 10, allowed)
-    hits = (indices[:, :, None] == best[:, None]).any(2)
-    assert hits.float().mean() > 0.98
-    assert allowed[indices].all()
-    same = indices == best
-    assert torch.equal(found[same], expected[same])
-    nothing = lists.topk(query, mask, 10, probes=99, allowed=torch.zeros(3000, dtype=torch.bool))
-    assert nothing[0].isnan().all() and (nothing[1] == -1).all()
+    mask = {
+        "none": None,
+        "bands": {"v": seen.repeat_interleave(80, 1), "w": torch.ones(40, 75)},
+        "soft": {s: torch.rand(x.shape, generator=rng) for s, x in query.items()},
+    }[masks]
+    whole = Gallery(gallery)
+    allowed = torch.rand(6000, generator=rng).numpy() < 0.5
+    _, best = masked_topk(query, mask, whole, 10, allowed)
+    parts = [{s: x[i : i + 1700] for s, x in gallery.items()} for i in range(0, 6000, 1700)]
+    sketches = Sketches.create(parts)
+    assert sketches.codes.shape == (6000, 256) and sketches.codes.dtype == torch.bfloat16
+    found = list(sketches.candidates(whole.query(query, mask), 10, allowed))
+    assert [len(items) for items in found] == [400] * 40
+    assert all(allowed[items].all() and (np.diff(items) > 0).all() for items in found)
+    hits = [np.isin(own, items).mean() for own, items in zip(best.numpy(), found, strict=True)]
+    assert np.mean(hits) > 0.98
+    picked = pick(parts, found[0])
+    assert all(torch.equal(picked[s], x[found[0]]) for s, x in gallery.items())
 
 
-def test_a_graph_finds_what_the_whole_search_finds() -> None:
-    pytest.importorskip("faiss", reason="no faiss: pip install 'dpmpp[graph]'")
-    rng = torch.Generator().manual_seed(2)
-    pids = torch.arange(2000) % 50
-    gallery = {
-        space: torch.randn(50, d, generator=rng)[pids] + 0.6 * torch.randn(2000, d, generator=rng)
-        for space, d in (("v", 64), ("w", 40))
-    }
-    query = {space: x[:30] + 0.3 * torch.randn(x[:30].shape, generator=rng)
-             for space, x in gallery.items()}  # fmt: skip
-    mask = {space: torch.rand(x.shape, generator=rng) for space, x in query.items()}
-    graph = Graph(gallery)
-    for masks in (mask, None):
-        found, indices = graph.topk(query, masks, 10, breadth=400, candidates=200)
-        expected, best = masked_topk(query, masks, gallery, 10)
-        assert (indices[:, :, None] == best[:, None]).any(2).float().mean() > 0.97
-        same = indices == best
-        assert torch.equal(found[same], expected[same])
+def test_few_items_that_may_be_found_are_all_candidates() -> None:
+    gallery = people(900, 30, seed=3)
+    sketches, whole = Sketches.create([gallery]), Gallery(gallery)
+    query = whole.query({s: x[:2] for s, x in gallery.items()}, None)
+    for shown in (0, 1, 400):
+        items = np.arange(899, 899 - shown, -1)[::-1]
+        found = sketches.candidates(query, 5, np.isin(np.arange(900), items))
+        assert [own.tolist() for own in found] == [items.tolist()] * 2
+    many = sketches.candidates(query, 700, np.ones(900, bool))
+    assert [len(own) for own in many] == [700, 700]
 
 
 def two_cameras(q_pids: list[int], g_pids: list[int]) -> list[np.ndarray]:

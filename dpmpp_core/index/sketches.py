@@ -1,0 +1,64 @@
+"""The sketches of a segment on disk: one safetensors file, mapped into memory, not read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from dpmpp_core.data.files import write_atomically
+from dpmpp_core.errors import DataError
+from dpmpp_core.index.manifest import Segment, SketchFile
+from dpmpp_core.index.segments import Block
+from dpmpp_core.retrieval.sketches import Sketches
+
+FORMAT = 1
+
+
+def read_sketches(folder: Path, segment: Segment, width: int) -> Sketches:
+    """The sketches of a segment that has some, mapped.
+
+    Args:
+        folder: of the segments' files.
+        width: of all metric spaces together.
+
+    Raises:
+        DataError: a missing or damaged file, or one of another format.
+        FileNotFoundError: the segment is gone too: the index was compacted.
+    """
+    assert segment.sketches is not None
+    own = segment.sketches
+    try:
+        if own.format != FORMAT:
+            raise ValueError(f"format {own.format}, this code reads {FORMAT}")
+        with safe_open(folder / own.file, "pt") as stored:
+            sketches = Sketches(stored.get_tensor("directions"), stored.get_tensor("codes"))
+        found = [(x.dtype, tuple(x.shape)) for x in (sketches.directions, sketches.codes)]
+        rows = segment.rows, own.directions
+        if found != [(torch.float32, (own.directions, width)), (torch.bfloat16, rows)]:
+            raise ValueError("its arrays are not those listed")
+    except (OSError, SafetensorError, ValueError) as error:
+        (folder / segment.file).stat()
+        raise DataError(
+            f"{folder / own.file} cannot be read ({error}): `dpmpp index compact --approximate` "
+            "writes it again"
+        ) from None
+    return sketches
+
+
+def with_sketches(folder: Path, segment: Segment, width: int, blocks: Iterable[Block]) -> Segment:
+    """The segment with sketches that can be read; of its `blocks`, which are written if need be."""
+    with suppress(DataError):
+        if segment.sketches is not None and read_sketches(folder, segment, width):
+            return segment
+    sketches = Sketches.create([block.originals or block.features for block in blocks])
+    name = f"{segment.file.removesuffix('.arrow')}.safetensors"
+    with write_atomically(folder / name, durable=True) as partial:
+        # `save_file` would make a file that only its owner can read.
+        partial.write_bytes(save({"directions": sketches.directions, "codes": sketches.codes}))
+    own = SketchFile(file=name, format=FORMAT, directions=len(sketches.directions))
+    return segment.model_copy(update={"sketches": own})
