@@ -118,6 +118,8 @@ def killer(spec: SearchSpec, rungs: int) -> Callable[[Sequence[Trial]], None]:
     return watch
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("killed", [None, 2, 7])
 def test_a_population_keeps_its_start_and_survives_failures_and_kills(
     cluster: None, tmp_path: Path, killed: int | None, monkeypatch: pytest.MonkeyPatch
@@ -141,6 +143,8 @@ def test_asha_never_stops_the_start_and_skips_the_rungs_of_a_bracket(
     assert all((one[-1] == 9) == (r.state == "done") for one, r in zip(rungs, records, strict=True))
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_a_search_on_s3_is_restored(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
