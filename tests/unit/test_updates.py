@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from dpmpp_core.config import load_config
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.retrieval import masked_similarity
-from pipelines.train_loop import _train_step
+from dpmpp_core.tasks.step import train_step
 from tests.unit.test_tasks import metric_batch, metric_task, prompt_task, total
 
 ALTERNATING = ("metric.update=alternating", "metric.loss.triplet=1")
@@ -82,7 +82,7 @@ def test_a_resumed_training_is_the_unbroken_one(update):
         return task, task.optimiser()
 
     def step(task, optimiser, number):
-        return _train_step(task, task, optimiser, metric_batch(number % 2 == 0), number)
+        return train_step(task, task, optimiser, metric_batch(number % 2 == 0), number)
 
     unbroken, optimiser = started()
     for number in range(4):
