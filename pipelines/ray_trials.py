@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -286,6 +287,9 @@ def build_scheduler(
     spec: SearchSpec, max_concurrent: int, records: Sequence[TrialRecord] = ()
 ) -> TrialScheduler:
     """Return Tune's scheduler of a search that has these trials already."""
+    # Tune draws a trial's bracket and a population's changes from the process's own generators.
+    random.seed(spec.seed)
+    np.random.seed(spec.seed)  # noqa: NPY002
     first, epochs = spec.objectives[0], spec.rungs[-1]
     if spec.scheduler == "asha":
         return Asha(first, epochs, spec.rungs[0], spec.brackets, records)
