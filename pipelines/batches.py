@@ -82,15 +82,15 @@ class BatchPlan:
         dataset.set_name(f"{self.training_set.section}-batches-rank{rank}")
         context = dataset.context
         pace(context)
-        context.target_max_block_size = BLOCK_BYTES
+        task_bytes = STEPS_PER_TASK * self.training_set.step_bytes() // world
+        context.target_max_block_size = block = min(BLOCK_BYTES, task_bytes)
         context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
         context.execution_options.preserve_order = True
         nodes = selector(self.training_set.config.cluster.data_nodes)
         context.execution_options.label_selector = nodes or None
-        # Every data worker may finish a task while the steps before it are still being made.
-        waiting = (workers + 1) * STEPS_PER_TASK * self.training_set.step_bytes() // world
+        # For each data worker one block that it makes and one that waits, and two to read.
         context.execution_options.resource_limits = ExecutionResources.for_limits(
-            object_store_memory=max(4 * BLOCK_BYTES, waiting)
+            object_store_memory=2 * (workers + 1) * block
         )
         return dataset
 
