@@ -117,7 +117,7 @@ class BatchesPerRank(ray.train.DataConfig):
         worker_node_ids: list[str] | None,
         **kwargs: Any,
     ) -> list[dict[str, DataIterator]]:
-        """Return one iterator per train worker; the rows of `datasets` are planned anew here."""
+        """Return one iterator per train worker; the rows of `datasets` are planned here."""
         first, iterators = self._first_step(), []
         for rank in range(world_size):
             hints = worker_node_ids and [worker_node_ids[rank]]

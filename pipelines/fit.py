@@ -73,9 +73,10 @@ def fit(
     if kind != "prompts":  # prompts learn from features that fit in memory
         pack_images(run, training_set)
     with follow(board, f"{kind} steps", total, _watch(run, task)), _stop_politely(board):
-        ended = {"step": -1}
-        while not _is_over(ended, total):  # one execution of the batches after the other
+        while True:  # one execution of the batches after the other
             ended = _fit_or_stop(_trainer(run, job, name, total))
+            if ended["step"] == total or ended["stopped"] or ended["fault"] is not None:
+                break
     if ended["fault"] is not None:
         raise TrainingError(_fault(job, task, ended["fault"]))
     if ended["step"] < total:
@@ -96,10 +97,6 @@ def fit(
         "history": history,
         "warnings": list(alarms.values()),
     }
-
-
-def _is_over(ended: dict[str, Any], total: int) -> bool:
-    return ended["step"] == total or ended.get("stopped", False) or ended.get("fault") is not None
 
 
 def _trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:

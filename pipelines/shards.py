@@ -46,7 +46,7 @@ class Shard:
         return self._index().take(positions)
 
     def _index(self) -> GalleryIndex:
-        """Opened at the first question, so that what is wrong with it is told to who asks."""
+        """Open it at the first search, so that whoever searches gets the error."""
         if self._opened is None:
             from dpmpp_core.index.manifest import Manifest
 
