@@ -32,7 +32,7 @@ def samples() -> Path:
 @pytest.fixture(scope="session")
 def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated data set of 8 + 4 persons."""
-    from dpmpp_core.data.demo import generate
+    from dpmpp_core.demo import generate
 
     out = tmp_path_factory.mktemp("demo") / "data"
     generate(out, DemoConfig(train_identities=8, test_identities=4, cameras=3, train_images=6))

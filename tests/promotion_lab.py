@@ -17,11 +17,12 @@ from mlflow.tracking import MlflowClient
 
 from dpmpp_core.config import load_config
 from dpmpp_core.models.reid import ReidModel, load_model, save_model, start_clip
-from pipelines.evaluate import evaluate_model
-from pipelines.promote import Request, promote, rollback
-from pipelines.register import register_version
-from pipelines.run import Options, begin, opened, prepared_data
-from pipelines.stage import Run, Stage
+from pipelines.registry.promotion import Request, promote, rollback
+from pipelines.registry.register import register_version
+from pipelines.runtime.run import Run
+from pipelines.runtime.stage import Stage
+from pipelines.stages.evaluate import evaluate_model
+from pipelines.workflows.pipeline import Options, begin, opened, prepared_data
 from tests.integration.conftest import SMALL
 from tests.mlflow_server import MlflowServer
 

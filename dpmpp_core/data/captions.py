@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from dpmpp_core.data.demo.generate import ANNOTATIONS
-from dpmpp_core.data.files import read_bytes
+from dpmpp_core.data.annotations import ANNOTATIONS, read_columns
 from dpmpp_core.errors import DataError
+
+COLUMNS = ("path", "caption")
 
 
 def read_captions(root: str, paths: Sequence[str]) -> list[str]:
@@ -21,14 +19,9 @@ def read_captions(root: str, paths: Sequence[str]) -> list[str]:
     Raises:
         DataError: no such file or columns, or an image without a caption; says which.
     """
-    data = read_bytes(root, ANNOTATIONS)
-    try:
-        table = pq.read_table(pa.BufferReader(data), columns=["path", "caption"])
-    except (pa.ArrowException, OSError, KeyError) as error:
-        problem = " ".join(str(error).split())
-        raise DataError(
-            f"{ANNOTATIONS} in {root} has no columns path and caption: {problem}"
-        ) from None
+    table = read_columns(root, ANNOTATIONS, COLUMNS)
+    if table is None:
+        raise DataError(f"{root} has no {ANNOTATIONS} with the columns {' and '.join(COLUMNS)}")
     captions = dict(zip(table["path"].to_pylist(), table["caption"].to_pylist(), strict=True))
     missing = next((path for path in paths if not captions.get(path)), None)
     if missing is not None:

@@ -67,6 +67,11 @@ class FileListing:
     problems: list[Rejected]
 
 
+def resolve_path(root: str) -> str:
+    """Return a folder as other processes find it: an absolute path, or the URI unchanged."""
+    return root if "://" in root else str(Path(root).expanduser().absolute())
+
+
 def list_files(root: str) -> FileListing:
     """List every file below `root`, following symbolic links, sorted by path.
 

@@ -7,11 +7,9 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dpmpp_core.data.demo.generate import ANNOTATIONS, unpack_mask
+from dpmpp_core.data.annotations import ANNOTATIONS, read_columns, unpack_mask
 from dpmpp_core.data.files import list_files, listing_fingerprint, read_bytes
 from dpmpp_core.data.images import decode, read_image
 from dpmpp_core.errors import DataError
@@ -68,7 +66,7 @@ class GivenMasks:
         if not _is_packed(packed):
             raise DataError(
                 f"{ANNOTATIONS} in {self._root}: the person_mask of {path} is not the zlib-packed "
-                "bits of 256x128 pixels: pack it like dpmpp_core.data.demo.generate.pack_mask"
+                "bits of 256x128 pixels: pack it like dpmpp_core.data.annotations.pack_mask"
             )
         return unpack_mask(packed).astype(np.float32)
 
@@ -108,15 +106,8 @@ def masks_fingerprint(root: str) -> str:
 
 def _read_annotations(root: str) -> dict[str, bytes] | None:
     """path -> packed mask; None without the file or without the two columns."""
-    try:
-        data = read_bytes(root, ANNOTATIONS)
-    except DataError:
-        return None
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{ANNOTATIONS} in {root} is not a Parquet table: {error}") from None
-    if not set(COLUMNS) <= set(table.column_names):
+    table = read_columns(root, ANNOTATIONS, COLUMNS)
+    if table is None:
         return None
     paths, masks = (table[name].to_pylist() for name in COLUMNS)
     return {path: mask for path, mask in zip(paths, masks, strict=True) if mask is not None}

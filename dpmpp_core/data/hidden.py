@@ -7,11 +7,9 @@ import io
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dpmpp_core.data.demo.generate import ANNOTATIONS
+from dpmpp_core.data.annotations import ANNOTATIONS, read_columns
 from dpmpp_core.data.files import read_bytes
 from dpmpp_core.errors import DataError
 
@@ -58,17 +56,9 @@ def _share(value: object, path: str, file: str, root: str) -> float:
 
 def _parquet(root: str, file: str, column: str) -> Iterable[tuple[str, object]]:
     """Rows of a table; none without the file or one of the columns."""
-    try:
-        data = read_bytes(root, file)
-    except DataError:
+    rows = read_columns(root, file, ["path", column])
+    if rows is None:
         return []
-    try:
-        table = pq.ParquetFile(pa.BufferReader(data))
-        if not {"path", column} <= set(table.schema_arrow.names):
-            return []
-        rows = table.read(["path", column])
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file} in {root} is not a Parquet table: {error}") from None
     return zip(rows["path"].to_pylist(), rows[column].to_pylist(), strict=True)
 
 

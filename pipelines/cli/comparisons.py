@@ -49,8 +49,8 @@ def ablate(
 
         load_config(config, overrides or [])
         from dpmpp_core.data.synthesis import BANDS, PARTS, parse_bands, parse_parts
-        from pipelines.ablate import Request, ablate
-        from pipelines.run import Options
+        from pipelines.workflows.ablation import Request, ablate
+        from pipelines.workflows.pipeline import Options
 
         several = parse_seeds(seeds)
         few = parse_seeds(few_seeds) if few_seeds is not None else several
@@ -68,7 +68,7 @@ def ablate(
         return ablate(options, Request(grid, several, few, names))
 
     def show(result: dict[str, Any]) -> None:
-        from pipelines.show import show_ablation
+        from pipelines.cli.show import show_ablation
 
         show_ablation(result)
 
@@ -125,8 +125,8 @@ def tune(
 
         load_config(config, overrides or [])
         load_space(space)
-        from pipelines.run import Options
-        from pipelines.tune import Request, search
+        from pipelines.tuning.search import Request, search
+        from pipelines.workflows.pipeline import Options
 
         names = tuple(objectives.split(","))
         request = Request(
@@ -147,7 +147,7 @@ def tune(
         return search(Options(data, config, overrides or [], *places), request)
 
     def show(result: dict[str, Any]) -> None:
-        from pipelines.show import show_tuned
+        from pipelines.cli.show import show_tuned
 
         show_tuned(result)
 
@@ -184,7 +184,7 @@ def reproduce(
             load_config(load_protocol(protocol).recipe, changes)
         elif not listed:
             raise ConfigError("which protocol? `dpmpp reproduce --list` shows them")
-        from pipelines import reproduce as kit
+        from pipelines.workflows import reproduce as kit
 
         if listed or protocol is None:
             return kit.list_protocols()
@@ -194,7 +194,7 @@ def reproduce(
         )
 
     def show(result: dict[str, Any]) -> None:
-        from pipelines.show import show_protocols, show_reproduction
+        from pipelines.cli.show import show_protocols, show_reproduction
 
         (show_protocols if listed else show_reproduction)(result)
 

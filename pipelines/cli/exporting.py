@@ -23,13 +23,13 @@ def export(
     """Write a model as one ONNX file: pixels in, features and masks out; checked against it."""
 
     def work() -> dict[str, Any]:
-        from pipelines.export import export as write
-        from pipelines.export import graph_beside
+        from pipelines.inference.onnx_export import export as write
+        from pipelines.inference.onnx_model import graph_beside
 
         return write(model, out or Path(graph_beside(str(model))))
 
     def show(result: dict[str, Any]) -> None:
-        from pipelines.show import show_export
+        from pipelines.cli.show import show_export
 
         show_export(result)
 

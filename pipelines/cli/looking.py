@@ -24,7 +24,7 @@ def data_check(
     as_json: Json = False,
 ) -> None:
     """Look through a data set: what is usable, what is not and why."""
-    from pipelines.show import show_data
+    from pipelines.cli.show import show_data
 
     def work() -> dict[str, Any]:
         from dpmpp_core.data.manifest import read_manifest
@@ -54,11 +54,11 @@ def data_demo(
     as_json: Json = False,
 ) -> None:
     """Generate the demo data set, in Market-1501 layout."""
-    from pipelines.show import show_demo
+    from pipelines.cli.show import show_demo
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config import load_config
-        from pipelines.prepare import draw_demo
+        from pipelines.stages.prepare import draw_demo
 
         summary = draw_demo(out, load_config(config, overrides or []).data.demo)
         return {"root": str(out), "images": dict(summary.images), "seconds": summary.seconds}

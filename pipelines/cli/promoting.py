@@ -47,14 +47,14 @@ def promote(
         load_gate(gate)
         if rollback and (explain or version is not None):
             raise ArgumentError("--rollback goes with neither --explain nor --version")
-        from pipelines import promote as kit
+        from pipelines.registry import promotion as kit
 
         places = gate, data, storage, tracking_uri
         request = kit.Request(name, version, *places, dry_run or explain, records_only=explain)
         return kit.rollback(request) if rollback else kit.promote(request)
 
     def show(result: dict[str, Any]) -> None:
-        from pipelines.show_promotion import show_promotion
+        from pipelines.cli.show_promotion import show_promotion
 
         show_promotion(result, gate, explain)
 

@@ -66,7 +66,7 @@ def index_build(
 
     def work() -> dict[str, Any]:
         from dpmpp_core.index.segments import known_type
-        from pipelines.index import Images, build
+        from pipelines.gallery.index import Images, build
 
         return build(index, model, known_type(stored), Images(data, split, labels, address))
 
@@ -86,7 +86,7 @@ def index_add(
     """Add the images of a folder that are new or changed."""
 
     def work() -> dict[str, Any]:
-        from pipelines.index import Images, add
+        from pipelines.gallery.index import Images, add
 
         return add(index, Images(data, split, labels, address), model)
 
@@ -105,7 +105,7 @@ def index_delete(
     """Delete images or persons; `compact` then gives their space back."""
 
     def work() -> dict[str, Any]:
-        from pipelines.index import delete
+        from pipelines.gallery.index import delete
 
         return delete(index, image or [], pid or [])
 
@@ -128,7 +128,7 @@ def index_compact(
     """Give back the space of what was deleted, and make few large segments of many."""
 
     def work() -> dict[str, Any]:
-        from pipelines.index import compact
+        from pipelines.gallery.index import compact
 
         return compact(index, approximate)
 
@@ -140,7 +140,7 @@ def index_info(index: AnyIndex, as_json: Json = False) -> None:
     """What is in an index."""
 
     def work() -> dict[str, Any]:
-        from pipelines.index import info
+        from pipelines.gallery.index import info
 
         return info(index)
 
@@ -164,13 +164,13 @@ def index_calibrate(
     """Fit the "same person" probability, and tell what thresholds cost."""
 
     def work() -> dict[str, Any]:
-        from pipelines.calibrate import calibrate_index
-        from pipelines.index import Images
+        from pipelines.gallery.calibration import calibrate_index
+        from pipelines.gallery.index import Images
 
         return calibrate_index(index, Images(data, "all", labels, address), base_rate, model)
 
     def show(result: dict[str, Any]) -> None:
-        from pipelines.show_search import show_calibration
+        from pipelines.cli.show_search import show_calibration
 
         show_calibration(result)
 
@@ -210,7 +210,7 @@ def search(
     def work() -> dict[str, Any]:
         from dpmpp_core.data.sightings import parse_time
         from dpmpp_core.index import Where
-        from pipelines.search import Request, run_search
+        from pipelines.gallery.search import Request, run_search
 
         where = Where(
             cameras=camera or None,
@@ -234,7 +234,7 @@ def search(
         return run_search(request)
 
     def show(result: dict[str, Any]) -> None:
-        from pipelines.show_search import show_found
+        from pipelines.cli.show_search import show_found
 
         show_found(result)
 
@@ -254,7 +254,7 @@ def web_app(
     """Serve a page to drop a picture on and search; ends with Ctrl-C."""
 
     def work() -> dict[str, Any]:
-        from pipelines.app import serve
+        from pipelines.gallery.app import serve
 
         return serve(index, model, host, port, approximate)
 
@@ -262,12 +262,12 @@ def web_app(
 
 
 def _show_added(result: dict[str, Any]) -> None:
-    from pipelines.show_search import show_added
+    from pipelines.cli.show_search import show_added
 
     show_added(result)
 
 
 def _show_index(result: dict[str, Any]) -> None:
-    from pipelines.show_search import show_index
+    from pipelines.cli.show_search import show_index
 
     show_index(result)

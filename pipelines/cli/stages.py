@@ -123,8 +123,8 @@ def synthesize(
 
         load_config(config, changes)
         from dpmpp_core.data.synthesis import BANDS, Part, parse_bands
-        from pipelines.run import Options, run_pipeline
-        from pipelines.synthesis import Order
+        from pipelines.stages.synthesis import Order
+        from pipelines.workflows.pipeline import Options, run_pipeline
 
         chosen = parse_bands(bands) if bands else BANDS
         order = Order(out, chosen, tuple(splits.split(",")), cast(Part, part))
@@ -132,7 +132,7 @@ def synthesize(
         return run_pipeline(options, "saliency", order)
 
     def show(result: dict[str, Any]) -> None:
-        from pipelines.show import show_synthesis
+        from pipelines.cli.show import show_synthesis
 
         show_synthesis(result)
 
@@ -142,14 +142,14 @@ def synthesize(
 def _run(
     arguments: tuple, until: str, as_json: bool, bands: str | None = None, parts: str | None = None
 ) -> None:
-    """Run the pipeline with the fields of `pipelines.run.Options`, in their order."""
+    """Run the pipeline with the fields of `Options`, in their order."""
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config import load_config
 
         load_config(arguments[1], arguments[2])  # a typo must not wait for torch and Ray
         from dpmpp_core.data.synthesis import BANDS, PARTS, parse_bands, parse_parts
-        from pipelines.run import Options, run_pipeline
+        from pipelines.workflows.pipeline import Options, run_pipeline
 
         options = replace(
             Options(*arguments),
@@ -159,7 +159,7 @@ def _run(
         return run_pipeline(options, until)
 
     def show(result: dict[str, Any]) -> None:
-        from pipelines.show import show_result
+        from pipelines.cli.show import show_result
 
         show_result(result)
 

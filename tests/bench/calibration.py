@@ -25,8 +25,8 @@ from dpmpp_core.data.sightings import find_sightings
 from dpmpp_core.models.reid import load_model
 from dpmpp_core.retrieval import to_columns
 from dpmpp_core.retrieval.calibration import Pairs, figures, fit_scores, pair_weights, score_pairs
-from pipelines.calibrate import two_sides
-from pipelines.tracking import environment
+from pipelines.gallery.calibration import two_sides
+from pipelines.runtime.tracking import environment
 from tests.bench.timing import RESULTS
 
 EDGE = 1e-4

@@ -24,8 +24,8 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from dpmpp_core.config import DemoConfig
-from dpmpp_core.data.demo import generate
 from dpmpp_core.data.images import decode
+from dpmpp_core.demo import generate
 from tests.bench.timing import interleaved, write
 
 SIZES = (1, 2, 4)  # times the demo's height and width

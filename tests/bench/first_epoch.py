@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from dpmpp_core.config import Config, load_config
-from dpmpp_core.data.demo import generate
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import read_manifest
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
+from dpmpp_core.demo import generate
 from dpmpp_core.models.encoder import ImageEncoder
 from dpmpp_core.models.person_masks import SpectralMasks
 from dpmpp_core.models.pixels import to_tensor_batch
@@ -34,7 +34,7 @@ from dpmpp_core.tasks.first_epoch import Window, outside_first_epoch
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
 from dpmpp_core.tasks.task import Task
-from pipelines.masks import PATCH
+from pipelines.training.masks import PATCH
 from tests.bench.timing import write
 
 Batch = dict[str, Tensor]

@@ -24,7 +24,7 @@ import pyarrow as pa
 import torch
 
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, Stored, Where, search
-from pipelines.tracking import environment
+from pipelines.runtime.tracking import environment
 from tests.bench.timing import RESULTS
 
 SPACES = {"bands": 768, "joint": 512}  # 1280 dimensions

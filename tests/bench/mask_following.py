@@ -10,12 +10,12 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-from dpmpp_core.data.demo.generate import unpack_mask
-from dpmpp_core.data.demo.occluders import TEST_KINDS
+from dpmpp_core.data.annotations import unpack_mask
 from dpmpp_core.data.images import read_image, resize
+from dpmpp_core.demo.occluders import TEST_KINDS
 from dpmpp_core.models.bands import SPACE as BANDS
 from dpmpp_core.retrieval import Embeddings, paired_bootstrap
-from pipelines.pictures import contact_sheet, save_png
+from pipelines.reporting.figures import contact_sheet, save_png
 
 EXCHANGES = 10
 FIFTHS = 5

@@ -35,14 +35,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dpmpp_core.config import load_config
-from dpmpp_core.data.demo.generate import ANNOTATIONS, unpack_mask
+from dpmpp_core.data.annotations import ANNOTATIONS, unpack_mask
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.models.bands import SPACE as BANDS
 from dpmpp_core.retrieval.evaluation import MODES, Embeddings, rankings
 from dpmpp_core.retrieval.masks import mask_statistics
-from pipelines.evaluate import load_embeddings
-from pipelines.run import Options, run_pipeline
-from pipelines.tracking import environment
+from pipelines.inference.embeddings_file import load_embeddings
+from pipelines.runtime.tracking import environment
+from pipelines.workflows.pipeline import Options, run_pipeline
 from tests.bench.mask_following import EXCHANGES, Figures, Floats, following, gain_table, picture
 from tests.bench.seeds import spread
 from tests.bench.timing import RESULTS

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpmpp_core.config import load_config
-from dpmpp_core.data.demo.generate import draw_shots
-from dpmpp_core.data.demo.plan import GALLERY, QUERY, plan_shots
 from dpmpp_core.data.images import decode
 from dpmpp_core.data.manifest import read_manifest
+from dpmpp_core.demo.generate import draw_shots
+from dpmpp_core.demo.plan import GALLERY, QUERY, plan_shots
 from dpmpp_core.models.reid import ReidModel, load_model
 from dpmpp_core.retrieval import (
     Difference,
@@ -35,9 +35,9 @@ from dpmpp_core.retrieval import (
     rank_features,
     rank_tracklets,
 )
-from pipelines.breakdowns import WAYS
-from pipelines.evaluate import query_sets
-from pipelines.tracking import environment
+from pipelines.reporting.tables import WAYS
+from pipelines.runtime.tracking import environment
+from pipelines.stages.evaluate import query_sets
 from tests.bench.seeds import RESULTS, run, spread
 
 SHOTS = (1, 2, 4, 8)

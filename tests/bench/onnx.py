@@ -16,7 +16,8 @@ import torch
 
 from dpmpp_core.config import load_config
 from dpmpp_core.models.reid import ReidModel, load_model, save_model, start_clip
-from pipelines.export import OnnxModel, export
+from pipelines.inference.onnx_export import export
+from pipelines.inference.onnx_model import OnnxModel
 from tests.bench.timing import interleaved, write
 
 CASES = {  # recipe, batch

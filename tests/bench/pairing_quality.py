@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dpmpp_core.config import AugmentConfig, DemoConfig, OcclusionConfig
+from dpmpp_core.data.annotations import ANNOTATIONS, unpack_mask
 from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_mask
-from dpmpp_core.data.demo.generate import ANNOTATIONS, generate, unpack_mask
-from dpmpp_core.data.demo.plan import TRAIN
 from dpmpp_core.data.images import read_image
 from dpmpp_core.data.plan import Draw, StepPlan, class_labels, stream
+from dpmpp_core.demo.generate import generate
+from dpmpp_core.demo.plan import TRAIN
 from dpmpp_core.occlusion.pairing import draw_pairs
 from dpmpp_core.occlusion.saliency import spectral_saliency
 

@@ -23,10 +23,11 @@ import psutil
 import pyarrow as pa
 import ray
 
-from pipelines.cluster import ENVIRONMENT, pace
-from pipelines.inspected import FILE_SCHEMA, FOUND_SCHEMA, RECORD_SCHEMA, Record
-from pipelines.prepare import block_rows, on_tasks
-from pipelines.storage import Storage
+from pipelines.runtime.blocks import map_blocks
+from pipelines.runtime.resources import ENVIRONMENT, pace
+from pipelines.runtime.storage import Storage
+from pipelines.stages.inspection_cache import FILE_SCHEMA, FOUND_SCHEMA, RECORD_SCHEMA, Record
+from pipelines.stages.prepare import block_rows
 from tests.bench.timing import write
 
 CLUSTER_WORKERS = 64
@@ -61,7 +62,7 @@ def replay(images: int, workers: int, folder: str) -> list[str]:
         Record(Storage(folder), "replay").add(made_up(block))
         return pa.table({"done": [len(block)]})
 
-    seconds, peaks = watched(lambda: on_tasks(look, blocks, workers, "replayed"))
+    seconds, peaks = watched(lambda: map_blocks(look, blocks, workers, "replayed"))
     record = Record(Storage(folder), "replay")
     reading, read = watched(record.read)
     tasks = len(blocks) / seconds

@@ -30,11 +30,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpmpp_core.config import ClusterConfig, DataConfig, DemoConfig, load_config
-from dpmpp_core.data.demo import generate
 from dpmpp_core.data.files import FileListing, FileStat, listing_fingerprint
 from dpmpp_core.data.layouts import scan
 from dpmpp_core.data.manifest import INSPECTED_SCHEMA, Manifest, load_split
-from pipelines.tracking import environment
+from dpmpp_core.demo import generate
+from pipelines.runtime.tracking import environment
 from tests.bench.timing import RESULTS
 
 STEPS = ("make", "scan", "build", "load", "train")
@@ -60,11 +60,11 @@ def main() -> None:
 
 def images_table(count: int) -> list[str]:
     """Images a second of one and of two workers: looked at, looked at again, and person masks."""
-    from pipelines.cluster import connect
-    from pipelines.embed import embed
-    from pipelines.prepare import find_data, inspect_all
-    from pipelines.saliency import FindPersons
-    from pipelines.storage import Storage
+    from pipelines.inference.embed import embed
+    from pipelines.runtime.resources import connect
+    from pipelines.runtime.storage import Storage
+    from pipelines.stages.prepare import find_data, inspect_all
+    from pipelines.stages.saliency import FindPersons
 
     config = load_config("demo", ["saliency.provider=spectral"])
     plan, _ = connect(None, ClusterConfig(train_workers=1, data_workers=2))

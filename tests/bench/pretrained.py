@@ -21,8 +21,8 @@ from dpmpp_core.data.manifest import read_manifest
 from dpmpp_core.models.clip import RECIPES
 from dpmpp_core.models.reid import ReidModel, start_clip
 from dpmpp_core.retrieval import Embeddings, evaluate
-from pipelines.evaluate import query_sets
-from pipelines.tracking import environment
+from pipelines.runtime.tracking import environment
+from pipelines.stages.evaluate import query_sets
 from tests.bench.seeds import RESULTS, run, spread
 
 # Training from random weights wants high rates, a long schedule, and no batch-hard triplets.

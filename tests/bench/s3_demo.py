@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dpmpp_core.config import load_config
-from dpmpp_core.data.demo import generate
+from dpmpp_core.demo import generate
 from tests.bench.timing import write
 from tests.s3_server import S3Server, free_port
 

@@ -25,9 +25,9 @@ from dpmpp_core.config import load_config
 from dpmpp_core.data.given_masks import GivenMasks
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.occlusion.saliency import mask_iou
-from pipelines.masks import load_masks, transfer_grid
-from pipelines.run import Options, run_pipeline
-from pipelines.tracking import environment
+from pipelines.runtime.tracking import environment
+from pipelines.training.masks import load_masks, transfer_grid
+from pipelines.workflows.pipeline import Options, run_pipeline
 
 RESULTS = Path(__file__).parent / "results"
 PROVIDERS = ("spectral", "attention", "sps", "given")

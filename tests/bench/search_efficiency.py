@@ -25,10 +25,10 @@ from typing import Any
 
 from dpmpp_core.config import load_config
 from dpmpp_core.config.space import load_space
-from pipelines.pictures import save_png
-from pipelines.ray_trials import changed_values
-from pipelines.tracking import environment, look_up
-from pipelines.tune_spaces import SearchSpec, TrialRecord, build_searcher
+from pipelines.reporting.figures import save_png
+from pipelines.runtime.tracking import environment, look_up
+from pipelines.tuning.spaces import SearchSpec, TrialRecord, build_searcher
+from pipelines.tuning.trials import changed_values
 from tests.bench.search_report import Search, followed, picture, table, winner, within
 from tests.bench.search_trials import BASE, Memory, Workshop
 from tests.bench.timing import RESULTS

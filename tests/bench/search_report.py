@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipelines.pictures import Image, drawn, panels_of
-from pipelines.tune_spaces import STARTUP_TRIALS, TrialRecord
+from pipelines.reporting.figures import Image, drawn, panels_of
+from pipelines.tuning.spaces import STARTUP_TRIALS, TrialRecord
 
 COLOURS = {"random": "#7A7A7A", "tpe": "#0072B2"}
 REACHED = 0.5  # of the plain random searches have found as much at the end of the budget

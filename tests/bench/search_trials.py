@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 
 from dpmpp_core.config import Config, load_config
 from dpmpp_core.config.space import as_overrides
-from dpmpp_core.data.demo import generate
 from dpmpp_core.data.hidden import hidden_shares
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import read_manifest
@@ -26,6 +25,7 @@ from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker
 from dpmpp_core.data.synthesis import PARTS, Synthesiser
 from dpmpp_core.data.validation import hold_out
+from dpmpp_core.demo import generate
 from dpmpp_core.models.encoder import ImageEncoder
 from dpmpp_core.models.person_masks import SpectralMasks
 from dpmpp_core.models.pixels import to_tensor_batch
@@ -34,9 +34,9 @@ from dpmpp_core.models.tensors import read_tensors
 from dpmpp_core.retrieval import Embeddings, rank_features
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
-from pipelines.masks import transfer_grid
-from pipelines.ray_trials import OCCLUSION_BANDS, objectives, shortened
-from pipelines.robustness import CLEAN
+from pipelines.stages.robustness import CLEAN
+from pipelines.training.masks import transfer_grid
+from pipelines.tuning.trials import OCCLUSION_BANDS, objectives, shortened
 from tests.bench.first_epoch import train
 
 BASE = [
@@ -137,7 +137,7 @@ class Workshop:
         return found
 
     def _trained(self, config: Config) -> ReidModel:
-        """Stage 2, as `pipelines.train_loop` runs it on one worker."""
+        """Stage 2, as `pipelines.training.worker` runs it on one worker."""
         rows = self._rows("train")
         labels, _ = class_labels(self._pids[rows])
         camids, section = self._camids[rows], config.metric

@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pipelines.tracking import environment
+from pipelines.runtime.tracking import environment
 
 RESULTS = Path(__file__).parent / "results"
 MODES = ("masked", "unmasked", "permuted", "static")

@@ -95,7 +95,7 @@ def random_batch(size: int) -> dict[str, Tensor]:
 
 
 def step_of(name: str, batch: dict[str, Tensor]) -> Callable[[], None]:
-    """One whole update, as pipelines.train_loop makes it."""
+    """One whole update, as pipelines.training.worker makes it."""
     config = load_config("market1501", ["model.pretrained=null", *VARIANTS[name]])
     task = MetricTask(config, torch.randn(IDENTITIES, 512), 1.0, 100).train()
     optimiser = task.optimiser()

@@ -17,8 +17,8 @@ import time
 import ray
 import torch
 
-from pipelines.batches import BatchPlan
-from pipelines.train_loop import start_batches
+from pipelines.training.batches import BatchPlan
+from pipelines.training.worker import start_batches
 from tests.bench.step_stream import Measured, measured_sets
 from tests.bench.timing import write
 

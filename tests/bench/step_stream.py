@@ -22,16 +22,16 @@ import torch
 
 from dpmpp_core.config import load_config
 from dpmpp_core.data.steps import StepMaker
-from pipelines.batches import UNUSED, BatchPlan
-from pipelines.cluster import connect
-from pipelines.prepare import find_data, prepare
-from pipelines.run import _demo_root
-from pipelines.saliency import saliency
-from pipelines.stage import Run
-from pipelines.storage import Storage
-from pipelines.tracking import Tracking
-from pipelines.train_loop import start_batches
-from pipelines.training_set import TrainingSet
+from pipelines.runtime.resources import connect
+from pipelines.runtime.run import Run
+from pipelines.runtime.storage import Storage
+from pipelines.runtime.tracking import Tracking
+from pipelines.stages.prepare import find_data, prepare
+from pipelines.stages.saliency import saliency
+from pipelines.training.batches import UNUSED, BatchPlan
+from pipelines.training.training_set import TrainingSet
+from pipelines.training.worker import start_batches
+from pipelines.workflows.pipeline import _demo_root
 from tests.bench.timing import write
 
 WARM_UP = 30  # steps: processes started, buffers full

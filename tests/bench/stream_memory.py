@@ -21,15 +21,15 @@ import psutil
 import ray
 
 from dpmpp_core.config import Config, DemoConfig, load_config
-from dpmpp_core.data.demo import generate
 from dpmpp_core.data.manifest import Manifest
-from pipelines.batches import BatchPlan
-from pipelines.cluster import connect
-from pipelines.masks import save_masks, transfer_grid
-from pipelines.pictures import drawn, panels_of
-from pipelines.storage import Storage
-from pipelines.train_loop import start_batches
-from pipelines.training_set import TrainingSet
+from dpmpp_core.demo import generate
+from pipelines.reporting.figures import drawn, panels_of
+from pipelines.runtime.resources import connect
+from pipelines.runtime.storage import Storage
+from pipelines.training.batches import BatchPlan
+from pipelines.training.masks import save_masks, transfer_grid
+from pipelines.training.training_set import TrainingSet
+from pipelines.training.worker import start_batches
 from tests.bench.prepare_speed import inspected
 from tests.bench.timing import RESULTS, write
 

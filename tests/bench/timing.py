@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from dpmpp_core.tasks.task import computes_bf16
-from pipelines.tracking import environment
+from pipelines.runtime.tracking import environment
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -22,10 +22,10 @@ import numpy as np
 
 from dpmpp_core.config import AugmentConfig, DemoConfig, OcclusionConfig
 from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_masks, random_erase
-from dpmpp_core.data.demo.generate import generate
 from dpmpp_core.data.donors import Donors, ImageCache
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.plan import Draw, stream
+from dpmpp_core.demo.generate import generate
 from dpmpp_core.occlusion.pairing import draw_pairs
 from dpmpp_core.occlusion.saliency import spectral_saliency
 from dpmpp_core.occlusion.transfer import transfer_patches, visible_patches

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking import environment
+from pipelines.runtime.tracking import environment
 from tests.faults.lab import Lab, Training
 from tests.integration.conftest import SMALL
 

@@ -17,7 +17,7 @@ import psutil
 from pyarrow import fs
 from ray.cluster_utils import Cluster
 
-from pipelines.storage import Storage
+from pipelines.runtime.storage import Storage
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 LONGEST = 400.0  # seconds that a training here may take

@@ -171,8 +171,8 @@ def test_validate_ends_with_1_where_something_is_wrong(tmp_path: Path) -> None:
 
 
 def test_alerts_and_dashboard_ask_for_figures_that_there_are() -> None:
-    """Ours are those of pipelines.metrics; others are Ray's and the operator's."""
-    from pipelines.metrics import NAMES
+    """Ours are those of pipelines.runtime.telemetry; others are Ray's and the operator's."""
+    from pipelines.runtime.telemetry import NAMES
 
     folder = MANIFESTS / "monitoring"
     text = (folder / "alerts.yaml").read_text() + (folder / "dashboard.json").read_text()

@@ -34,7 +34,7 @@ def cluster() -> Iterator[None]:
     """A local Ray with logical CPUs for two train workers and their data workers, 8 in all."""
     import ray
 
-    from pipelines.cluster import connect
+    from pipelines.runtime.resources import connect
 
     connect(None, ClusterConfig(train_workers=2, data_workers=4))
     yield
@@ -49,6 +49,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def result(cluster: None, small_demo: Path, runs: Path) -> dict[str, Any]:
     """A whole pipeline on the small demo set."""
-    from pipelines.run import Options, run_pipeline
+    from pipelines.workflows.pipeline import Options, run_pipeline
 
     return run_pipeline(Options(data=str(small_demo), overrides=SMALL, storage=str(runs)))

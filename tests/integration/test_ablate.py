@@ -11,9 +11,9 @@ from mlflow.tracking import MlflowClient
 
 from dpmpp_core.data.synthesis import Band
 from dpmpp_core.retrieval import MODES
-from pipelines.ablate import Request, ablate
-from pipelines.run import Options
-from pipelines.stage import Unfinished
+from pipelines.runtime.stage import Unfinished
+from pipelines.workflows.ablation import Request, ablate
+from pipelines.workflows.pipeline import Options
 from tests.integration.conftest import SMALL
 
 pytestmark = pytest.mark.long
@@ -98,7 +98,7 @@ def test_what_is_missing_is_not_built_where_it_is_looked_for(
     ablation: dict[str, Any], asked: tuple[Options, Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial that another process has not finished is left to it."""
-    import pipelines.ablate as module
+    import pipelines.workflows.ablation as module
 
     pending: list[str] = []
 

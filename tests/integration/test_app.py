@@ -19,7 +19,7 @@ import pytest
 
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex
 from dpmpp_core.models.reid import load_model
-from pipelines.index import model_version
+from pipelines.gallery.index import model_version
 from tests.integration.gallery import saved_model
 from tests.s3_server import free_port
 

@@ -14,18 +14,18 @@ import pytest
 import torch
 
 from dpmpp_core.config import ClusterConfig, load_config
-from pipelines import fit
-from pipelines.batches import BatchesPerRank, BatchPlan
-from pipelines.cluster import connect
-from pipelines.prepare import find_data, prepare
-from pipelines.run import learn_prompts
-from pipelines.saliency import saliency
-from pipelines.stage import Run
-from pipelines.storage import Storage
-from pipelines.tracking import Tracking
-from pipelines.train import train_metric
-from pipelines.train_loop import start_batches
-from pipelines.training_set import TrainingSet
+from pipelines.runtime.resources import connect
+from pipelines.runtime.run import Run
+from pipelines.runtime.storage import Storage
+from pipelines.runtime.tracking import Tracking
+from pipelines.stages.prepare import find_data, prepare
+from pipelines.stages.saliency import saliency
+from pipelines.stages.train import train_metric
+from pipelines.training import driver as fit
+from pipelines.training.batches import BatchesPerRank, BatchPlan
+from pipelines.training.training_set import TrainingSet
+from pipelines.training.worker import start_batches
+from pipelines.workflows.pipeline import learn_prompts
 from tests.integration.conftest import SMALL
 
 STEPS = 36  # two tasks and a part of one

@@ -20,16 +20,16 @@ import pytest
 import ray
 from mlflow.tracking import MlflowClient
 
-import pipelines.index
+import pipelines.gallery.index
 from dpmpp_core.errors import ConfigError, DataError, WeightsError
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, Where, search
 from dpmpp_core.models.reid import CARD_FILE, load_model
-from pipelines.calibrate import calibrate_index, read_calibration
-from pipelines.index import Images, add, build, compact, delete, fetch_model
-from pipelines.registry import FILES, files_sha256
-from pipelines.search import Asked, Request, Searcher, run_search
-from pipelines.shards import Shards
-from pipelines.tracking import first_open
+from pipelines.gallery.calibration import calibrate_index, read_calibration
+from pipelines.gallery.index import Images, add, build, compact, delete, fetch_model
+from pipelines.gallery.search import Asked, Request, Searcher, run_search
+from pipelines.gallery.shards import Shards
+from pipelines.registry.client import FILES, files_sha256
+from pipelines.runtime.tracking import first_open
 from tests.integration.gallery import saved_model
 from tests.s3_server import S3Server
 
@@ -81,7 +81,7 @@ def test_a_folder_is_indexed_and_only_what_is_new_is_added_later(
     (data / "4.jpg").write_bytes(pictures[10].read_bytes())
     grown = add(str(folder), Images(str(data)))
     assert (grown["added"], grown["replaced"], grown["known"], grown["images"]) == (2, 1, 8, 10)
-    monkeypatch.setattr(pipelines.index, "embedded", None)  # nothing is opened any more
+    monkeypatch.setattr(pipelines.gallery.index, "embedded", None)  # nothing is opened any more
     again = add(str(folder), Images(str(data)))
     assert (again["added"], again["known"]) == (0, 10)
 
@@ -146,7 +146,7 @@ def test_another_model_is_refused_by_name(index: Path, small_demo: Path, tmp_pat
 
 KILLED = """
 import os, signal, sys
-import pipelines.index as job
+import pipelines.gallery.index as job
 from dpmpp_core.index import GalleryIndex
 
 job.COMMIT_ROWS, job.BATCH = 8, 4

@@ -15,13 +15,13 @@ from mlflow.tracking import MlflowClient
 
 import dpmpp_core
 from dpmpp_core.data.synthesis import BANDS, PARTS
-from pipelines.cluster import plan
-from pipelines.export import export
-from pipelines.fit import _watch
-from pipelines.run import STAGES, Options, run_pipeline
-from pipelines.stage import Run
-from pipelines.storage import Storage
-from pipelines.tracking import Tracking
+from pipelines.inference.onnx_export import export
+from pipelines.runtime.resources import plan
+from pipelines.runtime.run import Run
+from pipelines.runtime.storage import Storage
+from pipelines.runtime.tracking import Tracking
+from pipelines.training.driver import _watch
+from pipelines.workflows.pipeline import STAGES, Options, run_pipeline
 from tests.integration.conftest import SMALL
 from tests.unit.test_tasks import metric_task
 
@@ -142,7 +142,7 @@ def test_a_dead_mask_reaches_the_log_and_mlflow_once(
         figures = {"mask_visual_std_samples": 0.003, "mask_joint_std_samples": 0.2}
         on_figures(epoch, figures)
     (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING"
-                  and record.name == "pipelines.fit")  # fmt: skip
+                  and record.name == "pipelines.training.driver")  # fmt: skip
     assert "visual space" in warning and "0.0030 in epoch 3 of 4" in warning
     run = MlflowClient(tracking.uri).get_run(str(tracking.run_id))
     assert "0.0030" in run.data.tags["dpmpp.dead_mask_visual"]

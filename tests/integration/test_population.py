@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 
 from dpmpp_core.config import load_config
-from pipelines.cluster import connect
-from pipelines.prepare import find_data, prepare
-from pipelines.run import Options, learn_prompts
-from pipelines.saliency import saliency
-from pipelines.stage import Run, Unfinished
-from pipelines.storage import Storage
-from pipelines.tracking import Tracking
-from pipelines.train import train_metric
-from pipelines.tune import Request, search
-from pipelines.tune_spaces import RATES
+from pipelines.runtime.resources import connect
+from pipelines.runtime.run import Run
+from pipelines.runtime.stage import Unfinished
+from pipelines.runtime.storage import Storage
+from pipelines.runtime.tracking import Tracking
+from pipelines.stages.prepare import find_data, prepare
+from pipelines.stages.saliency import saliency
+from pipelines.stages.train import train_metric
+from pipelines.tuning.search import Request, search
+from pipelines.tuning.spaces import RATES
+from pipelines.workflows.pipeline import Options, learn_prompts
 from tests.integration.conftest import SMALL
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipelines.run import Options, run_pipeline
+from pipelines.workflows.pipeline import Options, run_pipeline
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 

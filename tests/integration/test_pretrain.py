@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import dpmpp_core
 from dpmpp_core.config import load_config
 from dpmpp_core.models.reid import start_clip
-from pipelines.run import Options, run_pipeline
+from pipelines.workflows.pipeline import Options, run_pipeline
 
 SMALL = [
     "data.height=128",

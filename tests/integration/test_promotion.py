@@ -24,10 +24,10 @@ import pytest
 
 import dpmpp_core
 from dpmpp_core.errors import ConfigError, UserError
-from pipelines.journal import Journal, Lost, Move
-from pipelines.registry import FILES, Registry, RegistryError, files_sha256
-from pipelines.run import opened, prepared_data
-from pipelines.tracking import environment
+from pipelines.registry.client import FILES, Registry, RegistryError, files_sha256
+from pipelines.registry.promotion_log import Journal, Lost, Move
+from pipelines.runtime.tracking import environment
+from pipelines.workflows.pipeline import opened, prepared_data
 from tests.mlflow_server import MlflowServer
 from tests.promotion_lab import Lab, Network, deaden_masks, lab, sets_alias
 

@@ -13,8 +13,8 @@ import pytest
 
 from dpmpp_core.errors import DataError, UserError
 from dpmpp_core.protocols import load_protocol
-from pipelines.reproduce import Request, _compared, reproduce
-from pipelines.show import show_protocols, show_reproduction
+from pipelines.cli.show import show_protocols, show_reproduction
+from pipelines.workflows.reproduce import Request, _compared, reproduce
 from tests.integration.conftest import SMALL
 
 TINY = [

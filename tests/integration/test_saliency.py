@@ -13,8 +13,8 @@ from dpmpp_core.config import load_config
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.models.person_masks import LearnedMasks
 from dpmpp_core.models.saliency import load_saliency
-from pipelines.masks import load_masks, transfer_grid
-from pipelines.run import Options, run_pipeline
+from pipelines.training.masks import load_masks, transfer_grid
+from pipelines.workflows.pipeline import Options, run_pipeline
 from tests.integration.conftest import SMALL
 
 LEARNED = [

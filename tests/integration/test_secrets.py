@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from dpmpp_core.config import load_config
-from pipelines.run import Options, run_pipeline
-from pipelines.stage import Stage
-from pipelines.tracking import Tracking
+from pipelines.runtime.stage import Stage
+from pipelines.runtime.tracking import Tracking
+from pipelines.workflows.pipeline import Options, run_pipeline
 
 SECRET, TOKEN = "wJalrXUtnFEMI", "hf_aBcDeFgHiJ"
 URI = f"s3://AKIA:{SECRET}@bucket/x"

@@ -13,7 +13,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from dpmpp_core.config import load_config
-from pipelines.tracking import Tracking
+from pipelines.runtime.tracking import Tracking
 folder, number = Path(sys.argv[1]), sys.argv[2]
 (folder / f"ready-{number}").touch()
 while len(list(folder.glob("ready-*"))) < int(sys.argv[3]):

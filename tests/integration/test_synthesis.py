@@ -18,8 +18,8 @@ from dpmpp_core.data.layouts import scan
 from dpmpp_core.data.manifest import Manifest, read_manifest
 from dpmpp_core.data.synthesis import Band, parse_bands
 from dpmpp_core.errors import ConfigError, DataError
-from pipelines.synthesis import JPEG_QUALITY, SHEET, TABLE, Order
-from pipelines.training_set import TrainingSet
+from pipelines.stages.synthesis import JPEG_QUALITY, SHEET, TABLE, Order
+from pipelines.training.training_set import TrainingSet
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 SIZE = ["data.height=128", "data.width=64"]

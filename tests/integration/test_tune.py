@@ -17,9 +17,9 @@ from mlflow.tracking import MlflowClient
 
 from dpmpp_core.config import load_config
 from dpmpp_core.errors import ConfigError, DataError
-from pipelines.ray_trials import objectives, shortened
-from pipelines.robustness import CLEAN
-from pipelines.tune import Request, rung_epochs
+from pipelines.stages.robustness import CLEAN
+from pipelines.tuning.search import Request, rung_epochs
+from pipelines.tuning.trials import objectives, shortened
 from tests.integration.conftest import SMALL
 
 SPACE = """

@@ -16,17 +16,16 @@ from ray.tune.experiment import Trial
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.config.space import Range, Space
 from dpmpp_core.errors import DataError
-from pipelines.ray_trials import (
+from pipelines.runtime.storage import Storage
+from pipelines.runtime.tuner import build_tuner, run_tuner
+from pipelines.tuning.schedulers import FACTOR, FIRST_RUNG, MEMBER
+from pipelines.tuning.spaces import NUMBER, RATES, SearchSpec, TrialRecord
+from pipelines.tuning.trials import (
     build_scheduler,
-    build_tuner,
     load_measured,
     record_trial,
     report_measured,
-    run_tuner,
 )
-from pipelines.storage import Storage
-from pipelines.tune_schedulers import FACTOR, FIRST_RUNG, MEMBER
-from pipelines.tune_spaces import NUMBER, RATES, SearchSpec, TrialRecord
 from tests.s3_server import S3Server
 
 SPACE = Space({"metric.lr": Range(low=0.0, high=1.0)})

@@ -12,7 +12,7 @@ import pytest
 
 import dpmpp_core
 from dpmpp_core.errors import ConfigError
-from pipelines.run import Options, run_pipeline
+from pipelines.workflows.pipeline import Options, run_pipeline
 from tests.integration.conftest import SMALL
 
 OVERRIDES = [*SMALL, "model.backbone=timm/test_vit", "model.pretrained=null", "metric.lr=1e-3",

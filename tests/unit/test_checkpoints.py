@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.checkpoints import KEPT, Checkpoints, Writer, packed
-from pipelines.storage import Storage
+from pipelines.runtime.storage import Storage
+from pipelines.training.checkpoints import KEPT, Checkpoints, Writer, packed
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from ray.tune import PlacementGroupFactory
 
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import ConfigError
-from pipelines.cluster import plan, plan_trials
-from pipelines.ray_trials import trial_resources
+from pipelines.runtime.resources import plan, plan_trials
+from pipelines.runtime.tuner import trial_resources
 
 
 def test_a_laptop_trains_on_all_its_cores_and_makes_data_beside() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from dpmpp_core.config.grid import Grid
 from dpmpp_core.retrieval import MODES, Embeddings, paired_difference, rankings
-from pipelines.ablation_table import TABLE, Ablation, Measured, by_variant, render
+from pipelines.reporting.ablation_table import TABLE, Ablation, Measured, by_variant, render
 
 PIDS = np.repeat(np.arange(30), 4)
 

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpmpp_core.config import DemoConfig, load_config
-from dpmpp_core.data.demo import DemoSummary, generate, unpack_mask
-from dpmpp_core.data.demo.cameras import make_camera
-from dpmpp_core.data.demo.canvas import Layer
-from dpmpp_core.data.demo.generate import pack_mask
-from dpmpp_core.data.demo.identity import GROUP, caption, identity, member
-from dpmpp_core.data.demo.occluders import COMMON, TEST_KINDS, TRAINING_KINDS, hidden_part
-from dpmpp_core.data.demo.plan import GALLERY, HOLISTIC, QUERY, TRAIN, plan_shots
-from dpmpp_core.data.demo.render import render
+from dpmpp_core.data.annotations import pack_mask, unpack_mask
+from dpmpp_core.demo import DemoSummary, generate
+from dpmpp_core.demo.cameras import make_camera
+from dpmpp_core.demo.canvas import Layer
+from dpmpp_core.demo.identity import GROUP, caption, identity, member
+from dpmpp_core.demo.occluders import COMMON, TEST_KINDS, TRAINING_KINDS, hidden_part
+from dpmpp_core.demo.plan import GALLERY, HOLISTIC, QUERY, TRAIN, plan_shots
+from dpmpp_core.demo.render import render
 from dpmpp_core.errors import ConfigError, DataError
 
 SMALL = DemoConfig(

@@ -10,12 +10,13 @@ import onnx
 import pytest
 import torch
 
-import pipelines.export
+import pipelines.inference.onnx_export
 from dpmpp_core.config import DataConfig, ModelConfig
 from dpmpp_core.errors import ArgumentError, ConfigError, DataError, WeightsError
 from dpmpp_core.models.clip import build_clip
 from dpmpp_core.models.reid import ReidModel, save_model
-from pipelines.export import TOLERANCE, OnnxModel, export
+from pipelines.inference.onnx_export import TOLERANCE, export
+from pipelines.inference.onnx_model import OnnxModel
 from tests.unit import families
 
 # Mean and std of OpenAI's CLIP: a graph that normalised twice, or not at all, would be far off.
@@ -128,8 +129,12 @@ def test_another_models_graph_is_refused_and_the_difference_named(one, tmp_path,
     _, folder, path = one
     out = tmp_path / "model.onnx"
     out.write_bytes(b"the one before")
-    monkeypatch.setattr(pipelines.export, "TOLERANCE", 0.0)  # less than any graph can do
-    monkeypatch.setattr(pipelines.export, "_write", lambda _, to, facts: shutil.copy(path, to))
+    monkeypatch.setattr(
+        pipelines.inference.onnx_export, "TOLERANCE", 0.0
+    )  # less than any graph can do
+    monkeypatch.setattr(
+        pipelines.inference.onnx_export, "_write", lambda _, to, facts: shutil.copy(path, to)
+    )
     with pytest.raises(WeightsError, match=r"not written: its \w+ differs .* by \d\.\de-0\d in a"):
         export(folder, out)
     assert out.read_bytes() == b"the one before"
@@ -142,7 +147,7 @@ def test_a_normalisation_done_twice_is_refused(one):
     twice = ReidModel(model.config, moved, build_clip(model.config, 64, 32)).eval()
     twice.load_state_dict(model.state_dict())
     with pytest.raises(WeightsError, match="differs"):
-        pipelines.export._refuse_another(twice, OnnxModel(path), path)
+        pipelines.inference.onnx_export._refuse_another(twice, OnnxModel(path), path)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpmpp_core.data.inspection import UNREADABLE
-from pipelines import inspected
-from pipelines.inspected import FILE, FILE_SCHEMA, RECORD_SCHEMA, Record
-from pipelines.storage import Storage
+from pipelines.runtime.storage import Storage
+from pipelines.stages import inspection_cache as inspected
+from pipelines.stages.inspection_cache import FILE, FILE_SCHEMA, RECORD_SCHEMA, Record
 
 State = tuple[str, int, int]  # path, size, time of change
 

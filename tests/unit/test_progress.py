@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pipelines import progress
+from pipelines.runtime import progress
 
 
 def test_a_line_tells_how_much_is_done_and_when_the_rest_will_be(

@@ -12,9 +12,9 @@ import pytest
 from dpmpp_core.errors import ConfigError, WeightsError
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion
 from dpmpp_core.retrieval import fuse, masked_topk
-from pipelines.export import export
-from pipelines.queries import side_by_side
-from pipelines.search import Request, run_search
+from pipelines.gallery.search import Request, run_search
+from pipelines.inference.onnx_export import export
+from pipelines.inference.queries import side_by_side
 from tests.unit.test_export import saved
 
 COUNT = 12

@@ -15,9 +15,8 @@ import pytest
 from rich.console import Console
 
 from dpmpp_core.retrieval import Embeddings, evaluate
-from pipelines import pictures
-from pipelines.breakdowns import WAYS, cameras_line, intervals_table, shots_table
-from pipelines.report import (
+from pipelines.reporting import figures as pictures
+from pipelines.reporting.html import (
     Picture,
     Quarantined,
     ReportData,
@@ -27,6 +26,7 @@ from pipelines.report import (
     robustness_table,
     write_report,
 )
+from pipelines.reporting.tables import WAYS, cameras_line, intervals_table, shots_table
 
 HOSTILE = '<script>alert("x")</script>\'"><img src=http://evil.example/x onerror=alert(1)> [red]&'
 NOISE = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)

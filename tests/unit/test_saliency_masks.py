@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dpmpp_core.config import load_config
-from dpmpp_core.data.demo.generate import ANNOTATIONS, pack_mask
+from dpmpp_core.data.annotations import ANNOTATIONS, pack_mask
 from dpmpp_core.data.given_masks import GivenMasks, has_true_masks, masks_fingerprint
 from dpmpp_core.errors import DataError
 from dpmpp_core.models.person_masks import LearnedMasks, person_masks

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from dpmpp_core.config import DemoConfig, load_config
-from dpmpp_core.data.demo import generate
 from dpmpp_core.data.manifest import read_manifest
-from pipelines.cluster import Plan
-from pipelines.saliency import _identity
-from pipelines.stage import Run, stage_key
-from pipelines.storage import Storage
-from pipelines.tracking import Tracking
+from dpmpp_core.demo import generate
+from pipelines.runtime.resources import Plan
+from pipelines.runtime.run import Run
+from pipelines.runtime.stage import stage_key
+from pipelines.runtime.storage import Storage
+from pipelines.runtime.tracking import Tracking
+from pipelines.stages.saliency import _identity
 
 MATTERS = {
     "spectral": ["saliency.target_ratio=0.35", "data.height=128"],

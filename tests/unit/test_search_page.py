@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.search import Asked, Hit
-from pipelines.search_page import (
+from pipelines.gallery.pages import (
     Answer,
     answer_html,
     chance_text,
@@ -17,6 +16,7 @@ from pipelines.search_page import (
     trusted_picture,
     write_search_page,
 )
+from pipelines.gallery.search import Asked, Hit
 
 HOSTILE = "/d/<script>alert(1)</script>\"'><img src=x onerror=alert(1)>.jpg"
 NOISE = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.tune_spaces import TrialRecord
+from pipelines.tuning.spaces import TrialRecord
 from tests.bench.search_report import difference, followed, winner, within
 
 FIGURES = [0.5, 0.4, 0.6, 0.3, 0.7, 0.8]

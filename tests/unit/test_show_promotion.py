@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dpmpp_core.gate import Check
-from pipelines.promote import markdown
-from pipelines.show_promotion import show_promotion
+from pipelines.cli.show_promotion import show_promotion
+from pipelines.registry.promotion import markdown
 
 CHECKS = [
     Check("floor occluded.mAP", True, 0.5566, 0.3, "55.7 % reaches 30.0 %"),

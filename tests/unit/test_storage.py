@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.storage import MARKER, Storage
+from pipelines.runtime.storage import MARKER, Storage
 
 
 def test_a_committed_folder_has_its_files_and_its_marker(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dpmpp_core.tasks.step import split_batch, train_step
-from pipelines.train_loop import _largest, _seed
+from pipelines.training.worker import _largest, _seed
 from tests.unit.test_tasks import metric_batch, metric_task
 
 

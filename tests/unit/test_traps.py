@@ -14,7 +14,7 @@ import torch
 from pyarrow import fs
 
 from dpmpp_core.models.pixels import to_tensor_batch
-from pipelines.storage import MARKER, Storage
+from pipelines.runtime.storage import MARKER, Storage
 from tests.unit.test_tasks import config, prompt_task
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ from typing import Any
 
 from ray.tune.schedulers import TrialScheduler
 
-from pipelines.tune_schedulers import Asha
-from pipelines.tune_spaces import TrialRecord
+from pipelines.tuning.schedulers import Asha
+from pipelines.tuning.spaces import TrialRecord
 
 
 def decisions(scheduler: Asha, figures: list[float], first: int = 0) -> list[bool]:

@@ -13,9 +13,10 @@ from dpmpp_core.config import load_config
 from dpmpp_core.config.reading import recipe_names
 from dpmpp_core.config.space import Choices, Range, Space, apply_changes
 from dpmpp_core.errors import ConfigError
-from pipelines import progress, tune_report
-from pipelines.tune_report import SearchProgress, importances, render
-from pipelines.tune_spaces import NUMBER, SearchSpec, TrialRecord, build_searcher, pareto_front
+from pipelines.runtime import progress
+from pipelines.tuning import report as tune_report
+from pipelines.tuning.report import SearchProgress, importances, render
+from pipelines.tuning.spaces import NUMBER, SearchSpec, TrialRecord, build_searcher, pareto_front
 
 SPACE = Space(
     {

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from dpmpp_core.data.sightings import read_labels
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, search
-from pipelines.calibrate import read_calibration
-from pipelines.index import Images, add, local_folder
+from pipelines.gallery.calibration import read_calibration
+from pipelines.gallery.index import Images, add, local_folder
 from tests.unit.bad_input.row import Row
 from tests.unit.bad_input.stored import row
 

@@ -15,8 +15,8 @@ from dpmpp_core.data.files import list_files
 from dpmpp_core.errors import DataError
 from dpmpp_core.redaction import one_line, redact
 from pipelines.cli.options import _Redacting
-from pipelines.storage import Storage
-from pipelines.tracking import Tracking
+from pipelines.runtime.storage import Storage
+from pipelines.runtime.tracking import Tracking
 from tests.unit.bad_input.row import Outcome, Row, refusal
 
 SECRET = "wJalrXUtnFEMI"

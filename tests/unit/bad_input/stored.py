@@ -21,11 +21,11 @@ from dpmpp_core.data.captions import read_captions
 from dpmpp_core.data.files import read_bytes
 from dpmpp_core.data.given_masks import GivenMasks, has_true_masks
 from dpmpp_core.data.manifest import FORMAT, Manifest, read_manifest
-from pipelines.evaluate import load_embeddings
-from pipelines.masks import load_masks, save_masks
-from pipelines.storage import MARKER, Storage
-from pipelines.train_loop import Job
-from pipelines.training_set import TrainingSet
+from pipelines.inference.embeddings_file import load_embeddings
+from pipelines.runtime.storage import MARKER, Storage
+from pipelines.training.masks import load_masks, save_masks
+from pipelines.training.training_set import TrainingSet
+from pipelines.training.worker import Job
 from tests.unit.bad_input.pictures import png_bomb
 from tests.unit.bad_input.row import Outcome, Row, good_market, picture, refusal
 

@@ -25,8 +25,8 @@ from dpmpp_core.models.saved import weights_sha256
 from dpmpp_core.models.tensors import UNSAFE
 from dpmpp_core.retrieval import masked_similarity, refuse_unusable, to_columns
 from dpmpp_core.retrieval.ranking import evaluate_ranking
-from pipelines.checkpoints import Checkpoints, packed
-from pipelines.storage import Storage
+from pipelines.runtime.storage import Storage
+from pipelines.training.checkpoints import Checkpoints, packed
 from tests.unit.bad_input.row import Outcome, Row, refusal
 
 SMALL = ["data.height=64", "data.width=32", "model.pretrained=null"]

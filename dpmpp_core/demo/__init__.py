@@ -1,0 +1,12 @@
+"""The built-in demo data set: drawn people, cameras and occluders, made from a seed."""
+
+from dpmpp_core.demo.generate import (
+    DemoSummary,
+    Drawn,
+    Task,
+    draw_here,
+    draw_shots,
+    generate,
+)
+
+__all__ = ["DemoSummary", "Drawn", "Task", "draw_here", "draw_shots", "generate"]

@@ -1,0 +1,224 @@
+"""Results as a person reads them on a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dpmpp_core.percent import format_percent
+from dpmpp_core.protocols import FIGURES, GPU, GPU_FLOPS
+from dpmpp_core.redaction import one_line
+from pipelines.reporting.html import results_table, robustness_table
+from pipelines.reporting.tables import cameras_line, intervals_table, shot_rows, shots_table
+
+SHOWN = 20
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """The tables and places of a pipeline's result."""
+    console = Console()
+    show_data(result)
+    stages = Table(title="Stages")
+    for column in ("stage", "seconds", ""):
+        stages.add_column(column, justify="right" if column == "seconds" else "left")
+    for stage in result["stages"]:
+        reused = "reused" if stage["reused"] else ""
+        stages.add_row(stage["name"], f"{stage['seconds']:.1f}", reused)
+    console.print(stages)
+    if "metrics" in result:
+        console.print(results_table(result["metrics"]))
+        show_breakdowns(result)
+    if "robustness" in result:
+        console.print(robustness_table(result["robustness"]))
+    places = {
+        "report": result.get("report"),
+        "model": result.get("model_uri") or result.get("model"),
+        "MLflow": f"mlflow ui --backend-store-uri {result['tracking_uri']}",
+    }
+    for name, place in places.items():
+        if place:
+            console.print(f"{name + ':':8}{place}", soft_wrap=True, highlight=False, markup=False)
+
+
+def show_breakdowns(result: dict[str, Any]) -> None:
+    """How sure the figures are, and of which queries they are made."""
+    console = Console()
+    console.print(intervals_table(result["intervals"], result["strata"]))
+    for name, tables in result["strata"].items():
+        line = cameras_line(name, tables)
+        if line:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if "multi_shot" not in result:
+        return
+    if shot_rows(result["multi_shot"]):
+        console.print(shots_table(result["multi_shot"]))
+    else:
+        console.print("no person has several queries of one camera: no tracklets to measure")
+
+
+def show_data(result: dict[str, Any]) -> None:
+    """Counts, quarantined files by name, warnings."""
+    console = Console()
+    table = Table(title="Data")
+    counts = {name: v for name, v in result["counts"].items() if name != "quarantined"}
+    columns = list(dict.fromkeys(key for values in counts.values() for key in values))
+    for column in ("set", *columns):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    for name, values in counts.items():
+        table.add_row(name, *(f"{values.get(column, 0):,}" for column in columns))
+    console.print(table)
+    show_left_out(console, result["quarantined"])
+    for warning in result["warnings"]:
+        console.print(f"warning: {escape(one_line(warning))}", highlight=False, soft_wrap=True)
+
+
+def show_left_out(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """Quarantined files: how many for which reason, the first by name."""
+    if rows:
+        reasons = Counter(row["reason"] for row in rows)
+        listed = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+        console.print(f"{len(rows)} left out: {listed}", highlight=False)
+    for row in rows[:SHOWN]:
+        line = f"{row['path']}: {row['reason']} ({row['detail']})"
+        console.print(escape(f"  {one_line(line)}"), highlight=False, soft_wrap=True)
+    if len(rows) > SHOWN:
+        console.print(f"  ... and {len(rows) - SHOWN} more, in quarantine.parquet", highlight=False)
+
+
+def show_demo(result: dict[str, Any]) -> None:
+    """What was generated, and where."""
+    listed = ", ".join(f"{number} in {name}" for name, number in result["images"].items())
+    Console().print(f"{result['root']}: {listed}, {result['seconds']:.1f} s", highlight=False)
+
+
+def show_export(result: dict[str, Any]) -> None:
+    """The file, what goes in and comes out, and how near it is to the model."""
+    console = Console()
+    spaces = ", ".join(f"{name} {width}" for name, width in result["spaces"].items())
+    for line in (
+        f"{result['onnx']}: {result['bytes'] / 1e6:.1f} MB",
+        f"in: uint8 [N, {result['height']}, {result['width']}, 3] RGB; out: features and masks of "
+        f"{spaces}",
+        f"{result['images']} images: within {result['max_abs_difference']:.1e} of the model",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_synthesis(result: dict[str, Any]) -> None:
+    """What was written, by band."""
+    console = Console()
+    made = result["synthesis"]
+    table = Table(title="Hidden")
+    for column in ("percent", "pictures", "not possible", "mean hidden"):
+        table.add_column(column, justify="left" if column == "percent" else "right")
+    for name, band in made["bands"].items():
+        mean = format_percent(band["hidden_mean"])
+        table.add_row(name, f"{band['images']:,}", f"{band['missed']:,}", mean)
+    console.print(table)
+    listed = ", ".join(f"{number:,} in {name}" for name, number in made["files"].items())
+    console.print(f"{made['root']}: {listed}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_protocols(listed: dict[str, Any]) -> None:
+    """Protocols: data, published bracket, what a seed needs."""
+    console = Console()
+    table = Table(title="Published protocols")
+    for column in ("protocol", "rank-1", "mAP", "hours", "GPU GB"):
+        table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
+    for name, values in listed.items():
+        brackets = (_bracket(values["bracket"][figure]) for figure in FIGURES)
+        hours = f"{values['estimated']['hours']:.1f}"
+        memory = f"{values['estimated']['gpu_gigabytes']:.0f}"
+        table.add_row(name, *brackets, hours, memory)
+    console.print(table)
+    for name, values in listed.items():
+        console.print(f"{name}: {values['needed']}", highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        "Rank-1 and mAP (%): least and largest published of earlier methods, 256x128, no "
+        "re-ranking; - = none at hand. Hours of a seed and memory: estimates, not measured, for "
+        f"one {GPU}, that sustains {GPU_FLOPS / 1e12:.0f} TFLOP/s.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_reproduction(result: dict[str, Any]) -> None:
+    """Our figures beside the published ones, and the verdict."""
+    console = Console()
+    name = f"{result['title']}, {result['queries']} queries (%)"
+    table = Table(title=name, min_width=len(name) + 2)
+    for column in ("", "rank-1", "mAP"):
+        table.add_column(column, justify="right" if column else "left")
+    for run in result["runs"]:
+        table.add_row(f"seed {run['seed']}", *(f"{run[figure]:.1f}" for figure in FIGURES))
+    table.add_section()
+    ours = (_with_spread(result["ours"][figure]) for figure in FIGURES)
+    table.add_row("ours", *ours, style="bold")
+    table.add_section()
+    for entry in result["published"]:
+        table.add_row(escape(entry["method"]), *(f"{entry[figure]:.1f}" for figure in FIGURES))
+    console.print(table)
+    for run in result["runs"]:
+        for sentence in run["first_epoch"]["outside"]:
+            line = f"warning: seed {run['seed']}: {sentence}"
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+    parts = []
+    for figure, name in zip(FIGURES, ("rank-1", "mAP"), strict=True):
+        verdict, bracket = result["verdict"][figure], result["bracket"][figure]
+        where = f" the published {_bracket(bracket)}" if bracket else " published at hand"
+        parts.append(f"{name} {verdict}{where}")
+    console.print(f"verdict: {'; '.join(parts)}", highlight=False, soft_wrap=True)
+    if result["caveats"]:
+        listed = "; ".join(result["caveats"])
+        line = f"but not a fair comparison: {listed}"
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _bracket(bounds: Sequence[float] | None) -> str:
+    return "-" if bounds is None else f"{bounds[0]:.1f}-{bounds[1]:.1f}"
+
+
+def _with_spread(values: dict[str, Any]) -> str:
+    spread = "" if values["std"] is None else f" ± {values['std']:.1f}"
+    return f"{values['mean']:.1f}{spread}"
+
+
+def show_ablation(result: dict[str, Any]) -> None:
+    """Mean and spread of each variant, and where the whole table is."""
+    from pipelines.reporting.ablation_table import spread
+
+    console = Console()
+    table = Table(title=result["ablation"])
+    sets = list(next(iter(result["variants"].values()), {}))
+    for i, column in enumerate(("variant", "n", *(f"{name} mAP" for name in sets))):
+        table.add_column(column, justify="right" if i else "left")
+    for name, measured in result["variants"].items():
+        values = [measured[query_set]["masked"]["mAP"] for query_set in sets]
+        table.add_row(escape(name), str(len(values[0])), *map(spread, values))
+    console.print(table)
+    for trial, why in result["failed"].items():
+        console.print(f"failed: {trial}: {why}", markup=False)
+    console.print(f"table: {result['table']}", soft_wrap=True, highlight=False, markup=False)
+
+
+def show_tuned(result: dict[str, Any]) -> None:
+    """What a search found, and where it is."""
+    console = Console()
+    names = result["objectives"]
+    table = Table(title=f"{len(result['trials'])} trials")
+    for column in ("", *(f"{name} mAP" for name in names)):
+        table.add_column(column, justify="right" if column else "left")
+    for label, values in {"as it was": result["start"], "best": result["best"] or {}}.items():
+        table.add_row(label, *(f"{100 * values[n]:.1f}" if values else "" for n in names))
+    console.print(table)
+    for key, value in (result["best_changes"] or {}).items():
+        console.print(f"  {key}: {value}", highlight=False, markup=False)
+    if result["config"]:
+        console.print(f"dpmpp run --config {result['config']}", soft_wrap=True, highlight=False)
+    for place in ("folder", "tracking_uri"):
+        console.print(f"{place + ':':14}{result[place]}", soft_wrap=True, highlight=False)

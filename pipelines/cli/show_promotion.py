@@ -1,0 +1,66 @@
+"""A promotion for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dpmpp_core.config.gate import Gate, load_gate
+from dpmpp_core.redaction import one_line
+from pipelines.registry.promotion import shown
+
+
+def show_promotion(result: dict[str, Any], gate: str, explain: bool) -> None:
+    """Every check and what became of it; with `explain` as sentences, with the gate's own words."""
+    console = Console()
+    checks = result.get("checks", [])
+    if explain:
+        _explain(console, load_gate(gate), checks)
+    elif checks:
+        table = Table(title=f"{result['name']} version {result['version']}")
+        for column in ("check", "", "value", "threshold"):
+            right = column in ("value", "threshold")
+            table.add_column(column, justify="right" if right else "left", no_wrap=True)
+        for check in checks:
+            verdict = "passed" if check["passed"] else "[bold red]failed[/]"
+            cells = (shown(check["value"]), shown(check["threshold"]))
+            table.add_row(escape(check["name"]), verdict, *cells)
+        console.print(table)
+        for check in checks:
+            if not check["passed"]:
+                _line(console, f"{check['name']}: {check['says']}")
+    for note in result.get("notes", []):
+        _line(console, note)
+    if not result.get("refused"):
+        _line(console, _outcome(result))
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    name, version = result["name"], result["version"]
+    if result["changed"]:
+        before = result["previous"]
+        return f"{name}: version {version} is the champion" + (
+            f", version {before} the previous one" if before else ", the first one"
+        )
+    if result["champion"] == version:
+        return f"{name}: version {version} is the champion already"
+    return f"{name}: version {version} could be the champion; nothing was changed"
+
+
+def _explain(console: Console, gate: Gate, checks: list[dict[str, Any]]) -> None:
+    for check in checks:
+        mark = "passed" if check["passed"] else "FAILED"
+        _line(console, f"{mark} {check['name']}: {check['says']}")
+    if gate.reproduce is not None:
+        _line(console, "not tried from records: images, loads, reproduces, latency")
+    _line(console, "")
+    for key, field in Gate.model_fields.items():
+        value = getattr(gate, key)
+        _line(console, f"{key} = {'off' if value in (None, {}) else value}: {field.description}")
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(one_line(text), highlight=False, markup=False, soft_wrap=True)

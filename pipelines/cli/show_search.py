@@ -1,0 +1,126 @@
+"""Indexes and what was found in them, for people at a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dpmpp_core.data.sightings import show_time
+from dpmpp_core.redaction import one_line
+from pipelines.cli.show import show_left_out
+from pipelines.gallery.pages import chance_text
+
+
+def show_added(result: dict[str, Any]) -> None:
+    """What was added, what was left out, and the index."""
+    _say(
+        f"{result['root']}: {result['added']:,} added, {result['replaced']:,} of them for older "
+        f"pictures, {result['known']:,} were there, {result['seconds']:.1f} s"
+    )
+    show_left_out(Console(), result["quarantined"])
+    show_index(result)
+
+
+def show_index(result: dict[str, Any]) -> None:
+    """Facts of an index."""
+    if "gone" in result:
+        _say(f"{result['gone']:,} deleted")
+    if "bytes_before" in result:
+        _say(f"{_size(result['bytes_before'])} before, {_size(result['bytes'])} now")
+    cameras = ", ".join(map(str, result["cameras"][:20]))
+    cameras += ", ..." if len(result["cameras"]) > 20 else ""
+    spaces = ", ".join(f"{space} {width}" for space, width in result["spaces"].items())
+    facts = {
+        "index": result["index"],
+        "images": f"{result['images']:,} of {result['persons']:,} persons that are known",
+        "cameras": cameras or "not known",
+        "times": " to ".join(filter(None, map(show_time, _span(result)))) or "not known",
+        "size": f"{_size(result['bytes'])} in {result['segments']} segments, {result['stored']}",
+        "sketches": f"of {result['sketched']:,} images; `dpmpp index compact` adds what is missing"
+        if result["sketched"]
+        else "",
+        "deleted": f"{result['deleted']:,}; `dpmpp index compact` gives their space back"
+        if result["deleted"]
+        else "",
+        "model": f"{result['model']} ({result['weights_sha256'][:12]}; {spaces})",
+    }
+    for name, value in facts.items():
+        if value:
+            _say(f"{name + ':':10}{value}")
+
+
+def show_calibration(result: dict[str, Any]) -> None:
+    """How good the probabilities are, and what thresholds cost."""
+    held = result["held_out"]
+    _say(
+        f"fitted on {result['same']:,} pairs of the same person and {result['different']:,} of "
+        f"two, of {result['persons']} persons"
+    )
+    rate = f"{100 * result['base_rate']:g} %"
+    for odds, ending in (("even odds", ""), (f"a base rate of {rate}", "_stated")):
+        _say(
+            f"persons not fitted on, at {odds}: log loss {held['log_loss' + ending]:.4f} "
+            f"(knowing the base rate only: {held['log_loss_prior' + ending]:.4f}), "
+            f"calibration error {100 * held['ece' + ending]:.2f} %"
+        )
+    table = Table(title="Thresholds on the score")
+    for column in ("score", "two persons accepted (%)", "one person refused (%)"):
+        table.add_column(column, justify="right")
+    for row in result["thresholds"]:
+        accepted, refused = 100 * row["false_accept"], 100 * row["false_reject"]
+        table.add_row(f"{row['score']:.4f}", f"{accepted:.3g}", f"{refused:.1f}")
+    Console().print(table)
+    _say(f"picture: {result['picture']}")
+
+
+def show_found(result: dict[str, Any]) -> None:
+    """A table for each query."""
+    console = Console()
+    for query in result["queries"]:
+        table = Table(title=one_line(query["image"]), title_justify="left")
+        for column in ("", "score", "same person", "person", "camera", "time", "image"):
+            left = column in ("time", "image")
+            table.add_column(column, justify="left" if left else "right", no_wrap=column == "time")
+        for rank, hit in enumerate(query["hits"], 1):
+            chance = hit["probability"]
+            table.add_row(
+                str(rank),
+                f"{hit['score']:.4f}",
+                "" if chance is None else chance_text(chance),
+                "" if hit["pid"] is None else str(hit["pid"]),
+                "" if hit["camid"] is None else str(hit["camid"]),
+                show_time(hit["time"]),
+                one_line(hit["image"].rpartition("/")[2]),
+            )
+        console.print(table, markup=False)
+    if result["approximate"]:
+        _say(
+            f"approximate: {result['scored']:,} of {result['images']:,} images scored; without "
+            "--approximate nothing is missed"
+        )
+    if result["base_rate"] is None:
+        _say("probabilities are not told: `dpmpp index calibrate` fits them")
+    else:
+        _say(
+            f"same person: if {100 * result['base_rate']:g} % of the pairs looked at show one; "
+            "--base-rate changes it"
+        )
+    if "html" in result:
+        _say(f"page: {result['html']}")
+
+
+def _say(text: str) -> None:
+    Console().print(one_line(text), highlight=False, soft_wrap=True, markup=False)
+
+
+def _span(result: dict[str, Any]) -> tuple[int | None, int | None]:
+    return result["first_time"], result["last_time"]
+
+
+def _size(number: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number} bytes"

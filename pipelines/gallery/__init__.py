@@ -1,0 +1,1 @@
+"""The index of a gallery: build, search, calibrate, and the search app."""

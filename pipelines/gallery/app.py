@@ -1,0 +1,71 @@
+"""The web app: Streamlit shows `app_page.py` until it is stopped."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from dpmpp_core.data.files import resolve_path
+from dpmpp_core.errors import ArgumentError, ConfigError, DataError
+from pipelines.gallery.index import model_source, model_version, open_index
+from pipelines.gallery.search import refuse_without_sketches
+
+log = logging.getLogger(__name__)
+
+PAGE = Path(__file__).with_name("app_page.py")
+UPLOAD_MB = 64
+GRACE = 10.0  # seconds to end in
+SETTINGS = {
+    "server.headless": "true",  # opens no browser
+    "server.fileWatcherType": "none",
+    "server.maxUploadSize": str(UPLOAD_MB),
+    "browser.gatherUsageStats": "false",
+    "client.toolbarMode": "minimal",
+    "client.showErrorDetails": "none",
+    "theme.base": "light",
+    "theme.primaryColor": "#0a5aa8",
+}
+
+
+def serve(
+    index: str, model: str | None, host: str, port: int, approximate: bool = False
+) -> dict[str, Any]:
+    """Serve the app until Ctrl-C or SIGTERM.
+
+    Raises:
+        ConfigError: Streamlit is not installed.
+        ArgumentError: the port is no port.
+        DataError: the port is in use.
+        UserError: the index or its model, looked at before anything is served.
+    """
+    if importlib.util.find_spec("streamlit") is None:
+        raise ConfigError("the app needs Streamlit: pip install 'dpmpp[app]'")
+    if not 0 < port < 65536:
+        raise ArgumentError(f"--port {port}: a number from 1 to 65535 is needed")
+    uri = resolve_path(index)
+    opened = open_index(uri)
+    if approximate:
+        refuse_without_sketches(opened, index)
+    source = model_source(model or opened.manifest.source)
+    opened.check(model_version(source), f"the model {source}")
+    command = [sys.executable, "-m", "streamlit", "run", str(PAGE)]
+    settings = SETTINGS | {"server.address": host, "server.port": str(port)}
+    command += [f"--{name}={value}" for name, value in settings.items()]
+    log.info("app: http://%s:%d, until Ctrl-C", host, port)
+    with subprocess.Popen([*command, "--", uri, source, *["approximate"] * approximate]) as server:
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            server.terminate()
+            try:
+                server.wait(GRACE)
+            except subprocess.TimeoutExpired:  # Streamlit may wait for pages that are open
+                server.kill()
+            return {"served": uri}
+    if code:
+        raise DataError(f"the app ended at once: is port {port} in use? --port names another")
+    return {"served": uri}

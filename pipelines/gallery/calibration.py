@@ -1,0 +1,125 @@
+"""Fit what a score means: embed validation pictures, score their pairs, write the result down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dpmpp_core.config import ClusterConfig
+from dpmpp_core.data.files import write_atomically
+from dpmpp_core.data.sightings import Sighting
+from dpmpp_core.errors import ArgumentError, DataError
+from dpmpp_core.index import GalleryIndex
+from dpmpp_core.retrieval import Embeddings, from_columns, refuse_unusable
+from dpmpp_core.retrieval.calibration import Calibration, calibrate, score_pairs
+from pipelines.gallery.index import (
+    BATCH,
+    EmbedImages,
+    Images,
+    find_images,
+    local_folder,
+    model_source,
+    model_version,
+)
+from pipelines.inference.embed import embed
+from pipelines.registry.references import registry_uri
+from pipelines.reporting.figures import reliability_diagram, save_png
+from pipelines.runtime.resources import connect
+from pipelines.runtime.storage import Storage
+
+CALIBRATION_FILE, PICTURE_FILE = "calibration.json", "calibration.png"
+ALONE = 1_000_000_000  # a picture of an unknown camera counts as that of a camera of its own
+
+
+def calibrate_index(
+    folder: str, images: Images, base_rate: float, model: str | None = None
+) -> dict[str, Any]:
+    """Fit the probabilities that `search` tells, on pictures of persons not trained on.
+
+    In a known layout queries are paired with the gallery, else all pictures with all. The result
+    lies beside the index: calibration.json and a picture of how reliable it is.
+
+    Returns:
+        the fields of `Calibration`, and: index, picture.
+
+    Raises:
+        UserError: the index, the model, or data without persons enough.
+    """
+    if not 0 < base_rate < 1:
+        raise ArgumentError(f"--base-rate {base_rate}: a share above 0 and below 1 is needed")
+    index = GalleryIndex.open(local_folder(folder))
+    source = model_source(model or index.manifest.source)
+    index.check(model_version(source), f"the model {source}")
+    listing, found = find_images(images)
+    chosen = [image for image in found.images if image.pid is not None and image.split != "train"]
+    if not chosen:
+        raise DataError(
+            f"{images.data}: of no image (but training ones) the person is known: give --labels"
+        )
+    plan, _ = connect(images.address, ClusterConfig())
+    paths = [image.path for image in chosen]
+    columns = embed(
+        paths, EmbedImages, (listing.root, source, registry_uri(), True), plan, BATCH, "embedded"
+    )
+    good = columns["reason"] == ""
+    values = {n: x for n, x in columns.items() if n.startswith(("feature_", "mask_"))}
+    values = {name: x[good] for name, x in values.items()}
+    kept = [image for image, ok in zip(chosen, good, strict=True) if ok]
+    refuse_unusable(values, [image.path for image in kept])
+    query, gallery = two_sides(kept, values)
+    sha256 = index.manifest.model.weights_sha256
+    calibration = calibrate(score_pairs(query, gallery), sha256, base_rate)
+    save_png(index.folder / PICTURE_FILE, reliability_diagram(calibration))
+    with write_atomically(index.folder / CALIBRATION_FILE, durable=True) as file:
+        file.write_text(calibration.model_dump_json(indent=1) + "\n")
+    return {
+        **calibration.model_dump(),
+        "index": str(index.folder),
+        "picture": str(index.folder / PICTURE_FILE),
+    }
+
+
+def read_calibration(uri: str, weights_sha256: str) -> Calibration | None:
+    """The calibration beside an index, local or on S3; None if there is none.
+
+    Raises:
+        DataError: a damaged one, or one of another model.
+    """
+    value = Storage(uri).read_json(CALIBRATION_FILE)
+    if value is None:
+        return None
+    try:
+        calibration = Calibration.model_validate(value)
+    except ValueError as error:
+        problem = " ".join(str(error).split())
+        raise DataError(f"{uri}/{CALIBRATION_FILE} is damaged: {problem}") from None
+    if calibration.weights_sha256 != weights_sha256:
+        raise DataError(
+            f"{uri}/{CALIBRATION_FILE} is of another model: `dpmpp index calibrate` makes it anew"
+        )
+    return calibration
+
+
+def two_sides(
+    images: list[Sighting], values: dict[str, np.ndarray]
+) -> tuple[Embeddings, Embeddings]:
+    """Queries and gallery, or twice all pictures where no split is known."""
+    camids = [ALONE + i if image.camid is None else image.camid for i, image in enumerate(images)]
+    features, masks = from_columns(values)
+
+    def part(rows: np.ndarray) -> Embeddings:
+        return Embeddings(
+            {space: x[rows] for space, x in features.items()},
+            {space: x[rows] for space, x in masks.items()},
+            np.array([images[i].pid for i in rows], np.int64),
+            np.array([camids[i] for i in rows], np.int64),
+            [images[i].path for i in rows],
+        )
+
+    whole = np.arange(len(images))
+    queries = [i for i, image in enumerate(images) if image.split == "query"]
+    others = [i for i, image in enumerate(images) if image.split == "gallery"]
+    if queries and others:
+        return part(np.array(queries)), part(np.array(others))
+    return part(whole), part(whole)

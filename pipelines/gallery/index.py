@@ -1,0 +1,347 @@
+"""A gallery index: made of images and added to by Ray Data, deleted from, compacted, looked at."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from dpmpp_core.config import ClusterConfig
+from dpmpp_core.data.files import FileListing, Rejected, list_files, resolve_path, write_atomically
+from dpmpp_core.data.inspection import inspect_picture
+from dpmpp_core.data.manifest import QUARANTINE_SCHEMA
+from dpmpp_core.data.sightings import Sighting, Sightings, find_sightings, read_labels
+from dpmpp_core.errors import DataError
+from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, Stored, facts
+from dpmpp_core.index.manifest import Segment
+from dpmpp_core.models.reid import CARD_FILE, NAME, WEIGHTS_FILE, ReidModel, load_model
+from dpmpp_core.models.saved import read_card
+from dpmpp_core.redaction import redact
+from dpmpp_core.retrieval import from_columns, refuse_unusable, to_columns
+from pipelines.inference.embed import embedded
+from pipelines.inference.onnx_model import SUFFIX, OnnxModel
+from pipelines.registry.references import (
+    VARIABLES,
+    fetch_registered,
+    is_registered,
+    pinned,
+    registry_uri,
+)
+from pipelines.runtime.resources import connect
+from pipelines.runtime.storage import Storage
+
+log = logging.getLogger(__name__)
+
+BATCH = 64  # images a forward pass
+# What a killed job has to do again, at most: so many images or seconds of work.
+COMMIT_ROWS, COMMIT_SECONDS = 16_384, 60.0
+QUARANTINE_FILE = "quarantine.parquet"
+
+
+@dataclass(frozen=True)
+class Images:
+    """What to add; see `dpmpp index add --help`."""
+
+    data: str
+    split: str = "all"
+    labels: str | None = None
+    address: str | None = None
+
+
+def build(folder: str, model: str, stored: Stored, images: Images) -> dict[str, Any]:
+    """Make an index, or go on with one of the same model; what `add` returns.
+
+    Everything a user can get wrong is looked at before anything is written.
+
+    Raises:
+        UserError: the model, the data, or a folder with something else in it.
+    """
+    listing, found = find_images(images)
+    source = model_source(model)
+    version = model_version(source)
+    path = local_folder(folder)
+    if (path / "index.json").exists():
+        index = GalleryIndex.open(path)
+        index.check(version, f"the model {source}")
+        if index.manifest.stored != stored:
+            raise DataError(
+                f"{folder} stores features as {index.manifest.stored}, not as {stored}: build "
+                "another index"
+            )
+    else:
+        index = GalleryIndex.create(path, version, source, stored)
+    return _add(index, source, listing, found, images.address)
+
+
+def add(folder: str, images: Images, model: str | None = None) -> dict[str, Any]:
+    """Add those images of a data folder that an index has not, as they are now.
+
+    Args:
+        model: where the index's model is now, if not where it was.
+
+    Returns:
+        `facts` of the index, and: added, replaced (pictures that changed), known (files that were
+        not opened or turned out to be the same), quarantined, seconds.
+
+    Raises:
+        UserError: the index, its model or the data.
+    """
+    index = GalleryIndex.open(local_folder(folder))
+    source = model_source(model or index.manifest.source)
+    index.check(model_version(source), f"the model {source}")
+    return _add(index, source, *find_images(images), images.address)
+
+
+def delete(folder: str, images: Sequence[str], pids: Sequence[int]) -> dict[str, Any]:
+    """Delete by image reference, as `search` shows it, or by person."""
+    if not images and not pids:
+        raise DataError("what is to be deleted? name --image or --pid")
+    index, gone = GalleryIndex.open(local_folder(folder)).delete(images, pids)
+    return {**facts(index), "gone": gone}
+
+
+def compact(folder: str, approximate: bool = False) -> dict[str, Any]:
+    """Give back the space of deleted rows, and make few large segments of many; with `approximate`
+    also sketches, see `GalleryIndex.compact`."""
+    index = GalleryIndex.open(local_folder(folder))
+    before = index.bytes
+    index = index.compact(approximate)
+    return {**facts(index), "bytes_before": before}
+
+
+def info(uri: str) -> dict[str, Any]:
+    """What is in an index, local or on S3."""
+    return {**facts(open_index(uri)), "index": redact(uri)}
+
+
+def local_folder(folder: str) -> Path:
+    """The folder of an index that is to be written to; DataError for a URI."""
+    if "://" in folder:
+        raise DataError(
+            f"{folder}: an index is written to in a local folder, and read from anywhere: copy the "
+            "finished folder there"
+        )
+    return Path(resolve_path(folder))
+
+
+def open_index(uri: str) -> GalleryIndex:
+    """The index in a local folder or at `s3://bucket/prefix`, whose segments are fetched first.
+
+    Raises:
+        DataError: as `GalleryIndex.open`.
+    """
+    if "://" not in uri:
+        return GalleryIndex.open(local_folder(uri))
+    index = remote_index(uri)
+    for segment in index.manifest.segments:
+        fetch_segment(uri, segment)
+    return index
+
+
+def remote_index(uri: str) -> GalleryIndex:
+    """The index at an S3 URI, none of whose segments is fetched yet."""
+    data = Storage(uri).read("index.json")
+    if data is None:
+        raise DataError(f"{uri} holds no index.json: not an index")
+    folder = Storage(uri).cached("")
+    folder.mkdir(parents=True, exist_ok=True)
+    with write_atomically(folder / "index.json", durable=True) as file:
+        file.write_bytes(data)
+    return GalleryIndex.open(folder)
+
+
+def fetch_segment(uri: str, segment: Segment) -> Path:
+    """The folder of an index in the cache of this node, with the files of a segment in it."""
+    for name in segment.files:
+        file = Storage(uri).fetch_file(f"segments/{name}")
+    return file.parent.parent
+
+
+def model_source(model: str) -> str:
+    """Where a model is, for other processes and other days: an absolute path, a URI as it is, or a
+    version of the registry for `models:/NAME@ALIAS`.
+
+    Raises:
+        UserError: the registry has no such model, or does not answer.
+    """
+    return pinned(model) if is_registered(model) else resolve_path(model)
+
+
+def fetch_model(source: str) -> Path:
+    """The folder of a saved model, or a file of `dpmpp export`; of one on S3 or in the registry a
+    copy on this node.
+
+    Raises:
+        UserError: it cannot be reached, or is no saved model.
+    """
+    if is_registered(source):
+        return fetch_registered(source)
+    if "://" not in source:
+        return Path(source)
+    if source.endswith(SUFFIX):
+        place, _, name = source.rpartition("/")
+        return Storage(place).fetch_file(name)
+    storage = Storage(source)
+    for file in (CARD_FILE, WEIGHTS_FILE):
+        folder = storage.fetch_file(file).parent
+    return folder
+
+
+def model_version(source: str) -> ModelVersion:
+    """Which model lies at `source`; WeightsError if it is none."""
+    if source.endswith(SUFFIX):
+        graph = OnnxModel(fetch_model(source))
+        return ModelVersion(weights_sha256=graph.weights_sha256, spaces=graph.spaces)
+    card = read_card(fetch_model(source), NAME)
+    return ModelVersion(weights_sha256=card["weights_sha256"], spaces=card["spaces"])
+
+
+def loaded_model(source: str) -> ReidModel | OnnxModel:
+    """The model at `source`, on the GPU if there is one; or the file of `dpmpp export` there."""
+    if source.endswith(SUFFIX):
+        return OnnxModel(fetch_model(source))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_model(fetch_model(source), device)
+
+
+class EmbedImages:
+    """A worker: looks at images, and embeds those that are good.
+
+    Args:
+        registry: where models that the registry names are looked up.
+    """
+
+    def __init__(self, root: str, source: str, registry: str, masks: bool = False) -> None:
+        torch.set_num_threads(1)
+        os.environ[VARIABLES[0]] = registry
+        self._model, self._root, self._masks = loaded_model(source), root, masks
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Columns row, sha256, reason, detail, features and, if asked for, masks.
+
+        Features and masks of bad images are zeros.
+        """
+        looked = [inspect_picture(self._root, path) for path in batch["path"]]
+        pictures = [picture for _, picture in looked if picture is not None]
+        good = np.array([picture is not None for _, picture in looked])
+        made = self._model.embed(pictures, batch=BATCH)
+        columns = {}
+        for name, values in to_columns(made.features, made.masks if self._masks else {}).items():
+            columns[name] = np.zeros((len(good), values.shape[1]), np.float32)
+            columns[name][good] = values
+        texts = {
+            name: np.array([row[name] for row, _ in looked], object)
+            for name in ("sha256", "reason", "detail")
+        }
+        return {"row": batch["row"], **texts, **columns}
+
+
+def find_images(images: Images) -> tuple[FileListing, Sightings]:
+    """List a data folder and name its images, with the labels that are given."""
+    listing = list_files(resolve_path(images.data))
+    labels = None
+    if images.labels is not None:
+        try:
+            labels = read_labels(Path(images.labels).read_bytes(), images.labels)
+        except OSError as error:
+            raise DataError(f"{images.labels} cannot be read: {error.strerror}") from None
+    return listing, find_sightings(listing, images.split, labels)
+
+
+def _add(
+    index: GalleryIndex, source: str, listing: FileListing, found: Sightings, address: str | None
+) -> dict[str, Any]:
+    start = time.monotonic()
+    todo = _todo(index, listing, found.images)
+    job = _Job(index, [Rejected(*row) for row in found.rejected])
+    if len(todo):
+        if len(todo) < len(found.images):
+            log.info("index: %d of %d images are in it", len(found.images) - len(todo),
+                     len(found.images))  # fmt: skip
+        plan, _ = connect(address, ClusterConfig())
+        paths = todo["path"].to_pylist()
+        arguments = (listing.root, source, registry_uri())
+        for part in embedded(paths, EmbedImages, arguments, plan, BATCH, "images indexed"):
+            job.take(part, todo)
+        job.commit()
+    quarantine = [row._asdict() for row in sorted(job.rejected)]
+    with write_atomically(index.folder / QUARANTINE_FILE, durable=True) as file:
+        pq.write_table(pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA), file)
+    return {
+        **facts(job.index),
+        "root": redact(listing.root),
+        "layout": found.layout,
+        "added": job.added,
+        "replaced": job.replaced,
+        "known": len(found.images) - len(todo) + job.known,
+        "quarantined": quarantine,
+        "seconds": round(time.monotonic() - start, 2),
+    }
+
+
+def _todo(index: GalleryIndex, listing: FileListing, images: Sequence[Sighting]) -> pa.Table:
+    """`path` and the columns of ROW_SCHEMA, without `sha256`, of what the index has not."""
+    stats = {file.path: file for file in listing.files}
+    columns = {
+        "path": [image.path for image in images],
+        "image": [f"{listing.root.rstrip('/')}/{image.path}" for image in images],
+        "bytes": [stats[image.path].size for image in images],
+        "mtime_ns": [stats[image.path].mtime_ns for image in images],
+        "pid": [image.pid for image in images],
+        "camid": [image.camid for image in images],
+        "time": [image.time for image in images],
+    }
+    fields = [ROW_SCHEMA.field(name) for name in columns if name != "path"]
+    table = pa.table(columns, schema=pa.schema([pa.field("path", pa.string()), *fields]))
+    todo = table.join(index.images(), ["image", "bytes", "mtime_ns"], join_type="left anti")
+    return todo.select(list(columns)).sort_by("path")
+
+
+class _Job:
+    """Gathers what workers made, and adds it to the index a lot at a time."""
+
+    def __init__(self, index: GalleryIndex, rejected: list[Rejected]) -> None:
+        self.index, self.rejected = index, rejected
+        self.added = self.replaced = self.known = 0
+        self._rows: list[pa.Table] = []
+        self._features: list[dict[str, np.ndarray]] = []
+        self._last = time.monotonic()
+
+    def take(self, part: dict[str, np.ndarray], todo: pa.Table) -> None:
+        """Columns of a batch, see `EmbedImages`; `row` is a row of `todo`."""
+        rows = todo.take(pa.array(part["row"]))
+        good = part["reason"] == ""
+        bad = zip(rows["path"].to_pylist(), part["reason"], part["detail"], good, strict=True)
+        self.rejected += [Rejected(path, reason, why) for path, reason, why, ok in bad if not ok]
+        features = {n: x[good] for n, x in part.items() if n.startswith("feature_")}
+        rows = rows.append_column("sha256", pa.array(part["sha256"], pa.string()))
+        rows = rows.filter(pa.array(good)).select(ROW_SCHEMA.names)
+        refuse_unusable(features, rows["image"].to_pylist())
+        self._rows.append(rows)
+        self._features.append(features)
+        waiting = sum(map(len, self._rows))
+        if waiting >= COMMIT_ROWS or time.monotonic() - self._last > COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        rows = pa.concat_tables(self._rows) if self._rows else ROW_SCHEMA.empty_table()
+        if len(rows):
+            names = self._features[0]
+            joined = {n: np.concatenate([part[n] for part in self._features]) for n in names}
+            features, _ = from_columns(joined)
+            self.index, done = self.index.append(
+                self.index.manifest.model, rows, cast(dict[str, np.ndarray], features)
+            )
+            self.added += done.added
+            self.replaced += done.replaced
+            self.known += done.known
+        self._rows, self._features, self._last = [], [], time.monotonic()

@@ -1,0 +1,320 @@
+"""Search an index for the person of a picture: on this machine, or over shards by Ray workers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from dpmpp_core.data.files import list_files, resolve_path
+from dpmpp_core.data.images import Image, read_image
+from dpmpp_core.data.sightings import find_sightings, show_time
+from dpmpp_core.errors import ConfigError, DataError, WeightsError
+from dpmpp_core.index import Found, GalleryIndex, Where, search
+from dpmpp_core.redaction import redact
+from dpmpp_core.retrieval import refuse_unusable, to_columns
+from pipelines.gallery.calibration import read_calibration
+from pipelines.gallery.index import (
+    loaded_model,
+    local_folder,
+    model_source,
+    model_version,
+    open_index,
+    remote_index,
+)
+from pipelines.gallery.shards import Shards
+from pipelines.inference.onnx_model import graph_beside
+from pipelines.inference.queries import (
+    SHOWN_FRAMES,
+    Asked,
+    embed_queries,
+    fused,
+    one_of,
+    side_by_side,
+)
+from pipelines.registry.references import is_registered
+from pipelines.runtime.progress import bar
+
+log = logging.getLogger(__name__)
+
+BATCH = 64  # queries embedded and searched for at a time
+ENGINES = ("torch", "onnx")
+
+
+class Hit(NamedTuple):
+    """One picture found.
+
+    Attributes:
+        image: its path or URI.
+        score: masked similarity, in [-1, 1].
+        probability: that it shows the same person, in (0, 1); None if the index is not calibrated.
+        pid, camid: person and camera; None = not known.
+        time: seconds since 1970, UTC.
+    """
+
+    image: str
+    score: float
+    probability: float | None
+    pid: int | None
+    camid: int | None
+    time: int | None
+
+
+class Results(NamedTuple):
+    """What queries found.
+
+    Attributes:
+        hits: of each query, best first.
+        scored: how many images each query was scored with; of an exact search all that it may find.
+    """
+
+    hits: list[list[Hit]]
+    scored: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to look for and where; see `dpmpp search --help`."""
+
+    index: str
+    query: str
+    top: int = 20
+    where: Where = field(default_factory=Where)
+    model: str | None = None
+    shards: int = 0
+    base_rate: float | None = None
+    html: str | None = None
+    address: str | None = None
+    engine: str = "torch"
+    tracklet: bool = False
+    approximate: bool = False
+
+
+def run_search(request: Request) -> dict[str, Any]:
+    """Search for a picture, for each picture of a folder, or for the one person of a folder.
+
+    Returns:
+        index, images, scored (see `Results`), approximate, model, base_rate (None if not
+        calibrated), queries: of each its image and its hits.
+
+    Raises:
+        UserError: the index, the model, or a query that is no picture.
+    """
+    if request.top < 1:
+        raise DataError(f"--top {request.top}: at least 1 is needed")
+    root, paths = _query_files(request.query)
+    searcher = Searcher(request.index, request.model, request.base_rate, request.shards,
+                        request.address, request.engine, request.approximate)  # fmt: skip
+    found: list[tuple[str, Image, Asked, list[Hit]]] = []
+    scored = 0
+    if request.tracklet:
+        picture, asked = searcher.ask_as_one(root, paths)
+        (best_of_it,), scored = searcher.find(asked, request.top, request.where)
+        found, paths = [(root, picture, asked, best_of_it)], []
+    with bar("searched", len(paths)) as shown:
+        for start in range(0, len(paths), BATCH):
+            part = paths[start : start + BATCH]
+            pictures = [read_image(root, path) for path in part]
+            asked = searcher.ask(pictures, part)
+            hits, scored = searcher.find(asked, request.top, request.where)
+            images = [f"{root}/{path}" for path in part]
+            found += [(images[i], pictures[i], one_of(asked, i), hits[i]) for i in range(len(part))]
+            shown.update(len(found))
+    result: dict[str, Any] = {
+        "index": redact(request.index),
+        "images": len(searcher.index),
+        "scored": scored,
+        "approximate": request.approximate,
+        "model": redact(searcher.source),
+        "base_rate": searcher.base_rate,
+        "queries": [
+            {"image": image, "hits": [hit._asdict() for hit in hits]} for image, _, _, hits in found
+        ],
+    }
+    if request.html is not None:
+        from pipelines.gallery.pages import Answer, write_search_page
+
+        answers = [Answer(*one) for one in found]
+        write_search_page(Path(request.html), searcher.facts(request.where, scored), answers)
+        result["html"] = str(Path(request.html).absolute())
+    return result
+
+
+class Searcher:
+    """An index opened for searching, with its model and its calibration.
+
+    Args:
+        uri: a folder or `s3://bucket/prefix`.
+        model: where the index's model is now, if not where it was.
+        base_rate: share of pairs of the same person, for the probabilities; None = as calibrated.
+        shards: Ray workers that search the segments side by side; 0 = this process.
+        address: of a Ray cluster; None = one is started here for shards.
+        engine: what runs the model: `torch`, or `onnx` = the file of `dpmpp export` in its folder.
+        approximate: score only the images whose sketches score best; see `dpmpp_core.index.search`.
+
+    Raises:
+        UserError: no index, another model, a bad base rate, no sketches to search by.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        model: str | None = None,
+        base_rate: float | None = None,
+        shards: int = 0,
+        address: str | None = None,
+        engine: str = "torch",
+        approximate: bool = False,
+    ) -> None:
+        if shards < 0:
+            raise DataError(f"--shards {shards}: 0 or more are needed")
+        self.uri = resolve_path(uri)
+        remote = shards and "://" in uri
+        self.index = remote_index(self.uri) if remote else open_index(self.uri)
+        if approximate:
+            refuse_without_sketches(self.index, uri)
+        self._approximate = approximate
+        own = self.index.manifest
+        self.source = model_source(model or own.source)
+        if engine not in ENGINES:
+            raise ConfigError(f"--engine {engine}: one of {', '.join(ENGINES)} is needed")
+        if engine == "onnx":
+            if is_registered(self.source):
+                raise ConfigError(
+                    f"--engine onnx: {self.source} is in the registry, which keeps no graph: name "
+                    "the file of `dpmpp export` with --model"
+                )
+            self.source = graph_beside(self.source)
+        self._check(self.source)
+        self._model = loaded_model(self.source)
+        self._calibration = read_calibration(self.uri, own.model.weights_sha256)
+        if base_rate is not None and self._calibration is None:
+            raise DataError(f"{uri} is not calibrated: `dpmpp index calibrate` does it")
+        stated = self._calibration.base_rate if self._calibration else None
+        self.base_rate = stated if base_rate is None else base_rate
+        if self.base_rate is not None and not 0 < self.base_rate < 1:
+            raise DataError(f"--base-rate {base_rate}: a share above 0 and below 1 is needed")
+        self._count, self._address = shards, address
+        self._shards = self._started() if shards else None
+
+    def _started(self) -> Shards:
+        return Shards(self.uri, self.index, self._count, self._address, self._approximate)
+
+    def _check(self, source: str) -> None:
+        try:
+            version = model_version(source)
+        except WeightsError as error:
+            raise WeightsError(f"{error}; name the folder of the index's model: --model") from None
+        self.index.check(version, f"the model {source}")
+
+    def ask(self, pictures: Sequence[Image], names: Sequence[str]) -> Asked:
+        """Features and masks of pictures, uint8 [H, W, 3] RGB of any size.
+
+        Raises:
+            WeightsError: one without usable features; says its name.
+        """
+        asked = embed_queries(self._model, pictures)
+        refuse_unusable(to_columns(asked.features, asked.masks), names)
+        return asked
+
+    def ask_as_one(self, root: str, paths: Sequence[str]) -> tuple[Image, Asked]:
+        """Pictures of one person as one query: they side by side, and what `fuse` makes of them."""
+        pictures: list[Image] = []
+        parts: list[Asked] = []
+        for start in range(0, len(paths), BATCH):
+            names = paths[start : start + BATCH]
+            frames = [read_image(root, path) for path in names]
+            parts.append(self.ask(frames, names))
+            pictures += frames[: SHOWN_FRAMES - len(pictures)]
+        return side_by_side(pictures), fused(parts)
+
+    def find(self, asked: Asked, top: int, where: Where) -> Results:
+        """The best of the index for each query; an index that grew is searched as it is now."""
+        for last in (False, False, True):
+            self._refresh()
+            try:
+                found, rows = self._search(asked, top, where)
+                return Results(self._hits(found, rows), found.scored)
+            except FileNotFoundError:  # compacted this moment
+                if last:
+                    raise DataError(f"{self.uri} is compacted again and again") from None
+        raise AssertionError
+
+    def facts(self, where: Where, scored: int) -> dict[str, str]:
+        """What the page says of the search; `scored` as of `Results`."""
+        told = {"index": redact(self.uri), "images": f"{len(self.index):,}"}
+        if self._approximate:
+            told["search"] = f"approximate: {scored:,} images scored"
+        told["model"] = self.index.manifest.model.weights_sha256[:16]
+        if where.cameras is not None:
+            told["cameras"] = ", ".join(map(str, sorted(where.cameras)))
+        if where.since is not None:
+            told["from (UTC)"] = show_time(where.since)
+        if where.until is not None:
+            told["until (UTC)"] = show_time(where.until)
+        if self._calibration is not None and self.base_rate is not None:
+            c = self._calibration
+            told["probability"] = (
+                f"if {100 * self.base_rate:g} % of the pairs looked at show the same person; "
+                f"fitted on {c.same:,} pairs of the same person and {c.different:,} of two, "
+                f"of {c.persons} persons"
+            )
+        else:
+            told["probability"] = "not told: the index is not calibrated (dpmpp index calibrate)"
+        return told
+
+    def _refresh(self) -> None:
+        """Open the index anew if somebody wrote to it; one on S3 stays as it was."""
+        if "://" in self.uri:
+            return
+        now = GalleryIndex.open(local_folder(self.uri))
+        now.check(self.index.manifest.model, "the query")
+        if now.manifest != self.index.manifest:
+            self.index = now
+            self._shards = self._started() if self._shards else None
+
+    def _search(self, asked: Asked, top: int, where: Where) -> tuple[Found, pa.Table]:
+        if self._shards is not None:
+            return self._shards.search(asked, top, where)
+        found = search(self.index, asked.features, asked.masks, top, where, None, self._approximate)
+        return found, self.index.take(found.positions[found.positions >= 0])
+
+    def _hits(self, found: Found, rows: pa.Table) -> list[list[Hit]]:
+        """rows: those of the positions that are there, query by query."""
+        there = found.positions >= 0
+        scores = found.scores[there].astype(np.float64)
+        chances: list[float] | list[None] = [None] * len(scores)
+        if self._calibration is not None:
+            chances = self._calibration.probability(scores, self.base_rate).tolist()
+        columns = rows.select(["image", "pid", "camid", "time"]).to_pylist()
+        hits = [
+            Hit(row["image"], float(score), chance, row["pid"], row["camid"], row["time"])
+            for row, score, chance in zip(columns, scores, chances, strict=True)
+        ]
+        ends = np.cumsum(there.sum(axis=1)).tolist()
+        return [hits[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def refuse_without_sketches(index: GalleryIndex, uri: str) -> None:
+    """Raise DataError if an index holds images, but no sketches to search by."""
+    if len(index) and not index.sketched:
+        raise DataError(
+            f"{uri} has no sketches for --approximate: `dpmpp index compact --approximate` writes "
+            "them"
+        )
+
+
+def _query_files(query: str) -> tuple[str, list[str]]:
+    """A root and the images below it: one, or all of a folder."""
+    place = resolve_path(query)
+    if "://" in place or Path(place).is_dir():
+        listing = list_files(place)
+        return listing.root.rstrip("/"), [x.path for x in find_sightings(listing).images]
+    if not Path(place).is_file():
+        raise DataError(f"{query}: no such picture or folder")
+    return str(Path(place).parent), [Path(place).name]

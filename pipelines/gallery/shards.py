@@ -1,0 +1,124 @@
+"""Ray workers that hold the segments of an index among them and search them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from dpmpp_core.config import ClusterConfig
+from dpmpp_core.index import Found, GalleryIndex, ModelVersion, Where, best, search
+from pipelines.gallery.index import fetch_segment
+from pipelines.inference.queries import Asked
+from pipelines.runtime.resources import connect
+
+LIVES = 3  # times that a shard's worker is started again
+
+
+@ray.remote(num_cpus=0, max_restarts=LIVES, max_task_retries=LIVES, scheduling_strategy="SPREAD")
+class Shard:
+    """A worker that searches some segments. When it is killed Ray starts it again, and what it was
+    asked for with it."""
+
+    def __init__(self, uri: str, manifest: dict[str, Any], files: Sequence[str]) -> None:
+        self._uri, self._manifest, self._files = uri, manifest, files
+        self._opened: GalleryIndex | None = None
+
+    def search(
+        self,
+        features: dict,
+        masks: dict,
+        k: int,
+        where: Where,
+        model: ModelVersion,
+        approximate: bool,
+    ) -> Found:
+        index = self._index()
+        index.check(model, "the query")
+        return search(index, features, masks, k, where, self._files, approximate)
+
+    def take(self, positions: np.ndarray) -> pa.Table:
+        return self._index().take(positions)
+
+    def _index(self) -> GalleryIndex:
+        """Open it at the first search, so that whoever searches gets the error."""
+        if self._opened is None:
+            from dpmpp_core.index.manifest import Manifest
+
+            torch.set_num_threads(1)
+            manifest = Manifest.model_validate(self._manifest)
+            folder = Path(self._uri)
+            if "://" in self._uri:
+                for segment in manifest.segments:
+                    if segment.file in self._files:
+                        folder = fetch_segment(self._uri, segment)
+            self._opened = GalleryIndex(folder, manifest)
+        return self._opened
+
+
+class Shards:
+    """Workers that hold an index's segments among them.
+
+    Scores depend on nothing but the pair, and each shard lists its k best, so the k best of all are
+    those that one machine finds.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        index: GalleryIndex,
+        count: int,
+        address: str | None,
+        approximate: bool = False,
+    ) -> None:
+        connect(address, ClusterConfig())
+        self._index, self._approximate = index, approximate
+        self._files = _divided(index, count)
+        manifest = index.manifest.model_dump()
+        self._workers = [
+            Shard.remote(uri, manifest, files)  # type: ignore[attr-defined]
+            for files in self._files
+        ]
+
+    def search(self, asked: Asked, k: int, where: Where) -> tuple[Found, pa.Table]:
+        """The k best of each query, and the rows found, query by query."""
+        question = ray.put(asked.features), ray.put(asked.masks)
+        how = k, where, self._index.manifest.model, self._approximate
+        parts = [worker.search.remote(*question, *how) for worker in self._workers]
+        found = best(ray.get(parts), k)
+        wanted = found.positions[found.positions >= 0]
+        owners = self._owners(wanted)
+        waiting = {
+            number: self._workers[number].take.remote(wanted[owners == number])
+            for number in np.unique(owners).tolist()
+        }
+        tables = [ray.get(rows) for rows in waiting.values()]
+        places = [np.flatnonzero(owners == number) for number in waiting]
+        if not tables:
+            return found, self._index.take(wanted)
+        order = np.argsort(np.concatenate(places))
+        return found, pa.concat_tables(tables).take(pa.array(order))
+
+    def _owners(self, positions: np.ndarray) -> np.ndarray:
+        """Which worker has each position."""
+        segments = self._index.manifest.segments
+        ends = np.cumsum([segment.rows for segment in segments])
+        shard_of = {file: number for number, files in enumerate(self._files) for file in files}
+        owners = np.array([shard_of[segment.file] for segment in segments], np.int64)
+        return owners[np.searchsorted(ends, positions, side="right")]
+
+
+def _divided(index: GalleryIndex, count: int) -> list[list[str]]:
+    """Files of segments for each of at most `count` shards, about as many rows in each."""
+    shards: list[list[str]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for segment in sorted(index.manifest.segments, key=lambda s: -s.rows):
+        least = loads.index(min(loads))
+        shards[least].append(segment.file)
+        loads[least] += segment.rows
+    return [files for files in shards if files] or [[]]

@@ -1,0 +1,1 @@
+"""Embed images with PyTorch or ONNX."""

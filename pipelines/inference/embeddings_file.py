@@ -1,0 +1,33 @@
+"""Embeddings on disk: a safetensors file, and a JSON file of the image paths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from dpmpp_core.models.tensors import read_tensors
+from dpmpp_core.retrieval import Embeddings, from_columns, to_columns
+
+
+def save_embeddings(part: Embeddings, path: Path) -> None:
+    """Write embeddings to `path`, and their image paths to a JSON file of the same name."""
+    arrays: dict[str, np.ndarray] = dict(to_columns(part.features, part.masks))
+    arrays |= {"pids": part.pids, "camids": part.camids}
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
+    path.with_suffix(".paths.json").write_text(json.dumps(list(part.paths)))
+
+
+def load_embeddings(path: Path) -> Embeddings:
+    """Return what `save_embeddings` wrote; WeightsError if the file is damaged."""
+    arrays = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+    features, masks = from_columns(arrays)
+    return Embeddings(
+        features=features,
+        masks=masks,
+        pids=arrays["pids"],
+        camids=arrays["camids"],
+        paths=json.loads(path.with_suffix(".paths.json").read_text()),
+    )

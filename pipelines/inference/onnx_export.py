@@ -1,0 +1,175 @@
+"""A trained model as one ONNX file.
+
+It is here and not in the core, whose dependencies stay those of the method: onnx, onnxscript and
+onnxruntime are an extra, `onnx`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from dpmpp_core import __version__
+from dpmpp_core.config import DemoConfig
+from dpmpp_core.data.files import write_atomically
+from dpmpp_core.data.images import decode
+from dpmpp_core.demo.generate import draw_shots
+from dpmpp_core.demo.plan import plan_shots
+from dpmpp_core.errors import ArgumentError, WeightsError
+from dpmpp_core.models.reid import NAME, ReidModel, load_model
+from dpmpp_core.models.saved import read_card
+from dpmpp_core.retrieval import to_columns
+from pipelines.inference.onnx_model import FORMAT, INPUT, SUFFIX, OnnxModel, import_package
+
+TOLERANCE = 1e-4
+CHECKED = (1, 3, 64, 32)  # pictures of each batch that is compared: a hundred
+LARGEST = 1_900_000_000  # bytes of weights: a Protobuf message, so an ONNX file, ends at 2 GiB
+
+
+def export(model: Path, out: Path) -> dict[str, Any]:
+    """Write a saved model as one ONNX graph, checked against the model itself.
+
+    Input `images`, uint8 [N, height, width, 3] RGB, N free: pictures resized already and nothing
+    else, since the graph normalises them. Outputs `feature_SPACE` and `mask_SPACE`, float32
+    [N, width], of every metric space. The file's metadata tell `weights_sha256`, `spaces`, `height`
+    and `width`. It appears at `out` once a hundred drawn people, in batches of several sizes, gave
+    what the model gives.
+
+    Args:
+        model: folder of a saved model.
+        out: the file, replaced where there is one.
+
+    Returns:
+        what the command prints: `onnx`, `weights_sha256`, `spaces`, `height`, `width`, `bytes`,
+        `images` compared, `max_abs_difference` over all outputs.
+
+    Raises:
+        ArgumentError: `out` is no file to be written.
+        ConfigError: the extra is not installed.
+        WeightsError: as `load_model`; too large for one file; or the graph gives other numbers than
+            the model by more than 1e-4: says where and by how much, and nothing is written.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        import_package(package)
+    if out.is_dir() or out.suffix != SUFFIX:
+        raise ArgumentError(f"--out {out}: name the file to be written, NAME{SUFFIX}")
+    loaded = load_model(model)
+    size = sum(p.numel() * p.element_size() for p in loaded.state_dict().values())
+    if size > LARGEST:
+        raise WeightsError(f"{model}: {size / 1e9:.1f} GB of weights; one ONNX file holds 2 GB")
+    card = read_card(model, NAME)
+    facts = {
+        "format": FORMAT,
+        "version": __version__,
+        "weights_sha256": str(card["weights_sha256"]),
+        "backbone": loaded.config.backbone,
+        "spaces": json.dumps(loaded.spaces),
+        "height": str(loaded.data.height),
+        "width": str(loaded.data.width),
+        "bands": str(loaded.config.bands),
+    }
+    with write_atomically(out) as unfinished:
+        _write(loaded, unfinished, facts)
+        difference = _refuse_another(loaded, OnnxModel(unfinished), out)
+    return {
+        "onnx": str(out),
+        "weights_sha256": facts["weights_sha256"],
+        "spaces": loaded.spaces,
+        "height": loaded.data.height,
+        "width": loaded.data.width,
+        "bytes": out.stat().st_size,
+        "images": sum(CHECKED),
+        "max_abs_difference": difference,
+    }
+
+
+class _Graph(nn.Module):
+    """What is exported: pixels in, the columns of `to_columns` out, in their order."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: ReidModel) -> None:
+        super().__init__()
+        self.model = model
+        std, mean = torch.tensor(model.data.std), torch.tensor(model.data.mean)
+        self.register_buffer("scale", (1 / (255 * std))[:, None, None])
+        self.register_buffer("shift", (mean / std)[:, None, None])
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        pixels = images.permute(0, 3, 1, 2).float() * self.scale - self.shift
+        reading = self.model(pixels)
+        features = self.model.retrieval_features(reading.features)
+        columns = to_columns(features, reading.masks)
+        return tuple(columns[name].float() for name in _columns(self.model))
+
+
+def _columns(model: ReidModel) -> list[str]:
+    """Names of the graph's outputs, in their order."""
+    return list(to_columns(model.spaces, model.spaces))
+
+
+def _write(model: ReidModel, path: Path, facts: Mapping[str, str]) -> None:
+    example = torch.zeros(2, model.data.height, model.data.width, 3, dtype=torch.uint8)
+    loud = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
+    levels = [logger.level for logger in loud]
+    for logger in loud:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _Graph(model).eval(),
+                (example,),
+                dynamo=True,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=_columns(model),
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+            assert program is not None
+            program.model.metadata_props.update(facts)
+            program.save(path, external_data=False)
+    finally:
+        for logger, level in zip(loud, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _refuse_another(model: ReidModel, written: OnnxModel, out: Path) -> float:
+    """The largest difference over all outputs; WeightsError beyond TOLERANCE."""
+    people = _people(sum(CHECKED))
+    largest, start = 0.0, 0
+    for count in CHECKED:
+        batch = people[start : start + count]
+        start += count
+        wanted, given = (m.embed(batch, count) for m in (model, written))
+        columns = to_columns(given.features, given.masks)
+        for name, values in to_columns(wanted.features, wanted.masks).items():
+            difference = float(np.abs(values - columns[name]).max())
+            if not difference <= TOLERANCE:  # NaN too
+                raise WeightsError(
+                    f"{out} is not written: its {name} differs from the model's by "
+                    f"{difference:.1e} in a batch of {count}, {TOLERANCE:.0e} is allowed"
+                )
+            largest = max(largest, difference)
+    return largest
+
+
+@cache
+def _people(count: int) -> list[npt.NDArray[np.uint8]]:
+    """Drawn people: what the model is shown should look like what it is made for."""
+    config = DemoConfig(train_identities=count, test_identities=2, cameras=2, train_images=1)
+    shots = [shot for shot in plan_shots(config) if shot.folder == "bounding_box_train"]
+    by_camera = [[shot for shot in shots if shot.camid == camera] for camera in (1, 2)]
+    drawn = [picture for own in by_camera if own for picture in draw_shots((config, own))]
+    return [decode(picture.jpeg) for picture in drawn]

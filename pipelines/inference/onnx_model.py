@@ -1,0 +1,102 @@
+"""An exported model, run by onnxruntime."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpmpp_core.config import DataConfig
+from dpmpp_core.errors import ConfigError, WeightsError
+from dpmpp_core.models.reid import NAME, Embedded, fitted
+from dpmpp_core.retrieval import from_columns, to_columns
+
+SUFFIX = ".onnx"
+INPUT = "images"
+FORMAT = "dpmpp-1"
+
+
+def graph_beside(model: str) -> str:
+    """Where the graph of the model in a folder is, unless told otherwise."""
+    return model if model.endswith(SUFFIX) else f"{model.rstrip('/')}/{NAME}{SUFFIX}"
+
+
+class OnnxModel:
+    """An exported model; `embed` as that of `ReidModel`.
+
+    Args:
+        path: the file.
+        threads: of onnxruntime; 0 = as many as there are cores.
+
+    Attributes:
+        weights_sha256: of the model that was exported.
+        spaces: metric space -> width.
+        bands: horizontal bands of the person, 0 = none.
+        data: the size of its pictures.
+
+    Raises:
+        ConfigError: the extra is not installed.
+        WeightsError: no such file, a damaged one, or one that `export` did not write.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        runtime = import_package("onnxruntime")
+        if not Path(path).is_file():
+            raise WeightsError(f"no file {path}: `dpmpp export --model FOLDER` writes one")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        providers = [name for name in wanted if name in runtime.get_available_providers()]
+        try:
+            self._session = runtime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # onnxruntime raises kinds of its own, all meaning: unreadable
+            problem = " ".join(str(error).split())
+            raise WeightsError(f"{path} does not load as an ONNX model: {problem[:200]}") from None
+        self._names = [output.name for output in self._session.get_outputs()]
+        facts = self._session.get_modelmeta().custom_metadata_map
+        if facts.get("format") != FORMAT:
+            raise WeightsError(f"{path} is no model of `dpmpp export`, or of another version of it")
+        try:
+            self.weights_sha256: str = facts["weights_sha256"]
+            self.spaces: dict[str, int] = json.loads(facts["spaces"])
+            self.bands = int(facts["bands"])
+            self.data = DataConfig(height=int(facts["height"]), width=int(facts["width"]))
+            columns = list(to_columns(self.spaces, self.spaces))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problem = " ".join(str(error).split())
+            raise WeightsError(f"{path}: damaged metadata: {problem[:200]}") from None
+        if columns != self._names:
+            raise WeightsError(f"{path}: its outputs are not those of the spaces it names")
+
+    def embed(self, images: Any, batch: int = 64) -> Embedded:
+        """Embed pictures; arguments, result and errors are those of `ReidModel.embed`."""
+        if isinstance(images, (str, Path)):
+            images = [images]
+        parts = [
+            self._session.run(
+                None, {INPUT: fitted(images[start : start + batch], self.data, start)}
+            )
+            for start in range(0, len(images), batch)
+        ]
+        widths = to_columns(self.spaces, self.spaces)
+        columns = {
+            name: np.concatenate([part[i] for part in parts])
+            if parts
+            else np.zeros((0, widths[name]), np.float32)
+            for i, name in enumerate(self._names)
+        }
+        return Embedded(*from_columns(columns))
+
+
+def import_package(name: str) -> Any:
+    """Import a package of the extra `onnx`; ConfigError if it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ConfigError(
+            f"ONNX needs the package {name}, which is not installed: pip install 'dpmpp[onnx]'"
+        ) from None

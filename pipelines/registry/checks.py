@@ -1,0 +1,173 @@
+"""A registered version before its gate: gather what the checks need, ask them one by one."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion
+
+from dpmpp_core.config.gate import Gate
+from dpmpp_core.errors import DataError, WeightsError
+from dpmpp_core.gate import (
+    Check,
+    Sets,
+    budget_check,
+    dataset_check,
+    files_check,
+    floor_checks,
+    images_check,
+    load_check,
+    mask_checks,
+    no_worse_checks,
+    refused_by,
+    reproduce_checks,
+    rolled_back_check,
+)
+from pipelines.registry import record
+from pipelines.registry.client import FILES, Registry, files_sha256, megabytes
+from pipelines.registry.promotion_log import ROLLED_BACK
+from pipelines.registry.record import Record
+from pipelines.registry.verify import Fresh, measure
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Verdict:
+    """What a gate said of a version.
+
+    Attributes:
+        version: its number.
+        champion: the number of what it was compared with; None = there is none.
+        checks: in the order in which they were made; after one that makes the others meaningless
+            there are no more.
+        notes: what a reader of the checks has to know besides.
+        card: the version's model card, if it has one.
+    """
+
+    version: int
+    champion: int | None
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    card: str = ""
+
+    @property
+    def refused_by(self) -> list[str]:
+        return refused_by(self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "champion": self.champion,
+            "notes": self.notes,
+            "refused_by": self.refused_by,
+            "checks": [vars(check) for check in self.checks],
+        }
+
+
+def judge(
+    registry: Registry,
+    gate: Gate,
+    version: ModelVersion,
+    champion: ModelVersion | None,
+    folder: Path,
+    data: str | None = None,
+    records_only: bool = False,
+) -> Verdict:
+    """Hold a version against a gate.
+
+    Args:
+        folder: an empty one, for the versions' files.
+        data: where the evaluation's images are; None = where they were.
+        records_only: load nothing: what the record says is taken as it is, and a champion that
+            was measured on other images is not compared.
+
+    Raises:
+        RegistryError: the registry does not answer.
+        DataError, WeightsError: the champion cannot be measured on the version's images.
+    """
+    number = int(version.version)
+    verdict = Verdict(number, None if champion is None else int(champion.version))
+    checks = verdict.checks
+    files = registry.download(number, folder)
+    checks.append(files_check(files_sha256(files), version.tags.get(FILES)))
+    checks.append(rolled_back_check(version.tags.get(ROLLED_BACK)))
+    if not checks[0].passed:
+        return verdict  # nothing that these files say can be trusted
+    beside = files / "artifacts" / record.FOLDER
+    own, verdict.card = Record.read(beside), (beside / record.CARD).read_text()
+    checks.append(dataset_check(own.facts["dataset_id"], gate.dataset))
+    checks += floor_checks(own.queries, gate.floors)
+    if gate.mask_std is not None:
+        checks += mask_checks(own.measured["masks"], gate.mask_std)
+    if gate.size_mb is not None:
+        checks.append(budget_check("size", megabytes(files), gate.size_mb, "MB"))
+    root = data or own.facts["root"]
+    if gate.reproduce is not None and not records_only:
+        _load(checks, files, own, root, gate)
+        if checks[-1].name == "images":
+            return verdict  # nor could a champion be measured on them
+    other: Sets | None = None
+    if champion is not None and gate.no_worse:
+        other, note = _champion(registry, champion, own, folder, root, records_only)
+        verdict.notes += [note] if note else []
+        if other is None:
+            return verdict
+    checks += no_worse_checks(own.queries, other, gate)
+    return verdict
+
+
+def _load(checks: list[Check], files: Path, own: Record, root: str, gate: Gate) -> None:
+    """Load the version in a new process; what comes of it is appended to `checks`."""
+    assert gate.reproduce is not None
+    count = len(own.images)
+    try:
+        found: Fresh = measure(files, own.images, root)
+    except DataError as error:
+        checks.append(images_check(count, f"{error} (--data names another place)"))
+        return
+    except WeightsError as error:
+        checks.append(load_check(str(error)))
+        return
+    checks += [images_check(count, None), load_check(None, found.seconds)]
+    checks += reproduce_checks(own.queries, found.queries, gate.reproduce)
+    if gate.latency_ms is not None:
+        checks.append(budget_check("latency", found.latency_ms, gate.latency_ms, "ms"))
+
+
+def _champion(
+    registry: Registry,
+    champion: ModelVersion,
+    own: Record,
+    folder: Path,
+    root: str,
+    records_only: bool,
+) -> tuple[Sets | None, str]:
+    """What the champion's queries found on the version's images, and how that is known.
+
+    None where records alone do not tell.
+    """
+    number = int(champion.version)
+    files = registry.download(number, folder)
+    if files_sha256(files) != champion.tags.get(FILES):
+        raise WeightsError(
+            f"the files of the champion, version {number}, are not those that were registered: "
+            "nothing can be compared with it; go back with `--rollback`, or name another champion"
+        )
+    theirs = Record.read(files / "artifacts" / record.FOLDER)
+    if theirs.facts["evaluation_id"] == own.facts["evaluation_id"]:
+        return theirs.queries, ""
+    if records_only:
+        return None, (
+            f"the champion, version {number}, was measured on other images: records do not compare "
+            "them, a promotion measures it anew"
+        )
+    note = f"the champion, version {number}, was measured on other images: measured anew on these"
+    log.info(note)
+    try:
+        return measure(files, own.images, root).queries, note
+    except WeightsError as error:
+        raise WeightsError(f"the champion, version {number}: {error}") from None

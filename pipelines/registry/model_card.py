@@ -1,0 +1,149 @@
+"""The model card of a version: what it is, how good and how sure, from what, and what it is not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from dpmpp_core.config import Config
+from dpmpp_core.percent import format_percent
+from dpmpp_core.redaction import one_line
+from pipelines.registry.record import CARD, Record
+from pipelines.reporting.tables import bounded, hidden_rows
+
+LAST = "## Configuration"
+DESCRIPTION = 5000  # characters that the registry keeps of a version's description
+INTENDED = (
+    "Ranking pictures of persons by likeness to a query, for people who then look themselves."
+)
+LIMITS = (
+    "A rank identifies nobody: the figures are of queries whose person is in the gallery.",
+    "Figures hold for the data above. Other cameras, places, clothes or years are another matter.",
+    "The intervals tell of other persons, not of another training: this is one seed.",
+    "Differences between groups of people were not measured: decide nothing about people by it.",
+)  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+
+def model_card(record: Record, config: Config, client: MlflowClient) -> str:
+    """The card as Markdown."""
+    parts = [
+        _head(record, config),
+        _data(record, config),
+        _figures(record.measured),
+        _ablation(record, client),
+        ["## Intended use and limits", "", config.tracking.intended_use or INTENDED, "",
+         *(f"- {limit}" for limit in LIMITS)],
+        [LAST, "", "```yaml", config.to_yaml().strip(), "```"],
+    ]  # fmt: skip
+    return "\n".join("\n".join([*part, ""]) for part in parts if part)
+
+
+def with_section(card: str, section: str) -> str:
+    """The card with one more section, before its last, long one."""
+    return card.replace(LAST, f"{section}\n{LAST}", 1)
+
+
+def description(card: str) -> str:
+    """The card as far as it fits a version's description; whole, it is beside the model."""
+    text, cut = card[: card.index(LAST)], f"... whole: {CARD} in `record`"
+    return text if len(text) <= DESCRIPTION else text[: DESCRIPTION - len(cut)] + cut
+
+
+def _head(record: Record, config: Config) -> list[str]:
+    facts = record.facts
+    packages = ", ".join(f"{k} {v}" for k, v in facts["environment"]["packages"].items())
+    model = config.model
+    return [
+        f"# {config.tracking.model_name}: {config.name}, seed {config.seed}",
+        "",
+        "Features and masks of pictures of persons, to be ranked with a masked metric (DPM++, "
+        "arXiv 2605.06637).",
+        "",
+        f"- Weights: SHA-256 `{facts['weights_sha256']}`; {model.backbone}, started from "
+        f"{model.pretrained or model.checkpoint or 'random weights'}",
+        f"- MLflow run: `{facts['run_id']}`; stages "
+        + ", ".join(f"`{key}`" for key in facts["stages"].values()),
+        f"- Person masks of the training: {config.saliency.provider}"
+        + (f", `{facts['saliency']}`" if facts.get("saliency") else ""),
+        f"- Made with Python {facts['environment']['python']}, {packages}",
+    ]
+
+
+def _data(record: Record, config: Config) -> list[str]:
+    facts = record.facts
+    counts = [
+        f"- {name}: " + ", ".join(f"{number:,} {what}" for what, number in values.items())
+        for name, values in facts["counts"].items()
+        if values
+    ]
+    licence = config.tracking.data_licence or "unknown: nobody stated it (`tracking.data_licence`)"
+    return [
+        "## Data",
+        "",
+        f"- {one_line(str(facts['root']))}, layout {facts['layout']}, identity "
+        f"`{facts['dataset_id']}`",
+        *counts,
+        f"- Licence of the data: {one_line(licence)}",
+    ]
+
+
+def _figures(measured: Mapping[str, Any]) -> list[str]:
+    """Figures with their intervals, beside baselines; and by share hidden, where it is known."""
+    lines = [
+        "## Figures",
+        "",
+        "Single query, no re-ranking; gallery pictures of the query's person and camera take no "
+        "part. Percent, with 95 % intervals over persons (bootstrap).",
+        "",
+        "| queries | | mAP | rank-1 |",
+        "|---|---|---:|---:|",
+    ]
+    said = {"masked": "with mask", "unmasked": "no mask", "gain": "what the mask adds"}
+    for name, kinds in measured["intervals"].items():
+        for kind, values in kinds.items():
+            shown = (bounded(values[figure], kind == "gain") for figure in ("mAP", "rank1"))
+            lines.append(f"| {name} | {said[kind]} | {' | '.join(shown)} |")
+        for baseline, values in measured["metrics"]["baselines"][name].items():
+            shown = (format_percent(values[figure]) for figure in ("mAP", "rank1"))
+            lines.append(f"| {name} | {baseline} | {' | '.join(shown)} |")
+    hidden = hidden_rows(measured["strata"])
+    if hidden:
+        lines += ["", "| queries | number | mAP | rank-1 |", "|---|---:|---:|---:|"]
+        lines += [f"| {' | '.join(row)} |" for row in hidden]
+    return lines
+
+
+def _ablation(record: Record, client: MlflowClient) -> list[str]:
+    """What the parts of the method are worth on the same data, if that was measured."""
+    experiment = client.get_run(record.facts["run_id"]).info.experiment_id
+    query = (
+        f"tags.`dpmpp.data` = '{record.facts['dataset_id']}' and tags.`dpmpp.run` LIKE 'ablation-%'"
+    )
+    found = client.search_runs([experiment], query, max_results=1)
+    if not found:
+        return ["## Ablation", "", "None was run on this data (`dpmpp ablate`)."]
+    run_id = found[0].info.run_id
+    try:
+        table = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/table.json"))
+    except (MlflowException, OSError, ValueError) as error:
+        log.warning("model card: the ablation of run %s: %s", run_id, one_line(str(error)))
+        return ["## Ablation", "", f"Run `{run_id}`; its table cannot be read."]
+    lines = ["## Ablation", "", f"On the same data, run `{run_id}`; mAP with mask, %.", ""]
+    for name, sets in table["variants"].items():
+        values = "; ".join(f"{s} {_spread(v['masked']['mAP'])}" for s, v in sets.items())
+        lines.append(f"- {name}: {values}")
+    return lines
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{100 * float(np.mean(values)):.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * float(np.std(values, ddof=1)):.1f}"

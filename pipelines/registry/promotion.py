@@ -1,0 +1,226 @@
+"""`candidate` -> `champion` in MLflow's registry, through a gate; and back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric
+from mlflow.entities.model_registry import ModelVersion
+
+from dpmpp_core.config.gate import Gate, load_gate
+from dpmpp_core.errors import ConfigError
+from dpmpp_core.redaction import redact
+from pipelines.registry.checks import Verdict, judge
+from pipelines.registry.client import (
+    CANDIDATE,
+    CHAMPION,
+    FILES,
+    PREVIOUS,
+    Registry,
+    answering,
+    files_sha256,
+)
+from pipelines.registry.model_card import description, with_section
+from pipelines.registry.promotion_log import LEASE, PROMOTE, ROLLBACK, Journal, Lost, Move, owner
+from pipelines.registry.record import CARD
+from pipelines.runtime.storage import Storage
+from pipelines.runtime.tracking import tracking_place
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for; see `dpmpp promote --help`."""
+
+    name: str
+    version: int | None = None
+    gate: str = "default"
+    data: str | None = None
+    storage: str = "runs"
+    tracking_uri: str | None = None
+    dry_run: bool = False
+    records_only: bool = False
+    lease: float = LEASE
+
+
+def promote(request: Request) -> dict[str, Any]:
+    """Judge a version and, if it passes, make it the champion; the result that `--json` prints.
+
+    `refused` in the result says in one line why it is not the champion now. The verdict is stored
+    as an MLflow run, and on the version as tags, unless it is a dry run.
+
+    Raises:
+        UserError: gate or version are none; the registry or the champion cannot be used.
+    """
+    gate = load_gate(request.gate)
+    registry, journal = _open(request)
+    with answering(registry.uri), tempfile.TemporaryDirectory() as folder:
+        try:
+            if not request.dry_run:
+                journal.repair()
+        except Lost as lost:
+            return {"name": request.name, "refused": str(lost)}
+        aliases = registry.aliases()
+        version = _asked(registry, request, aliases)
+        number, champion = int(version.version), aliases.get(CHAMPION)
+        result: dict[str, Any] = {
+            "name": request.name,
+            "gate": request.gate,
+            "tracking_uri": redact(registry.uri),
+        }
+        if number == champion and not request.records_only:
+            return result | {"version": number, "champion": number, "changed": False}
+        other = None if champion in (None, number) else registry.version(champion)
+        arguments = registry, gate, version, other, Path(folder), request.data
+        verdict = judge(*arguments, request.records_only)
+        result |= verdict.as_json() | {"champion": champion, "changed": False}
+        if not request.dry_run:
+            result["run_id"] = _store(registry, version, verdict, gate, request)
+        if verdict.refused_by:
+            why = ", ".join(verdict.refused_by)
+            return result | {"refused": f"{request.name} version {number} refused by: {why}"}
+        if request.dry_run:
+            return result
+        move = Move(PROMOTE, champion, aliases.get(PREVIOUS), number)
+        return result | _moved(lambda: journal.move(move), move)
+
+
+def rollback(request: Request) -> dict[str, Any]:
+    """Make the previous champion the champion again, and this one the previous.
+
+    What is taken back is tagged, and a gate refuses it from then on.
+
+    Raises:
+        UserError: there is no previous champion, or its files are not those that were registered.
+    """
+    registry, journal = _open(request)
+    with answering(registry.uri), tempfile.TemporaryDirectory() as folder:
+        try:
+            if not request.dry_run:
+                journal.repair()
+        except Lost as lost:
+            return {"name": request.name, "refused": str(lost)}
+        aliases = registry.aliases()
+        champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+        if champion is None or previous is None or champion == previous:
+            raise ConfigError(f"{request.name} has no previous champion to go back to")
+        files = registry.download(previous, Path(folder))
+        result = {"name": request.name, "version": previous, "champion": champion, "changed": False}
+        if files_sha256(files) != registry.version(previous).tags.get(FILES):
+            return result | {
+                "refused": f"the files of version {previous} are not those that were registered"
+            }
+        if request.dry_run:
+            return result
+        move = Move(ROLLBACK, champion, previous, previous)
+        return result | _moved(lambda: journal.move(move), move)
+
+
+def _open(request: Request) -> tuple[Registry, Journal]:
+    uri, _ = tracking_place(request.tracking_uri, Storage(request.storage))
+    registry = Registry(uri, request.name)
+    return registry, Journal(registry, request.lease)
+
+
+def _asked(registry: Registry, request: Request, aliases: dict[str, int]) -> ModelVersion:
+    number = request.version or aliases.get(CANDIDATE)
+    if number is None:
+        raise ConfigError(
+            f"{request.name} has no candidate: register one with `dpmpp run`, or name a version "
+            "with --version"
+        )
+    return registry.version(number)
+
+
+def _moved(move: Callable[[], None], made: Move) -> dict[str, Any]:
+    try:
+        move()
+    except Lost as lost:
+        return {"refused": str(lost)}
+    return {"changed": True, "champion": made.to, "previous": made.champion}
+
+
+def _store(
+    registry: Registry, version: ModelVersion, verdict: Verdict, gate: Gate, request: Request
+) -> str:
+    """The verdict as an MLflow run beside the version's own, and as tags of the version."""
+    client, number = registry.client, verdict.version
+    experiment = client.get_run(str(version.run_id)).info.experiment_id
+    answer = "refused" if verdict.refused_by else "passed"
+    tags = {
+        "mlflow.runName": f"promote {registry.name} {number}",
+        "dpmpp.promotion": answer,
+        "dpmpp.model": f"{registry.name}/{number}",
+    }
+    run_id = client.create_run(experiment, tags=tags).info.run_id
+    now = datetime.now(UTC)
+    stored = verdict.as_json() | {
+        "name": registry.name,
+        "gate": {"name": request.gate, **gate.model_dump(mode="json")},
+        "time": now.isoformat(timespec="seconds"),
+        "by": owner(),
+    }
+    page = markdown(stored)
+    client.log_text(run_id, redact(json.dumps(stored, indent=2)) + "\n", "verdict.json")
+    client.log_text(run_id, redact(page), "verdict.md")
+    if verdict.card:
+        card = with_section(verdict.card, page.replace("# ", "## ", 1))
+        client.log_text(run_id, redact(card), CARD)
+        client.update_model_version(registry.name, str(number), description(card))
+    stamp = int(now.timestamp() * 1000)
+    metrics = [
+        Metric(check.name, float(check.value), stamp, 0)
+        for check in verdict.checks
+        if isinstance(check.value, (int, float))
+    ]
+    client.log_batch(run_id, metrics=metrics)
+    client.set_terminated(run_id, "FINISHED")
+    for key, value in {
+        "dpmpp.gate": answer,
+        "dpmpp.gate.refused_by": ", ".join(verdict.refused_by),
+        "dpmpp.gate.run": run_id,
+    }.items():
+        registry.tag(number, key, value)
+    return run_id
+
+
+def markdown(verdict: dict[str, Any]) -> str:
+    """A verdict for people."""
+    refused = verdict["refused_by"]
+    against = "no champion" if verdict["champion"] is None else f"version {verdict['champion']}"
+    lines = [
+        f"# Promotion of {verdict['name']} version {verdict['version']}: "
+        + ("refused" if refused else "passed"),
+        "",
+        f"Gate `{verdict['gate']['name']}`, against {against}; {verdict['time']} by "
+        f"{verdict['by']}." + (f" Refused by: {', '.join(refused)}." if refused else ""),
+        *(f"Note: {note}." for note in verdict["notes"]),
+        "",
+        "| check | | value | threshold | |",
+        "|---|---|---:|---:|---|",
+    ]
+    for check in verdict["checks"]:
+        cells = (
+            check["name"],
+            "passed" if check["passed"] else "**failed**",
+            shown(check["value"]),
+            shown(check["threshold"]),
+            check["says"].replace("|", "\\|"),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def shown(value: float | str | None) -> str:
+    """A value of a check, short."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, (int, float)) else value[:16]

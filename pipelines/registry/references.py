@@ -1,0 +1,97 @@
+"""A model that the registry names, `models:/NAME@ALIAS` or `models:/NAME/VERSION`, as a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpmpp_core.errors import ConfigError, WeightsError
+from dpmpp_core.models.reid import CARD_FILE
+
+if TYPE_CHECKING:
+    from pipelines.registry.client import Registry
+
+SCHEME = "models:/"
+NAMED = re.compile(r"models:/(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<version>\d+))")
+VARIABLES = ("DPMPP_TRACKING_URI", "MLFLOW_TRACKING_URI")
+
+
+def is_registered(source: str) -> bool:
+    """Whether a model is named by the registry, not by a place."""
+    return source.startswith(SCHEME)
+
+
+def registry_uri() -> str:
+    """Of the environment, or the file that `dpmpp run` makes in `./runs`."""
+    named = [os.environ[variable] for variable in VARIABLES if os.environ.get(variable)]
+    return named[0] if named else f"sqlite:///{Path('runs').absolute()}/mlflow.db"
+
+
+def pinned(source: str) -> str:
+    """`models:/NAME/VERSION` of a name: an alias may point elsewhere tomorrow.
+
+    Raises:
+        ConfigError: no such model, alias or version, or no name of either form.
+        RegistryError: the registry does not answer.
+    """
+    registry, number = _opened(source)
+    return f"{SCHEME}{registry.name}/{number}"
+
+
+def fetch_registered(source: str) -> Path:
+    """The model folder of a version, in the cache of this node.
+
+    Raises:
+        WeightsError: the files are not those that were registered, or hold no model of ours.
+        ConfigError, RegistryError: as `pinned`.
+    """
+    from pipelines.registry.client import FILES, files_sha256
+
+    registry, number = _opened(source)
+    stated = registry.version(number).tags.get(FILES)
+    key = stated or hashlib.sha256(f"{registry.uri} {registry.name} {number}".encode()).hexdigest()
+    cache = Path(tempfile.gettempdir()) / "dpmpp-cache" / "models" / key
+    if not cache.is_dir():
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
+            files = _downloaded(registry, number, Path(folder))
+            if stated not in (None, files_sha256(files)):
+                raise WeightsError(f"{source}: its files are not those that were registered")
+            if not cache.is_dir():  # others fetch it at the same time
+                shutil.move(files, cache)
+    cards = list(cache.glob(f"artifacts/*/{CARD_FILE}"))
+    if len(cards) != 1:
+        raise WeightsError(f"{source} holds no model that `dpmpp run` registered")
+    return cards[0].parent
+
+
+def _opened(source: str) -> tuple[Registry, int]:
+    """The registry of a name, and the number of the version that it names."""
+    from pipelines.registry.client import Registry, answering
+
+    named = NAMED.fullmatch(source)
+    if named is None:
+        raise ConfigError(
+            f"{source}: a model of the registry is models:/NAME@ALIAS or models:/NAME/VERSION"
+        )
+    registry = Registry(registry_uri(), named["name"])
+    with answering(registry.uri):
+        if named["version"]:
+            return registry, int(registry.version(int(named["version"])).version)
+        aliases = registry.aliases()
+    if named["alias"] not in aliases:
+        there = ", ".join(sorted(aliases)) or "none"
+        raise ConfigError(f"{registry.name} has no alias {named['alias']!r}; it has: {there}")
+    return registry, aliases[named["alias"]]
+
+
+def _downloaded(registry: Registry, number: int, folder: Path) -> Path:
+    from pipelines.registry.client import answering
+
+    with answering(registry.uri):
+        return registry.download(number, folder)

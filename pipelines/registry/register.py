@@ -1,0 +1,165 @@
+"""The trained model -> a version in MLflow's registry, with the alias `candidate`.
+
+A version is whole: weights, the code that runs them, requirements, the record of its evaluation and
+a model card. It appears in the registry with all its tags or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Array
+
+import dpmpp_core
+from dpmpp_core.data.manifest import Manifest, rows_sha256
+from dpmpp_core.errors import WeightsError
+from dpmpp_core.models.reid import NAME
+from dpmpp_core.models.saved import read_card
+from dpmpp_core.redaction import redact
+from pipelines.registry import record
+from pipelines.registry.client import CANDIDATE, FILES, WEIGHTS, files_sha256
+from pipelines.registry.model_card import description, model_card
+from pipelines.registry.record import Record, read_evaluation
+from pipelines.runtime.run import Run
+from pipelines.runtime.stage import Stage
+from pipelines.runtime.tracking import environment
+
+REQUIREMENTS = (
+    "torch", "torchvision", "open_clip_torch", "timm", "safetensors", "opencv-python-headless",
+    "numpy", "pandas", "pyarrow", "pydantic", "PyYAML", "tenacity",
+)  # fmt: skip
+FORMAT = 2  # of a version's files
+
+
+def register(run: Run, prepared: Stage, metric: Stage, evaluated: Stage) -> Stage:
+    """Log and register the model of the run; move the alias `candidate` to the new version."""
+    name = run.config.tracking.model_name
+    identity = {
+        "format": FORMAT,
+        "metric": metric.key,
+        "evaluate": evaluated.key,
+        "name": name,
+        "tracking": redact(run.tracking.uri),  # a new password is no new server
+    }
+
+    def build(folder: Path) -> dict[str, Any]:
+        made = register_version(run, prepared, evaluated, run.folder(metric) / "model")
+        number = int(made.version)
+        return {"model_uri": f"models:/{name}/{number}", "version": number, "alias": CANDIDATE}
+
+    return run.stage("register", identity, build)
+
+
+def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> ModelVersion:
+    """Register a saved model with its evaluation; the version is the candidate then.
+
+    Args:
+        model: folder of the model that `evaluated` measured.
+    """
+    name = run.config.tracking.model_name
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(run.tracking.uri)
+    client = MlflowClient(run.tracking.uri)
+    made = _record(run, prepared, evaluated, model)
+    card = model_card(made, run.config, client)
+    with tempfile.TemporaryDirectory() as folder:
+        beside = Path(folder) / record.FOLDER
+        made.write(beside, run.folder(evaluated))
+        (beside / record.CARD).write_text(card)
+        (beside / record.CONFIG).write_text(redact(run.config.to_yaml()))
+        with mlflow.start_run(run_id=run.tracking.run_id):
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(Path(__file__).with_name("serving.py")),
+                artifacts={"model": str(model), record.FOLDER: str(beside)},
+                code_paths=[str(_code(Path(folder)))],
+                signature=_signature(made.measured["masks"]),
+                input_example=_example(),
+                pip_requirements=[f"{p}=={version(p)}" for p in REQUIREMENTS],
+            )
+        stored = Path(folder) / "stored"
+        stored.mkdir()
+        mlflow.artifacts.download_artifacts(logged.model_uri, dst_path=str(stored))
+        if files_sha256(stored / "artifacts" / model.name) != files_sha256(model):
+            raise WeightsError(f"{logged.model_uri} is not what was stored there: register again")
+        tags = {
+            WEIGHTS: made.facts["weights_sha256"],
+            FILES: files_sha256(stored),
+            "dpmpp.data": made.facts["dataset_id"],
+            "dpmpp.evaluation": made.facts["evaluation_id"],
+            "dpmpp.evaluate": evaluated.key,
+        }
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    created = client.create_model_version(
+        name,
+        source=logged.model_uri,
+        run_id=run.tracking.run_id,
+        model_id=logged.model_id,
+        tags=tags,
+        description=description(card),
+    )
+    client.set_registered_model_alias(name, CANDIDATE, str(created.version))
+    return created
+
+
+def _record(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> Record:
+    manifest = Manifest.load(run.folder(prepared))
+    images = manifest.images.filter(pc.not_equal(manifest.images["split"], "train"))
+    saliency = [stage.key for stage in run.stages if stage.name == "saliency"]
+    facts = {
+        "dataset_id": manifest.dataset_id,
+        "evaluation_id": rows_sha256(images),  # other training images make no other evaluation
+        "root": redact(manifest.root),
+        "layout": manifest.layout,
+        "counts": manifest.counts(),
+        "weights_sha256": read_card(model, NAME)["weights_sha256"],
+        "config": run.config.name,
+        "seed": run.config.seed,
+        "run_id": run.tracking.run_id,
+        "saliency": saliency[-1] if saliency else None,
+        "stages": {stage.name: stage.key for stage in (prepared, evaluated)},
+        "environment": environment(),
+    }
+    return Record(facts, *read_evaluation(run.folder(evaluated)), images)
+
+
+def _code(folder: Path) -> Path:
+    """A copy of the package that runs the model, without the weights that training starts from."""
+    package = Path(dpmpp_core.__file__).parent
+    left = shutil.ignore_patterns("__pycache__", "weights")
+    return Path(shutil.copytree(package, folder / package.name, ignore=left))
+
+
+def _signature(masks: dict[str, Any]) -> ModelSignature:
+    spaces = sorted(next(iter(masks.values())))
+    columns = [f"{kind}_{space}" for kind in ("feature", "mask") for space in spaces]
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema([ColSpec(Array(DataType.float), column) for column in columns]),
+    )
+
+
+def _example() -> pd.DataFrame:
+    """A drawn picture: an example must not show anybody."""
+    ramp = np.linspace(0, 255, 128, dtype=np.uint8)
+    image = np.repeat(np.tile(ramp, (256, 1))[..., None], 3, axis=2)
+    return pd.DataFrame({"image": [cv2.imencode(".jpg", image)[1].tobytes()]})

@@ -1,0 +1,1 @@
+"""What every stage runs on: resources, storage, tracking, progress."""

@@ -1,0 +1,96 @@
+"""What the stages of one run share, and how each is built or reused."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpmpp_core.config import Config
+from pipelines.runtime.resources import Plan
+from pipelines.runtime.stage import Stage, Unfinished, stage_key, training_key
+from pipelines.runtime.storage import Storage
+from pipelines.runtime.tracking import Tracking
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """What the stages of one run share.
+
+    Attributes:
+        fresh: make every stage anew.
+        build: make what is not there; else `stage` raises Unfinished.
+        lock: taken for a stage's key while it is built; trials of a search share stages.
+        stages: the finished ones, in order.
+    """
+
+    config: Config
+    storage: Storage
+    tracking: Tracking
+    plan: Plan
+    fresh: bool = False
+    build: bool = True
+    lock: Callable[[str], AbstractContextManager[Any]] = nullcontext
+    stages: list[Stage] = field(default_factory=list)
+
+    def folder(self, stage: Stage) -> Path:
+        """A local folder with the stage's files."""
+        return self.storage.fetch(stage.key)
+
+    def publish(self, key: str, files: Mapping[str, bytes]) -> None:
+        """Write files into a folder of the storage, and into the pipeline's MLflow run."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                self.storage.write(f"{key}/{name}", content)
+                path = Path(folder) / name
+                path.write_bytes(content)
+                self.tracking.artifact(path, name)
+
+    def stage(
+        self, name: str, identity: Mapping[str, Any], build: Callable[[Path], dict[str, Any]]
+    ) -> Stage:
+        """Find the stage of this identity or make it.
+
+        Args:
+            identity: JSON-able values and configuration sections that decide the content.
+            build: fills a folder and returns the summary.
+        """
+        key = stage_key(name, identity)
+        if self.fresh:
+            self.storage.delete(key)
+            self.storage.delete(training_key(key))
+        result = self._find(name, key)
+        if result is None and not self.build:
+            raise Unfinished(key)
+        if result is None:
+            with self.lock(key):
+                result = self._find(name, key) or self._make(name, key, build)
+        self.stages.append(result)
+        self.tracking.stage_ended(result)
+        return result
+
+    def _find(self, name: str, key: str) -> Stage | None:
+        marker = self.storage.marker(key)
+        if marker is None:
+            return None
+        if self.build:
+            log.info("%s: reused (%s)", name, key)
+        return Stage(name, key, marker["summary"], marker["seconds"], reused=True)
+
+    def _make(self, name: str, key: str, build: Callable[[Path], dict[str, Any]]) -> Stage:
+        log.info("%s: started (%s)", name, key)
+        self.tracking.stage_started(name)
+        start = time.monotonic()
+        with self.storage.commit(key) as (folder, marker):
+            summary = build(folder)
+            seconds = round(time.monotonic() - start, 2)
+            marker |= {"name": name, "summary": summary, "seconds": seconds}
+        log.info("%s: done in %.1f s", name, seconds)
+        return Stage(name, key, summary, seconds, reused=False)

@@ -1,0 +1,123 @@
+"""Pre-training a small CLIP on generated people (see `dpmpp_core.tasks.pretrain`).
+
+Its last stages are those of any model: the encoder without any mask is a saved model, and
+`evaluate` measures it on the people held out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+
+from dpmpp_core.data.captions import read_captions
+from dpmpp_core.data.images import read_image
+from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.models.clip import build_clip, weights_fingerprint
+from dpmpp_core.models.reid import ReidModel, save_model
+from dpmpp_core.models.saved import weights_sha256
+from dpmpp_core.models.tensors import read_tensors
+from dpmpp_core.retrieval.captions import caption_retrieval
+from dpmpp_core.tasks.pretrain import PretrainTask, encode_captions
+from pipelines.inference.embeddings_file import load_embeddings
+from pipelines.reporting.figures import caption_lists, save_png
+from pipelines.runtime.run import Run
+from pipelines.runtime.stage import Stage, stage_key
+from pipelines.training.driver import fit
+from pipelines.training.training_set import TrainingSet
+
+SHOWN_CAPTIONS = 6
+
+
+def pretrain(run: Run, prepared: Stage, saliency: Stage) -> Stage:
+    """Learn the weights; leaves them in half precision with a card, and a model to measure."""
+    config = run.config
+    identity = {
+        "dataset": prepared.summary["dataset_id"],
+        "saliency": saliency.key,
+        "model": config.model,
+        "weights": weights_fingerprint(config.model),
+        "pretrain": config.pretrain,
+        "augment": config.augment,
+        "occlusion": config.occlusion,
+        "size": [config.data.height, config.data.width, config.data.mean, config.data.std],
+        "seed": config.seed,
+        "workers": run.plan.train_workers,
+    }
+    key = stage_key("pretrain", identity)
+
+    def build(folder: Path) -> dict[str, Any]:
+        training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key, "pretrain")
+        task, summary = fit(run, "pretrain", training_set, prepared.key, key)
+        assert isinstance(task, PretrainTask)
+        state = {name: value.half().contiguous() for name, value in task.clip.state_dict().items()}
+        weights = folder / weights_name(run)
+        save_file(state, weights)
+        digest = weights_sha256(state)
+        card = _card(run, prepared, summary, digest)
+        weights.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+        clip = build_clip(config.model, config.data.height, config.data.width, load_weights=False)
+        clip.load_state_dict(state)
+        save_model(
+            ReidModel(config.model, config.data, clip), folder / "model", {"zero_shot": True}
+        )
+        return {**summary, "weights": weights.name, "weights_sha256": digest}
+
+    return run.stage("pretrain", identity, build)
+
+
+def weights_name(run: Run) -> str:
+    return f"{run.config.model.backbone}.safetensors"
+
+
+def _card(run: Run, prepared: Stage, summary: dict[str, Any], digest: str) -> dict[str, Any]:
+    counts = prepared.summary["counts"]["train"]
+    return {
+        "what": f"weights of the open_clip model {run.config.model.backbone}, half precision",
+        "trained_on": "pictures and captions that the demo generator drew; no photograph, no real "
+        "person",
+        "made_by": f"dpmpp pretrain --config {run.config.name}",
+        "images": counts["images"],
+        "identities": counts["identities"],
+        "dataset_id": prepared.summary["dataset_id"],
+        "seed": run.config.seed,
+        "pretrain": run.config.pretrain.model_dump(mode="json"),
+        "steps": summary["steps"],
+        "weights_sha256": digest,
+        "licence": "Apache-2.0",
+    }
+
+
+def captions(run: Run, prepared: Stage, pretrained: Stage, evaluated: Stage) -> Stage:
+    """Do the captions of persons held out find their pictures, and pictures their captions?"""
+    config = run.config
+    identity = {"pretrained": pretrained.key, "evaluated": evaluated.key}
+
+    def build(folder: Path) -> dict[str, Any]:
+        manifest = Manifest.load(run.folder(prepared))
+        gallery = load_embeddings(run.folder(evaluated) / "gallery.safetensors")
+        said = read_captions(manifest.root, list(gallery.paths))
+        texts = sorted(set(said))
+        clip = build_clip(config.model, config.data.height, config.data.width, load_weights=False)
+        state = read_tensors(run.folder(pretrained) / weights_name(run))
+        clip.load_state_dict(state)
+        words = encode_captions(clip, config.model.backbone, texts).numpy()
+        joint = gallery.features["joint"]
+        scores = words @ (joint / np.linalg.norm(joint, axis=1, keepdims=True)).T
+        right = np.array(texts)[:, None] == np.array(said)[None]
+        figures = caption_retrieval(scores, right)
+        rows = np.linspace(0, len(texts) - 1, min(SHOWN_CAPTIONS, len(texts))).astype(int)
+        picture = caption_lists(
+            [texts[row] for row in rows],
+            scores[rows],
+            right[rows],
+            lambda item: read_image(manifest.root, gallery.paths[item]),
+        )
+        save_png(folder / "captions.png", picture)
+        (folder / "captions.json").write_text(json.dumps(figures, indent=2))
+        return {"captions": figures}
+
+    return run.stage("captions", identity, build)

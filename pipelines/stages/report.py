@@ -1,0 +1,262 @@
+"""What a person looks at after a run: the report and its pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from dpmpp_core.data.images import read_image, resize
+from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.steps import CLEAN, StepMaker
+from dpmpp_core.errors import DataError
+from dpmpp_core.retrieval import Embeddings, top_matches
+from pipelines.inference.embeddings_file import load_embeddings
+from pipelines.reporting.figures import CLEAN as UNHIDDEN
+from pipelines.reporting.figures import (
+    cmc_curves,
+    contact_sheet,
+    loss_curves,
+    mask_picture,
+    ranked_lists,
+    robustness_curve,
+    save_png,
+)
+from pipelines.reporting.html import Picture, Quarantined, ReportData, StageTime, write_report
+from pipelines.runtime.run import Run
+from pipelines.runtime.stage import Stage
+from pipelines.runtime.tracking import environment
+from pipelines.stages.evaluate import METRICS_FILE
+from pipelines.training.masks import load_masks, transfer_grid
+from pipelines.training.training_set import TrainingSet
+
+Image = npt.NDArray[np.uint8]
+LISTED_QUERIES = 8
+SHOWN_PAIRS = 8
+SHEET = 16
+HISTORY = ("loss", "triplet", "masked_visual", "masked_joint", "identity_visual", "identity_joint",
+           "text", "text_transfer", "heads", "accuracy_visual", "accuracy_joint",
+           "mask_visual_std_samples", "mask_joint_std_samples", "mask_visual_std_channels",
+           "mask_joint_std_channels", "data_wait_share")  # fmt: skip
+
+
+def build_report(
+    run: Run,
+    prepared: Stage,
+    saliency: Stage,
+    metric: Stage,
+    evaluated: Stage,
+    robustness: Stage | None = None,
+) -> Stage:
+    """Write `report.html`, self-contained, and its pictures as PNG files."""
+    identity = {"evaluate": evaluated.key, "metric": metric.key, "prepare": prepared.key}
+    identity |= {"robustness": robustness.key} if robustness else {}
+
+    def build(folder: Path) -> dict[str, Any]:
+        manifest = Manifest.load(run.folder(prepared))
+        source = run.folder(evaluated)
+        measured = json.loads((source / METRICS_FILE).read_text())
+        queries = {
+            name: load_embeddings(source / f"{name}.safetensors") for name in measured["cmc"]
+        }
+        gallery = load_embeddings(source / "gallery.safetensors")
+        history = [
+            {k: v for k, v in row.items() if k == "epoch" or k in HISTORY}
+            for row in metric.summary["history"]
+        ]
+        pictures = _retrieval_pictures(manifest, measured, queries, gallery)
+        if robustness is not None:
+            pictures.insert(1, _robustness_picture(robustness))
+        pictures += _training_pictures(run, prepared, saliency, manifest, history)
+        for picture in pictures:
+            assert not isinstance(picture.image, bytes)
+            name = "".join(c if c.isalnum() else "-" for c in picture.title.lower())
+            save_png(folder / "pictures" / f"{name}.png", picture.image)
+        quarantine = [Quarantined(**row) for row in manifest.quarantine.to_pylist()]
+        write_report(
+            folder / "report.html",
+            ReportData(
+                title=f"DPM++: {run.config.name}",
+                facts=_facts(run, prepared, metric),
+                metrics=measured["metrics"],
+                mask_statistics=measured["masks"],
+                intervals=measured["intervals"],
+                strata=measured["strata"],
+                multi_shot=measured.get("multi_shot", {}),
+                stages=[StageTime(s.name, s.seconds, s.reused) for s in run.stages],
+                quarantine=quarantine,
+                thumbnails=_thumbnails(manifest, quarantine),
+                pictures=pictures,
+                history=history,
+                warnings=metric.summary["warnings"],
+            ),
+        )
+        return {"pictures": len(pictures)}
+
+    stage = run.stage("report", identity, build)
+    run.tracking.artifact(run.folder(stage) / "report.html", "report.html")
+    return stage
+
+
+def _facts(run: Run, prepared: Stage, metric: Stage) -> dict[str, object]:
+    summary = prepared.summary
+    versions = environment()
+    return {
+        "configuration": run.config.name,
+        "data": summary["root"],
+        "layout": summary["layout"],
+        "data set identity": summary["dataset_id"][:16],
+        **{f"{name}": _count(values) for name, values in summary["counts"].items()},
+        "backbone": run.config.model.backbone,
+        "pre-trained": run.config.model.pretrained or run.config.model.checkpoint or "no",
+        "seed": run.config.seed,
+        "weights SHA-256": metric.summary["weights_sha256"][:16],
+        "Python": versions["python"],
+        "packages": ", ".join(f"{k} {v}" for k, v in versions["packages"].items()),
+    }
+
+
+def _count(values: dict[str, int]) -> str:
+    return ", ".join(f"{number:,} {what}" for what, number in values.items())
+
+
+def _retrieval_pictures(
+    manifest: Manifest,
+    measured: dict[str, Any],
+    queries: dict[str, Embeddings],
+    gallery: Embeddings,
+) -> list[Picture]:
+    def load(path: str) -> Image:
+        return read_image(manifest.root, path)
+
+    made = [
+        Picture(
+            "CMC curves",
+            "Share of queries whose person is among the first k of the ranking.",
+            cmc_curves(measured["cmc"]),
+        )
+    ]
+    for name, query in queries.items():
+        made.append(
+            Picture(
+                f"Ranked lists of {name} queries",
+                "Left the query, then the best of the gallery, with and without its mask. Green: "
+                "the same person. Red: somebody else. The upper half are right at rank 1, the "
+                "lower half are not, as far as there are such queries.",
+                ranked_lists(query, gallery, _examples(query, gallery), load),
+            )
+        )
+        masks = {space: mask for space, mask in query.masks.items() if mask.std() > 0}
+        if masks:
+            made.append(
+                Picture(
+                    f"Masks of {name} queries",
+                    "Which dimensions of the identity space each query trusts.",
+                    mask_picture(masks),
+                )
+            )
+    return made
+
+
+def _robustness_picture(stage: Stage) -> Picture:
+    measured = stage.summary["measured"]
+    parts = {part: bands for part, bands in measured.items() if part != UNHIDDEN}
+    missed = sum(band["missed"] for bands in parts.values() for band in bands.values())
+    left_out = f" {missed} times the wanted share of a query could not be hidden." if missed else ""
+    changed = " A donor's silhouette also changes the scene around the person."
+    return Picture(
+        "Robustness",
+        "Clean queries, more and more hidden behind scenes of the training images, against the "
+        f"clean gallery.{changed if 'any' in parts else ''}{left_out}",
+        robustness_curve(measured),
+    )
+
+
+def _examples(query: Embeddings, gallery: Embeddings) -> list[int]:
+    """Queries right at rank 1 and queries wrong, half each where possible, evenly picked."""
+    rows = range(len(query))
+    best, _ = top_matches(query, gallery, 1, "masked", rows)
+    right = gallery.pids[best[:, 0]] == query.pids
+    half = LISTED_QUERIES // 2
+    chosen: list[int] = []
+    for wanted in (right, ~right):
+        index = np.flatnonzero(wanted)
+        picks = np.linspace(0, len(index) - 1, min(half, len(index))).round().astype(int)
+        chosen += index[picks].tolist() if len(index) else []
+    return chosen
+
+
+def _training_pictures(
+    run: Run, prepared: Stage, saliency: Stage, manifest: Manifest, history: list[dict[str, float]]
+) -> list[Picture]:
+    config = run.config
+    paths = manifest.subset("train")["path"].to_pylist()
+    some = [paths[i] for i in np.linspace(0, len(paths) - 1, SHEET).round().astype(int)]
+    masks = load_masks(run.folder(saliency), some, transfer_grid(config))
+    size = config.data.height, config.data.width
+    shaded = [
+        _shade(resize(read_image(manifest.root, path), *size), mask)
+        for path, mask in zip(some, masks, strict=True)
+    ]
+    maker = TrainingSet(config, run.storage.uri, prepared.key, saliency.key).step_maker()
+    batch = maker.make(0)
+    captions = ["not mixed" if donor == CLEAN else "mixed" for donor in batch["donor_labels"]]
+    shown = range(min(2 * SHEET, len(captions)))
+    return [
+        Picture(
+            "Person masks",
+            "Training images; what is not called person is darkened.",
+            contact_sheet(shaded, [Path(path).stem for path in some], 8),
+        ),
+        Picture(
+            "Training batch",
+            "The first images that training saw: augmented, and partly hidden behind the scene of "
+            "another image of the batch.",
+            contact_sheet([batch["images"][i] for i in shown], [captions[i] for i in shown], 8),
+        ),
+        *_pairs_picture(maker),
+        Picture("Training", "Losses, accuracy and mask figures by epoch.", loss_curves(history)),
+    ]
+
+
+def _pairs_picture(maker: StepMaker) -> list[Picture]:
+    """How occlusions of the first step were made; nothing where none was."""
+    cells: list[Image] = []
+    captions: list[str] = []
+    for pair in maker.mixed_pairs(0)[:SHOWN_PAIRS]:
+        cells += [
+            pair.recipient,
+            pair.donor,
+            _shade(pair.donor, pair.donor_mask),
+            pair.mixed,
+            _shade(pair.mixed, pair.visible),
+        ]
+        captions += ["recipient", "donor", "its person", f"{pair.hidden:.0%} hidden", "still seen"]
+    if not cells:
+        return []
+    text = (
+        "The recipient, rolled sideways, is seen where the donor's person was; the donor's scene "
+        "hides the rest."
+    )
+    return [Picture("Pairs and their transfer", text, contact_sheet(cells, captions, 10))]
+
+
+def _shade(image: Image, mask: npt.NDArray[np.bool_]) -> Image:
+    size = (image.shape[1], image.shape[0])
+    light = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
+    return (image * (0.3 + 0.7 * light[..., None])).astype(np.uint8)
+
+
+def _thumbnails(manifest: Manifest, quarantine: list[Quarantined]) -> dict[str, Image | None]:
+    """Pictures of the first files of each reason, where they can be decoded."""
+    thumbnails: dict[str, Image | None] = {}
+    for row in quarantine[:200]:
+        try:
+            thumbnails[row.path] = read_image(manifest.root, row.path)
+        except DataError:
+            thumbnails[row.path] = None
+    return thumbnails

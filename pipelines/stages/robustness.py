@@ -1,0 +1,169 @@
+"""How retrieval falls as more and more of the person, or of one part of it, is hidden."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.synthesis import Band, Part
+from dpmpp_core.retrieval import (
+    Embeddings,
+    figures,
+    from_columns,
+    rankings,
+    to_columns,
+)
+from pipelines.inference.embed import embed, trained_model
+from pipelines.inference.embeddings_file import load_embeddings
+from pipelines.reporting.figures import CLEAN, robustness_curve, save_png
+from pipelines.runtime.run import Run
+from pipelines.runtime.stage import Stage
+from pipelines.stages.synthesis import clean_rows
+from pipelines.training.training_set import TrainingSet
+
+FILE, TABLE, PICTURE = "robustness.json", "robustness.csv", "robustness.png"
+# CLEAN -> its figures (`_measure`, `missed`); each part -> band -> the same.
+Measured = dict[str, dict[str, Any]]
+COLUMNS = ("part", "band", "queries", "missed", "hidden", "mAP_masked", "mAP_unmasked",
+           "rank1_masked", "rank1_unmasked")  # fmt: skip
+
+
+def robustness(
+    run: Run,
+    prepared: Stage,
+    saliency: Stage,
+    evaluated: Stage,
+    model_storage: str,
+    model_key: str,
+    bands: tuple[Band, ...],
+    parts: tuple[Part, ...],
+) -> Stage:
+    """Hide the clean queries part by part and band by band (ours); rank them in the clean gallery.
+
+    The pictures are those of a `Synthesiser`, made where they are embedded and never stored. A
+    query of which the wanted share cannot be hidden is left out of that band and counted as missed.
+
+    Args:
+        evaluated: the same model's evaluation: its gallery and clean queries are not embedded anew.
+        model_storage, model_key: as of `evaluate_model`.
+
+    Raises:
+        DataError: the data has no clean queries.
+    """
+    manifest = Manifest.load(run.folder(prepared))
+    config = run.config
+    rows = manifest.images.append_column("row", pa.array(range(len(manifest.images))))
+    queries = clean_rows(manifest, rows, "query")
+    identity = {
+        "evaluate": evaluated.key,
+        "saliency": saliency.key,
+        "bands": [str(band) for band in bands],
+        "parts": list(parts),
+        "backgrounds": [config.occlusion.backgrounds, config.occlusion.background_share],
+        "size": [config.data.height, config.data.width],
+        "seed": config.seed,
+    }
+
+    def build(folder: Path) -> dict[str, Any]:
+        training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key)
+        hides = [(part, band) for part in parts for band in bands]
+        arguments = (training_set, queries["row"].to_pylist(), hides, model_storage, model_key)
+        paths = queries["path"].to_pylist() * len(hides)
+        size = config.evaluation.batch
+        columns = embed(paths, EmbedHidden, arguments, run.plan, size, "queries hidden")
+        source = run.folder(evaluated)
+        gallery = load_embeddings(source / "gallery.safetensors")
+        clean = load_embeddings(source / "holistic.safetensors")
+        unhidden = _measure(clean, np.zeros(len(clean)), gallery, config.seed)
+        measured: Measured = {CLEAN: {**unhidden, "missed": 0}, **{part: {} for part in parts}}
+        for i, (part, band) in enumerate(hides):
+            made = {name: column[i * len(queries) :][: len(queries)]
+                    for name, column in columns.items()}  # fmt: skip
+            hidden = made.pop("hidden")
+            hit = np.isfinite(hidden)
+            found = _embeddings(queries.filter(pa.array(hit)), made, hit)
+            figure = _measure(found, hidden[hit], gallery, config.seed)
+            missed = len(queries) - figure["queries"]
+            measured[part][str(band)] = {**figure, "missed": missed}
+        _log(run, measured, bands)
+        (folder / FILE).write_text(json.dumps(measured, indent=2))
+        with (folder / TABLE).open("w", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS)
+            table.writeheader()
+            table.writerow({"band": CLEAN, **measured[CLEAN]})
+            for part in parts:
+                hidden_so = measured[part].items()
+                table.writerows(
+                    {"part": part, "band": name, **figure} for name, figure in hidden_so
+                )
+        save_png(folder / PICTURE, robustness_curve(measured))
+        return {"measured": measured}
+
+    return run.stage("robustness", identity, build)
+
+
+def has_clean_queries(prepared: Stage) -> bool:
+    """Whether a prepared data set has queries that are not known to be occluded."""
+    return bool(prepared.summary["counts"]["query_holistic"]["images"])
+
+
+def _log(run: Run, measured: Measured, bands: tuple[Band, ...]) -> None:
+    """Figures of every part over the upper edges of the bands, from the clean queries at 0."""
+    for part in (name for name in measured if name != CLEAN):
+        steps = {0: measured[CLEAN]} | {band.high: measured[part][str(band)] for band in bands}
+        for step, figure in steps.items():
+            values = {f"{part}_{k}": v for k, v in figure.items() if v is not None}
+            run.tracking.figures(step, values)
+
+
+class EmbedHidden:
+    """Data worker: numbers of (part, band, query) -> features and masks of the query so hidden."""
+
+    def __init__(
+        self,
+        training_set: TrainingSet,
+        rows: list[int],
+        hides: list[tuple[Part, Band]],
+        storage: str,
+        key: str,
+    ) -> None:
+        self._model = trained_model(storage, key)
+        self._synthesiser = training_set.synthesiser()
+        self._rows, self._hides = rows, hides
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        images, hidden = [], []
+        for number in batch["row"]:
+            hide, query = divmod(int(number), len(self._rows))
+            part, band = self._hides[hide]
+            made = self._synthesiser.make(self._rows[query], band, part)
+            images.append(made.image if made else self._synthesiser.clean(self._rows[query]))
+            hidden.append(made.hidden if made else np.nan)
+        embedded = self._model.embed(images, batch=len(images))
+        columns = to_columns(embedded.features, embedded.masks)
+        return {"row": batch["row"], "hidden": np.array(hidden), **columns}
+
+
+def _embeddings(rows: pa.Table, columns: dict[str, np.ndarray], hit: np.ndarray) -> Embeddings:
+    features, masks = from_columns({name: column[hit] for name, column in columns.items()})
+    pids, camids = rows["pid"].to_numpy(), rows["camid"].to_numpy()
+    return Embeddings(features, masks, pids, camids, rows["path"].to_pylist())
+
+
+def _measure(
+    queries: Embeddings, hidden: np.ndarray, gallery: Embeddings, seed: int
+) -> dict[str, Any]:
+    """Number of queries, mean share hidden, mAP and rank-1 with and without masks; None = none."""
+    result: dict[str, Any] = {"queries": len(queries), "hidden": None}
+    measures = [(figure, mode) for figure in ("mAP", "rank1") for mode in ("masked", "unmasked")]
+    if not len(queries):
+        return result | {f"{figure}_{mode}": None for figure, mode in measures}
+    numbers = figures(rankings(queries, gallery, seed))
+    result["hidden"] = float(hidden.mean())
+    return result | {f"{figure}_{mode}": numbers[mode][figure] for figure, mode in measures}

@@ -1,0 +1,119 @@
+"""Stage 0: one person mask an image of the data set, by Ray Data, learned first if asked for."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from dpmpp_core.config import Config
+from dpmpp_core.data.given_masks import GivenMasks, has_true_masks, masks_fingerprint
+from dpmpp_core.data.images import read_image, resize
+from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.models.clip import weights_fingerprint
+from dpmpp_core.models.person_masks import person_masks
+from dpmpp_core.models.saliency import SaliencyModel, save_saliency
+from dpmpp_core.occlusion.saliency import mask_iou
+from pipelines.inference.embed import embed
+from pipelines.runtime.run import Run
+from pipelines.runtime.stage import Stage, stage_key
+from pipelines.stages.train import train_saliency
+from pipelines.training.masks import save_masks, transfer_grid
+
+log = logging.getLogger(__name__)
+
+MODEL = "model"  # folder of the learned saliency model in the stage's
+
+
+class FindPersons:
+    """Data worker: paths -> masks, with the provider that the configuration names.
+
+    `model` is the object reference of the trained saliency model, for `sps`.
+    """
+
+    def __init__(self, root: str, config: Config, model: ray.ObjectRef | None) -> None:
+        torch.set_num_threads(1)
+        trained: SaliencyModel | None = None if model is None else ray.get(model)
+        self._find = person_masks(config, root, transfer_grid(config), trained)
+        self._root, self._data = root, config.data
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        paths = [str(path) for path in batch["path"]]
+        size = self._data.height, self._data.width
+        images = np.stack([resize(read_image(self._root, path, size), *size) for path in paths])
+        return {"row": batch["row"], "mask": self._find(images, paths)}
+
+
+def saliency(run: Run, prepared: Stage) -> Stage:
+    """Find and store the person masks of all images: test images are occluded by them too."""
+    manifest = Manifest.load(run.folder(prepared))
+    config = run.config
+    grid = transfer_grid(config)
+    identity = _identity(run, manifest)
+    key = stage_key("saliency", identity)
+
+    def build(folder: Path) -> dict[str, Any]:
+        trained: ray.ObjectRef | None = None
+        summary: dict[str, Any] = {}
+        if config.saliency.provider == "sps":
+            model, summary = train_saliency(run, prepared, key)
+            summary["weights_sha256"] = save_saliency(model, folder / MODEL)
+            trained = ray.put(model)
+        paths = sorted(set(manifest.images["path"].to_pylist()))
+        arguments = (manifest.root, config, trained)
+        columns = embed(
+            paths, FindPersons, arguments, run.plan, config.evaluation.batch, "person masks"
+        )
+        masks = columns["mask"].astype(bool)
+        save_masks(folder, paths, masks)
+        share = masks.mean(axis=(1, 2))
+        figures = {
+            "images": len(paths),
+            "person_share_mean": float(share.mean()),
+            "empty_masks": int((share == 0).sum()),
+        }
+        if figures["empty_masks"] > 0.1 * len(paths):
+            log.warning(
+                "saliency: %d of %d masks are empty, so few images can be occluded in stage 2: "
+                "train longer (saliency.epochs) or choose another saliency.provider",
+                figures["empty_masks"],
+                len(paths),
+            )
+        if has_true_masks(manifest.root):
+            truth = GivenMasks(manifest.root, grid)(np.empty(0, np.uint8), paths)
+            figures["iou_with_truth"] = float(mask_iou(masks, truth).mean())
+        return {"provider": config.saliency.provider, **figures, **summary}
+
+    return run.stage("saliency", identity, build)
+
+
+def _identity(run: Run, manifest: Manifest) -> dict[str, Any]:
+    """What decides the masks: each provider reads another part of the configuration."""
+    config, section = run.config, run.config.saliency
+    identity: dict[str, Any] = {
+        "dataset": manifest.dataset_id,
+        "provider": section.provider,
+        "size": [config.data.height, config.data.width],
+    }
+    if section.provider == "given":
+        return identity | {"masks": masks_fingerprint(manifest.root)}
+    if section.provider == "spectral":
+        return identity | {"target_ratio": section.target_ratio}
+    identity |= {
+        "model": config.model,
+        "weights": weights_fingerprint(config.model),
+        "seed": config.seed,
+        "colours": [config.data.mean, config.data.std],
+    }
+    if section.provider == "attention":
+        return identity | {"target_ratio": section.target_ratio}
+    return identity | {
+        "saliency": section,
+        "geometry": [config.augment.flip, config.augment.pad],
+        "precision": config.metric.precision,
+        "workers": run.plan.train_workers,
+    }

@@ -1,0 +1,1 @@
+"""Distributed training: batches from Ray Data, steps on Ray Train."""

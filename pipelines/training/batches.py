@@ -1,0 +1,126 @@
+"""Training batches from Ray Data: a pipeline for each train worker, one row per training step.
+
+A row is the number of a step until a data worker replaces it with the arrays of that step. Ray Data
+pays for each task and each block, not for each row. So a task makes several steps, one after the
+other, and a block holds several (`results/step-stream.md` of the benchmarks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray.data
+import ray.train
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy, DataIterator, Dataset, ExecutionResources
+
+from pipelines.runtime.resources import pace, selector
+from pipelines.training.training_set import TrainingSet
+
+DATASET = "steps"  # its name in Ray Train
+STEPS_PER_TASK = 16
+BLOCK_BYTES = 64 * 2**20
+NO_PROGRESS_TIMEOUT_S = 3600  # training may take minutes per step, and then takes no batch
+UNUSED = ("rows", "camids")  # arrays of a step that no task reads
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class MakeBatches:
+    """Replace step numbers by one train worker's share of the batches; runs on a data worker.
+
+    Args:
+        first: step of row 0.
+        rank, world: which share of how many; see `StepMaker.make`.
+    """
+
+    def __init__(self, training_set: TrainingSet, first: int, rank: int, world: int) -> None:
+        self._maker = training_set.step_maker()
+        self._first, self._rank, self._world = first, rank, world
+
+    def __call__(self, rows: Arrays) -> Iterator[Arrays]:
+        for row in rows["id"]:
+            batch = self._maker.make(self._first + int(row), self._rank, self._world)
+            yield {name: value[None] for name, value in batch.items() if name not in UNUSED}
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What the pipelines of all train workers have in common.
+
+    Attributes:
+        total: steps of the whole training.
+        data_workers: processes that make batches, for all train workers together, one CPU each.
+        steps_per_execution: after so many the pipelines are executed afresh, since Ray Data keeps
+            some kB per task until the end of an execution.
+    """
+
+    training_set: TrainingSet
+    total: int
+    data_workers: int
+    steps_per_execution: int = 50_000
+
+    def end(self, first: int) -> int:
+        """Step, excluded, with which an execution ends that starts at step `first`."""
+        return min(self.total, first + self.steps_per_execution)
+
+    def pipeline(self, first: int, rank: int = 0, world: int = 1) -> Dataset:
+        """Batches of the steps from `first` on, in order, for train worker `rank` of `world`."""
+        steps = self.end(first) - first
+        workers = max(1, self.data_workers // world + (rank < self.data_workers % world))
+        dataset = ray.data.range(
+            steps, override_num_blocks=max(1, -(-steps // STEPS_PER_TASK))
+        ).map_batches(
+            MakeBatches,
+            fn_constructor_args=(self.training_set, first, rank, world),
+            batch_size=None,
+            compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+            num_cpus=min(1.0, self.data_workers / world),
+        )
+        dataset.set_name(f"{self.training_set.section}-batches-rank{rank}")
+        context = dataset.context
+        pace(context)
+        task_bytes = STEPS_PER_TASK * self.training_set.step_bytes() // world
+        context.target_max_block_size = block = min(BLOCK_BYTES, task_bytes)
+        context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+        context.execution_options.preserve_order = True
+        nodes = selector(self.training_set.config.cluster.data_nodes)
+        context.execution_options.label_selector = nodes or None
+        # For each data worker one block that it makes and one that waits, and two to read.
+        context.execution_options.resource_limits = ExecutionResources.for_limits(
+            object_store_memory=2 * (workers + 1) * block
+        )
+        return dataset
+
+
+class BatchesPerRank(ray.train.DataConfig):
+    """Give every train worker a pipeline of its own, from the step of the newest checkpoint on.
+
+    The workers need no common coordinator: step numbers keep them in lockstep. Ray Train calls
+    `configure` for each worker group, so that a restart or another number of workers is a new plan.
+
+    Args:
+        first_step: returns the step at which the training continues.
+    """
+
+    def __init__(self, plan: BatchPlan, first_step: Callable[[], int]) -> None:
+        super().__init__()
+        self._plan, self._first_step = plan, first_step
+
+    def configure(  # type: ignore[override]
+        self,
+        datasets: dict[str, Dataset],
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: list[str] | None,
+        **kwargs: Any,
+    ) -> list[dict[str, DataIterator]]:
+        """Return one iterator per train worker; the rows of `datasets` are planned here."""
+        first, iterators = self._first_step(), []
+        for rank in range(world_size):
+            hints = worker_node_ids and [worker_node_ids[rank]]
+            dataset = self._plan.pipeline(first, rank, world_size)
+            iterators.append({DATASET: dataset.streaming_split(1, locality_hints=hints)[0]})
+        return iterators

@@ -1,0 +1,1 @@
+"""Search configurations with Ray Tune and Optuna."""

@@ -1,0 +1,192 @@
+"""What a search looks like: a live table while it runs; a table and Optuna's plots at its end."""
+
+from __future__ import annotations
+
+import io
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from datetime import date
+from typing import Any
+
+import optuna
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState
+from optuna.visualization import matplotlib as plots
+from rich.live import Live
+from rich.table import Table
+
+from pipelines.runtime.progress import console
+from pipelines.runtime.tracking import environment
+from pipelines.tuning.spaces import SearchSpec, TrialRecord, build_study, pareto_front
+
+log = logging.getLogger(__name__)
+
+TABLE, CSV = "trials.md", "trials.csv"
+CSV_COLUMNS = ("number", "state", "value", "params", "intermediate_values", "user_attrs")
+MAX_LIVE_ROWS = 12
+MIN_IMPORTANCE_TRIALS = 8  # trained to the end
+STATES = {"running": "runs", "done": "done", "stopped": "stopped early", "failed": "failed"}
+
+
+class SearchProgress:
+    """The search as it runs: a live table on a terminal, one line per trial in a log.
+
+    Args:
+        total: trials in all.
+    """
+
+    def __init__(self, spec: SearchSpec, total: int) -> None:
+        self._spec, self._total, self._start = spec, total, time.monotonic()
+        self._records: Sequence[TrialRecord] = ()
+        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=1)
+
+    def __enter__(self) -> SearchProgress:
+        if console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
+
+    def update(self, records: Sequence[TrialRecord]) -> None:
+        """Take the trials as they are now."""
+        self._records = records
+
+    def end(self, record: TrialRecord) -> None:
+        """Log how a trial ended."""
+        if record.state == "failed":
+            log.warning("trial %d failed: %s", record.number, record.reason)
+        if not console.is_terminal:
+            measured = "".join(f", {name} {100 * v:.1f}" for name, v in record.last.items())
+            ended, state = self._ended(), STATES[record.state]
+            log.info("trial %d: %s%s (%s)", record.number, state, measured, ended)
+
+    def _ended(self) -> str:
+        return f"{sum(r.state != 'running' for r in self._records)} of {self._total}"
+
+    def _table(self) -> Table:
+        minutes = (time.monotonic() - self._start) / 60
+        table = Table(title=f"{self._ended()} trials, {minutes:.1f} minutes")
+        for column in _columns(self._spec):
+            table.add_column(column, justify="left" if column in ("state", "changes") else "right")
+        for record in ranked(self._spec, self._records)[:MAX_LIVE_ROWS]:
+            table.add_row(*_cells(self._spec, record))
+        return table
+
+
+def ranked(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Longest trained first, of those the best in the first objective; failed ones last."""
+    first = spec.objectives[0]
+    return sorted(
+        records,
+        key=lambda t: (t.state == "failed", -max(t.rungs, default=0), -t.last.get(first, 0.0)),
+    )
+
+
+def _columns(spec: SearchSpec) -> list[str]:
+    return ["trial", "state", "epochs", *(f"{name} mAP" for name in spec.objectives), "changes"]
+
+
+def _cells(spec: SearchSpec, record: TrialRecord) -> list[str]:
+    figures = [f"{100 * record.last[n]:.1f}" if record.last else "" for n in spec.objectives]
+    changes = ", ".join(f"{k.rsplit('.', 1)[-1]} {v}" for k, v in record.changes.items())
+    epochs = str(max(record.rungs, default=""))
+    text = record.reason or changes or "as it was"
+    return [str(record.number), STATES[record.state], epochs, *figures, text]
+
+
+def importances(spec: SearchSpec, records: Sequence[TrialRecord]) -> dict[str, float]:
+    """Return the share of the first objective's variation that each key explains.
+
+    PED-ANOVA (Watanabe et al. 2023) over trials trained to the end; empty for fewer than
+    MIN_IMPORTANCE_TRIALS, or if all have the same value.
+    """
+    study = _first_objective(spec, records)
+    values = [trial.value for trial in study.get_trials(states=[TrialState.COMPLETE])]
+    if len(values) < MIN_IMPORTANCE_TRIALS or len(set(values)) < 2:
+        return {}
+    return get_param_importances(study, evaluator=_evaluator(len(values)))
+
+
+def _first_objective(spec: SearchSpec, records: Sequence[TrialRecord]) -> optuna.Study:
+    """The trials that lie in the space."""
+    inside = [one for one in records if spec.contains({**spec.start, **one.changes})]
+    return build_study(spec, inside, spec.objectives[:1])
+
+
+def _evaluator(trials: int) -> PedAnovaImportanceEvaluator:
+    best = max(0.1, 4 / trials)  # one or two trials carry no information
+    return PedAnovaImportanceEvaluator(target_quantile=best, evaluate_on_local=False)
+
+
+def render(
+    spec: SearchSpec, records: Sequence[TrialRecord], command: str, counts: dict[str, Any]
+) -> dict[str, bytes]:
+    """File name -> content: the trials as Markdown and CSV, and what pictures can be drawn."""
+    study, several = _first_objective(spec, records), build_study(spec, records, spec.objectives)
+    files = {
+        TABLE: _markdown(spec, records, command, counts).encode(),
+        CSV: several.trials_dataframe(CSV_COLUMNS).to_csv(index=False).encode(),
+    }
+    first, complete = spec.objectives[0], len(study.get_trials(states=[TrialState.COMPLETE]))
+    if complete > 1:
+        axes = plots.plot_parallel_coordinate(study, target_name=first)
+        axes.grid(visible=False)
+        files["parallel-coordinates.png"] = _png(axes, 1.2 * len(spec.space) + 3, 6)
+    if any(len(record.rungs) > 1 for record in records):
+        axes = plots.plot_intermediate_values(study)
+        axes.set(title="What was measured at each rung", xlabel="epochs", ylabel=f"{first} mAP")
+        files["intermediate-values.png"] = _png(axes, 8, 5)
+    if importances(spec, records):
+        evaluator = _evaluator(complete)
+        axes = plots.plot_param_importances(study, evaluator=evaluator, target_name=first)
+        files["importance.png"] = _png(axes, 8, 0.35 * len(spec.space) + 1.5)
+    if several.best_trials and len(spec.objectives) > 1:
+        axes = plots.plot_pareto_front(several, target_names=list(spec.objectives))
+        files["pareto.png"] = _png(axes, 6, 5)
+    return files
+
+
+def _png(axes: Axes, width: float, height: float) -> bytes:
+    """Return the figure, of this size in inches, as a PNG file; it is closed."""
+    figure, file = axes.get_figure(root=True), io.BytesIO()
+    assert figure is not None
+    figure.set_size_inches(width, height)
+    figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+    return file.getvalue()
+
+
+def _markdown(
+    spec: SearchSpec, records: Sequence[TrialRecord], command: str, counts: dict[str, Any]
+) -> str:
+    packages = environment()["packages"]
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "ray", "optuna"))
+    sizes = {name: counts[name]["images"] for name in counts if name != "quarantined"}
+    front = [str(record.number) for record in pareto_front(spec, records)]
+    lines = [
+        "# Search",
+        "",
+        f"`{command}`; {date.today()}. {versions}; {platform.machine()}. mAP in percent with "
+        "masks, on identities held out of the training set: "
+        + ", ".join(f"{name} {size}" for name, size in sizes.items() if size)
+        + f". Best: trial {', '.join(front) or 'none'}.",
+        "",
+        _row(_columns(spec)),
+        _row(["---:", "---", "---:", *["---:"] * len(spec.objectives), "---"]),
+        *(_row(_cells(spec, record)) for record in ranked(spec, records)),
+    ]
+    shares = importances(spec, records)
+    if shares:
+        first = spec.objectives[0]
+        lines += ["", f"Share of the variation of {first} that a key explains (PED-ANOVA):", ""]
+        lines += [f"- {key}: {share:.2f}" for key, share in shares.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"

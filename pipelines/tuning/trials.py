@@ -1,0 +1,282 @@
+"""The trials of a search, on Ray Tune.
+
+Each trial has a Ray Train run inside. Its state is that of its stages, and a JSON file of what it
+has measured, its Tune checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.data
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from dpmpp_core.config import Config, MetricConfig
+from dpmpp_core.config.space import apply_changes
+from dpmpp_core.data.synthesis import PARTS, Band
+from dpmpp_core.errors import DataError
+from pipelines.runtime.resources import Plan, pace
+from pipelines.runtime.run import Run
+from pipelines.runtime.stage import Stage
+from pipelines.runtime.storage import Storage
+from pipelines.runtime.tracking import Tracking
+from pipelines.runtime.tuner import build_tuner, failure_reason, run_tuner
+from pipelines.stages.robustness import CLEAN, robustness
+from pipelines.stages.saliency import saliency
+from pipelines.tuning.report import SearchProgress
+from pipelines.tuning.schedulers import EPOCHS, FACTOR, FIRST_RUNG, MEMBER, Asha, Population
+from pipelines.tuning.spaces import NUMBER, RATES, SearchSpec, State, TrialRecord, build_searcher
+from pipelines.tuning.stage_locks import hold
+from pipelines.workflows.pipeline import learn_prompts, train_and_evaluate, with_backgrounds
+
+log = logging.getLogger(__name__)
+
+OBJECTIVES = ("occluded", "holistic")
+OCCLUSION_BANDS = Band(20, 40), Band(40, 60)  # percent of the person, in validation queries
+CHECKPOINT = "measured.json"
+
+
+@dataclass(frozen=True)
+class SearchContext:
+    """What all trials of a search share; goes to the processes that run them.
+
+    Attributes:
+        base: the configuration that the search starts from.
+        validation: the manifest with held-out identities as its test set.
+        hiding: person masks with which the validation's queries are hidden, for all trials alike.
+        locks: the actor that `hold` takes.
+    """
+
+    base: Config
+    validation: Stage
+    hiding: Stage
+    storage: str
+    plan: Plan
+    spec: SearchSpec
+    locks: Any
+
+    def measure(self, config: Config, holder: str, until: int | None = None) -> dict[str, float]:
+        """Train, and return the objectives in [0, 1]; silent, as only the driver talks to MLflow.
+
+        Args:
+            holder: the trial's id.
+            until: train the first segments of `metric.rates`, up to this epoch.
+        """
+        lock = partial(hold, self.locks, holder)
+        storage = Storage(self.storage)
+        with lock("training", self.plan.trials):
+            run = Run(config, storage, Tracking(""), self.plan, lock=lock)
+            masks = saliency(run, self.validation)
+            prompts = learn_prompts(run, self.validation, masks)
+            metric, evaluated = train_and_evaluate(run, self.validation, masks, prompts, until)
+            base = replace(run, config=self.base)  # so that every trial's queries are hidden alike
+            stages = self.validation, self.hiding, evaluated
+            hidden = robustness(base, *stages, storage.uri, metric.key, OCCLUSION_BANDS, PARTS)
+        return objectives(evaluated.summary["metrics"], hidden.summary["measured"])
+
+
+def objectives(metrics: dict[str, Any], hidden: dict[str, Any]) -> dict[str, float]:
+    """Masked mAP of hidden queries and of clean ones.
+
+    `occluded` is a mean over queries. That of a hidden one is the mean over parts and bands, that
+    of a really occluded one its own: of a few such the mAP depends on the training's seed alone,
+    so they must not weigh more than they are.
+    """
+    synthetic = [
+        figure["mAP_masked"]
+        for part, bands in hidden.items()
+        if part != CLEAN
+        for figure in bands.values()
+        if figure["mAP_masked"] is not None
+    ]
+    parts = [(float(np.mean(synthetic)), hidden[CLEAN]["queries"])] if synthetic else []
+    if "occluded" in metrics:
+        real = metrics["occluded"]
+        parts.append((real["masked"]["mAP"], real["num_queries"]))
+    if not parts:
+        raise DataError("not one validation query could be hidden: see `dpmpp saliency`")
+    figures, queries = zip(*parts, strict=True)
+    return {
+        "occluded": float(np.average(figures, weights=queries)),
+        "holistic": float(metrics["holistic"]["masked"]["mAP"]),
+    }
+
+
+def shortened(config: Config, epochs: int) -> Config:
+    """The same training in fewer epochs: its schedule is squeezed, not cut."""
+    metric, share = config.metric, epochs / config.metric.epochs
+    changes = {
+        "epochs": epochs,
+        "warmup_epochs": round(metric.warmup_epochs * share),
+        "milestones": sorted({max(1, round(m * share)) for m in metric.milestones}),
+    }
+    short = MetricConfig.model_validate({**metric.model_dump(), **changes})
+    return config if epochs == metric.epochs else config.model_copy(update={"metric": short})
+
+
+def split_into_segments(config: Config, rates: Sequence[float], segments: int) -> Config:
+    """Return the same training in equal segments at these rates, the last one for the rest."""
+    given = tuple(rates) + tuple(rates[-1:]) * (segments - len(rates))
+    metric = config.metric.model_copy(update={"rates": given})
+    return config.model_copy(update={"metric": metric})
+
+
+def run_search(
+    run: Run, context: SearchContext, name: str, total: int, progress: SearchProgress
+) -> list[TrialRecord]:
+    """Run trials until there are `total`; return all, in the order of their numbers.
+
+    A search that asks for more trials than a finished one had continues it with a further Tuner,
+    whose searcher has learnt from the trials of the ones before.
+
+    Raises:
+        KeyboardInterrupt: stopped before all were done.
+    """
+    records: list[TrialRecord] = []
+    while len(records) < total:
+        tuner = _search_tuner(run, context, f"{name}/tune-{len(records):04d}", total, records)
+        latest: dict[str, TrialRecord] = {}
+
+        def watch(trials: Sequence[Trial], before=tuple(records), latest=latest) -> None:
+            ended = []
+            for trial in trials:
+                known = latest.get(trial.trial_id)
+                if known is None or known.state == "running":
+                    latest[trial.trial_id] = record_trial(trial, context.spec)
+                    if known is not None and trial.is_finished():
+                        ended.append(trial.trial_id)
+            progress.update([*before, *latest.values()])
+            for trial_id in ended:
+                context.locks.release.remote(trial_id)  # its process may have died
+                progress.end(latest[trial_id])
+                log_trial(run, name, latest[trial_id])
+
+        with progress:
+            run_tuner(tuner, watch)
+        if not latest or any(record.state == "running" for record in latest.values()):
+            raise KeyboardInterrupt
+        records += sorted(latest.values(), key=lambda record: record.number)
+    return records
+
+
+def _search_tuner(
+    run: Run, context: SearchContext, key: str, total: int, records: Sequence[TrialRecord]
+) -> tune.Tuner:
+    spec, concurrent = context.spec, context.plan.trials
+    searcher = build_searcher(spec, records)
+    config = tune.TuneConfig(
+        search_alg=searcher,
+        scheduler=build_scheduler(spec, concurrent, records),
+        num_samples=total - len(records),
+        max_concurrent_trials=concurrent,
+        reuse_actors=True,
+    )
+    population: dict[str, Any] = {}
+    if spec.scheduler == "pbt":  # which takes no searcher: this one draws the first population
+        drawn = [searcher.suggest(str(number)) for number in range(total)]
+        members = tune.grid_search([{NUMBER: 0}, *drawn[1:]])
+        population = {MEMBER: members, FACTOR: spec.start[RATES][0]}
+        config = tune.TuneConfig(scheduler=config.scheduler, reuse_actors=True)
+    trainable = tune.with_parameters(_run_trial, context=context)
+    stop = {EPOCHS: spec.rungs[-1]}
+    cluster = context.base.cluster
+    return build_tuner(run.storage, key, trainable, cluster, config, population, stop)
+
+
+def build_scheduler(
+    spec: SearchSpec, max_concurrent: int, records: Sequence[TrialRecord] = ()
+) -> TrialScheduler:
+    """Return Tune's scheduler of a search that has these trials already."""
+    # Tune draws a trial's bracket and a population's changes from the process's own generators.
+    random.seed(spec.seed)
+    np.random.seed(spec.seed)  # noqa: NPY002
+    first, epochs = spec.objectives[0], spec.rungs[-1]
+    if spec.scheduler == "asha":
+        return Asha(first, epochs, spec.rungs[0], spec.brackets, records)
+    if spec.scheduler == "pbt":
+        return Population(first, spec.rungs[0], max_concurrent)
+    return FIFOScheduler()
+
+
+def record_trial(trial: Trial, spec: SearchSpec) -> TrialRecord:
+    """Return what Tune knows of a trial."""
+    config, result = trial.config, trial.last_result
+    rungs = {
+        int(epochs): {name: values[name] for name in OBJECTIVES}
+        for epochs, values in result.get("rungs", {}).items()
+    }
+    changes = changed_values(config, spec)
+    rates = result.get("rates", [])
+    if any(rate != spec.start[RATES][0] for rate in rates):
+        changes[RATES] = rates
+    state: State = "running"
+    if trial.status == Trial.ERROR:
+        state = "failed"
+    elif trial.status == Trial.TERMINATED:
+        state = "done" if spec.rungs[-1] in rungs else "stopped"
+    return TrialRecord(config[NUMBER], changes, state, rungs, failure_reason(trial))
+
+
+def changed_values(config: Mapping[str, Any], spec: SearchSpec) -> dict[str, Any]:
+    """Return the configuration keys that a trial changes; none for the start."""
+    if config[NUMBER] == 0:
+        return {}
+    return {key: config[key] for key in spec.space if key in config}
+
+
+def log_trial(run: Run, name: str, record: TrialRecord) -> None:
+    """Log the trial as a nested run of MLflow; once, however often it is called."""
+    changes = {key: str(value) for key, value in record.changes.items()}
+    figures = {**record.last, "epochs": max(record.rungs, default=0)}
+    params = {**changes, "state": record.state}
+    run.tracking.trial(name, f"trial {record.number}", params, figures)
+
+
+def _run_trial(config: dict[str, Any], context: SearchContext) -> None:
+    """A trial, in its own process: one report per rung."""
+    pace(ray.data.DataContext.get_current())
+    spec, holder = context.spec, tune.get_context().get_trial_id()
+    measured = load_measured()
+    changes = changed_values(config, spec)
+    changed = with_backgrounds(apply_changes(context.base, changes))
+    for epochs in spec.rungs[config.get(FIRST_RUNG, 0) :]:
+        if str(epochs) in measured["rungs"]:
+            continue
+        if spec.scheduler == "pbt":
+            rates = [*measured["rates"], float(f"{config[FACTOR]:.4g}")]
+            short = shortened(changed, spec.rungs[-1])
+            segment = split_into_segments(short, rates, len(spec.rungs))
+            values = context.measure(segment, holder, until=epochs)
+            measured["rates"] = rates
+        else:
+            values = context.measure(shortened(changed, epochs), holder)
+        measured["rungs"][str(epochs)] = values
+        report_measured(epochs, measured)
+
+
+def load_measured() -> dict[str, Any]:
+    """Return what this trial, or the one that it is a copy of, has measured before."""
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        return {"rungs": {}, "rates": []}
+    with checkpoint.as_directory() as folder:
+        return json.loads((Path(folder) / CHECKPOINT).read_text())
+
+
+def report_measured(epochs: int, measured: dict[str, Any]) -> None:
+    """Report a rung to Tune, with all that was measured so far as the checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / CHECKPOINT).write_text(json.dumps(measured))
+        result = {EPOCHS: epochs, **measured["rungs"][str(epochs)], **measured}
+        tune.report(result, checkpoint=tune.Checkpoint.from_directory(folder))

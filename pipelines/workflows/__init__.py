@@ -1,0 +1,1 @@
+"""Whole pipelines: one run, many trials, ablations, published protocols."""
