@@ -17,12 +17,12 @@ from mlflow.tracking import MlflowClient
 
 from dpmpp_core.config import load_config
 from dpmpp_core.models.reid import ReidModel, load_model, save_model, start_clip
-from pipelines.registry.promotion import Request, promote, rollback
+from pipelines.registry.promotion import PromotionRequest, promote, rollback
 from pipelines.registry.register import register_version
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.stages.evaluate import evaluate_model
-from pipelines.workflows.pipeline import Options, begin, opened, prepared_data
+from pipelines.workflows.pipeline import Options, begin, open_session, prepared_data
 from tests.integration.conftest import SMALL
 from tests.mlflow_server import MlflowServer
 
@@ -91,9 +91,9 @@ class Lab:
         path.write_text(json.dumps(GATE | changes))
         return str(path)
 
-    def request(self, name: str, uri: str | None = None, **asked: Any) -> Request:
+    def request(self, name: str, uri: str | None = None, **asked: Any) -> PromotionRequest:
         asked.setdefault("gate", self.gate())
-        return Request(name, tracking_uri=uri or self.server.uri, **asked)
+        return PromotionRequest(name, tracking_uri=uri or self.server.uri, **asked)
 
     def promote(self, name: str, **asked: Any) -> dict[str, Any]:
         return promote(self.request(name, **asked))
@@ -132,7 +132,7 @@ def lab(data: Path, server: MlflowServer, folder: Path) -> Iterator[Lab]:
     with torch.no_grad():
         model.bands.patches[-1].weight *= 30  # an eye that learnt nothing has no opinion
     save_model(model, folder / "start")
-    with opened(options, [config], "register") as (run, source, _):
+    with open_session(options, [config], "register") as (run, source, _):
         prepared = prepared_data(run, source)
         begin(run, prepared, f"lab-{folder.name}")
         yield Lab(server, options, run, prepared, folder / "start", folder)

@@ -111,7 +111,7 @@ def _shared_pixels(patches: int, size: int, offset: int) -> NDArray[np.float32]:
     return np.maximum(shared, 0).astype(np.float32)
 
 
-def another_camera(
+def camera_jitter(
     image: NDArray[np.uint8], strength: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
     """The picture as another camera might have recorded it: colours and sharpness change (ours).

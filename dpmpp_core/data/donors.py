@@ -28,7 +28,7 @@ _PICTURE = re.compile(r"\.(jpe?g|png|bmp|tiff?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Bank:
+class OccluderBank:
     """D donors, each with a geometry of its own; no picture is read yet."""
 
     rows: NDArray[np.int64]
@@ -73,7 +73,7 @@ class Donors:
                 root, list_backgrounds(root), height, width, images.max_bytes, cover=True
             )
 
-    def draw(self, count: int, rng: np.random.Generator) -> Bank:
+    def draw(self, count: int, rng: np.random.Generator) -> OccluderBank:
         """Donors drawn from all rows, none twice unless there are fewer; backgrounds come first."""
         population, pad = len(self._masks), self._augment.pad
         rows = rng.choice(population, count, replace=count > population)
@@ -89,9 +89,9 @@ class Donors:
         ]
         height, width = self._images.size
         masks = apply_to_masks(self._masks[rows], geometries, pad, height, width)
-        return Bank(rows, backgrounds, geometries, rng.random(count), masks)
+        return OccluderBank(rows, backgrounds, geometries, rng.random(count), masks)
 
-    def picture(self, bank: Bank, donor: int) -> Image:
+    def picture(self, bank: OccluderBank, donor: int) -> Image:
         """The donor's pixels, uint8 [height, width, 3]; a new array. DataError: not readable."""
         geometry, shown = bank.geometries[donor], int(bank.backgrounds[donor])
         if shown < 0:
@@ -102,7 +102,7 @@ class Donors:
             self._backgrounds[shown], geometry.flip, bank.places[donor], *self._images.size
         )
 
-    def source(self, bank: Bank, donor: int) -> str:
+    def source(self, bank: OccluderBank, donor: int) -> str:
         """Where the donor's pixels come from: a path below the data's root, or a background's."""
         shown = int(bank.backgrounds[donor])
         if shown < 0:

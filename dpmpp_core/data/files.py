@@ -161,7 +161,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     Raises DataError if `out` is not an empty or absent folder.
     """
-    refuse_used(out)
+    ensure_empty_dir(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -175,7 +175,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def refuse_used(out: Path) -> None:
+def ensure_empty_dir(out: Path) -> None:
     """Raise DataError if `out` is not an empty or absent folder."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; name a new or empty folder")

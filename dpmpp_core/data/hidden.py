@@ -16,7 +16,7 @@ from dpmpp_core.errors import DataError
 SYNTHESIS, LISTED = "synthesis.parquet", "occlusion.csv"
 
 
-def hidden_shares(root: str, paths: Sequence[str]) -> NDArray[np.float64]:
+def occlusion_ratios(root: str, paths: Sequence[str]) -> NDArray[np.float64]:
     """Share hidden of each picture, in [0, 1]: float64 [N]; NaN where nothing says it.
 
     Read are, in this order, what they say of a picture last being taken:

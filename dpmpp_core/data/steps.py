@@ -15,21 +15,21 @@ from numpy.typing import NDArray
 from dpmpp_core.config import AugmentConfig, DataConfig, OcclusionConfig
 from dpmpp_core.data.augment import (
     Geometry,
-    another_camera,
     apply_to_image,
     apply_to_masks,
+    camera_jitter,
     random_erase,
 )
-from dpmpp_core.data.donors import CACHE_BYTES, Bank, Donors, ImageCache
+from dpmpp_core.data.donors import CACHE_BYTES, Donors, ImageCache, OccluderBank
 from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.data.plan import Draw, StepPlan, stream
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.occlusion.pairing import Pairs, draw_pairs
-from dpmpp_core.occlusion.surfaces import hide_behind_surface
+from dpmpp_core.occlusion.surfaces import paste_synthetic_occluder
 from dpmpp_core.occlusion.transfer import transfer_patches, visible_patches
 
 Image = NDArray[np.uint8]
-CLEAN = -1
+NO_OCCLUSION = -1
 """Donor label of a sample that is not mixed."""
 BACKGROUND = -2
 """Donor label of a sample mixed with a picture without people: no class is to be ignored."""
@@ -43,7 +43,7 @@ class _Planned:
     step: int
     rows: NDArray[np.int64]  # [B]
     geometries: list[Geometry]
-    bank: Bank
+    bank: OccluderBank
     donor_masks: NDArray[np.bool_]  # [B + D, gh, gw] after augmentation
     donor_labels: NDArray[np.int64]  # [B + D]
     pairs: Pairs
@@ -165,8 +165,8 @@ class StepMaker:
                 visible[k] &= ~_changed(whole, images[k], visible.shape[1:])
             if self._augment.camera:  # one camera records recipient and donor alike
                 rng = stream(self._plan.seed, planned.epoch, planned.step, i, Draw.CAMERA)
-                images[k] = another_camera(images[k], self._augment.camera, rng)
-        donor_labels = np.where(pairs.donor >= 0, planned.donor_labels[pairs.donor], CLEAN)
+                images[k] = camera_jitter(images[k], self._augment.camera, rng)
+        donor_labels = np.where(pairs.donor >= 0, planned.donor_labels[pairs.donor], NO_OCCLUSION)
         return {
             "images": images,
             "labels": self._labels[rows[own]],
@@ -233,7 +233,7 @@ class StepMaker:
         for i in (i for i in samples if i % 2 == 0):
             rng = stream(self._plan.seed, planned.epoch, planned.step, i, Draw.SURFACE)
             whole = self._picture(planned, i)
-            images.append(hide_behind_surface(whole, rng))
+            images.append(paste_synthetic_occluder(whole, rng))
             mask = planned.donor_masks[i]
             visible.append(mask & ~_changed(whole, images[-1], mask.shape))
         return {"covered": np.stack(images), "covered_visible": np.stack(visible)}

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmpp_core.config import AugmentConfig, DataConfig, OcclusionConfig
-from dpmpp_core.data.donors import Bank, Donors, ImageCache
+from dpmpp_core.data.donors import Donors, ImageCache, OccluderBank
 from dpmpp_core.data.plan import Draw, stream
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.occlusion.cut import cut_away, lend_scene
@@ -168,7 +168,7 @@ class Synthesiser:
     def _mixed(
         self,
         row: int,
-        bank: Bank,
+        bank: OccluderBank,
         donor: int,
         kept: NDArray[np.bool_],
         shift: int,

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dpmpp_core.data.files import refuse_used, write_atomically
+from dpmpp_core.data.files import ensure_empty_dir, write_atomically
 from dpmpp_core.errors import DataError, WeightsError
 from dpmpp_core.index.manifest import (
     MANIFEST,
@@ -94,7 +94,7 @@ class GalleryIndex:
         Raises:
             DataError: `folder` is not empty.
         """
-        refuse_used(folder)
+        ensure_empty_dir(folder)
         (folder / SEGMENTS).mkdir(parents=True, exist_ok=True)
         index = cls(folder, Manifest(model=model, source=source, stored=stored))
         index._commit(index.manifest)

@@ -22,7 +22,7 @@ from dpmpp_core.models.batch_norm import WholeBatchNorm2d
 from dpmpp_core.models.distributed import over_workers
 
 SPACE = "bands"
-EYE_WIDTH = 64
+VISIBILITY_HEAD_WIDTH = 64
 
 
 @dataclass
@@ -61,13 +61,13 @@ class VisibleBands(nn.Module):
         self.bands, self.width, self.token_width = bands, bands * token_width, token_width
         self.patches = nn.Sequential(
             WholeBatchNorm2d(channels),
-            nn.Conv2d(channels, EYE_WIDTH, 1),
+            nn.Conv2d(channels, VISIBILITY_HEAD_WIDTH, 1),
             nn.GELU(),
-            nn.Conv2d(EYE_WIDTH, EYE_WIDTH, 5, padding=2),
+            nn.Conv2d(VISIBILITY_HEAD_WIDTH, VISIBILITY_HEAD_WIDTH, 5, padding=2),
             nn.GELU(),
-            nn.Conv2d(EYE_WIDTH, EYE_WIDTH, 5, padding=2),
+            nn.Conv2d(VISIBILITY_HEAD_WIDTH, VISIBILITY_HEAD_WIDTH, 5, padding=2),
             nn.GELU(),
-            nn.Conv2d(EYE_WIDTH, 1, 1),
+            nn.Conv2d(VISIBILITY_HEAD_WIDTH, 1, 1),
         )
         self.register_buffer("usual", torch.full((bands,), 0.5))
 

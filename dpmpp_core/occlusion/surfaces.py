@@ -18,7 +18,9 @@ CLOUDS, CLOUD_CELLS = 2, (2.0, 64.0)  # at most so many; cells along 128 pixels,
 GRAIN = 12.0  # largest std of the noise of single pixels
 
 
-def hide_behind_surface(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def paste_synthetic_occluder(
+    image: NDArray[np.uint8], rng: np.random.Generator
+) -> NDArray[np.uint8]:
     """The picture with 10 to 60 % of it behind a surface: from one edge, or a box anywhere.
 
     Args:

@@ -34,7 +34,7 @@ FEW, FEW_OF_ONE = 0.005, 0.1
 
 
 @dataclass(frozen=True)
-class Stored:
+class ScoreSpace:
     """One space of a gallery.
 
     codes: [G, D], what is scanned. lengths: float32 [G], theirs. order: int64 [D], dimensions that
@@ -52,7 +52,7 @@ class Stored:
     error: Tensor | None
 
 
-class Reaching(NamedTuple):
+class CandidatePairs(NamedTuple):
     """Pairs whose exact score may reach their query's floor: int64 [n] rows of the queries and
     items of the gallery, float32 [n] scores, and how far these may be off (inf: not known)."""
 
@@ -65,13 +65,13 @@ class Reaching(NamedTuple):
 class Block:
     """Neighbouring items of a gallery, to be scored by any number of queries."""
 
-    def __init__(self, spaces: Mapping[str, Stored], items: slice) -> None:
+    def __init__(self, spaces: Mapping[str, ScoreSpace], items: slice) -> None:
         self._stored, self.items = spaces, items
         self._spaces = {space: _Part(x, items) for space, x in spaces.items()}
 
     def reaching(
         self, query: Query, rows: slice, floor: Tensor, hidden: Hidden, k: int | None = None
-    ) -> Reaching:
+    ) -> CandidatePairs:
         """The pairs of the queries `rows` whose score may be `floor` [q] or more, but for the
         `hidden` ones: an index into [q, g], such as a bool tensor. With `k` only those that may
         be among a query's k best of the block, where its floor is -inf."""
@@ -83,7 +83,7 @@ class Block:
                 row, item = few
                 unknown = torch.full((len(row),), torch.inf, device=floor.device)
                 items = item + self.items.start
-                return Reaching(row + rows.start, items, torch.zeros_like(unknown), unknown)
+                return CandidatePairs(row + rows.start, items, torch.zeros_like(unknown), unknown)
             products = [*made]
         scores, off = self._scores(query, rows, products)
         if hidden is not None:
@@ -93,7 +93,7 @@ class Block:
         # No score is below -3, but the hidden ones are: a floor of -inf must not let them in.
         row, item = _where(scores >= (floor[:, None] - off).clamp_min_(-3))
         off_by = off.expand_as(scores)[row, item]
-        return Reaching(row + rows.start, item + self.items.start, scores[row, item], off_by)
+        return CandidatePairs(row + rows.start, item + self.items.start, scores[row, item], off_by)
 
     def _bounds_well(self, query: Query, rows: slice, floor: Tensor) -> bool:
         """Whether an upper bound of the scores may leave few pairs, tried on the first items."""
@@ -144,7 +144,7 @@ class Block:
 class _Part:
     """A block of one space."""
 
-    def __init__(self, stored: Stored, items: slice) -> None:
+    def __init__(self, stored: ScoreSpace, items: slice) -> None:
         self.codes, self.lengths = stored.codes[items], stored.lengths[items]
         self.energies = None if stored.energies is None else stored.energies[items]
         self.error = None if stored.error is None else stored.error[items]
@@ -164,7 +164,7 @@ class _Part:
             self._squares = self.features.square()
         return self._squares
 
-    def products(self, query: Asked, rows: slice) -> Tensor:
+    def products(self, query: PreparedQueries, rows: slice) -> Tensor:
         weight = query.weight[rows]
         if len(weight) > FEW_QUERIES:
             return _product(weight, self.features)
@@ -172,7 +172,9 @@ class _Part:
             return self._piecewise(weight, squared=False)
         return _product(weight, self.codes)
 
-    def scores(self, query: Asked, rows: slice, products: Tensor | None) -> tuple[Tensor, Tensor]:
+    def scores(
+        self, query: PreparedQueries, rows: slice, products: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """See `Block._scores`."""
         squares: Tensor | None = None
         alone = rows.stop - rows.start == 1 and self.lengths.device.type == "cpu"
@@ -190,7 +192,7 @@ class _Part:
         off = scores.new_full((1, 1), self.rounding)
         return scores, off if self.error is None else off + self._share(inverse)
 
-    def upper(self, query: Asked, rows: slice, products: Tensor) -> Tensor:
+    def upper(self, query: PreparedQueries, rows: slice, products: Tensor) -> Tensor:
         """No less than the exact scores: the length under a mask is at least that under the least
         mask of each group of dimensions. float32 [q, g], at most 1."""
         assert query.least is not None and self.energies is not None
@@ -254,7 +256,7 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreparedQueries:
     """Queries in one space, the largest entry of each mask being 1; the last three and `square`
     are None without masks.
 
@@ -287,7 +289,7 @@ class Query:
         refuse_other_spaces("gallery", spaces, queries)
         if masks is not None:
             refuse_other_spaces("query_mask", masks, queries)
-        self.spaces: dict[str, Asked] = {}
+        self.spaces: dict[str, PreparedQueries] = {}
         for space, order in spaces.items():
             q = matrix("query", space, queries[space]).to(device)
             m = None
@@ -324,18 +326,18 @@ def rounding(width: int) -> float:
     return (math.sqrt(width) + 8) * 2**-24
 
 
-def _asked(space: str, query: Tensor, mask: Tensor | None, order: Tensor) -> Asked:
+def _asked(space: str, query: Tensor, mask: Tensor | None, order: Tensor) -> PreparedQueries:
     q = query.double()
     q = q / largest("query", space, query, "is a feature vector of length zero").double()
     q = q / torch.linalg.vector_norm(q, dim=1, keepdim=True)
     if mask is None:
-        return Asked(q.float(), None, None, q, None)
+        return PreparedQueries(q.float(), None, None, q, None)
     refuse_bad_mask(space, mask, query)
     m = mask.double()
     m = m / m.amax(1, keepdim=True)
     weight, square = q * m, m.square()
     least = -grouped(-square.float()[:, order]).amax(2)
-    return Asked(weight.float(), square.float(), least, weight, square)
+    return PreparedQueries(weight.float(), square.float(), least, weight, square)
 
 
 def grouped(x: Tensor) -> Tensor:

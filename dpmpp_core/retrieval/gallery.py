@@ -27,7 +27,7 @@ from dpmpp_core.retrieval.arguments import (
     refuse_other_spaces,
     tensor,
 )
-from dpmpp_core.retrieval.blocks import GROUP, Block, Query, Stored, grouped
+from dpmpp_core.retrieval.blocks import GROUP, Block, Query, ScoreSpace, grouped
 from dpmpp_core.retrieval.similarity import VANISHED
 
 Storage = Literal["float32", "float16", "bfloat16", "int8"]
@@ -177,7 +177,7 @@ class Gallery:
 
 def _stored(
     space: str, features: Array, original: Array | None, usual_mask: Array | None, bounded: bool
-) -> Stored:
+) -> ScoreSpace:
     codes = matrix("gallery", space, features)
     if codes.dtype not in SCANNED:
         codes = codes.float()
@@ -191,7 +191,7 @@ def _stored(
         order = torch.argsort(usual)
     codes, lengths, energies = _checked("gallery", space, codes, order if bounded else None)
     if original is None:
-        return Stored(codes, lengths, order, energies, codes, None)
+        return ScoreSpace(codes, lengths, order, energies, codes, None)
     exact = matrix("originals", space, original)
     if exact.shape != codes.shape:
         raise ValueError(
@@ -200,7 +200,7 @@ def _stored(
     exact = exact if exact.dtype == torch.float32 else exact.float()
     exact, _, _ = _checked("originals", space, exact, None)
     error = torch.cat([_residual(codes[r].float(), exact[r]) for r in _slices(len(codes))])
-    return Stored(codes, lengths, order, energies, exact, error)
+    return ScoreSpace(codes, lengths, order, energies, exact, error)
 
 
 def _checked(

@@ -29,7 +29,7 @@ from dpmpp_core.retrieval.strata import BLOCK_SCORES, right_first
 Rows = NDArray[np.int64]
 Spaces = Mapping[str, Matrix]
 Fused = tuple[dict[str, Matrix], dict[str, Matrix]]
-WAYS = ("fused", "mean", "best", "late", "single")
+FUSION_METHODS = ("fused", "mean", "best", "late", "single")
 
 
 def fuse(features: Spaces, masks: Spaces, rows: Rows) -> Fused:
@@ -105,7 +105,7 @@ Ranked = tuple[NDArray[np.float64], NDArray[np.float64]]  # average precision, r
 
 
 def rank_tracklets(query: Embeddings, gallery: Embeddings, rows: Rows) -> dict[str, Ranked]:
-    """What each tracklet found, by way of `WAYS`, see `multi_shot`.
+    """What each tracklet found, by way of `FUSION_METHODS`, see `multi_shot`.
 
     Args:
         rows: int64 [T, k], as of `draw_tracklets`.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpmpp_core.config import Config
-from dpmpp_core.data.steps import CLEAN
+from dpmpp_core.data.steps import NO_OCCLUSION
 from dpmpp_core.losses.arcface import arcface_logits
 from dpmpp_core.losses.contrast import prototype_contrast
 from dpmpp_core.losses.cross_entropy import cross_entropy
@@ -121,7 +121,9 @@ class MetricTask(Task):
                 report[f"accuracy_{name}"] = _accuracy(cosine, labels)
         if weights.visibility and phase != "model":
             for name, error in self._occlusion_errors(batch, own).items():
-                likelihood = visibility_likelihood(masks[name], gather(error), donors != CLEAN)
+                likelihood = visibility_likelihood(
+                    masks[name], gather(error), donors != NO_OCCLUSION
+                )
                 losses[f"visibility_{name}"] = weights.visibility * likelihood
         if phase == "mask":
             return losses, report
@@ -187,7 +189,7 @@ class MetricTask(Task):
 
         Of the encoder's own spaces: bands learn what is seen from the patches.
         """
-        rows = (batch["donor_labels"] != CLEAN).nonzero()[:, 0]
+        rows = (batch["donor_labels"] != NO_OCCLUSION).nonzero()[:, 0]
         errors = {name: torch.zeros_like(features[name]) for name in self.model.encoder.spaces}
         if len(rows) == 0:
             return errors
@@ -195,7 +197,9 @@ class MetricTask(Task):
             twins = self.model.encoder(self.normalise(batch["twins"][rows]))
         for name, twin in features_of(twins).items():
             neck = self.model.necks[name]
-            seen, clean = (_behind(neck, feature) for feature in (features[name][rows], twin))
+            seen, clean = (
+                _normalized_after_neck(neck, feature) for feature in (features[name][rows], twin)
+            )
             errors[name][rows] = (seen - clean).square()
         return errors
 
@@ -262,7 +266,7 @@ def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.detach().argmax(dim=1) == labels).float().mean()
 
 
-def _behind(neck: nn.Module, features: Tensor) -> Tensor:
+def _normalized_after_neck(neck: nn.Module, features: Tensor) -> Tensor:
     """Unit features behind a batch-norm neck as retrieval sees them, with its running statistics.
 
     The neck itself is not touched, whether it is in training or not.

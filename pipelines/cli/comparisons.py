@@ -49,7 +49,7 @@ def ablate(
 
         load_config(config, overrides or [])
         from dpmpp_core.data.synthesis import BANDS, PARTS, parse_bands, parse_parts
-        from pipelines.workflows.ablation import Request, ablate
+        from pipelines.workflows.ablation import AblationRequest, ablate
         from pipelines.workflows.pipeline import Options
 
         several = parse_seeds(seeds)
@@ -65,7 +65,7 @@ def ablate(
             bands=BANDS if bands is None else parse_bands(bands),
             parts=PARTS if parts is None else parse_parts(parts),
         )
-        return ablate(options, Request(grid, several, few, names))
+        return ablate(options, AblationRequest(grid, several, few, names))
 
     def show(result: dict[str, Any]) -> None:
         from pipelines.cli.show import show_ablation
@@ -125,11 +125,11 @@ def tune(
 
         load_config(config, overrides or [])
         load_space(space)
-        from pipelines.tuning.search import Request, search
+        from pipelines.tuning.search import TuningRequest, search
         from pipelines.workflows.pipeline import Options
 
         names = tuple(objectives.split(","))
-        request = Request(
+        request = TuningRequest(
             space,
             trials,
             epochs,
@@ -190,7 +190,7 @@ def reproduce(
             return kit.list_protocols()
         places = storage, tracking_uri, address
         return kit.reproduce(
-            kit.Request(protocol, data, test_data, chosen, any_counts, changes, *places)
+            kit.ReproductionRequest(protocol, data, test_data, chosen, any_counts, changes, *places)
         )
 
     def show(result: dict[str, Any]) -> None:

@@ -50,7 +50,9 @@ def promote(
         from pipelines.registry import promotion as kit
 
         places = gate, data, storage, tracking_uri
-        request = kit.Request(name, version, *places, dry_run or explain, records_only=explain)
+        request = kit.PromotionRequest(
+            name, version, *places, dry_run or explain, records_only=explain
+        )
         return kit.rollback(request) if rollback else kit.promote(request)
 
     def show(result: dict[str, Any]) -> None:

@@ -210,14 +210,14 @@ def search(
     def work() -> dict[str, Any]:
         from dpmpp_core.data.sightings import parse_time
         from dpmpp_core.index import Where
-        from pipelines.gallery.search import Request, run_search
+        from pipelines.gallery.search import SearchRequest, run_search
 
         where = Where(
             cameras=camera or None,
             since=None if since is None else parse_time(since),
             until=None if until is None else parse_time(until),
         )
-        request = Request(
+        request = SearchRequest(
             index,
             query,
             top,

@@ -123,11 +123,11 @@ def synthesize(
 
         load_config(config, changes)
         from dpmpp_core.data.synthesis import BANDS, Part, parse_bands
-        from pipelines.stages.synthesis import Order
+        from pipelines.stages.synthesis import SynthesisRequest
         from pipelines.workflows.pipeline import Options, run_pipeline
 
         chosen = parse_bands(bands) if bands else BANDS
-        order = Order(out, chosen, tuple(splits.split(",")), cast(Part, part))
+        order = SynthesisRequest(out, chosen, tuple(splits.split(",")), cast(Part, part))
         options = Options(data, config, changes, storage, tracking_uri, address, fresh)
         return run_pipeline(options, "saliency", order)
 

@@ -29,7 +29,9 @@ from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
 
 CALIBRATION_FILE, PICTURE_FILE = "calibration.json", "calibration.png"
-ALONE = 1_000_000_000  # a picture of an unknown camera counts as that of a camera of its own
+UNKNOWN_CAMERA_OFFSET = (
+    1_000_000_000  # a picture of an unknown camera counts as that of a camera of its own
+)
 
 
 def calibrate_index(
@@ -105,7 +107,10 @@ def two_sides(
     images: list[Sighting], values: dict[str, np.ndarray]
 ) -> tuple[Embeddings, Embeddings]:
     """Queries and gallery, or twice all pictures where no split is known."""
-    camids = [ALONE + i if image.camid is None else image.camid for i, image in enumerate(images)]
+    camids = [
+        UNKNOWN_CAMERA_OFFSET + i if image.camid is None else image.camid
+        for i, image in enumerate(images)
+    ]
     features, masks = from_columns(values)
 
     def part(rows: np.ndarray) -> Embeddings:

@@ -33,8 +33,8 @@ from pipelines.registry.references import (
     VARIABLES,
     fetch_registered,
     is_registered,
-    pinned,
     registry_uri,
+    resolve_model_uri,
 )
 from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
@@ -173,7 +173,7 @@ def model_source(model: str) -> str:
     Raises:
         UserError: the registry has no such model, or does not answer.
     """
-    return pinned(model) if is_registered(model) else resolve_path(model)
+    return resolve_model_uri(model) if is_registered(model) else resolve_path(model)
 
 
 def fetch_model(source: str) -> Path:
@@ -262,7 +262,7 @@ def _add(
 ) -> dict[str, Any]:
     start = time.monotonic()
     todo = _todo(index, listing, found.images)
-    job = _Job(index, [Rejected(*row) for row in found.rejected])
+    job = _IndexWriter(index, [Rejected(*row) for row in found.rejected])
     if len(todo):
         if len(todo) < len(found.images):
             log.info("index: %d of %d images are in it", len(found.images) - len(todo),
@@ -306,7 +306,7 @@ def _todo(index: GalleryIndex, listing: FileListing, images: Sequence[Sighting])
     return todo.select(list(columns)).sort_by("path")
 
 
-class _Job:
+class _IndexWriter:
     """Gathers what workers made, and adds it to the index a lot at a time."""
 
     def __init__(self, index: GalleryIndex, rejected: list[Rejected]) -> None:

@@ -14,7 +14,8 @@ from markupsafe import Markup
 from dpmpp_core.data.images import Image, read_image
 from dpmpp_core.data.sightings import show_time
 from dpmpp_core.errors import DataError
-from pipelines.gallery.search import Asked, Hit
+from pipelines.gallery.search import Hit
+from pipelines.inference.queries import QueryEmbeddings
 from pipelines.reporting.html import templates, write_page
 
 THUMBNAIL = 192  # pixels, the larger side
@@ -31,7 +32,7 @@ class Answer(NamedTuple):
 
     image: str
     picture: Image
-    asked: Asked
+    asked: QueryEmbeddings
     hits: Sequence[Hit]
 
 
@@ -65,7 +66,7 @@ def answer_html(answer: Answer) -> str:
     )
 
 
-def trusted_picture(picture: Image, asked: Asked) -> Image:
+def trusted_picture(picture: Image, asked: QueryEmbeddings) -> Image:
     """A query as it is, and beside it with that dark which was not seen to be the person.
 
     With bands there is a bar for each: how much the mask trusts it, against the one it trusts most.

@@ -31,7 +31,7 @@ from pipelines.gallery.shards import Shards
 from pipelines.inference.onnx_model import graph_beside
 from pipelines.inference.queries import (
     SHOWN_FRAMES,
-    Asked,
+    QueryEmbeddings,
     embed_queries,
     fused,
     one_of,
@@ -78,7 +78,7 @@ class Results(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Request:
+class SearchRequest:
     """What to look for and where; see `dpmpp search --help`."""
 
     index: str
@@ -95,7 +95,7 @@ class Request:
     approximate: bool = False
 
 
-def run_search(request: Request) -> dict[str, Any]:
+def run_search(request: SearchRequest) -> dict[str, Any]:
     """Search for a picture, for each picture of a folder, or for the one person of a folder.
 
     Returns:
@@ -110,7 +110,7 @@ def run_search(request: Request) -> dict[str, Any]:
     root, paths = _query_files(request.query)
     searcher = Searcher(request.index, request.model, request.base_rate, request.shards,
                         request.address, request.engine, request.approximate)  # fmt: skip
-    found: list[tuple[str, Image, Asked, list[Hit]]] = []
+    found: list[tuple[str, Image, QueryEmbeddings, list[Hit]]] = []
     scored = 0
     if request.tracklet:
         picture, asked = searcher.ask_as_one(root, paths)
@@ -212,7 +212,7 @@ class Searcher:
             raise WeightsError(f"{error}; name the folder of the index's model: --model") from None
         self.index.check(version, f"the model {source}")
 
-    def ask(self, pictures: Sequence[Image], names: Sequence[str]) -> Asked:
+    def ask(self, pictures: Sequence[Image], names: Sequence[str]) -> QueryEmbeddings:
         """Features and masks of pictures, uint8 [H, W, 3] RGB of any size.
 
         Raises:
@@ -222,10 +222,10 @@ class Searcher:
         refuse_unusable(to_columns(asked.features, asked.masks), names)
         return asked
 
-    def ask_as_one(self, root: str, paths: Sequence[str]) -> tuple[Image, Asked]:
+    def ask_as_one(self, root: str, paths: Sequence[str]) -> tuple[Image, QueryEmbeddings]:
         """Pictures of one person as one query: they side by side, and what `fuse` makes of them."""
         pictures: list[Image] = []
-        parts: list[Asked] = []
+        parts: list[QueryEmbeddings] = []
         for start in range(0, len(paths), BATCH):
             names = paths[start : start + BATCH]
             frames = [read_image(root, path) for path in names]
@@ -233,7 +233,7 @@ class Searcher:
             pictures += frames[: SHOWN_FRAMES - len(pictures)]
         return side_by_side(pictures), fused(parts)
 
-    def find(self, asked: Asked, top: int, where: Where) -> Results:
+    def find(self, asked: QueryEmbeddings, top: int, where: Where) -> Results:
         """The best of the index for each query; an index that grew is searched as it is now."""
         for last in (False, False, True):
             self._refresh()
@@ -278,7 +278,7 @@ class Searcher:
             self.index = now
             self._shards = self._started() if self._shards else None
 
-    def _search(self, asked: Asked, top: int, where: Where) -> tuple[Found, pa.Table]:
+    def _search(self, asked: QueryEmbeddings, top: int, where: Where) -> tuple[Found, pa.Table]:
         if self._shards is not None:
             return self._shards.search(asked, top, where)
         found = search(self.index, asked.features, asked.masks, top, where, None, self._approximate)

@@ -14,13 +14,18 @@ import torch
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.index import Found, GalleryIndex, ModelVersion, Where, best, search
 from pipelines.gallery.index import fetch_segment
-from pipelines.inference.queries import Asked
+from pipelines.inference.queries import QueryEmbeddings
 from pipelines.runtime.resources import connect
 
-LIVES = 3  # times that a shard's worker is started again
+MAX_RESTARTS = 3  # times that a shard's worker is started again
 
 
-@ray.remote(num_cpus=0, max_restarts=LIVES, max_task_retries=LIVES, scheduling_strategy="SPREAD")
+@ray.remote(
+    num_cpus=0,
+    max_restarts=MAX_RESTARTS,
+    max_task_retries=MAX_RESTARTS,
+    scheduling_strategy="SPREAD",
+)
 class Shard:
     """A worker that searches some segments. When it is killed Ray starts it again, and what it was
     asked for with it."""
@@ -85,7 +90,7 @@ class Shards:
             for files in self._files
         ]
 
-    def search(self, asked: Asked, k: int, where: Where) -> tuple[Found, pa.Table]:
+    def search(self, asked: QueryEmbeddings, k: int, where: Where) -> tuple[Found, pa.Table]:
         """The k best of each query, and the rows found, query by query."""
         question = ray.put(asked.features), ray.put(asked.masks)
         how = k, where, self._index.manifest.model, self._approximate

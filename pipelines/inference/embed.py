@@ -63,7 +63,7 @@ def trained_model(storage: str, key: str) -> ReidModel | OnnxModel:
     return load_model(folder, device)
 
 
-class EmbedWithStart:
+class EmbedWithPretrained:
     """The encoder that training starts from: joint features, test transforms."""
 
     def __init__(self, root: str, config: Config) -> None:
@@ -200,7 +200,7 @@ def features(run: Run, prepared: Stage) -> Stage:
         paths = rows["path"].to_pylist()
         size = config.evaluation.batch
         arguments = (manifest.root, config)
-        columns = embed(paths, EmbedWithStart, arguments, run.plan, size, "training images")
+        columns = embed(paths, EmbedWithPretrained, arguments, run.plan, size, "training images")
         refuse_unusable(columns, paths)
         labels, _ = class_labels(rows["pid"].to_numpy())
         joint = torch.from_numpy(columns["joint"])

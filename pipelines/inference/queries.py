@@ -20,7 +20,7 @@ SHOWN_FRAMES = 16  # of a tracklet
 
 
 @dataclass(frozen=True)
-class Asked:
+class QueryEmbeddings:
     """Q queries.
 
     Attributes:
@@ -38,14 +38,14 @@ class Asked:
 
 
 @torch.inference_mode()
-def embed_queries(model: ReidModel | OnnxModel, pictures: Sequence[Image]) -> Asked:
+def embed_queries(model: ReidModel | OnnxModel, pictures: Sequence[Image]) -> QueryEmbeddings:
     """Features and masks of pictures [H, W, 3], and what the model saw of the person in them.
 
     An exported model does not tell which patches it took for the person.
     """
     if isinstance(model, OnnxModel):
         made = model.embed(pictures)
-        return Asked(made.features, made.masks, None, _by_band(made.masks, model.bands))
+        return QueryEmbeddings(made.features, made.masks, None, _by_band(made.masks, model.bands))
     size = model.data.height, model.data.width
     batch = np.stack([resize(picture, *size) for picture in pictures])
     device = next(model.parameters()).device
@@ -53,7 +53,7 @@ def embed_queries(model: ReidModel | OnnxModel, pictures: Sequence[Image]) -> As
     features = model.retrieval_features(reading.features)
     masks = {space: mask.float().cpu().numpy() for space, mask in reading.masks.items()}
     visible = reading.visible
-    return Asked(
+    return QueryEmbeddings(
         features={space: x.float().cpu().numpy() for space, x in features.items()},
         masks=masks,
         visible=None if visible is None else visible.sigmoid().float().cpu().numpy(),
@@ -67,7 +67,7 @@ def _by_band(masks: Mapping[str, np.ndarray], bands: int) -> np.ndarray | None:
     return masks[BANDS].reshape(len(masks[BANDS]), bands, -1).mean(axis=2)
 
 
-def fused(parts: Sequence[Asked]) -> Asked:
+def fused(parts: Sequence[QueryEmbeddings]) -> QueryEmbeddings:
     """All queries as one."""
     spaces = parts[0].features
     features, masks = (
@@ -77,7 +77,7 @@ def fused(parts: Sequence[Asked]) -> Asked:
     rows = np.arange(len(next(iter(features.values()))))[None]
     own = [part.bands for part in parts if part.bands is not None]
     bands = np.concatenate(own).max(axis=0, keepdims=True) if own else None
-    return Asked(*fuse(features, masks, rows), visible=None, bands=bands)
+    return QueryEmbeddings(*fuse(features, masks, rows), visible=None, bands=bands)
 
 
 def side_by_side(pictures: Sequence[Image]) -> Image:
@@ -89,10 +89,10 @@ def side_by_side(pictures: Sequence[Image]) -> Image:
     return grid.transpose(0, 2, 1, 3, 4).reshape(128 * across, 64 * across, 3)
 
 
-def one_of(asked: Asked, i: int) -> Asked:
+def one_of(asked: QueryEmbeddings, i: int) -> QueryEmbeddings:
     """Query i alone."""
     row = slice(i, i + 1)
-    return Asked(
+    return QueryEmbeddings(
         {space: x[row] for space, x in asked.features.items()},
         {space: x[row] for space, x in asked.masks.items()},
         None if asked.visible is None else asked.visible[row],

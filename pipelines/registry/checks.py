@@ -30,7 +30,7 @@ from pipelines.registry import record
 from pipelines.registry.client import FILES, Registry, files_sha256, megabytes
 from pipelines.registry.promotion_log import ROLLED_BACK
 from pipelines.registry.record import Record
-from pipelines.registry.verify import Fresh, measure
+from pipelines.registry.verify import VerificationResult, measure
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Verdict:
         }
 
 
-def judge(
+def run_promotion_checks(
     registry: Registry,
     gate: Gate,
     version: ModelVersion,
@@ -125,7 +125,7 @@ def _load(checks: list[Check], files: Path, own: Record, root: str, gate: Gate) 
     assert gate.reproduce is not None
     count = len(own.images)
     try:
-        found: Fresh = measure(files, own.images, root)
+        found: VerificationResult = measure(files, own.images, root)
     except DataError as error:
         checks.append(images_check(count, f"{error} (--data names another place)"))
         return

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from dpmpp_core.errors import ConfigError, UserError, suggest
 from dpmpp_core.redaction import one_line
-from pipelines.runtime.tracking import SQLITE, first_open, without_login
+from pipelines.runtime.tracking import SQLITE, open_client, without_login
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 WEIGHTS, FILES = "weights_sha256", "files_sha256"
@@ -57,7 +57,7 @@ class Registry:
             )
         mlflow.set_tracking_uri(self.uri)
         with answering(self.uri):
-            self.client = first_open(self.uri)
+            self.client = open_client(self.uri)
             if not self.client.search_registered_models(f"name = '{name}'"):
                 names = [model.name for model in self.client.search_registered_models()]
                 hint = suggest(name, names)

@@ -17,7 +17,7 @@ from mlflow.entities.model_registry import ModelVersion
 from dpmpp_core.config.gate import Gate, load_gate
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.redaction import redact
-from pipelines.registry.checks import Verdict, judge
+from pipelines.registry.checks import Verdict, run_promotion_checks
 from pipelines.registry.client import (
     CANDIDATE,
     CHAMPION,
@@ -28,16 +28,24 @@ from pipelines.registry.client import (
     files_sha256,
 )
 from pipelines.registry.model_card import description, with_section
-from pipelines.registry.promotion_log import LEASE, PROMOTE, ROLLBACK, Journal, Lost, Move, owner
+from pipelines.registry.promotion_log import (
+    LEASE,
+    PROMOTE,
+    ROLLBACK,
+    Journal,
+    Move,
+    PromotionConflictError,
+    owner,
+)
 from pipelines.registry.record import CARD
 from pipelines.runtime.storage import Storage
-from pipelines.runtime.tracking import tracking_place
+from pipelines.runtime.tracking import resolve_tracking
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Request:
+class PromotionRequest:
     """What a user asks for; see `dpmpp promote --help`."""
 
     name: str
@@ -51,7 +59,7 @@ class Request:
     lease: float = LEASE
 
 
-def promote(request: Request) -> dict[str, Any]:
+def promote(request: PromotionRequest) -> dict[str, Any]:
     """Judge a version and, if it passes, make it the champion; the result that `--json` prints.
 
     `refused` in the result says in one line why it is not the champion now. The verdict is stored
@@ -66,7 +74,7 @@ def promote(request: Request) -> dict[str, Any]:
         try:
             if not request.dry_run:
                 journal.repair()
-        except Lost as lost:
+        except PromotionConflictError as lost:
             return {"name": request.name, "refused": str(lost)}
         aliases = registry.aliases()
         version = _asked(registry, request, aliases)
@@ -80,7 +88,7 @@ def promote(request: Request) -> dict[str, Any]:
             return result | {"version": number, "champion": number, "changed": False}
         other = None if champion in (None, number) else registry.version(champion)
         arguments = registry, gate, version, other, Path(folder), request.data
-        verdict = judge(*arguments, request.records_only)
+        verdict = run_promotion_checks(*arguments, request.records_only)
         result |= verdict.as_json() | {"champion": champion, "changed": False}
         if not request.dry_run:
             result["run_id"] = _store(registry, version, verdict, gate, request)
@@ -93,7 +101,7 @@ def promote(request: Request) -> dict[str, Any]:
         return result | _moved(lambda: journal.move(move), move)
 
 
-def rollback(request: Request) -> dict[str, Any]:
+def rollback(request: PromotionRequest) -> dict[str, Any]:
     """Make the previous champion the champion again, and this one the previous.
 
     What is taken back is tagged, and a gate refuses it from then on.
@@ -106,7 +114,7 @@ def rollback(request: Request) -> dict[str, Any]:
         try:
             if not request.dry_run:
                 journal.repair()
-        except Lost as lost:
+        except PromotionConflictError as lost:
             return {"name": request.name, "refused": str(lost)}
         aliases = registry.aliases()
         champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
@@ -124,13 +132,13 @@ def rollback(request: Request) -> dict[str, Any]:
         return result | _moved(lambda: journal.move(move), move)
 
 
-def _open(request: Request) -> tuple[Registry, Journal]:
-    uri, _ = tracking_place(request.tracking_uri, Storage(request.storage))
+def _open(request: PromotionRequest) -> tuple[Registry, Journal]:
+    uri, _ = resolve_tracking(request.tracking_uri, Storage(request.storage))
     registry = Registry(uri, request.name)
     return registry, Journal(registry, request.lease)
 
 
-def _asked(registry: Registry, request: Request, aliases: dict[str, int]) -> ModelVersion:
+def _asked(registry: Registry, request: PromotionRequest, aliases: dict[str, int]) -> ModelVersion:
     number = request.version or aliases.get(CANDIDATE)
     if number is None:
         raise ConfigError(
@@ -143,13 +151,17 @@ def _asked(registry: Registry, request: Request, aliases: dict[str, int]) -> Mod
 def _moved(move: Callable[[], None], made: Move) -> dict[str, Any]:
     try:
         move()
-    except Lost as lost:
+    except PromotionConflictError as lost:
         return {"refused": str(lost)}
     return {"changed": True, "champion": made.to, "previous": made.champion}
 
 
 def _store(
-    registry: Registry, version: ModelVersion, verdict: Verdict, gate: Gate, request: Request
+    registry: Registry,
+    version: ModelVersion,
+    verdict: Verdict,
+    gate: Gate,
+    request: PromotionRequest,
 ) -> str:
     """The verdict as an MLflow run beside the version's own, and as tags of the version."""
     client, number = registry.client, verdict.version

@@ -47,7 +47,7 @@ ROLLED_BACK, PROMOTED = "dpmpp.rolled_back", "dpmpp.promoted"
 log = logging.getLogger(__name__)
 
 
-class Lost(Exception):
+class PromotionConflictError(Exception):
     """Another promotion is under way, or was faster; nothing was changed."""
 
 
@@ -106,7 +106,7 @@ class Journal:
         now = self._registry.aliases()
         if (now.get(CHAMPION), now.get(PREVIOUS)) != (move.champion, move.previous):
             self._close(ticket, LOST)
-            raise Lost(
+            raise PromotionConflictError(
                 f"another promotion was faster: the champion is {_named(now.get(CHAMPION))} now, "
                 f"it was {_named(move.champion)} when this one was judged; promote again"
             )
@@ -118,7 +118,7 @@ class Journal:
         self._record(move)
         state = self._client.get_model_version(self.name, ticket.version).tags[STATE]
         if state != OPEN:
-            raise Lost(
+            raise PromotionConflictError(
                 f"this promotion stood still for more than {self._lease:.0f} s and was taken for "
                 f"dead ({state}); look at the champion, and promote again"
             )
@@ -137,7 +137,7 @@ class Journal:
             age = (ticket.creation_timestamp - other.creation_timestamp) / 1000
             if age <= self._lease:
                 self._close(ticket, LOST)
-                raise Lost(
+                raise PromotionConflictError(
                     f"another promotion is under way: {other.tags['action']} of version "
                     f"{other.tags['to'] or '-'} by {other.tags['owner']}, begun {age:.0f} s ago. "
                     f"If that process is dead, promote again in {self._lease - age:.0f} s"
@@ -191,7 +191,7 @@ class Journal:
 
     def _in_time(self, ticket: ModelVersion, deadline: float) -> None:
         if time.monotonic() > deadline - min(MARGIN, self._lease / 2):
-            raise Lost(
+            raise PromotionConflictError(
                 f"the registry answers too slowly: ticket {ticket.version} of {self.name} ran out "
                 "before the champion was moved; the next promotion repairs what was begun"
             )

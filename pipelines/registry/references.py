@@ -32,7 +32,7 @@ def registry_uri() -> str:
     return named[0] if named else f"sqlite:///{Path('runs').absolute()}/mlflow.db"
 
 
-def pinned(source: str) -> str:
+def resolve_model_uri(source: str) -> str:
     """`models:/NAME/VERSION` of a name: an alias may point elsewhere tomorrow.
 
     Raises:
@@ -48,7 +48,7 @@ def fetch_registered(source: str) -> Path:
 
     Raises:
         WeightsError: the files are not those that were registered, or hold no model of ours.
-        ConfigError, RegistryError: as `pinned`.
+        ConfigError, RegistryError: as `resolve_model_uri`.
     """
     from pipelines.registry.client import FILES, files_sha256
 

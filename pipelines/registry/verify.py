@@ -34,7 +34,7 @@ SHOWN = 300  # characters of what a failing process said
 
 
 @dataclass(frozen=True)
-class Fresh:
+class VerificationResult:
     """What a new process found.
 
     Attributes:
@@ -48,7 +48,7 @@ class Fresh:
     latency_ms: float
 
 
-def measure(version: Path, images: pa.Table, root: str) -> Fresh:
+def measure(version: Path, images: pa.Table, root: str) -> VerificationResult:
     """Load a version in a new process, embed an evaluation's images, and rank.
 
     Args:
@@ -71,7 +71,7 @@ def measure(version: Path, images: pa.Table, root: str) -> Fresh:
     seconds, spent = float(columns.pop("seconds")), columns.pop("milliseconds")
     paths = images["path"].to_pylist()
     refuse_unusable(columns, paths)
-    return Fresh(_ranked(columns, images), seconds, float(np.median(spent)))
+    return VerificationResult(_ranked(columns, images), seconds, float(np.median(spent)))
 
 
 def pictures(images: pa.Table, root: str) -> Iterator[bytes]:

@@ -40,7 +40,7 @@ VARIANTS = (
     ("-", "--", "-.", ":"),
     ("o", "s", "^", "D", "v"),
 )
-CLEAN = "clean"  # the queries of which nothing is hidden
+CLEAN_QUERIES = "clean"  # the queries of which nothing is hidden
 TITLES = {
     "any": "Any part hidden (a silhouette)",
     "top": "Top hidden",
@@ -162,11 +162,12 @@ def cmc_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], ranks: int =
 def robustness_curve(measured: Mapping[str, Mapping[str, Any]]) -> Image:
     """mAP and rank-1 over the share of the person hidden, a panel for each part hidden.
 
-    `measured`: as in robustness.json, CLEAN -> figures, and part -> band -> figures: `hidden` (mean
+    `measured`: as in robustness.json: CLEAN_QUERIES -> figures, and part ->
+    band -> figures: `hidden` (mean
     share), `mAP_masked`, `mAP_unmasked`, `rank1_masked`, `rank1_unmasked`, all in [0, 1]. Every
-    curve starts at CLEAN; a band whose `hidden` is None has no point.
+    curve starts at CLEAN_QUERIES; a band whose `hidden` is None has no point.
     """
-    parts = [part for part in measured if part != CLEAN]
+    parts = [part for part in measured if part != CLEAN_QUERIES]
     figure, panels = panels_of(2 * len(parts), width=3.4, height=2.9, columns=max(2, len(parts)))
     for i, (key, title) in enumerate({"mAP": "mAP", "rank1": "rank-1"}.items()):
         row = panels[i * len(parts) :][: len(parts)]
@@ -187,7 +188,7 @@ def robustness_comparison(variants: Mapping[str, Mapping[str, Mapping[str, Any]]
     `variants`: name -> what `robustness_curve` takes. A part that a variant was not measured on
     has no line of it. Raises ValueError if no part was measured at all.
     """
-    parts = list(dict.fromkeys(p for m in variants.values() for p in m if p != CLEAN))
+    parts = list(dict.fromkeys(p for m in variants.values() for p in m if p != CLEAN_QUERIES))
     if not parts:
         raise ValueError("no variant was measured with any part of the person hidden")
     figure, panels = panels_of(len(parts), width=3.4, height=3.1)
@@ -211,7 +212,7 @@ def _falling(
     measured: Mapping[str, Mapping[str, Any]], part: str, key: str
 ) -> tuple[list[float], list[float]]:
     """Percent hidden and the figure in percent, from the clean queries on."""
-    points = [{**measured[CLEAN], "hidden": 0.0}, *measured[part].values()]
+    points = [{**measured[CLEAN_QUERIES], "hidden": 0.0}, *measured[part].values()]
     points = [point for point in points if point["hidden"] is not None]
     return [100 * point["hidden"] for point in points], [100 * point[key] for point in points]
 

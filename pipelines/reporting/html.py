@@ -19,7 +19,7 @@ from rich.table import Table
 from dpmpp_core.data.files import write_atomically
 from dpmpp_core.percent import format_percent
 from dpmpp_core.retrieval.masks import DEAD_MASK
-from pipelines.reporting.figures import CLEAN, loss_curves, png_bytes
+from pipelines.reporting.figures import CLEAN_QUERIES, loss_curves, png_bytes
 from pipelines.reporting.tables import (
     SHOT_COLUMNS,
     camera_grids,
@@ -217,8 +217,8 @@ def robustness_table(measured: Mapping[str, Mapping[str, Any]]) -> Table:
         ("part", "hidden (%)", "queries", "mAP with mask", "no mask", "rank-1 with mask", "no mask")
     ):
         table.add_column(column, justify="right" if i > 1 else "left")
-    parts = {part: bands for part, bands in measured.items() if part != CLEAN}
-    for part, bands in {"": {CLEAN: measured[CLEAN]}, **parts}.items():
+    parts = {part: bands for part, bands in measured.items() if part != CLEAN_QUERIES}
+    for part, bands in {"": {CLEAN_QUERIES: measured[CLEAN_QUERIES]}, **parts}.items():
         for i, (name, values) in enumerate(bands.items()):
             keys = ("mAP_masked", "mAP_unmasked", "rank1_masked", "rank1_unmasked")
             figures = (format_percent(values[key]) for key in keys)

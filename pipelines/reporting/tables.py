@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dpmpp_core.percent import NONE, format_percent
 
-WAYS = {
+FUSION_METHODS = {
     "fused": "fused",
     "single": "one frame",
     "best": "best frame",
@@ -19,7 +19,7 @@ WAYS = {
 }
 
 
-class Sure(NamedTuple):
+class MetricWithInterval(NamedTuple):
     """mAP and rank-1 of some queries with their 95 % intervals, in percent."""
 
     queries: str
@@ -28,11 +28,11 @@ class Sure(NamedTuple):
     rank1: str
 
 
-def interval_rows(intervals: Mapping[str, Mapping[str, Any]]) -> list[Sure]:
+def interval_rows(intervals: Mapping[str, Mapping[str, Any]]) -> list[MetricWithInterval]:
     """With mask, without, and the gain, of every query set."""
     said = {"masked": "with mask", "unmasked": "no mask", "gain": "difference"}
     return [
-        Sure(
+        MetricWithInterval(
             f"{name}, {said[kind]}",
             "",
             *(bounded(values[figure], kind == "gain") for figure in ("mAP", "rank1")),
@@ -42,10 +42,10 @@ def interval_rows(intervals: Mapping[str, Mapping[str, Any]]) -> list[Sure]:
     ]
 
 
-def hidden_rows(strata: Mapping[str, Mapping[str, Any]]) -> list[Sure]:
+def hidden_rows(strata: Mapping[str, Mapping[str, Any]]) -> list[MetricWithInterval]:
     """With mask, by share hidden; nothing where no share is known."""
     return [
-        Sure(
+        MetricWithInterval(
             f"{name}, {share} % hidden",
             f"{values['queries']:,}",
             *(bounded(values[figure]) for figure in ("mAP", "rank1")),
@@ -112,7 +112,7 @@ def shot_rows(multi_shot: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             k,
             f"{values['tracklets']:,}",
             f"{values['persons']:,}",
-            *(format_percent(values[way]["mAP"]) for way in WAYS),
+            *(format_percent(values[way]["mAP"]) for way in FUSION_METHODS),
             bounded(values["gain"]["single"], signed=True),
             bounded(values["gain"]["late"], signed=True),
         ]
@@ -121,8 +121,10 @@ def shot_rows(multi_shot: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     ]
 
 
-SHOT_COLUMNS = ("queries", "pictures", "tracklets", "persons", *WAYS.values(), "over one frame",
-                "over mean score")  # fmt: skip
+SHOT_COLUMNS = (
+    "queries", "pictures", "tracklets", "persons", *FUSION_METHODS.values(),
+    "over one frame", "over mean score",
+)  # fmt: skip
 
 
 TERMINAL = ("queries", "pictures", "one frame", "mean score", "fused",

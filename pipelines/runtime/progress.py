@@ -61,7 +61,7 @@ def bar(title: str, total: int) -> Iterator[Bar]:
 
 
 @ray.remote(num_cpus=0)
-class Board:
+class TrainingMonitor:
     """Where a train worker writes how far it is, and reads whether it should stop."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class Board:
 def start_board() -> Any:
     """A board on this node, so that it lives as long as who reads it."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return TrainingMonitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 @contextmanager

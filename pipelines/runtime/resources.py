@@ -37,7 +37,9 @@ AUTOSCALED_SECONDS = "1800"  # what a cloud may need to bring a node, and more
 PROGRESS_TIMEOUT = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
 IN_FLIGHT = 8  # blocks
-HERE = 1000  # images that one process has embedded when workers would just have started
+INLINE_EMBED_MAX_IMAGES = (
+    1000  # images that one process has embedded when workers would just have started
+)
 
 TRIAL_BYTES = 5 * 2**30  # memory of the processes of a trial of the demo's size, measured
 
@@ -90,7 +92,7 @@ def plan(
         ConfigError: more train workers than GPUs, or than CPUs left; shows the arithmetic.
     """
     if config.autoscaled and not shared:
-        return _as_told(config)
+        return _plan_from_config(config)
     use_gpu = config.gpu if config.gpu is not None else gpus > 0
     workers, fewest = config.train_workers, config.worker_counts[0]
     if use_gpu and fewest > gpus:
@@ -111,15 +113,17 @@ def plan(
             f"{sum(nodes)}: lower cluster.train_workers or change cluster.train_nodes"
         )
     train_cpus = config.train_cpus or (
-        1 if use_gpu and not shared else _fitting(workers, left // workers, nodes)
+        1 if use_gpu and not shared else _max_cpus_per_worker(workers, left // workers, nodes)
     )
     embed = config.embed_workers or max(1, cpus if shared else left)
     nodes_told = _embed_nodes(config, use_gpu)
-    here = HERE if shared and not use_gpu else 0  # elsewhere this process may lack the means
+    here = (
+        INLINE_EMBED_MAX_IMAGES if shared and not use_gpu else 0
+    )  # elsewhere this process may lack the means
     return Plan(workers, train_cpus, use_gpu, data, embed, embed_nodes=nodes_told, here=here)
 
 
-def _as_told(config: ClusterConfig) -> Plan:
+def _plan_from_config(config: ClusterConfig) -> Plan:
     """The sizes of the configuration, which has them all, whatever nodes there are."""
     data, embed, cpus = config.data_workers, config.embed_workers, config.train_cpus
     assert data and embed and cpus and config.gpu is not None
@@ -132,7 +136,7 @@ def _embed_nodes(config: ClusterConfig, gpu: bool) -> tuple[str, ...]:
     return config.train_nodes if gpu else config.data_nodes
 
 
-def _fitting(workers: int, cpus: int, nodes: Sequence[int]) -> int:
+def _max_cpus_per_worker(workers: int, cpus: int, nodes: Sequence[int]) -> int:
     """The most CPUs, at most `cpus` each, with which so many workers fit on the nodes."""
     while nodes and cpus > 1 and sum(node // cpus for node in nodes) < workers:
         cpus -= 1
@@ -206,13 +210,13 @@ def connect(address: str | None, config: ClusterConfig) -> tuple[Plan, Plan]:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     plans = _start_local(config) if address is None else _join(address, config)
     context = ray.data.DataContext.get_current()
-    pace(context)
+    throttle(context)
     context.execution_options.label_selector = selector(config.data_nodes) or None
     log.info("Ray: %s", plans[0])
     return plans
 
 
-class Pace:
+class Throttle:
     """Keeps Ray Data's scheduling loop from spinning.
 
     The loop waits for tasks, but while finished tasks are held back for want of room downstream it
@@ -230,10 +234,10 @@ class Pace:
     def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
 
 
-def pace(context: ray.data.DataContext) -> None:
-    """Set `Pace` for the data sets made under this context."""
-    if Pace not in context.custom_execution_callback_classes:
-        context.custom_execution_callback_classes.append(Pace)  # type: ignore[arg-type]
+def throttle(context: ray.data.DataContext) -> None:
+    """Set `Throttle` for the data sets made under this context."""
+    if Throttle not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(Throttle)  # type: ignore[arg-type]
 
 
 def pool(size: int) -> ActorPoolStrategy:
@@ -287,7 +291,7 @@ def _join(address: str, config: ClusterConfig) -> tuple[Plan, Plan]:
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     if config.autoscaled:
-        whole = _as_told(config)
+        whole = _plan_from_config(config)
         return whole, plan_trials(whole, cpus, gpus, config, False)
     nodes = _nodes(config.train_nodes, "train_nodes")
     reading = sum(_nodes(config.data_nodes, "data_nodes"))

@@ -13,7 +13,7 @@ from typing import Any
 
 from dpmpp_core.config import Config
 from pipelines.runtime.resources import Plan
-from pipelines.runtime.stage import Stage, Unfinished, stage_key, training_key
+from pipelines.runtime.stage import Stage, StageNotFoundError, stage_key, training_key
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 
@@ -68,7 +68,7 @@ class Run:
             self.storage.delete(training_key(key))
         result = self._find(name, key)
         if result is None and not self.build:
-            raise Unfinished(key)
+            raise StageNotFoundError(key)
         if result is None:
             with self.lock(key):
                 result = self._find(name, key) or self._make(name, key, build)

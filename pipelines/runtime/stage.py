@@ -10,7 +10,7 @@ import dpmpp_core
 from dpmpp_core.config import fingerprint
 
 
-class Unfinished(Exception):
+class StageNotFoundError(Exception):
     """A stage was to be found, and is not there."""
 
 

@@ -73,7 +73,7 @@ class Tracking:
             the MLflow run id.
         """
         mlflow.set_tracking_uri(self.uri)
-        self._client = client = first_open(self.uri)
+        self._client = client = open_client(self.uri)
         self._experiment_id = experiment_id = self._experiment(config.tracking.experiment)
         old = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
         if old and not fresh:
@@ -239,7 +239,7 @@ def without_login(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=host))
 
 
-def first_open(uri: str) -> MlflowClient:
+def open_client(uri: str) -> MlflowClient:
     """A client whose database is there: several that make a new SQLite file at once break it."""
     if not uri.startswith(SQLITE):
         return MlflowClient(uri)
@@ -287,7 +287,7 @@ def look_up(values: Mapping[str, Any], key: str) -> Any:
     return values
 
 
-def tracking_place(uri: str | None, storage: Storage) -> tuple[str, str | None]:
+def resolve_tracking(uri: str | None, storage: Storage) -> tuple[str, str | None]:
     """Tracking URI and artifact root: a SQLite file in the work folder unless told otherwise."""
     if uri is not None:
         return uri, None

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpmpp_core.data.hidden import hidden_shares
+from dpmpp_core.data.hidden import occlusion_ratios
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.errors import DataError
 from dpmpp_core.models.reid import NAME
@@ -93,7 +93,7 @@ def _hidden(root: str, rows: pa.Table) -> np.ndarray:
     """Share hidden of each query; NaN where no file beside the data says it."""
     paths = rows["path"].to_pylist()
     try:
-        return hidden_shares(root, paths)
+        return occlusion_ratios(root, paths)
     except DataError as error:
         log.warning("no figures by share hidden: %s", error)
         return np.full(len(paths), np.nan)

@@ -41,7 +41,7 @@ PART_ROWS = 200_000  # of a merged part, some 15 MB
 THREADS = 16  # that fetch parts at a time
 
 
-class Record:
+class InspectionCache:
     """The inspection record of one data folder, for the driver and for workers anywhere.
 
     Args:

@@ -24,7 +24,13 @@ from pipelines.runtime.resources import selector
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import Storage
-from pipelines.stages.inspection_cache import FILE, FILE_SCHEMA, FOUND_SCHEMA, RECORD_SCHEMA, Record
+from pipelines.stages.inspection_cache import (
+    FILE,
+    FILE_SCHEMA,
+    FOUND_SCHEMA,
+    RECORD_SCHEMA,
+    InspectionCache,
+)
 
 ENTRY_SCHEMA = pa.schema([IMAGE_SCHEMA.field(name) for name in Entry._fields])
 log = logging.getLogger(__name__)
@@ -111,7 +117,7 @@ def prepare(run: Run, source: Source) -> Stage:
 
     def build(folder: Path) -> dict[str, Any]:
         if run.fresh:
-            Record(run.storage, root).forget()
+            InspectionCache(run.storage, root).forget()
         rows = inspect_all(source, run.storage, run.plan.embed_workers)
         manifest = Manifest.build(root, found.layout, rows, found.rejected)
         manifest.save(folder)
@@ -134,7 +140,7 @@ def inspect_all(source: Source, storage: Storage, workers: int) -> pa.Table:
     """
     entries = pa.table(_columns(Entry._fields, source.scan.entries), ENTRY_SCHEMA)
     images = entries.join(source.files, "path", join_type="inner")
-    record = Record(storage, source.root)
+    record = InspectionCache(storage, source.root)
     todo = images.join(record.keep(source.files), FILE, join_type="left anti")
     if len(todo) < len(images):
         known = len(images) - len(todo)
@@ -159,7 +165,7 @@ def _inspect(root: str, todo: pa.Table, storage: str, workers: int) -> None:
     def look(files: pa.Table) -> pa.Table:
         found = read_files(partial(inspect_file, root), root, files)
         columns = [*files.columns, *pa.Table.from_pylist(found, FOUND_SCHEMA).columns]
-        Record(Storage(storage), root).add(pa.table(columns, RECORD_SCHEMA))
+        InspectionCache(Storage(storage), root).add(pa.table(columns, RECORD_SCHEMA))
         return pa.table({"done": [len(files)]})
 
     map_blocks(look, blocks, workers, "images checked")

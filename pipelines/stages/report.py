@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import Manifest
-from dpmpp_core.data.steps import CLEAN, StepMaker
+from dpmpp_core.data.steps import NO_OCCLUSION, StepMaker
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import Embeddings, top_matches
 from pipelines.inference.embeddings_file import load_embeddings
-from pipelines.reporting.figures import CLEAN as UNHIDDEN
 from pipelines.reporting.figures import (
+    CLEAN_QUERIES,
     cmc_curves,
     contact_sheet,
     loss_curves,
@@ -164,7 +164,7 @@ def _retrieval_pictures(
 
 def _robustness_picture(stage: Stage) -> Picture:
     measured = stage.summary["measured"]
-    parts = {part: bands for part, bands in measured.items() if part != UNHIDDEN}
+    parts = {part: bands for part, bands in measured.items() if part != CLEAN_QUERIES}
     missed = sum(band["missed"] for bands in parts.values() for band in bands.values())
     left_out = f" {missed} times the wanted share of a query could not be hidden." if missed else ""
     changed = " A donor's silhouette also changes the scene around the person."
@@ -204,7 +204,9 @@ def _training_pictures(
     ]
     maker = TrainingSet(config, run.storage.uri, prepared.key, saliency.key).step_maker()
     batch = maker.make(0)
-    captions = ["not mixed" if donor == CLEAN else "mixed" for donor in batch["donor_labels"]]
+    captions = [
+        "not mixed" if donor == NO_OCCLUSION else "mixed" for donor in batch["donor_labels"]
+    ]
     shown = range(min(2 * SHEET, len(captions)))
     return [
         Picture(

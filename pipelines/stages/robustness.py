@@ -21,14 +21,14 @@ from dpmpp_core.retrieval import (
 )
 from pipelines.inference.embed import embed, trained_model
 from pipelines.inference.embeddings_file import load_embeddings
-from pipelines.reporting.figures import CLEAN, robustness_curve, save_png
+from pipelines.reporting.figures import CLEAN_QUERIES, robustness_curve, save_png
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.stages.synthesis import clean_rows
 from pipelines.training.training_set import TrainingSet
 
 FILE, TABLE, PICTURE = "robustness.json", "robustness.csv", "robustness.png"
-# CLEAN -> its figures (`_measure`, `missed`); each part -> band -> the same.
+# CLEAN_QUERIES -> its figures (`_measure`, `missed`); each part -> band -> the same.
 Measured = dict[str, dict[str, Any]]
 COLUMNS = ("part", "band", "queries", "missed", "hidden", "mAP_masked", "mAP_unmasked",
            "rank1_masked", "rank1_unmasked")  # fmt: skip
@@ -81,7 +81,10 @@ def robustness(
         gallery = load_embeddings(source / "gallery.safetensors")
         clean = load_embeddings(source / "holistic.safetensors")
         unhidden = _measure(clean, np.zeros(len(clean)), gallery, config.seed)
-        measured: Measured = {CLEAN: {**unhidden, "missed": 0}, **{part: {} for part in parts}}
+        measured: Measured = {
+            CLEAN_QUERIES: {**unhidden, "missed": 0},
+            **{part: {} for part in parts},
+        }
         for i, (part, band) in enumerate(hides):
             made = {name: column[i * len(queries) :][: len(queries)]
                     for name, column in columns.items()}  # fmt: skip
@@ -96,7 +99,7 @@ def robustness(
         with (folder / TABLE).open("w", newline="") as file:
             table = csv.DictWriter(file, COLUMNS)
             table.writeheader()
-            table.writerow({"band": CLEAN, **measured[CLEAN]})
+            table.writerow({"band": CLEAN_QUERIES, **measured[CLEAN_QUERIES]})
             for part in parts:
                 hidden_so = measured[part].items()
                 table.writerows(
@@ -115,8 +118,10 @@ def has_clean_queries(prepared: Stage) -> bool:
 
 def _log(run: Run, measured: Measured, bands: tuple[Band, ...]) -> None:
     """Figures of every part over the upper edges of the bands, from the clean queries at 0."""
-    for part in (name for name in measured if name != CLEAN):
-        steps = {0: measured[CLEAN]} | {band.high: measured[part][str(band)] for band in bands}
+    for part in (name for name in measured if name != CLEAN_QUERIES):
+        steps = {0: measured[CLEAN_QUERIES]} | {
+            band.high: measured[part][str(band)] for band in bands
+        }
         for step, figure in steps.items():
             values = {f"{part}_{k}": v for k, v in figure.items() if v is not None}
             run.tracking.figures(step, values)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from dpmpp_core.data.files import new_folder, read_bytes, refuse_used, resolve_path
+from dpmpp_core.data.files import ensure_empty_dir, new_folder, read_bytes, resolve_path
 from dpmpp_core.data.images import read_image
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
@@ -59,7 +59,7 @@ SHOWN = 8  # people on the contact sheet
 
 
 @dataclass(frozen=True)
-class Order:
+class SynthesisRequest:
     """What a user asks for.
 
     Attributes:
@@ -90,12 +90,14 @@ class Order:
                 f"--part {self.part}: what can be hidden is one of {', '.join(PARTS)}"
             )
         if "://" not in self.out:
-            refuse_used(Path(self.out))
+            ensure_empty_dir(Path(self.out))
         elif Storage(self.out).has_files():
             raise DataError(f"{self.out}: there are files; name a new place or delete them first")
 
 
-def synthesize(run: Run, prepared: Stage, saliency: Stage, order: Order) -> dict[str, Any]:
+def synthesize(
+    run: Run, prepared: Stage, saliency: Stage, order: SynthesisRequest
+) -> dict[str, Any]:
     """Write an occluded data set in Market-1501 layout (ours).
 
     `query/` holds every clean query hidden once a band, `query_holistic/` the clean ones,
@@ -185,7 +187,7 @@ class HidePictures:
 
 
 def _occluded(
-    training_set: TrainingSet, table: pa.Table, order: Order, workers: int
+    training_set: TrainingSet, table: pa.Table, order: SynthesisRequest, workers: int
 ) -> list[dict[str, Any]]:
     """Rows of `HidePictures` for every row of the table and band, in no certain order."""
     items = [
@@ -253,7 +255,7 @@ def _name(row: dict[str, Any], offset: int) -> str:
 
 
 def _summary(
-    records: list[dict[str, Any]], order: Order, hidden: dict[str, pa.Table]
+    records: list[dict[str, Any]], order: SynthesisRequest, hidden: dict[str, pa.Table]
 ) -> dict[str, Any]:
     """Files by folder; by band the pictures made, those that found no donor, the mean hidden."""
     asked = sum(map(len, hidden.values()))

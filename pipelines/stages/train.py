@@ -19,7 +19,7 @@ from dpmpp_core.tasks.saliency import SaliencyTask
 from pipelines.inference.embed import ENCODER_KEYS
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage, stage_key
-from pipelines.training.driver import Part, fit
+from pipelines.training.driver import TrainingSegment, fit
 from pipelines.training.training_set import TrainingSet
 
 
@@ -96,14 +96,14 @@ def train_metric(
     } | ({} if until is None else {"until": until})
     key = stage_key("metric", identity)
 
-    def part(folder: Path) -> Part | None:
+    def part(folder: Path) -> TrainingSegment | None:
         if until is None:
             return None
         before = until - config.metric.epochs // len(config.metric.rates)
         start = ""
         if before > 0:
             start = f"{train_metric(run, prepared, saliency, prompts, before).key}/{CHECKPOINT}"
-        return Part(until, start, folder / CHECKPOINT)
+        return TrainingSegment(until, start, folder / CHECKPOINT)
 
     def build(folder: Path) -> dict[str, Any]:
         training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key)

@@ -17,7 +17,7 @@ import ray.train
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataIterator, Dataset, ExecutionResources
 
-from pipelines.runtime.resources import pace, selector
+from pipelines.runtime.resources import selector, throttle
 from pipelines.training.training_set import TrainingSet
 
 DATASET = "steps"  # its name in Ray Train
@@ -97,7 +97,7 @@ class BatchPlan:
         )
         dataset.set_name(f"{self.training_set.section}-batches-rank{rank}")
         context = dataset.context
-        pace(context)
+        throttle(context)
         task_bytes = STEPS_PER_TASK * self.training_set.step_bytes() // world
         context.target_max_block_size = block = min(BLOCK_BYTES, task_bytes)
         context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S

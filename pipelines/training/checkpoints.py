@@ -72,7 +72,7 @@ class Checkpoints:
             (folder / Path(key).name).write_bytes(self._storage.read(key) or b"")
 
     def save(self, step: int, data: bytes, loss: float) -> None:
-        """Store a `packed` state, and delete those that are not kept.
+        """Store a `serialize_state` state, and delete those that are not kept.
 
         Args:
             loss: what decides which is the best; NaN = unknown.
@@ -124,7 +124,7 @@ class Checkpoints:
         return f"{self._key}/step-{step:09d}.json"
 
 
-def packed(state: State) -> bytes:
+def serialize_state(state: State) -> bytes:
     """A state as it is at this moment, later steps leave it alone."""
     data = io.BytesIO()
     torch.save(state, data)
@@ -150,7 +150,7 @@ class Writer:
     def start(self, step: int, state: State, loss: float) -> None:
         """Take the state as it is now, and write it while the training goes on."""
         self.wait()
-        self._writing = self._pool.submit(self._write, step, packed(state), loss)
+        self._writing = self._pool.submit(self._write, step, serialize_state(state), loss)
 
     def _write(self, step: int, data: bytes, loss: float) -> None:
         try:
@@ -169,4 +169,4 @@ class Writer:
     def finish(self, step: int, state: State, loss: float) -> None:
         """Write the last one; OSError if that cannot be done."""
         self.wait()
-        self._checkpoints.save(step, packed(state), loss)
+        self._checkpoints.save(step, serialize_state(state), loss)

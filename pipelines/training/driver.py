@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Part:
+class TrainingSegment:
     """A training that is left under way, for another one to go on with.
 
     Attributes:
@@ -47,7 +47,12 @@ class Part:
 
 
 def fit(
-    run: Run, kind: str, training_set: TrainingSet, inputs: str, key: str, part: Part | None = None
+    run: Run,
+    kind: str,
+    training_set: TrainingSet,
+    inputs: str,
+    key: str,
+    part: TrainingSegment | None = None,
 ) -> tuple[Task, dict[str, Any]]:
     """Train on Ray Train, from the newest checkpoint if there is one.
 
@@ -73,7 +78,7 @@ def fit(
         job.open_checkpoints().take_over(part.start)
     if kind != "prompts":  # prompts learn from features that fit in memory
         pack_images(run, training_set)
-    with follow(board, f"{kind} steps", total, _watch(run, task)), _stop_politely(board):
+    with follow(board, f"{kind} steps", total, _watch(run, task)), _request_graceful_stop(board):
         while True:  # one execution of the batches after the other
             ended = _fit_or_stop(_trainer(run, job, name, total))
             if ended["step"] == total or ended["stopped"] or ended["fault"] is not None:
@@ -154,7 +159,7 @@ def _fault(job: Job, task: Task, step: int) -> str:
 
 
 @contextmanager
-def _stop_politely(board: Any) -> Iterator[None]:
+def _request_graceful_stop(board: Any) -> Iterator[None]:
     """While training, SIGTERM asks the workers to write a checkpoint and end."""
     if threading.current_thread() is not threading.main_thread():  # a trial of a search
         yield

@@ -141,8 +141,8 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
         model = DistributedDataParallel(task, find_unused_parameters=not task.updates_all)
 
     writer = Writer(checkpoints, job.say) if rank == 0 else None
-    pulse = _Pulse(job, writer, at.step, settings["checkpoint_seconds"])
-    clock, pace = _Clock(), metrics.Rate(at.step)
+    pulse = _ControlSync(job, writer, at.step, settings["checkpoint_seconds"])
+    clock, pace = _StepTimer(), metrics.Rate(at.step)
     first_fault = torch.zeros((), dtype=torch.float64, device=device)
     if isinstance(task, PromptTask):  # plans its batches in memory
         batches = task.batches(at.step)
@@ -244,7 +244,7 @@ class Agreed:
     stop: bool
 
 
-class _Pulse:
+class _ControlSync:
     """About once a second the workers look up from training, all after the same step.
 
     Args:
@@ -314,7 +314,7 @@ def _end_epoch(
     task: Task,
     optimiser: torch.optim.Optimizer,
     at: Position,
-    clock: _Clock,
+    clock: _StepTimer,
     rank: int,
 ) -> None:
     epoch = at.step // task.steps_per_epoch
@@ -337,7 +337,7 @@ def _means(sums: dict[str, torch.Tensor], steps: int) -> dict[str, float]:
     return dict(zip(sums, values.tolist(), strict=True))
 
 
-class _Clock:
+class _StepTimer:
     """Seconds waited for batches and seconds worked, since the last reading."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import dpmpp_core
 from dpmpp_core.config import Config, fingerprint, load_config
 from dpmpp_core.config.space import as_overrides, load_space
-from dpmpp_core.data.hidden import hidden_shares
+from dpmpp_core.data.hidden import occlusion_ratios
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.validation import hold_out
 from dpmpp_core.errors import ConfigError, DataError
@@ -42,7 +42,7 @@ from pipelines.workflows.pipeline import (
     Options,
     begin,
     learn_prompts,
-    opened,
+    open_session,
     prepared_data,
     with_backgrounds,
 )
@@ -55,7 +55,7 @@ OBJECTIVES_VERSION = 2  # searches that measured other objectives are not contin
 
 
 @dataclass(frozen=True)
-class Request:
+class TuningRequest:
     """What to search.
 
     Attributes:
@@ -113,7 +113,7 @@ class Request:
                 )
 
 
-def search(options: Options, request: Request) -> dict[str, Any]:
+def search(options: Options, request: TuningRequest) -> dict[str, Any]:
     """Try configurations until there are `request.trials`; the result that `--json` prints.
 
     The same search started again continues where it was, with more trials if more are requested.
@@ -140,7 +140,7 @@ def search(options: Options, request: Request) -> dict[str, Any]:
         request.brackets,
         request.seed,
     )
-    with opened(options, [base], "evaluate") as (run, source, side_by_side):
+    with open_session(options, [base], "evaluate") as (run, source, side_by_side):
         grows = base.cluster.autoscaled and options.address is not None
         plan = _limit_trials(side_by_side, request.max_concurrent, grows)
         prepared = prepared_data(run, source)
@@ -157,7 +157,7 @@ def search(options: Options, request: Request) -> dict[str, Any]:
         return _publish(run, context, records, name, options, request)
 
 
-def rung_epochs(epochs: int, request: Request) -> list[int]:
+def rung_epochs(epochs: int, request: TuningRequest) -> list[int]:
     """Return the epochs after which a trial is measured, ascending: rungs, or segments of pbt.
 
     Args:
@@ -195,7 +195,7 @@ def rung_epochs(epochs: int, request: Request) -> list[int]:
     return [*rungs, most]
 
 
-def _identity(base: Config, validation: Stage, request: Request, spec: SearchSpec) -> str:
+def _identity(base: Config, validation: Stage, request: TuningRequest, spec: SearchSpec) -> str:
     values = base.model_dump(mode="json", exclude={"name", "cluster", "tracking"})
     how = [request.searcher, request.scheduler, request.brackets, request.objectives, request.seed]
     how += [spec.rungs, OBJECTIVES_VERSION, dpmpp_core.__version__]
@@ -215,13 +215,13 @@ def _limit_trials(most: Plan, requested: int | None, grows: bool) -> Plan:
     )
 
 
-def hold_out_identities(run: Run, prepared: Stage, request: Request) -> Stage:
+def hold_out_identities(run: Run, prepared: Stage, request: TuningRequest) -> Stage:
     """The manifest to search on: no test image is in it."""
     identity = {"prepare": prepared.key, "share": request.share, "seed": request.seed}
 
     def build(folder: Path) -> dict[str, Any]:
         whole = Manifest.load(run.folder(prepared))
-        hidden = hidden_shares(whole.root, whole.images["path"].to_pylist())
+        hidden = occlusion_ratios(whole.root, whole.images["path"].to_pylist())
         manifest = hold_out(whole, request.share, request.seed, hidden)
         manifest.save(folder)
         return {
@@ -247,7 +247,7 @@ def _publish(
     records: Sequence[TrialRecord],
     name: str,
     options: Options,
-    request: Request,
+    request: TuningRequest,
 ) -> dict[str, Any]:
     """Put table, pictures and the best configurations into the storage and into MLflow."""
     for record in records:
@@ -282,11 +282,11 @@ def _publish(
     }
 
 
-def _command(options: Options, request: Request) -> str:
+def _command(options: Options, request: TuningRequest) -> str:
     """The command that runs the same search again."""
     words = ["dpmpp tune", *options.overrides, f"--config {options.config}"]
     words += [] if options.data is None else [f"--data {Path(options.data).name}"]
-    for one in fields(Request):
+    for one in fields(TuningRequest):
         value = getattr(request, one.name)
         if value != one.default and one.name != "max_concurrent":
             text = ",".join(value) if isinstance(value, tuple) else value

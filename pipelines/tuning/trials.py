@@ -26,13 +26,14 @@ from dpmpp_core.config import Config, MetricConfig
 from dpmpp_core.config.space import apply_changes
 from dpmpp_core.data.synthesis import PARTS, Band
 from dpmpp_core.errors import DataError
-from pipelines.runtime.resources import Plan, pace
+from pipelines.reporting.figures import CLEAN_QUERIES
+from pipelines.runtime.resources import Plan, throttle
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 from pipelines.runtime.tuner import build_tuner, failure_reason, run_tuner
-from pipelines.stages.robustness import CLEAN, robustness
+from pipelines.stages.robustness import robustness
 from pipelines.stages.saliency import saliency
 from pipelines.tuning.report import SearchProgress
 from pipelines.tuning.schedulers import EPOCHS, FACTOR, FIRST_RUNG, MEMBER, Asha, Population
@@ -96,11 +97,11 @@ def objectives(metrics: dict[str, Any], hidden: dict[str, Any]) -> dict[str, flo
     synthetic = [
         figure["mAP_masked"]
         for part, bands in hidden.items()
-        if part != CLEAN
+        if part != CLEAN_QUERIES
         for figure in bands.values()
         if figure["mAP_masked"] is not None
     ]
-    parts = [(float(np.mean(synthetic)), hidden[CLEAN]["queries"])] if synthetic else []
+    parts = [(float(np.mean(synthetic)), hidden[CLEAN_QUERIES]["queries"])] if synthetic else []
     if "occluded" in metrics:
         real = metrics["occluded"]
         parts.append((real["masked"]["mAP"], real["num_queries"]))
@@ -245,7 +246,7 @@ def log_trial(run: Run, name: str, record: TrialRecord) -> None:
 
 def _run_trial(config: dict[str, Any], context: SearchContext) -> None:
     """A trial, in its own process: one report per rung."""
-    pace(ray.data.DataContext.get_current())
+    throttle(ray.data.DataContext.get_current())
     spec, holder = context.spec, tune.get_context().get_trial_id()
     measured = load_measured()
     changes = changed_values(config, spec)

@@ -23,7 +23,7 @@ from pipelines.workflows.pipeline import (
     begin,
     identity,
     learn_prompts,
-    opened,
+    open_session,
     prepared_data,
     with_backgrounds,
 )
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Request:
+class AblationRequest:
     """What to compare.
 
     Attributes:
@@ -51,7 +51,7 @@ class Request:
     variants: tuple[str, ...] = ()
 
 
-def ablate(options: Options, request: Request) -> dict[str, Any]:
+def ablate(options: Options, request: AblationRequest) -> dict[str, Any]:
     """Train and measure every variant with every seed; the result that `--json` prints.
 
     Finished trials are reused. What several trials start from - manifest, person masks, features,
@@ -64,7 +64,7 @@ def ablate(options: Options, request: Request) -> dict[str, Any]:
     grid.check(request.variants)
     cases = _cases(grid, options, request)
     full = cases[grid.full, request.seeds[0]]
-    with opened(options, [full, *cases.values()], "evaluate") as (run, source, side_by_side):
+    with open_session(options, [full, *cases.values()], "evaluate") as (run, source, side_by_side):
         prepared = prepared_data(run, source)
         name = f"ablation-{identity(prepared, *cases.values())}"
         begin(run, prepared, name)
@@ -82,7 +82,7 @@ def ablate(options: Options, request: Request) -> dict[str, Any]:
         return _written(run, prepared, name, grid, measured, curves, failed, options, request)
 
 
-def _cases(grid: Grid, options: Options, request: Request) -> dict[tuple[str, int], Config]:
+def _cases(grid: Grid, options: Options, request: AblationRequest) -> dict[tuple[str, int], Config]:
     """(variant, seed) -> configuration, in the grid's order; all are validated."""
     chosen = {*request.variants, grid.plain, grid.full} if request.variants else {*grid.variants}
     cases = {}
@@ -137,7 +137,7 @@ def _written(
     curves: dict[str, Any],
     failed: dict[str, str],
     options: Options,
-    request: Request,
+    request: AblationRequest,
 ) -> dict[str, Any]:
     """Table and pictures in the storage and in MLflow; the command's result."""
     counts = prepared.summary["counts"]
@@ -160,7 +160,7 @@ def _written(
     }
 
 
-def _command(options: Options, request: Request) -> str:
+def _command(options: Options, request: AblationRequest) -> str:
     """What makes the same table again."""
     words = ["dpmpp ablate", *options.overrides, f"--config {options.config}"]
     words += [] if request.grid == "method" else [f"--grid {request.grid}"]

@@ -28,14 +28,14 @@ from pipelines.runtime.resources import Plan, connect
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import Storage
-from pipelines.runtime.tracking import Tracking, tracking_place
+from pipelines.runtime.tracking import Tracking, resolve_tracking
 from pipelines.stages.evaluate import evaluate_model
 from pipelines.stages.prepare import Source, demo_data, find_data, prepare
 from pipelines.stages.pretrain import captions, pretrain
 from pipelines.stages.report import build_report
 from pipelines.stages.robustness import has_clean_queries, robustness
 from pipelines.stages.saliency import saliency
-from pipelines.stages.synthesis import Order, synthesize
+from pipelines.stages.synthesis import SynthesisRequest, synthesize
 from pipelines.stages.train import train_metric, train_prompts
 from pipelines.training.masks import PATCH
 
@@ -64,7 +64,7 @@ class Options:
 
 
 def run_pipeline(
-    options: Options, until: str = "register", order: Order | None = None
+    options: Options, until: str = "register", order: SynthesisRequest | None = None
 ) -> dict[str, Any]:
     """Run the stages up to `until`, reusing what is done; the result that `--json` prints.
 
@@ -76,13 +76,13 @@ def run_pipeline(
         UserError: configuration, weights or data.
     """
     config = with_backgrounds(load_config(options.config, options.overrides))
-    with opened(options, [config], until) as (run, source, _):
+    with open_session(options, [config], until) as (run, source, _):
         made = _stages(run, source, until, options, order)
         return _result(run) | made
 
 
 @contextmanager
-def opened(
+def open_session(
     options: Options, configs: Sequence[Config], until: str
 ) -> Iterator[tuple[Run, Source | None, Plan]]:
     """Look at all that a user can get wrong, then connect; MLflow's run ends as the block does.
@@ -102,7 +102,7 @@ def opened(
     config = configs[0]
     source = find_data(config.data, options.data) if options.data else None
     storage = Storage(options.storage)
-    tracking = Tracking(*tracking_place(options.tracking_uri, storage))
+    tracking = Tracking(*resolve_tracking(options.tracking_uri, storage))
     plan, side_by_side = connect(options.address, config.cluster)
     run = Run(config, storage, tracking, plan, options.fresh)
     try:
@@ -122,7 +122,7 @@ def prepared_data(run: Run, source: Source | None) -> Stage:
 
 
 def _stages(
-    run: Run, source: Source | None, until: str, options: Options, order: Order | None
+    run: Run, source: Source | None, until: str, options: Options, order: SynthesisRequest | None
 ) -> dict[str, Any]:
     """The pipeline. Each stage takes the ones before it that it reads.
 

@@ -25,7 +25,7 @@ PLACES = ("cluster.", "tracking.")  # configuration that changes no figure
 
 
 @dataclass(frozen=True)
-class Request:
+class ReproductionRequest:
     """What a user asks for; see `dpmpp reproduce --help`."""
 
     protocol: str
@@ -79,7 +79,7 @@ def _needed(protocol: Protocol) -> str:
     return ", ".join(said)
 
 
-def reproduce(request: Request) -> dict[str, Any]:
+def reproduce(request: ReproductionRequest) -> dict[str, Any]:
     """Train and test with every seed, and set the figures beside the published ones.
 
     Finished stages are reused, so the same command goes on where it was stopped. Nothing is trained
@@ -112,7 +112,7 @@ def reproduce(request: Request) -> dict[str, Any]:
     return result
 
 
-def _check(request: Request, protocol: Protocol) -> None:
+def _check(request: ReproductionRequest, protocol: Protocol) -> None:
     """Refuse what a listing of the folders and the configuration can tell."""
     if any(item.partition("=")[0].strip() == "seed" for item in request.overrides):
         raise ConfigError("seed is set by --seeds here, as in --seeds 0,1,2")
@@ -136,7 +136,7 @@ def _check(request: Request, protocol: Protocol) -> None:
     check_weights(config.model)
 
 
-def _differences(request: Request, protocol: Protocol) -> list[str]:
+def _differences(request: ReproductionRequest, protocol: Protocol) -> list[str]:
     """Sentences on where the folders differ from the published counts. Reads every image.
 
     Raises:
@@ -162,7 +162,7 @@ def _differences(request: Request, protocol: Protocol) -> list[str]:
     return found
 
 
-def _one_seed(request: Request, protocol: Protocol, seed: int) -> dict[str, Any]:
+def _one_seed(request: ReproductionRequest, protocol: Protocol, seed: int) -> dict[str, Any]:
     """Train and test once."""
     trained = run_pipeline(request.training(protocol, seed), until="report")
     tested = trained
@@ -182,7 +182,7 @@ def _one_seed(request: Request, protocol: Protocol, seed: int) -> dict[str, Any]
     }
 
 
-def _first_epoch(request: Request, trained: dict[str, Any]) -> dict[str, Any]:
+def _first_epoch(request: ReproductionRequest, trained: dict[str, Any]) -> dict[str, Any]:
     """`losses` and `windows` of stage 2's first epoch, and what is `outside`, in sentences."""
     (key,) = (stage["key"] for stage in trained["stages"] if stage["name"] == "metric")
     marker = Storage(request.storage).marker(key)
@@ -197,7 +197,10 @@ def _first_epoch(request: Request, trained: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compared(
-    request: Request, protocol: Protocol, runs: list[dict[str, Any]], differences: list[str]
+    request: ReproductionRequest,
+    protocol: Protocol,
+    runs: list[dict[str, Any]],
+    differences: list[str],
 ) -> dict[str, Any]:
     ours = {}
     for figure in FIGURES:

@@ -16,9 +16,9 @@ from ray import tune
 
 from dpmpp_core.config import Config
 from pipelines.runtime.progress import bar
-from pipelines.runtime.resources import Plan, pace
+from pipelines.runtime.resources import Plan, throttle
 from pipelines.runtime.run import Run
-from pipelines.runtime.stage import Stage, Unfinished
+from pipelines.runtime.stage import Stage, StageNotFoundError
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 from pipelines.runtime.tuner import build_tuner, failure_reason, run_tuner
@@ -51,7 +51,7 @@ class Trial:
         """Key of the first stage that is not there, None for a finished trial."""
         try:
             self.stages(storage, plan)
-        except Unfinished as stage:
+        except StageNotFoundError as stage:
             return str(stage)
         return None
 
@@ -110,6 +110,6 @@ def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[st
 def _run(
     settings: dict[str, Any], trials: Sequence[Trial], storage: str, plan: Plan
 ) -> dict[str, Any]:
-    pace(ray.data.DataContext.get_current())
+    throttle(ray.data.DataContext.get_current())
     trials[settings["number"]].stages(Storage(storage), plan, build=True)
     return {"finished": True}

@@ -35,7 +35,7 @@ from dpmpp_core.retrieval import (
     rank_features,
     rank_tracklets,
 )
-from pipelines.reporting.tables import WAYS
+from pipelines.reporting.tables import FUSION_METHODS
 from pipelines.runtime.tracking import environment
 from pipelines.stages.evaluate import query_sets
 from tests.bench.seeds import RESULTS, run, spread
@@ -165,7 +165,7 @@ def ways(query: Embeddings, gallery: Embeddings, rows: np.ndarray) -> Found:
 def table(
     query_set: str, found: Mapping[int, list[Found]], pids: Mapping[int, np.ndarray]
 ) -> list[str]:
-    names = {**WAYS, NOISY_OR: NOISY_OR}
+    names = {**FUSION_METHODS, NOISY_OR: NOISY_OR}
     lines = [
         f"### {query_set} queries",
         "",

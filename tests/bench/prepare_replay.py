@@ -24,9 +24,14 @@ import pyarrow as pa
 import ray
 
 from pipelines.runtime.blocks import map_blocks
-from pipelines.runtime.resources import ENVIRONMENT, pace
+from pipelines.runtime.resources import ENVIRONMENT, throttle
 from pipelines.runtime.storage import Storage
-from pipelines.stages.inspection_cache import FILE_SCHEMA, FOUND_SCHEMA, RECORD_SCHEMA, Record
+from pipelines.stages.inspection_cache import (
+    FILE_SCHEMA,
+    FOUND_SCHEMA,
+    RECORD_SCHEMA,
+    InspectionCache,
+)
 from pipelines.stages.prepare import block_rows
 from tests.bench.timing import write
 
@@ -45,7 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     ray.init(num_cpus=arguments.workers, log_to_driver=False, logging_level="WARNING")
-    pace(ray.data.DataContext.get_current())
+    throttle(ray.data.DataContext.get_current())
     with tempfile.TemporaryDirectory() as folder:
         lines = replay(arguments.images, arguments.workers, folder)
     command = f"python -m tests.bench.prepare_replay --images {arguments.images}"
@@ -59,11 +64,11 @@ def replay(images: int, workers: int, folder: str) -> list[str]:
     del todo
 
     def look(block: pa.Table) -> pa.Table:
-        Record(Storage(folder), "replay").add(made_up(block))
+        InspectionCache(Storage(folder), "replay").add(made_up(block))
         return pa.table({"done": [len(block)]})
 
     seconds, peaks = watched(lambda: map_blocks(look, blocks, workers, "replayed"))
-    record = Record(Storage(folder), "replay")
+    record = InspectionCache(Storage(folder), "replay")
     reading, read = watched(record.read)
     tasks = len(blocks) / seconds
     lines = [

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from dpmpp_core.config import Config, load_config
 from dpmpp_core.config.space import as_overrides
-from dpmpp_core.data.hidden import hidden_shares
+from dpmpp_core.data.hidden import occlusion_ratios
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import read_manifest
 from dpmpp_core.data.plan import StepPlan, class_labels
@@ -61,7 +61,7 @@ class Workshop:
         if not folder.exists():
             generate(folder, self.base.data.demo)
         whole = read_manifest(str(folder))
-        shares = hidden_shares(whole.root, whole.images["path"].to_pylist())
+        shares = occlusion_ratios(whole.root, whole.images["path"].to_pylist())
         self.manifest = hold_out(whole, SHARE, 0, shares)
         self._paths = self.manifest.images["path"].to_pylist()
         size = self.base.data.height, self.base.data.width

@@ -11,8 +11,8 @@ from mlflow.tracking import MlflowClient
 
 from dpmpp_core.data.synthesis import Band
 from dpmpp_core.retrieval import MODES
-from pipelines.runtime.stage import Unfinished
-from pipelines.workflows.ablation import Request, ablate
+from pipelines.runtime.stage import StageNotFoundError
+from pipelines.workflows.ablation import AblationRequest, ablate
 from pipelines.workflows.pipeline import Options
 from tests.integration.conftest import SMALL
 
@@ -32,7 +32,9 @@ variants:
 
 
 @pytest.fixture(scope="module")
-def asked(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Options, Request]:
+def asked(
+    small_demo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Options, AblationRequest]:
     folder = tmp_path_factory.mktemp("ablation")
     (folder / "grid.yaml").write_text(GRID)
     # What the user says comes last, so SMALL's epochs would win over the grid's.
@@ -45,11 +47,11 @@ def asked(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[O
         bands=(Band(10, 30),),
         parts=("top",),
     )
-    return options, Request(str(folder / "grid.yaml"), seeds=(0,), few_seeds=(0,))
+    return options, AblationRequest(str(folder / "grid.yaml"), seeds=(0,), few_seeds=(0,))
 
 
 @pytest.fixture(scope="module")
-def ablation(cluster: None, asked: tuple[Options, Request]) -> dict[str, Any]:
+def ablation(cluster: None, asked: tuple[Options, AblationRequest]) -> dict[str, Any]:
     return ablate(*asked)
 
 
@@ -86,7 +88,9 @@ def test_trials_and_table_are_in_mlflow(ablation: dict[str, Any]) -> None:
 
 
 def test_the_same_command_again_trains_nothing(
-    ablation: dict[str, Any], asked: tuple[Options, Request], monkeypatch: pytest.MonkeyPatch
+    ablation: dict[str, Any],
+    asked: tuple[Options, AblationRequest],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from ray import tune
 
@@ -95,7 +99,9 @@ def test_the_same_command_again_trains_nothing(
 
 
 def test_what_is_missing_is_not_built_where_it_is_looked_for(
-    ablation: dict[str, Any], asked: tuple[Options, Request], monkeypatch: pytest.MonkeyPatch
+    ablation: dict[str, Any],
+    asked: tuple[Options, AblationRequest],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A trial that another process has not finished is left to it."""
     import pipelines.workflows.ablation as module
@@ -106,13 +112,13 @@ def test_what_is_missing_is_not_built_where_it_is_looked_for(
         for trial in trials:
             try:
                 trial.stages(storage, plan)
-            except Unfinished:
+            except StageNotFoundError:
                 pending.append(trial.name)
         return {trial.name: "not trained here" for trial in trials if trial.name in pending}
 
     monkeypatch.setattr(module, "run_trials", only_look)
     options, request = asked
-    found = ablate(options, Request(request.grid, seeds=(0, 1), few_seeds=(0,)))
+    found = ablate(options, AblationRequest(request.grid, seeds=(0, 1), few_seeds=(0,)))
     assert pending == ["plain 1", "hidden 1"] and found["failed"].keys() == set(pending)
     assert found["variants"] == ablation["variants"]
     assert "- plain 1: not trained here" in Path(found["table"]).read_text()

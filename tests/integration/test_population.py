@@ -11,13 +11,13 @@ import pytest
 from dpmpp_core.config import load_config
 from pipelines.runtime.resources import connect
 from pipelines.runtime.run import Run
-from pipelines.runtime.stage import Unfinished
+from pipelines.runtime.stage import StageNotFoundError
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 from pipelines.stages.prepare import find_data, prepare
 from pipelines.stages.saliency import saliency
 from pipelines.stages.train import train_metric
-from pipelines.tuning.search import Request, search
+from pipelines.tuning.search import TuningRequest, search
 from pipelines.tuning.spaces import RATES
 from pipelines.workflows.pipeline import Options, learn_prompts
 from tests.integration.conftest import SMALL
@@ -47,7 +47,7 @@ def test_a_training_in_parts_is_the_training_in_one(
     found = replace(run, config=other, build=False)
     first = train_metric(found, *inputs, until=1)  # what they have in common is trained once
     assert first.reused and first.summary["steps"] * 2 == parts.summary["steps"]
-    with pytest.raises(Unfinished):
+    with pytest.raises(StageNotFoundError):
         train_metric(found, *inputs, until=2)
 
 
@@ -56,7 +56,7 @@ def test_a_training_in_parts_is_the_training_in_one(
 def test_a_population_copies_its_best_and_ends_in_a_configuration(
     cluster: None, small_demo: Path, tmp_path: Path
 ) -> None:
-    request = Request(
+    request = TuningRequest(
         "rates", 3, epochs=2, scheduler="pbt", perturbation_interval=1, share=0.4, seed=1
     )
     options = Options(data=str(small_demo), overrides=SMALL, storage=str(tmp_path))

@@ -25,9 +25,9 @@ import pytest
 import dpmpp_core
 from dpmpp_core.errors import ConfigError, UserError
 from pipelines.registry.client import FILES, Registry, RegistryError, files_sha256
-from pipelines.registry.promotion_log import Journal, Lost, Move
+from pipelines.registry.promotion_log import Journal, Move, PromotionConflictError
 from pipelines.runtime.tracking import environment
-from pipelines.workflows.pipeline import opened, prepared_data
+from pipelines.workflows.pipeline import open_session, prepared_data
 from tests.mlflow_server import MlflowServer
 from tests.promotion_lab import Lab, Network, deaden_masks, lab, sets_alias
 
@@ -209,7 +209,7 @@ def test_of_many_movers_one_wins_whatever_their_timing(at: Lab, table: Table) ->
             try:
                 Journal(Registry(at.server.uri, name)).move(move)
                 ended.append("won")
-            except Lost as error:
+            except PromotionConflictError as error:
                 ended.append(str(error))
 
         threads = [threading.Thread(target=go) for _ in range(8)]
@@ -364,7 +364,9 @@ def test_a_champion_moved_by_hand_while_judging_is_not_overruled(at: Lab, table:
     at.promote(name, version=1, gate=quick(at))
     at.client.set_registered_model_alias(name, "champion", "2")
     journal = Journal(Registry(at.server.uri, name))
-    with pytest.raises(Lost, match="the champion is version 2 now, it was version 1"):
+    with pytest.raises(
+        PromotionConflictError, match="the champion is version 2 now, it was version 1"
+    ):
         journal.move(Move("promote", 1, None, 3))
     assert at.aliases(name)["champion"] == 2 and at.tickets(name) == ["done", "lost"]
     table.add("champion moved by hand after the gate", "exit 3: judged against another champion")
@@ -516,7 +518,7 @@ def test_other_images_are_noticed_and_the_champion_measured_on_them(
     at.promote(name, gate=quick(at))
     gone = next((data / "bounding_box_test").glob("*.jpg"))
     gone.unlink()
-    with opened(options, [at.run.config], "register") as (other, source, _):
+    with open_session(options, [at.run.config], "register") as (other, source, _):
         other = replace(other, tracking=at.run.tracking)
         prepared = prepared_data(other, source)
         at.register(name, run=other, prepared=prepared)

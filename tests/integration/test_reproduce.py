@@ -14,7 +14,7 @@ import pytest
 from dpmpp_core.errors import DataError, UserError
 from dpmpp_core.protocols import load_protocol
 from pipelines.cli.show import show_protocols, show_reproduction
-from pipelines.workflows.reproduce import Request, _compared, reproduce
+from pipelines.workflows.reproduce import ReproductionRequest, _compared, reproduce
 from tests.integration.conftest import SMALL
 
 TINY = [
@@ -60,14 +60,14 @@ def test_other_counts_are_refused_before_training_and_any_counts_goes_on_to_the_
         "storage": str(tmp_path),
     }
     with pytest.raises(DataError) as refused:
-        reproduce(Request(**request))
+        reproduce(ReproductionRequest(**request))
     message = str(refused.value)
     assert "market1501: train: 48 images, published are 12,936 (12,888 fewer)" in message
     assert "occluded_reid: query: 8 images, published are 1,000 (992 fewer)" in message
     assert "--any-counts" in message and "\n" not in message
     assert {folder.name.partition("-")[0] for folder in tmp_path.glob("stages/*")} == {"prepare"}
 
-    result = reproduce(Request(**request, any_counts=True))
+    result = reproduce(ReproductionRequest(**request, any_counts=True))
     assert result["verdict"].keys() == {"rank1", "mAP"}
     assert result["count_differences"] and len(result["caveats"]) >= 3
     (run,) = result["runs"]
@@ -104,7 +104,7 @@ def test_mistakes_are_said_before_anything_is_written(
 ) -> None:
     plain = {"protocol": "market1501", "data": str(small_demo), "storage": str(tmp_path / "runs")}
     with pytest.raises(UserError, match=says) as caught:
-        reproduce(Request(**{**plain, **changes}))
+        reproduce(ReproductionRequest(**{**plain, **changes}))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
 
@@ -118,7 +118,7 @@ def test_three_seeds_stand_with_their_spread_beside_the_published(
         {"seed": seed, "rank1": 70.0 + seed, "mAP": 58.0, "first_epoch": {"outside": outside}}
         for seed, outside in enumerate(([], [warning], []))
     ]
-    request = Request(name, "data", overrides=["cluster.gpu=true"])
+    request = ReproductionRequest(name, "data", overrides=["cluster.gpu=true"])
     result = _compared(request, load_protocol(name), runs, [])
     assert result["ours"]["rank1"]["mean"] == 71 and result["ours"]["rank1"]["std"] == 1
     assert result["verdict"] == {"rank1": "inside", "mAP": "below"}

@@ -18,7 +18,7 @@ from dpmpp_core.data.layouts import scan
 from dpmpp_core.data.manifest import Manifest, read_manifest
 from dpmpp_core.data.synthesis import Band, parse_bands
 from dpmpp_core.errors import ConfigError, DataError
-from pipelines.stages.synthesis import JPEG_QUALITY, SHEET, TABLE, Order
+from pipelines.stages.synthesis import JPEG_QUALITY, SHEET, TABLE, SynthesisRequest
 from pipelines.training.training_set import TrainingSet
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
@@ -121,8 +121,8 @@ def test_mistakes_exit_2_with_one_line_and_write_nothing(
 def test_an_order_goes_to_a_new_place_and_names_bands_that_can_be(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(DataError, match="not empty"):
-        Order(str(tmp_path))
-    assert re.search(r"/\d{4}-\d\d-\d\d$", Order(str(tmp_path / "{date}")).out)
+        SynthesisRequest(str(tmp_path))
+    assert re.search(r"/\d{4}-\d\d-\d\d$", SynthesisRequest(str(tmp_path / "{date}")).out)
     with pytest.raises(ConfigError, match="LOW-HIGH"):
         parse_bands("30-20")
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]

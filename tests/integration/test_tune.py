@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from dpmpp_core.config import load_config
 from dpmpp_core.errors import ConfigError, DataError
 from pipelines.stages.robustness import CLEAN
-from pipelines.tuning.search import Request, rung_epochs
+from pipelines.tuning.search import TuningRequest, rung_epochs
 from pipelines.tuning.trials import objectives, shortened
 from tests.integration.conftest import SMALL
 
@@ -139,29 +139,29 @@ def test_the_best_is_a_configuration_and_all_is_one_run(searched: Any) -> None:
 )
 def test_a_request_that_makes_no_sense_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        Request(**changes)
+        TuningRequest(**changes)
 
 
 def test_a_rung_is_the_same_training_squeezed() -> None:
     config = load_config("market1501")
-    assert rung_epochs(60, Request()) == [7, 20]
-    assert rung_epochs(10, Request()) == [3]
-    assert rung_epochs(60, Request(epochs=60, grace_period=7)) == [7, 21, 60]
-    assert rung_epochs(60, Request(scheduler="fifo")) == [20]
+    assert rung_epochs(60, TuningRequest()) == [7, 20]
+    assert rung_epochs(10, TuningRequest()) == [3]
+    assert rung_epochs(60, TuningRequest(epochs=60, grace_period=7)) == [7, 21, 60]
+    assert rung_epochs(60, TuningRequest(scheduler="fifo")) == [20]
     with pytest.raises(ConfigError, match="at most metric"):
-        rung_epochs(60, Request(epochs=61))
+        rung_epochs(60, TuningRequest(epochs=61))
     with pytest.raises(ConfigError, match="--grace-period 21: at most"):
-        rung_epochs(60, Request(grace_period=21))
+        rung_epochs(60, TuningRequest(grace_period=21))
     with pytest.raises(ConfigError, match="--brackets 3: at most 2"):
-        rung_epochs(60, Request(brackets=3))
+        rung_epochs(60, TuningRequest(brackets=3))
     short = shortened(config, 20)
     assert short.metric.epochs == 20 and short.metric.warmup_epochs == 3
     assert short.metric.milestones == (10, 17) and shortened(config, 60) == config
-    assert rung_epochs(1, Request()) == [1]
+    assert rung_epochs(1, TuningRequest()) == [1]
 
 
 def test_a_population_trains_equal_segments() -> None:
-    request = Request(scheduler="pbt", trials=4)
+    request = TuningRequest(scheduler="pbt", trials=4)
     assert rung_epochs(60, request) == [7, 14, 21] and rung_epochs(10, request) == [1, 2, 3]
     assert rung_epochs(60, replace(request, perturbation_interval=5)) == [5, 10, 15, 20]
     with pytest.raises(ConfigError, match="are more than metric"):

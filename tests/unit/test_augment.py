@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from dpmpp_core.config import AugmentConfig
 from dpmpp_core.data.augment import (
     Geometry,
-    another_camera,
     apply_to_image,
     apply_to_mask,
+    camera_jitter,
     random_erase,
 )
 
@@ -77,12 +77,12 @@ def test_another_camera_changes_colours_by_its_strength_and_only_by_the_seed():
     image = np.random.default_rng(0).integers(0, 256, (64, 32, 3), np.uint8)
     kept = image.copy()
     assert (
-        np.abs(another_camera(image, 0.0, np.random.default_rng(1)).astype(int) - image).max() <= 1
+        np.abs(camera_jitter(image, 0.0, np.random.default_rng(1)).astype(int) - image).max() <= 1
     )
     changes = []
     for strength in (0.2, 1.0):
-        out = [another_camera(image, strength, np.random.default_rng(s)) for s in range(40)]
-        again = another_camera(image, strength, np.random.default_rng(3))
+        out = [camera_jitter(image, strength, np.random.default_rng(s)) for s in range(40)]
+        again = camera_jitter(image, strength, np.random.default_rng(3))
         assert (again == out[3]).all() and again.shape == image.shape and again.dtype == np.uint8
         changes.append(np.mean([np.abs(o.mean((0, 1)) - image.mean((0, 1))).mean() for o in out]))
     assert 1 < changes[0] < changes[1]

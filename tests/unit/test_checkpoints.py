@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipelines.runtime.storage import Storage
-from pipelines.training.checkpoints import KEPT, Checkpoints, Writer, packed
+from pipelines.training.checkpoints import KEPT, Checkpoints, Writer, serialize_state
 
 
 @pytest.fixture
@@ -24,7 +24,9 @@ def checkpoints(tmp_path: Path, said: list[str]) -> Checkpoints:
 
 
 def save(checkpoints: Checkpoints, step: int, loss: float = float("nan")) -> None:
-    checkpoints.save(step, packed({"step": step, "weight": torch.full((3,), float(step))}), loss)
+    checkpoints.save(
+        step, serialize_state({"step": step, "weight": torch.full((3,), float(step))}), loss
+    )
 
 
 def steps(folder: Path) -> list[int]:
@@ -99,7 +101,7 @@ def test_a_state_that_runs_code_is_refused(checkpoints: Checkpoints, tmp_path: P
         def __reduce__(self) -> tuple:
             return os.system, (f"touch {tmp_path}/ran",)
 
-    checkpoints.save(1, packed({"step": 1, "task": Harmful()}), float("nan"))
+    checkpoints.save(1, serialize_state({"step": 1, "task": Harmful()}), float("nan"))
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
         checkpoints.load(1)
     assert not (tmp_path / "ran").exists()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dpmpp_core.data.inspection import UNREADABLE
 from pipelines.runtime.storage import Storage
 from pipelines.stages import inspection_cache as inspected
-from pipelines.stages.inspection_cache import FILE, FILE_SCHEMA, RECORD_SCHEMA, Record
+from pipelines.stages.inspection_cache import FILE, FILE_SCHEMA, RECORD_SCHEMA, InspectionCache
 
 State = tuple[str, int, int]  # path, size, time of change
 
@@ -38,8 +38,8 @@ def parts(folder: Path) -> list[Path]:
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> Record:
-    return Record(Storage(str(tmp_path)), "/data")
+def record(tmp_path: Path) -> InspectionCache:
+    return InspectionCache(Storage(str(tmp_path)), "/data")
 
 
 STATES = st.tuples(st.sampled_from("abc"), st.integers(0, 2), st.integers(0, 1))
@@ -54,7 +54,7 @@ def test_what_is_kept_is_what_was_known_of_the_files_as_they_are(
     known: list[list[State]], there: dict[str, tuple[int, int]]
 ) -> None:
     with TemporaryDirectory() as folder:
-        record = Record(Storage(folder), "/data")
+        record = InspectionCache(Storage(folder), "/data")
         for part in known:
             record.add(rows(*part))
         now = [(path, *state) for path, state in there.items()]
@@ -64,21 +64,21 @@ def test_what_is_kept_is_what_was_known_of_the_files_as_they_are(
         assert states(record.keep(files(*now))) == expected
 
 
-def test_a_record_of_another_folder_is_another_one(tmp_path: Path, record: Record) -> None:
+def test_a_record_of_another_folder_is_another_one(tmp_path: Path, record: InspectionCache) -> None:
     record.add(rows(("a", 1, 1)))
-    other = Record(Storage(str(tmp_path)), "/data2")
+    other = InspectionCache(Storage(str(tmp_path)), "/data2")
     assert states(other.read()) == []
     record.forget()
     assert states(record.read()) == []
 
 
-def test_files_that_could_not_be_read_are_tried_again(record: Record) -> None:
+def test_files_that_could_not_be_read_are_tried_again(record: InspectionCache) -> None:
     record.add(rows(("a", 1, 1), reason=UNREADABLE))
     record.add(rows(("b", 1, 1), reason="truncated"))
     assert states(record.keep(files(("a", 1, 1), ("b", 1, 1)))) == [("b", 1, 1)]
 
 
-def test_nothing_is_written_where_all_is_true(tmp_path: Path, record: Record) -> None:
+def test_nothing_is_written_where_all_is_true(tmp_path: Path, record: InspectionCache) -> None:
     record.add(rows(("a", 1, 1)))
     record.add(rows(("b", 1, 1)))
     before = parts(tmp_path)
@@ -87,7 +87,7 @@ def test_nothing_is_written_where_all_is_true(tmp_path: Path, record: Record) ->
 
 
 def test_many_parts_become_few(
-    tmp_path: Path, record: Record, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, record: InspectionCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inspected, "MANY", 4)
     monkeypatch.setattr(inspected, "PART_ROWS", 3)
@@ -98,7 +98,9 @@ def test_many_parts_become_few(
     assert len(parts(tmp_path)) == 2 and states(record.read()) == every
 
 
-def test_what_a_killed_write_left_is_no_part_and_goes(tmp_path: Path, record: Record) -> None:
+def test_what_a_killed_write_left_is_no_part_and_goes(
+    tmp_path: Path, record: InspectionCache
+) -> None:
     record.add(rows(("a", 1, 1)))
     half = parts(tmp_path)[0].with_name(".part-1.parquet.partial")
     half.write_bytes(b"half")
@@ -108,7 +110,7 @@ def test_what_a_killed_write_left_is_no_part_and_goes(tmp_path: Path, record: Re
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "other"])
 def test_a_damaged_part_is_named_and_taken_away(
-    tmp_path: Path, record: Record, caplog: pytest.LogCaptureFixture, damage: str
+    tmp_path: Path, record: InspectionCache, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     record.add(rows(("a", 1, 1)))
     (broken,) = parts(tmp_path)

@@ -122,7 +122,9 @@ def test_captions_are_read_by_path_and_missing_ones_are_named(tmp_path):
     with pytest.raises(DataError, match=r"no caption for b\.jpg"):
         read_captions(str(tmp_path), ["a.jpg", "b.jpg"])
     pq.write_table(pa.table({"path": ["a.jpg"]}), tmp_path / "annotations.parquet")
-    with pytest.raises(DataError, match="no annotations.parquet with the columns path and caption"):
+    with pytest.raises(
+        DataError, match=r"no annotations\.parquet with the columns path and caption"
+    ):
         read_captions(str(tmp_path), ["a.jpg"])
 
 

@@ -12,7 +12,7 @@ import pytest
 from dpmpp_core.errors import ConfigError, WeightsError
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion
 from dpmpp_core.retrieval import fuse, masked_topk
-from pipelines.gallery.search import Request, run_search
+from pipelines.gallery.search import SearchRequest, run_search
 from pipelines.inference.onnx_export import export
 from pipelines.inference.queries import side_by_side
 from tests.unit.test_export import saved
@@ -58,7 +58,7 @@ def expected(folder, model, k):
 
 
 def request(folder, **changes):
-    return Request(str(folder / "index"), str(folder / "person"), **changes)
+    return SearchRequest(str(folder / "index"), str(folder / "person"), **changes)
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnx"])

@@ -26,7 +26,7 @@ from pipelines.reporting.html import (
     robustness_table,
     write_report,
 )
-from pipelines.reporting.tables import WAYS, cameras_line, intervals_table, shots_table
+from pipelines.reporting.tables import FUSION_METHODS, cameras_line, intervals_table, shots_table
 
 HOSTILE = '<script>alert("x")</script>\'"><img src=http://evil.example/x onerror=alert(1)> [red]&'
 NOISE = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
@@ -64,8 +64,10 @@ def camera(own: int, other: int, m_ap: float) -> dict[str, Any]:
 
 
 def tracklets() -> dict[str, Any]:
-    found = {way: {"mAP": 0.5 + i / 100, "rank1": 0.5} for i, way in enumerate(WAYS)}
-    gain = {way: {"mean": 0.041, "low": -0.01, "high": 0.09} for way in WAYS if way != "fused"}
+    found = {way: {"mAP": 0.5 + i / 100, "rank1": 0.5} for i, way in enumerate(FUSION_METHODS)}
+    gain = {
+        way: {"mean": 0.041, "low": -0.01, "high": 0.09} for way in FUSION_METHODS if way != "fused"
+    }
     return {"tracklets": 1234, "persons": 60, **found, "gain": gain}
 
 

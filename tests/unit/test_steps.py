@@ -11,7 +11,7 @@ from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_mask
 from dpmpp_core.data.donors import Donors, ImageCache
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.plan import Draw, StepPlan, class_labels, stream
-from dpmpp_core.data.steps import BACKGROUND, CLEAN, StepMaker
+from dpmpp_core.data.steps import BACKGROUND, NO_OCCLUSION, StepMaker
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.losses.triplet import batch_hard_triplet
@@ -241,7 +241,7 @@ def test_backgrounds_hide_but_no_class_is_ignored_for_them(folder, streets):
             black = (patched(made["images"][item]) == 0).all(axis=(2, 3, 4))
             assert not (black & made["visible"][item]).any()
             shown += black.any()
-        assert ((made["donor_labels"] >= CLEAN) | (made["donor_labels"] == BACKGROUND)).all()
+        assert ((made["donor_labels"] >= NO_OCCLUSION) | (made["donor_labels"] == BACKGROUND)).all()
     assert shown > 10
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpmpp_core.data.hidden import hidden_shares
+from dpmpp_core.data.hidden import occlusion_ratios
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import (
     Embeddings,
@@ -114,7 +114,7 @@ PATHS = ["query/a.jpg", "query/b.jpg", "query/c.jpg"]
 
 
 def shares(folder):
-    return hidden_shares(str(folder), PATHS).tolist()
+    return occlusion_ratios(str(folder), PATHS).tolist()
 
 
 def test_shares_are_read_where_a_file_states_them(tmp_path):

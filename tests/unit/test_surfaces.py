@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpmpp_core.occlusion.surfaces import SHARE, hide_behind_surface, surface
+from dpmpp_core.occlusion.surfaces import SHARE, paste_synthetic_occluder, surface
 
 
 @given(seed=st.integers(0, 2**31), size=st.sampled_from([(256, 128), (64, 32), (48, 48)]))
 def test_a_box_of_the_wanted_share_is_hidden_and_nothing_else(seed, size) -> None:
     image = np.zeros((*size, 3), np.uint8)
-    made = hide_behind_surface(image, np.random.default_rng(seed))
-    again = hide_behind_surface(image, np.random.default_rng(seed))
+    made = paste_synthetic_occluder(image, np.random.default_rng(seed))
+    again = paste_synthetic_occluder(image, np.random.default_rng(seed))
     np.testing.assert_array_equal(made, again)
-    white = hide_behind_surface(image + 255, np.random.default_rng(seed))
+    white = paste_synthetic_occluder(image + 255, np.random.default_rng(seed))
     hidden = (made == white).all(axis=2)
     rows, columns = np.flatnonzero(hidden.any(axis=1)), np.flatnonzero(hidden.any(axis=0))
     assert hidden[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.99

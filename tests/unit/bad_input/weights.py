@@ -26,7 +26,7 @@ from dpmpp_core.models.tensors import UNSAFE
 from dpmpp_core.retrieval import masked_similarity, refuse_unusable, to_columns
 from dpmpp_core.retrieval.ranking import evaluate_ranking
 from pipelines.runtime.storage import Storage
-from pipelines.training.checkpoints import Checkpoints, packed
+from pipelines.training.checkpoints import Checkpoints, serialize_state
 from tests.unit.bad_input.row import Outcome, Row, refusal
 
 SMALL = ["data.height=64", "data.width=32", "model.pretrained=null"]
@@ -116,7 +116,7 @@ def model_folder(folder: Path, marker: Path) -> object:
 
 def training_checkpoint(folder: Path, marker: Path) -> object:
     checkpoints = Checkpoints(Storage(str(folder)), "run")
-    checkpoints.save(1, packed({"task": Harmful(marker)}), 0.0)
+    checkpoints.save(1, serialize_state({"task": Harmful(marker)}), 0.0)
     return checkpoints.load(1)
 
 
