@@ -4,7 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-long test-faults bench-retrieval validate-infra image cluster-demo cluster-chaos lint format constraints clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast test-long test-faults bench-retrieval validate-infra image cluster-demo cluster-chaos lint format constraints clean
+
+help:  ## these lines
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## the whole pipeline on the generated demo set
 	$(BIN)/dpmpp run --config demo
