@@ -20,7 +20,7 @@ test-fast: $(STAMP)  ## unit tests only: no Ray, no MLflow
 	$(BIN)/python -m pytest tests/unit
 
 test-long: $(STAMP)  ## the pipelines that take a minute or more; every backbone exported
-	$(BIN)/python -m pytest tests/integration tests/unit -m long
+	$(BIN)/python -m pytest tests -m long
 
 test-faults: $(STAMP)  ## processes killed, nodes lost, storage away, disk full: 40 minutes
 	$(BIN)/python -m pytest tests/faults -m '' --fault-table tests/bench/results/faults.md

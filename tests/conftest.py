@@ -13,6 +13,8 @@ from dpmpp_core.config import DemoConfig
 settings.register_profile("dpmpp", deadline=None)
 settings.load_profile("dpmpp")
 
+pytest_plugins = ["tests.support.ray_session"]
+
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "pku_reid"
 
 

@@ -1,4 +1,4 @@
-"""The table of bad input: every row of `tests/unit/bad_input` handed over, and what was said.
+"""The table of bad input: every row of `tests/support/bad_input` handed over, and what was said.
 
     python -m tests.bench.bad_input
 
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from dpmpp_core.config.text import shorten
 from dpmpp_core.redaction import one_line
-from tests.unit.bad_input.row import Row
-from tests.unit.test_bad_input import TABLE
+from tests.support.bad_input import TABLE
+from tests.support.bad_input.row import Row
 
 RESULT = Path(__file__).parent / "results" / "bad_input.md"
 SHOWN = 400  # characters of what is said

@@ -24,7 +24,7 @@ from pathlib import Path
 from dpmpp_core.config import load_config
 from dpmpp_core.demo import generate
 from tests.bench.timing import write
-from tests.s3_server import S3Server, free_port
+from tests.support.s3_server import S3Server, free_port
 
 BIN = Path(sys.executable).parent
 LOAD = """

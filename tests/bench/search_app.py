@@ -21,7 +21,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from tests.bench.timing import RESULTS
-from tests.s3_server import free_port
+from tests.support.s3_server import free_port
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.runtime.tracking import environment
 from tests.faults.lab import Lab, Training
-from tests.integration.conftest import SMALL
+from tests.support.configs import SMALL
 
 OVERRIDES = [
     *SMALL, "metric.epochs=25", "saliency.epochs=2", "cluster.data_workers=1",

@@ -92,11 +92,11 @@ def damage_newest_checkpoint(lab: Lab, training: Training) -> str:
 
 
 FAULTS: list[Callable[[Lab, Training], str]] = [
-    lose_train_worker,
+    *(pytest.param(fault, marks=pytest.mark.long) for fault in (lose_train_worker, lose_data_worker)),
     *(
-        pytest.param(fault, marks=pytest.mark.long)
+        pytest.param(fault, marks=pytest.mark.fault)
         for fault in (
-            lose_data_worker, terminate, damage_newest_checkpoint, lose_driver, lose_train_node,
+            terminate, damage_newest_checkpoint, lose_driver, lose_train_node,
             lose_data_node, preempt_train_node,
         )
     ),
@@ -121,7 +121,7 @@ def test_the_weights_are_those_of_an_unbroken_training(
     assert equal
 
 
-@pytest.mark.long
+@pytest.mark.fault
 @pytest.mark.timeout(1800)
 def test_killed_at_twenty_random_steps_it_ends_with_the_same_weights(
     lab: Lab, training: Training, unbroken: Unbroken, table: Table
@@ -146,6 +146,7 @@ def test_killed_at_twenty_random_steps_it_ends_with_the_same_weights(
     assert equal
 
 
+@pytest.mark.long
 def test_a_loss_that_is_no_number_stops_and_names_step_and_images(
     lab: Lab, small_demo: Path, unbroken: Unbroken, tmp_path: Path
 ) -> None:

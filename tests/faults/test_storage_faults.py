@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.conftest import OVERRIDES, Table, Unbroken
 from tests.faults.lab import Lab, Training, copy_before_stage_2
-from tests.s3_server import S3Server
+from tests.support.s3_server import S3Server
 
 DISK = 256 * 2**20  # bytes; a checkpoint has 38 MB, and up to three are kept
 AWAY = 30.0  # seconds
@@ -38,7 +38,7 @@ def fill(filler: Path) -> None:
             pass
 
 
-@pytest.mark.long
+@pytest.mark.fault
 def test_a_full_disk_costs_a_checkpoint_not_the_training(
     lab: Lab, small_demo: Path, unbroken: Unbroken, table: Table, small_disk: Path, tmp_path: Path
 ) -> None:
@@ -59,7 +59,7 @@ def test_a_full_disk_costs_a_checkpoint_not_the_training(
     assert equal
 
 
-@pytest.mark.long
+@pytest.mark.fault
 def test_half_a_minute_without_storage_is_waited_for(
     small_demo: Path,
     unbroken: Unbroken,

@@ -13,7 +13,7 @@ from pipelines.deploy.jobs import template
 from pipelines.deploy.kube import Kubernetes
 from pipelines.deploy.render import Object, one
 from tests.infra.conftest import rendered
-from tests.infra.kube_api import KubeApi
+from tests.support.kube_api import KubeApi
 
 SPACE = "/api/v1/namespaces/dpmpp"
 JOBS = "/apis/ray.io/v1/namespaces/dpmpp/rayjobs"

@@ -7,30 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.bad_input import (
-    configuration,
-    data_sets,
-    indexes,
-    lists,
-    names,
-    pictures,
-    secrets,
-    stored,
-    weights,
-)
-from tests.unit.bad_input.row import Row
+from tests.support.bad_input import TABLE
+from tests.support.bad_input.row import Row
 
-TABLE: dict[str, list[Row]] = {
-    "Pictures": pictures.ROWS,
-    "Names, links and things that are no files": names.ROWS,
-    "List files of MSMT17": lists.ROWS,
-    "Lopsided data sets": data_sets.ROWS,
-    "Changed files of ours": stored.ROWS,
-    "Gallery indexes": indexes.ROWS,
-    "Weights": weights.ROWS,
-    "Configuration": configuration.ROWS,
-    "Secrets": secrets.ROWS,
-}
 CASES = [pytest.param(row, id=f"{kind}: {row.given}") for kind in TABLE for row in TABLE[kind]]
 
 

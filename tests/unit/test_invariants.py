@@ -1,7 +1,7 @@
 """The invariants of the method, and where each is tested; those that had no other place are here.
 
 1 masked metric: constant mask = cosine, scale invariance, closed form = loop
-  (test_retrieval_similarity); finite in bf16 and fp16, values and gradients (here).
+  (test_similarity); finite in bf16 and fp16, values and gradients (here).
 2 ArcFace: margin 0 = s cos, monotone over both branches, finite gradient at the poles
   (test_losses); also behind the masked metric (here).
 3 mask generator: 0.5 at the start on any grid, its own picture alone, the same again in
@@ -13,7 +13,7 @@
 7 class-ignoring: only the donor's class, finite with smoothing (test_losses); it reaches the
   plain, masked, image-to-text and triplet losses (test_tasks).
 8 prompts: only the tokens learn, end-of-text index (test_models, test_tasks).
-9 evaluator = brute force, junk, ties, queries without positives (test_retrieval_ranking).
+9 evaluator = brute force, junk, ties, queries without positives (test_ranking).
 10 trained toy: a query's own mask ranks better than another's or the mean one (here).
 
 Losses against a plain transcription of their formulas: test_losses, test_visibility.
@@ -30,7 +30,7 @@ from dpmpp_core.losses.contrast import prototype_contrast
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.models.prototypes import Prototypes
 from dpmpp_core.retrieval import masked_similarity, permuted_masks, static_mask
-from tests.unit.test_tasks import metric_batch, metric_task
+from tests.support.tasks import metric_batch, metric_task
 
 
 def normal(seed, *shape):

@@ -15,50 +15,50 @@ from pyarrow import fs
 
 from dpmpp_core.models.pixels import to_tensor_batch
 from pipelines.runtime.storage import MARKER, Storage
-from tests.unit.test_tasks import config, prompt_task
+from tests.support.tasks import config, prompt_task
 
 ROOT = Path(__file__).parents[2]
 
 TRAPS = {
     "NaN distances give a plausible score": [
-        "unit/test_retrieval_ranking.py::test_all_nan_does_not_give_a_plausible_score",
-        "unit/test_retrieval_similarity.py::test_non_finite_values_are_refused_by_name_and_row",
-        "unit/test_retrieval_engine.py::test_bad_rows_and_arguments_are_refused_by_name",
+        "unit/core/retrieval/test_ranking.py::test_all_nan_does_not_give_a_plausible_score",
+        "unit/core/retrieval/test_similarity.py::test_non_finite_values_are_refused_by_name_and_row",
+        "unit/core/retrieval/test_search.py::test_bad_rows_and_arguments_are_refused_by_name",
         "unit/test_bad_input.py::test_bad_input_is_reported_and_nothing_is_lost",
     ],
     "the score of constant embeddings depends on the order of the gallery": [
-        "unit/test_retrieval_ranking.py::test_constant_embeddings_earn_the_worst_rank",
-        "unit/test_retrieval_ranking.py::test_order_of_the_gallery_changes_nothing",
-        "unit/test_retrieval_engine.py::test_constant_features_earn_the_worst_rank_in_any_order",
+        "unit/core/retrieval/test_ranking.py::test_constant_embeddings_earn_the_worst_rank",
+        "unit/core/retrieval/test_ranking.py::test_order_of_the_gallery_changes_nothing",
+        "unit/core/retrieval/test_search.py::test_constant_features_earn_the_worst_rank_in_any_order",
     ],
     "no query identity in the gallery": [
-        "unit/test_retrieval_ranking.py::test_no_valid_query_is_an_error_of_the_data",
-        "unit/test_retrieval_engine.py::test_no_query_identity_in_the_gallery_is_an_error",
-        "unit/test_data_manifest.py::test_queries_need_gallery_images_from_another_camera",
+        "unit/core/retrieval/test_ranking.py::test_no_valid_query_is_an_error_of_the_data",
+        "unit/core/retrieval/test_search.py::test_no_query_identity_in_the_gallery_is_an_error",
+        "unit/core/data/test_manifest.py::test_queries_need_gallery_images_from_another_camera",
     ],
     "negative similarities count as not retrieved": [
-        "unit/test_retrieval_ranking.py::test_negative_similarities_count_as_any_other",
-        "unit/test_retrieval_engine.py::test_features_that_all_point_away_are_ranked_too",
+        "unit/core/retrieval/test_ranking.py::test_negative_similarities_count_as_any_other",
+        "unit/core/retrieval/test_search.py::test_features_that_all_point_away_are_ranked_too",
     ],
     "stage 1 fails where the batch divides the images": [
         "unit/test_traps.py::test_prompt_batches_that_divide_the_images_leave_no_empty_one",
-        "unit/test_tasks.py::test_prompt_batches_hold_every_row_once_an_epoch_and_resume",
+        "unit/core/tasks/test_tasks.py::test_prompt_batches_hold_every_row_once_an_epoch_and_resume",
     ],
     "identities are numbered differently in each process": [
-        "unit/test_plan.py::test_class_labels_are_sorted_and_invertible",
-        "unit/test_plan.py::test_another_process_makes_the_same_plan",
+        "unit/core/data/test_plan.py::test_class_labels_are_sorted_and_invertible",
+        "unit/core/data/test_plan.py::test_another_process_makes_the_same_plan",
     ],
     "re-ranking variants disagree": [
-        "unit/test_retrieval_reranking.py::test_rerank_equals_the_transcription",
+        "unit/core/retrieval/test_reranking.py::test_rerank_equals_the_transcription",
     ],
     "the ranking is not the one that was stated": [
-        "unit/test_retrieval_engine.py::test_topk_equals_brute_force_in_any_blocks_and_storage",
-        "unit/test_retrieval_ranking.py::test_evaluator_equals_brute_force",
-        "unit/test_retrieval_similarity.py::test_closed_form_equals_the_loop",
+        "unit/core/retrieval/test_search.py::test_topk_equals_brute_force_in_any_blocks_and_storage",
+        "unit/core/retrieval/test_ranking.py::test_evaluator_equals_brute_force",
+        "unit/core/retrieval/test_similarity.py::test_closed_form_equals_the_loop",
     ],
     "an unreadable image is tried for ever": [
-        "unit/test_steps.py::test_a_missing_image_is_named",
-        "unit/test_data_images.py::test_read_image_names_the_file",
+        "unit/core/data/test_steps.py::test_a_missing_image_is_named",
+        "unit/core/data/test_images.py::test_read_image_names_the_file",
     ],
     "weights are unpickled": [
         "unit/test_bad_input.py::test_bad_input_is_reported_and_nothing_is_lost",
@@ -66,16 +66,16 @@ TRAPS = {
     ],
     "a dead worker's half upload is mixed into the next": [
         "unit/test_traps.py::test_a_half_upload_is_gone_before_the_next_begins",
-        "unit/test_storage.py::test_what_a_killed_process_left_is_swept_by_the_next_commit",
+        "unit/pipelines/runtime/test_storage.py::test_what_a_killed_process_left_is_swept_by_the_next_commit",
     ],
     "every step waits for the GPU": [
-        "unit/test_updates.py::test_a_step_never_asks_the_device_for_a_value",
+        "unit/core/tasks/test_step.py::test_a_step_never_asks_the_device_for_a_value",
         "unit/test_traps.py::test_nothing_asks_the_gpu_to_synchronise",
     ],
     # Of exported models; there is one way to export, the registered model.
     "normalisation is applied twice": [
         "unit/test_traps.py::test_training_and_embedding_normalise_alike",
-        "integration/test_pipeline.py::test_the_registered_model_embeds_encoded_images",
+        "component/test_pipeline.py::test_the_registered_model_embeds_encoded_images",
     ],
     "a failing test does not fail CI": [
         "unit/test_traps.py::test_a_failing_step_fails_ci",

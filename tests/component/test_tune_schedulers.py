@@ -1,0 +1,173 @@
+"""Tune's schedulers as a search uses them, on real Ray with trials that train nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+from ray.tune.experiment import Trial
+
+from dpmpp_core.config import ClusterConfig
+from dpmpp_core.config.space import Range, Space
+from dpmpp_core.errors import DataError
+from pipelines.runtime.storage import Storage
+from pipelines.runtime.tuner import build_tuner, run_tuner
+from pipelines.tuning.schedulers import FACTOR, FIRST_RUNG, MEMBER
+from pipelines.tuning.spaces import NUMBER, RATES, SearchSpec, TrialRecord
+from pipelines.tuning.trials import (
+    build_scheduler,
+    load_measured,
+    record_trial,
+    report_measured,
+)
+from tests.support.s3_server import S3Server
+
+SPACE = Space({"metric.lr": Range(low=0.0, high=1.0)})
+MEMBERS = 5
+FAILING = 3, 4  # member and epochs
+
+
+class Killed(Exception):
+    """Stands for the driver's end."""
+
+
+def make_spec(scheduler: str, rungs: tuple[int, ...], brackets: int = 1) -> SearchSpec:
+    start = {"metric.lr": 0.0, RATES: [1.0]}
+    return SearchSpec(SPACE, start, ("occluded",), rungs, "tpe", scheduler, brackets)
+
+
+def trainable(config: dict[str, Any], log: Path, rungs: tuple[int, ...]) -> None:
+    """Reports as a trial of a search does; the start is the worst of all."""
+    measured = load_measured()
+    for epochs in rungs[config.get(FIRST_RUNG, 0) :]:
+        if str(epochs) in measured["rungs"]:
+            continue
+        if (config[NUMBER], epochs) == FAILING:
+            raise ValueError("out of luck")
+        measured["rates"] = [*measured["rates"], config.get(FACTOR, 1.0)]
+        with log.open("a") as file:
+            file.write(json.dumps([config[NUMBER], measured["rates"]]) + "\n")
+        lr = config.get("metric.lr", 0.0 if FACTOR in config else config[NUMBER] / 10)
+        value = {"occluded": lr + epochs / 100, "holistic": 0.0}
+        measured["rungs"][str(epochs)] = value
+        report_measured(epochs, measured)
+
+
+def run(
+    folder: Path,
+    spec: SearchSpec,
+    watch: Callable[[Sequence[Trial]], None] = lambda trials: None,
+    uri: str | None = None,
+) -> list[TrialRecord]:
+    """One Tuner to its end, restored where there is one; its trials by number."""
+    records: dict[int, TrialRecord] = {}
+
+    def observe(trials: Sequence[Trial]) -> None:
+        records.update({t.config[NUMBER]: record_trial(t, spec) for t in trials})
+        watch(trials)
+
+    points = [{NUMBER: n, "metric.lr": n / 10} for n in range(1, MEMBERS)]
+    space = {MEMBER: tune.grid_search([{NUMBER: 0}, *points]), FACTOR: 1.0}
+    if spec.scheduler != "pbt":
+        space = {NUMBER: tune.grid_search(list(range(MEMBERS)))}
+    tuner = build_tuner(
+        Storage(uri or str(folder)),
+        "search/tune-0000",
+        tune.with_parameters(trainable, log=folder / "log", rungs=spec.rungs),
+        ClusterConfig(),
+        tune.TuneConfig(scheduler=build_scheduler(spec, 2), reuse_actors=True),
+        space,
+        {"epochs": spec.rungs[-1]},
+    )
+    run_tuner(tuner, observe)
+    return [records[number] for number in sorted(records)]
+
+
+def check_population(folder: Path, records: list[TrialRecord]) -> None:
+    assert [record.number for record in records] == list(range(MEMBERS))
+    assert records[0] == TrialRecord(0, {}, "done", records[0].rungs)
+    assert all(list(record.rungs) == [2, 4, 6] for record in records if record.number != 3)
+    assert (records[3].state, records[3].reason) == ("failed", "ValueError: out of luck")
+    copies = [record for record in records[1:] if RATES in record.changes]
+    assert copies
+    for record in copies:
+        rates = record.changes[RATES]
+        assert len(rates) == 3 and rates[0] == 1
+        assert all(round(b / a, 6) in (1.0, 0.8, 1.25) for a, b in pairwise(rates))
+    rows = [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+    assert all(rates == [1.0] * len(rates) for number, rates in rows if number == 0)
+    segments = Counter((number, len(rates)) for number, rates in rows)
+    assert max(segments.values()) == 1, segments  # nothing is trained twice
+    assert len(segments) == 3 * MEMBERS - 2
+
+
+def killer(spec: SearchSpec, rungs: int) -> Callable[[Sequence[Trial]], None]:
+    """Ends the driver's loop once so many rungs are measured."""
+
+    def watch(trials: Sequence[Trial]) -> None:
+        if sum(len(record_trial(trial, spec).rungs) for trial in trials) >= rungs:
+            raise Killed
+
+    return watch
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("killed", [None, 2, 7])
+def test_a_population_keeps_its_start_and_survives_failures_and_kills(
+    cluster: None, tmp_path: Path, killed: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
+    spec = make_spec("pbt", (2, 4, 6))
+
+    if killed:
+        with pytest.raises(Killed):
+            run(tmp_path, spec, killer(spec, killed))
+    check_population(tmp_path, run(tmp_path, spec))
+
+
+def test_asha_never_stops_the_start_and_skips_the_rungs_of_a_bracket(
+    cluster: None, tmp_path: Path
+) -> None:
+    records = run(tmp_path, make_spec("asha", (1, 3, 9), brackets=3))
+    assert records[0].state == "done" and records[0].changes == {}
+    rungs = [list(record.rungs) for record in records]
+    assert all(one == [1, 3, 9][[1, 3, 9].index(one[0]) :][: len(one)] for one in rungs)
+    assert all((one[-1] == 9) == (r.state == "done") for one, r in zip(rungs, records, strict=True))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_search_on_s3_is_restored(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
+    (tmp_path / "s3").mkdir()
+    server, spec = S3Server(tmp_path / "s3"), make_spec("fifo", (4,))
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    server.start()
+    try:
+        with pytest.raises(Killed):
+            run(tmp_path, spec, killer(spec, 2), "s3://results/runs")
+        records = run(tmp_path, spec, uri="s3://results/runs")
+    finally:
+        server.stop()
+    assert [record.state for record in records] == ["done"] * 3 + ["failed", "done"]
+    assert records[3].reason == "ValueError: out of luck"
+    rows = [json.loads(line)[0] for line in (tmp_path / "log").read_text().splitlines()]
+    assert {*rows} == {0, 1, 2, 4} and len(rows) < 8  # Tune may save its state a little later
+
+
+def test_a_damaged_state_is_named(cluster: None, tmp_path: Path) -> None:
+    state = tmp_path / "search" / "tune-0000"
+    state.mkdir(parents=True)
+    (state / "tuner.pkl").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=r"search/tune-0000 cannot be restored .*: delete it"):
+        run(tmp_path, make_spec("fifo", (4,)))

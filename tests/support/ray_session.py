@@ -1,0 +1,37 @@
+"""One local Ray a session, and one small pipeline run that several tests look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpmpp_core.config import ClusterConfig
+from tests.support.configs import SMALL
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A local Ray with logical CPUs for two train workers and their data workers, 8 in all."""
+    import ray
+
+    from pipelines.runtime.resources import connect
+
+    connect(None, ClusterConfig(train_workers=2, data_workers=4))
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def result(cluster: None, small_demo: Path, runs: Path) -> dict[str, Any]:
+    """A whole pipeline on the small demo set."""
+    from pipelines.workflows.pipeline import Options, run_pipeline
+
+    return run_pipeline(Options(data=str(small_demo), overrides=SMALL, storage=str(runs)))

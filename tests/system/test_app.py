@@ -1,0 +1,125 @@
+"""The web app, driven in a real browser: a picture is dropped on it, people are found."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dpmpp_core.index import ROW_SCHEMA, GalleryIndex
+from dpmpp_core.models.reid import load_model
+from pipelines.gallery.index import model_version
+from tests.support.models import saved_model
+from tests.support.s3_server import free_port
+
+DPMPP = str(Path(sys.executable).with_name("dpmpp"))
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Any]:
+    """A page of a headless browser."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
+    pytest.importorskip("streamlit", reason="no Streamlit: pip install 'dpmpp[app]'")
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("no Chromium on the PATH (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as engine:
+        opened = engine.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page = opened.new_page(viewport={"width": 1280, "height": 860})
+        page.set_default_timeout(120_000)
+        yield page
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def index(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("app")
+    model = saved_model(folder / "model")
+    index = GalleryIndex.create(folder / "index", model_version(str(model)), str(model))
+    images = sorted((small_demo / "bounding_box_test").glob("*.jpg"))
+    count = len(images)
+    columns = {
+        "image": list(map(str, images)), "sha256": [f"{i:064}" for i in range(count)],
+        "bytes": [1] * count, "mtime_ns": [1] * count, "pid": [None] * count,
+        "camid": [int(image.name.split("_")[1][1]) for image in images], "time": [None] * count,
+    }  # fmt: skip
+    made = load_model(model).embed(images)
+    index.append(index.manifest.model, pa.table(columns, schema=ROW_SCHEMA), made.features)
+    index.compact(approximate=True)
+    return folder / "index"
+
+
+@pytest.fixture(scope="module")
+def address(index: Path) -> Iterator[str]:
+    port = free_port()
+    server = subprocess.Popen(
+        [DPMPP, "app", "--index", str(index), "--port", str(port), "--approximate"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.3)
+    else:
+        server.kill()
+        pytest.fail(f"the app does not answer: {server.communicate()[0]}")
+    yield f"http://127.0.0.1:{port}"
+    server.send_signal(signal.SIGINT)
+    said = server.communicate(timeout=60)[0]
+    assert server.returncode == 0, said
+    assert "Traceback" not in said
+
+
+def test_a_picture_is_dropped_and_people_are_found(
+    page: Any, address: str, small_demo: Path, tmp_path: Path
+) -> None:
+    foreign: list[str] = []
+    page.on("request", lambda r: None if ours(r.url, address) else foreign.append(r.url))
+    page.goto(address)
+    query = next((small_demo / "query").glob("*.jpg"))
+    page.set_input_files("input[type=file]", str(query))
+    page.wait_for_selector("figure.hit")
+    cameras = [text for text in page.locator("figure.hit").all_inner_texts() if "camera" in text]
+    images = len(list((small_demo / "bounding_box_test").glob("*.jpg")))
+    assert len(cameras) == min(20, images)
+    assert page.locator(".asked img").get_attribute("src").startswith("data:image/")
+    assert page.locator("figure.hit img").first.evaluate("i => i.naturalWidth") > 0
+    assert np.diff(scores(page)).max() <= 0
+    assert f"Search: approximate: {images} images scored" in page.content()
+
+    page.locator("[data-testid=stMultiSelect] input").click()
+    page.get_by_role("option", name="2", exact=True).click()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('figure.hit')]"
+        ".every(hit => hit.innerText.includes('camera 2'))"
+    )
+
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8 no picture")
+    page.set_input_files("input[type=file]", str(broken))
+    page.wait_for_selector("[data-testid=stAlert]")
+    assert "Traceback" not in page.content()
+    assert not foreign, "the app asked other machines"
+
+
+def scores(page: Any) -> list[float]:
+    text = " ".join(page.locator("figure.hit").all_inner_texts())
+    return [float(number) for number in re.findall(r"score (-?[0-9.]+)", text)]
+
+
+def ours(url: str, address: str) -> bool:
+    return url.startswith((address, address.replace("http", "ws"), "data:", "blob:"))

@@ -1,0 +1,69 @@
+"""Images read from and results written to a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dpmpp_core.data.manifest import SETS
+from tests.support.configs import SMALL
+from tests.support.s3_server import S3Server
+
+DPMPP = str(Path(sys.executable).with_name("dpmpp"))
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(tmp_path_factory.mktemp("weed"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.long
+def test_the_pipeline_runs_from_s3_to_s3(s3: S3Server, small_demo: Path, tmp_path: Path) -> None:
+    s3.upload(small_demo, "*.jpg", "images", "demo")
+    command = [
+        DPMPP, "evaluate", "--data", "s3://images/demo", "--storage", "s3://results/dpmpp",
+        "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", "--json", *SMALL,
+    ]  # fmt: skip
+    results = []
+    for _ in range(2):
+        done = subprocess.run(
+            command,
+            env=os.environ | s3.environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    first, second = results
+    assert first["counts"]["train"]["identities"] == 8
+    assert all(stage["reused"] for stage in second["stages"])
+    assert second["weights_sha256"] == first["weights_sha256"]
+    listed = s3.client().list_objects_v2(Bucket="results", Prefix="dpmpp/")["Contents"]
+    keys = {item["Key"] for item in listed}
+    for stage in first["stages"]:
+        assert f"dpmpp/{stage['key']}/stage.json" in keys
+    assert not [key for key in keys if "/checkpoints/" in key]
+    prepared = first["stages"][0]["key"].rpartition("/")[2]
+    assert f"dpmpp/packed/{prepared}/shard-00000.arrow" in keys
+
+    new = next((small_demo / "query").glob("*.jpg"))
+    s3.client().upload_file(str(new), "images", "demo/bounding_box_train/0900_c1s1_000000_00.jpg")
+    done = subprocess.run(
+        [*command[:1], "prepare", *command[2:]],
+        env=os.environ | s3.environment, cwd=tmp_path, capture_output=True, text=True,
+        timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    known = sum(first["counts"][name]["images"] for name in SETS)
+    assert f"{known} of {known + 1} images are known from before" in done.stderr
