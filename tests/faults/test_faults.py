@@ -92,7 +92,8 @@ def damage_newest_checkpoint(lab: Lab, training: Training) -> str:
 
 
 FAULTS: list[Callable[[Lab, Training], str]] = [
-    *(pytest.param(fault, marks=pytest.mark.long) for fault in (lose_train_worker, lose_data_worker)),
+    pytest.param(lose_train_worker, marks=pytest.mark.long),
+    pytest.param(lose_data_worker, marks=pytest.mark.long),
     *(
         pytest.param(fault, marks=pytest.mark.fault)
         for fault in (
