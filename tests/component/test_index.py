@@ -26,8 +26,9 @@ from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, Where, sear
 from dpmpp_core.models.reid import CARD_FILE, load_model
 from pipelines.gallery.calibration import calibrate_index, read_calibration
 from pipelines.gallery.index import Images, add, build, compact, delete, fetch_model
-from pipelines.gallery.search import Asked, Searcher, SearchRequest, run_search
+from pipelines.gallery.search import Searcher, SearchRequest, run_search
 from pipelines.gallery.shards import Shards
+from pipelines.inference.queries import QueryEmbeddings
 from pipelines.registry.client import FILES, files_sha256
 from pipelines.runtime.tracking import open_client
 from tests.support.models import saved_model
@@ -224,7 +225,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> GalleryIndex:
     return index.delete(images=["3-7.jpg", "6-1999.jpg"])[0]
 
 
-def questions(count: int) -> Asked:
+def questions(count: int) -> QueryEmbeddings:
     rng = np.random.default_rng(5)
     features, masks = (
         {
@@ -233,7 +234,7 @@ def questions(count: int) -> Asked:
         }
         for _ in range(2)
     )
-    return Asked(features, masks, None, None)
+    return QueryEmbeddings(features, masks, None, None)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

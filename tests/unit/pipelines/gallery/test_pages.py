@@ -16,7 +16,8 @@ from pipelines.gallery.pages import (
     trusted_picture,
     write_search_page,
 )
-from pipelines.gallery.search import Asked, Hit
+from pipelines.gallery.search import Hit
+from pipelines.inference.queries import QueryEmbeddings
 
 HOSTILE = "/d/<script>alert(1)</script>\"'><img src=x onerror=alert(1)>.jpg"
 NOISE = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
@@ -25,7 +26,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
 def asked(visible=True, bands=(0.0, 0.25, 0.5, 0.25)):
     seen = np.zeros((1, 4, 2), np.float32)
     seen[0, :, 0] = 1
-    return Asked({}, {}, seen if visible else None, np.array([bands]) if bands else None)
+    return QueryEmbeddings({}, {}, seen if visible else None, np.array([bands]) if bands else None)
 
 
 def hits(image):
