@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from dpmpp_core.config import DemoConfig
 # An example's time says more about the machine's other work than about the code.
 settings.register_profile("dpmpp", deadline=None)
 settings.load_profile("dpmpp")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 pytest_plugins = ["tests.support.ray_session"]
 
