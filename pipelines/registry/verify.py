@@ -91,7 +91,7 @@ def pictures(images: pa.Table, root: str) -> Iterator[bytes]:
 
 def _run(version: Path, answer: Path, files: Iterator[bytes]) -> None:
     """Start the program, hand it the files, wait for its end."""
-    program = Path(__file__).with_name("alone.py")
+    program = Path(__file__).with_name("verify_worker.py")
     command = [sys.executable, "-P", str(program), str(version), str(answer)]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)

@@ -1,6 +1,6 @@
 """A program: a registered model in a process that has nothing but its files.
 
-    python -P alone.py MODEL_FOLDER ANSWER.npz < pictures
+    python -P verify_worker.py MODEL_FOLDER ANSWER.npz < pictures
 
 It imports nothing of this package: what the model needs has to come with it. Pictures come on
 stdin, each as four bytes of length (big-endian) and the file's bytes. ANSWER.npz gets the columns
