@@ -218,18 +218,18 @@ def search(
             until=None if until is None else parse_time(until),
         )
         request = SearchRequest(
-            index,
-            query,
-            top,
-            where,
-            model,
-            shards,
-            base_rate,
-            html,
-            address,
-            engine,
-            tracklet,
-            approximate,
+            index=index,
+            query=query,
+            top=top,
+            where=where,
+            model=model,
+            shards=shards,
+            base_rate=base_rate,
+            html=html,
+            address=address,
+            engine=engine,
+            tracklet=tracklet,
+            approximate=approximate,
         )
         return run_search(request)
 

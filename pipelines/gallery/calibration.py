@@ -22,7 +22,7 @@ from pipelines.gallery.index import (
     model_source,
     model_version,
 )
-from pipelines.inference.embed import embed
+from pipelines.inference.embed import embed_images
 from pipelines.registry.references import registry_uri
 from pipelines.reporting.figures import reliability_diagram, save_png
 from pipelines.runtime.resources import connect
@@ -61,7 +61,7 @@ def calibrate_index(
         )
     plan, _ = connect(images.address, ClusterConfig())
     paths = [image.path for image in chosen]
-    columns = embed(
+    columns = embed_images(
         paths, EmbedImages, (listing.root, source, registry_uri(), True), plan, BATCH, "embedded"
     )
     good = columns["reason"] == ""

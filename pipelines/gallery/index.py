@@ -27,7 +27,7 @@ from dpmpp_core.models.reid import CARD_FILE, NAME, WEIGHTS_FILE, ReidModel, loa
 from dpmpp_core.models.saved import read_card
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import from_columns, refuse_unusable, to_columns
-from pipelines.inference.embed import embedded
+from pipelines.inference.embed import stream_embeddings
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
 from pipelines.registry.references import (
     VARIABLES,
@@ -270,7 +270,7 @@ def _add(
         plan, _ = connect(address, ClusterConfig())
         paths = todo["path"].to_pylist()
         arguments = (listing.root, source, registry_uri())
-        for part in embedded(paths, EmbedImages, arguments, plan, BATCH, "images indexed"):
+        for part in stream_embeddings(paths, EmbedImages, arguments, plan, BATCH, "images indexed"):
             job.take(part, todo)
         job.commit()
     quarantine = [row._asdict() for row in sorted(job.rejected)]

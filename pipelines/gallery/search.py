@@ -33,9 +33,9 @@ from pipelines.inference.queries import (
     SHOWN_FRAMES,
     QueryEmbeddings,
     embed_queries,
-    fused,
-    one_of,
-    side_by_side,
+    fuse_queries,
+    select_query,
+    tile_frames,
 )
 from pipelines.registry.references import is_registered
 from pipelines.runtime.progress import bar
@@ -123,7 +123,9 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
             asked = searcher.ask(pictures, part)
             hits, scored = searcher.find(asked, request.top, request.where)
             images = [f"{root}/{path}" for path in part]
-            found += [(images[i], pictures[i], one_of(asked, i), hits[i]) for i in range(len(part))]
+            found += [
+                (images[i], pictures[i], select_query(asked, i), hits[i]) for i in range(len(part))
+            ]
             shown.update(len(found))
     result: dict[str, Any] = {
         "index": redact(request.index),
@@ -231,7 +233,7 @@ class Searcher:
             frames = [read_image(root, path) for path in names]
             parts.append(self.ask(frames, names))
             pictures += frames[: SHOWN_FRAMES - len(pictures)]
-        return side_by_side(pictures), fused(parts)
+        return tile_frames(pictures), fuse_queries(parts)
 
     def find(self, asked: QueryEmbeddings, top: int, where: Where) -> Results:
         """The best of the index for each query; an index that grew is searched as it is now."""

@@ -101,7 +101,7 @@ def promote(request: PromotionRequest) -> dict[str, Any]:
         return result | _moved(lambda: journal.move(move), move)
 
 
-def rollback(request: PromotionRequest) -> dict[str, Any]:
+def roll_back(request: PromotionRequest) -> dict[str, Any]:
     """Make the previous champion the champion again, and this one the previous.
 
     What is taken back is tagged, and a gate refuses it from then on.

@@ -15,8 +15,8 @@ from typing import Any
 import dpmpp_core
 from dpmpp_core.config import Config, fingerprint, load_config
 from dpmpp_core.config.space import as_overrides, load_space
-from dpmpp_core.data.hidden import occlusion_ratios
 from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.occlusion_ratios import occlusion_ratios
 from dpmpp_core.data.validation import hold_out
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.redaction import redact
@@ -38,14 +38,14 @@ from pipelines.tuning.spaces import (
 )
 from pipelines.tuning.stage_locks import start_stage_locks
 from pipelines.tuning.trials import OBJECTIVES, SearchContext, log_trial, run_search
-from pipelines.workflows.pipeline import (
+from pipelines.workflows.session import (
     Options,
     begin,
-    learn_prompts,
     open_session,
     prepared_data,
     with_backgrounds,
 )
+from pipelines.workflows.trial_pool import learn_prompts
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def search(options: Options, request: TuningRequest) -> dict[str, Any]:
         request.brackets,
         request.seed,
     )
-    with open_session(options, [base], "evaluate") as (run, source, side_by_side):
+    with open_session(options, [base]) as (run, source, side_by_side):
         grows = base.cluster.autoscaled and options.address is not None
         plan = _limit_trials(side_by_side, request.max_concurrent, grows)
         prepared = prepared_data(run, source)
@@ -262,7 +262,9 @@ def _publish(
         files[file] = redact(config.to_yaml()).encode()
     run.publish(name, files)
     if front:
-        run.tracking.metrics({f"best_{key}": value for key, value in front[0].last.items()})
+        run.tracking.log_final_metrics(
+            {f"best_{key}": value for key, value in front[0].last.items()}
+        )
     return {
         "search": name,
         "run_id": run.tracking.run_id,

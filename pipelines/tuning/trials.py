@@ -39,7 +39,8 @@ from pipelines.tuning.report import SearchProgress
 from pipelines.tuning.schedulers import EPOCHS, FACTOR, FIRST_RUNG, MEMBER, Asha, Population
 from pipelines.tuning.spaces import NUMBER, RATES, SearchSpec, State, TrialRecord, build_searcher
 from pipelines.tuning.stage_locks import hold
-from pipelines.workflows.pipeline import learn_prompts, train_and_evaluate, with_backgrounds
+from pipelines.workflows.session import with_backgrounds
+from pipelines.workflows.trial_pool import learn_prompts, train_and_evaluate
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +242,7 @@ def log_trial(run: Run, name: str, record: TrialRecord) -> None:
     changes = {key: str(value) for key, value in record.changes.items()}
     figures = {**record.last, "epochs": max(record.rungs, default=0)}
     params = {**changes, "state": record.state}
-    run.tracking.trial(name, f"trial {record.number}", params, figures)
+    run.tracking.log_trial(name, f"trial {record.number}", params, figures)
 
 
 def _run_trial(config: dict[str, Any], context: SearchContext) -> None:

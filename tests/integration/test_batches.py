@@ -25,7 +25,7 @@ from pipelines.training import driver as fit
 from pipelines.training.batches import BatchesPerRank, BatchPlan
 from pipelines.training.training_set import TrainingSet
 from pipelines.training.worker import start_batches
-from pipelines.workflows.pipeline import learn_prompts
+from pipelines.workflows.trial_pool import learn_prompts
 from tests.integration.conftest import SMALL
 
 STEPS = 36  # two tasks and a part of one

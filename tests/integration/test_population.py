@@ -19,7 +19,8 @@ from pipelines.stages.saliency import saliency
 from pipelines.stages.train import train_metric
 from pipelines.tuning.search import TuningRequest, search
 from pipelines.tuning.spaces import RATES
-from pipelines.workflows.pipeline import Options, learn_prompts
+from pipelines.workflows.session import Options
+from pipelines.workflows.trial_pool import learn_prompts
 from tests.integration.conftest import SMALL
 
 

@@ -27,7 +27,7 @@ from dpmpp_core.errors import ConfigError, UserError
 from pipelines.registry.client import FILES, Registry, RegistryError, files_sha256
 from pipelines.registry.promotion_log import Journal, Move, PromotionConflictError
 from pipelines.runtime.tracking import environment
-from pipelines.workflows.pipeline import open_session, prepared_data
+from pipelines.workflows.session import open_session, prepared_data
 from tests.mlflow_server import MlflowServer
 from tests.promotion_lab import Lab, Network, deaden_masks, lab, sets_alias
 
@@ -153,7 +153,7 @@ def test_rollback_restores_the_champion_and_what_it_took_back_stays_out(
     at.register(name)
     at.promote(name, gate=quick(at))
     with pytest.raises(ConfigError, match="no previous champion"):
-        at.rollback(name)
+        at.roll_back(name)
     table.add("`--rollback` without a previous champion", "exit 2, said in a line; nothing changed")
     at.register(name)
     second = at.promote(name, gate=quick(at))
@@ -163,7 +163,7 @@ def test_rollback_restores_the_champion_and_what_it_took_back_stays_out(
     assert at.promote(name)["changed"] is False
     table.add("the champion promoted again", "said so; nothing changed")
 
-    assert at.rollback(name)["changed"]
+    assert at.roll_back(name)["changed"]
     assert at.aliases(name) == {"candidate": 2, "champion": 1, "previous": 2}
     table.add("`--rollback`", "version 1 is the champion again, version 2 the previous one")
     again = at.promote(name, gate=quick(at))
@@ -518,7 +518,7 @@ def test_other_images_are_noticed_and_the_champion_measured_on_them(
     at.promote(name, gate=quick(at))
     gone = next((data / "bounding_box_test").glob("*.jpg"))
     gone.unlink()
-    with open_session(options, [at.run.config], "register") as (other, source, _):
+    with open_session(options, [at.run.config]) as (other, source, _):
         other = replace(other, tracking=at.run.tracking)
         prepared = prepared_data(other, source)
         at.register(name, run=other, prepared=prepared)

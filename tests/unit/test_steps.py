@@ -11,7 +11,7 @@ from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_mask
 from dpmpp_core.data.donors import Donors, ImageCache
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.plan import Draw, StepPlan, class_labels, stream
-from dpmpp_core.data.steps import BACKGROUND, NO_OCCLUSION, StepMaker
+from dpmpp_core.data.steps import BACKGROUND, NO_OCCLUSION, StepMaker, TrainingImages
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.losses.triplet import batch_hard_triplet
@@ -37,16 +37,11 @@ def maker(folder, occlusion=BOUNDS, augment=None, cache_bytes=2**20, seed=7, twi
     labels, camids = np.arange(30) % 6, np.arange(30) % 5
     masks = np.random.default_rng(1).random((30, *GRID)) < 0.7
     return StepMaker(
-        root=str(folder),
-        paths=[f"{row}.png" for row in range(30)],
-        labels=labels,
-        camids=camids,
-        masks=masks,
+        TrainingImages(str(folder), [f"{row}.png" for row in range(30)], labels, camids, masks),
         plan=StepPlan(labels, camids, 4, 2, seed),
         data=DATA,
         augment=augment or AugmentConfig(),
         occlusion=occlusion,
-        grid=GRID,
         cache_bytes=cache_bytes,
         twins=twins,
     )
@@ -289,16 +284,17 @@ def test_image_sizes_that_are_no_multiple_of_the_patches_are_refused(folder):
     labels = np.arange(4)
     with pytest.raises(ConfigError, match="multiples of 16"):
         StepMaker(
-            str(folder),
-            [f"{row}.png" for row in range(4)],
-            labels,
-            labels,
-            np.ones((4, *GRID), bool),
+            TrainingImages(
+                str(folder),
+                [f"{n}.png" for n in range(4)],
+                labels,
+                labels,
+                np.ones((4, *GRID), bool),
+            ),
             StepPlan(labels, labels, 2, 2, 0),
             DataConfig(height=70, width=32),
             AugmentConfig(),
             BOUNDS,
-            GRID,
         )
 
 
@@ -311,16 +307,11 @@ def test_real_person_images_are_mixed_at_the_configured_rate(samples):
     masks = np.stack([spectral_saliency(x, (16, 8), 0.3) for x in pixels])
     plan = StepPlan(labels, camids, 8, 4, 0)
     steps = StepMaker(
-        str(root),
-        paths,
-        labels,
-        camids,
-        masks,
+        TrainingImages(str(root), paths, labels, camids, masks),
         plan,
         DataConfig(),
         AugmentConfig(),
         OcclusionConfig(),
-        (16, 8),
     )
     made = [steps.make(s) for s in range(plan.steps_per_epoch)]
     mixed = np.concatenate([m["donor_labels"] for m in made]) >= 0
