@@ -22,14 +22,14 @@ from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.reid import ReidModel, load_model, start_clip
 from dpmpp_core.retrieval import (
     Embeddings,
+    compute_stripe_histogram,
     from_columns,
     refuse_unusable,
-    stripe_histogram,
     to_columns,
 )
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
 from pipelines.runtime.progress import bar
-from pipelines.runtime.resources import Plan, pool, selector
+from pipelines.runtime.resources import Plan, create_pool, parse_labels
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import Storage
@@ -39,18 +39,18 @@ class EmbedWithModel:
     """A trained model: features and masks of each metric space, and the baseline's colours."""
 
     def __init__(self, root: str, storage: str, key: str) -> None:
-        self._model = trained_model(storage, key)
+        self._model = load_trained_model(storage, key)
         self._root = root
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         images = [read_image(self._root, path) for path in batch["path"]]
-        embedded = self._model.embed(images, batch=len(images))
-        columns = to_columns(embedded.features, embedded.masks)
-        colours = np.stack([stripe_histogram(image) for image in images])
+        stream_embeddings = self._model.embed(images, batch=len(images))
+        columns = to_columns(stream_embeddings.features, stream_embeddings.masks)
+        colours = np.stack([compute_stripe_histogram(image) for image in images])
         return {"row": batch["row"], "colours": colours, **columns}
 
 
-def trained_model(storage: str, key: str) -> ReidModel | OnnxModel:
+def load_trained_model(storage: str, key: str) -> ReidModel | OnnxModel:
     """The model of a stage, or with an empty key that of `storage`, on one thread.
 
     There `storage` is the folder of a saved model, or a file of `dpmpp export`.
@@ -88,17 +88,17 @@ def load_images(root: str, paths: list[str], data: DataConfig) -> torch.Tensor:
 BATCHES = 256  # planned by one task of Ray Data, so that millions of images are few tasks
 
 
-def embed(
+def embed_images(
     paths: list[str], worker: type, arguments: tuple, plan: Plan, batch: int, title: str
 ) -> dict[str, np.ndarray]:
     """Columns of the worker's results, in the order of `paths`."""
-    parts = list(embedded(paths, worker, arguments, plan, batch, title))
+    parts = list(stream_embeddings(paths, worker, arguments, plan, batch, title))
     order = np.argsort(np.concatenate([part["row"] for part in parts]))
     names = [name for name in parts[0] if name != "row"]
     return {name: np.concatenate([part[name] for part in parts])[order] for name in names}
 
 
-def embedded(
+def stream_embeddings(
     paths: list[str], worker: type, arguments: tuple, plan: Plan, batch: int, title: str
 ) -> Iterator[dict[str, np.ndarray]]:
     """Columns of the worker's results as they come, `row` telling which of the paths they are of.
@@ -106,8 +106,8 @@ def embedded(
     The paths are cut into the same batches whatever the number of workers, so that the numbers do
     not depend on it.
     """
-    if len(paths) <= plan.here:
-        yield from _embedded_here(paths, worker, arguments, batch, title)
+    if len(paths) <= plan.inline_embed_max_images:
+        yield from _embed_in_process(paths, worker, arguments, batch, title)
         return
     rows = batch * BATCHES
     tables = [
@@ -121,11 +121,11 @@ def embedded(
         worker,
         fn_constructor_args=arguments,
         batch_size=None,
-        compute=pool(workers),
+        compute=create_pool(workers),
         num_cpus=1,
         num_gpus=1 if plan.train_gpu else 0,
     )
-    dataset.context.execution_options.label_selector = selector(plan.embed_nodes) or None
+    dataset.context.execution_options.label_selector = parse_labels(plan.embed_nodes) or None
     done = 0
     with bar(title, len(paths)) as shown:
         for part in dataset.iter_batches(batch_size=None):
@@ -134,10 +134,10 @@ def embedded(
             yield {str(name): np.asarray(column) for name, column in part.items()}
 
 
-def _embedded_here(
+def _embed_in_process(
     paths: list[str], worker: type, arguments: tuple, batch: int, title: str
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`embedded` in this process."""
+    """`stream_embeddings` in this process."""
     threads = torch.get_num_threads()
     try:
         work = worker(*arguments)  # takes one thread, as numbers depend on how many there are
@@ -150,7 +150,7 @@ def _embedded_here(
         torch.set_num_threads(threads)
 
 
-def embed_sets(
+def embed_manifest_rows(
     manifest: Manifest, sets: dict[str, pa.Table], storage: str, key: str, plan: Plan, batch: int
 ) -> dict[str, tuple[Embeddings, np.ndarray]]:
     """Embed rows of a manifest with a trained model, all sets in one go.
@@ -166,7 +166,9 @@ def embed_sets(
         WeightsError: an image without usable features or masks, see `refuse_unusable`.
     """
     paths = [path for rows in sets.values() for path in rows["path"].to_pylist()]
-    columns = embed(paths, EmbedWithModel, (manifest.root, storage, key), plan, batch, "embedded")
+    columns = embed_images(
+        paths, EmbedWithModel, (manifest.root, storage, key), plan, batch, "embedded"
+    )
     refuse_unusable({n: values for n, values in columns.items() if n != "colours"}, paths)
     result, start = {}, 0
     for name, rows in sets.items():
@@ -183,7 +185,7 @@ ENCODER_KEYS = {"backbone", "pretrained", "checkpoint", "stride"}
 """What of `config.model` decides the features of the starting encoder."""
 
 
-def features(run: Run, prepared: Stage) -> Stage:
+def cache_features(run: Run, prepared: Stage) -> Stage:
     """Cache the joint features of the training images for stage 1."""
     manifest = Manifest.load(run.folder(prepared))
     config = run.config
@@ -200,7 +202,9 @@ def features(run: Run, prepared: Stage) -> Stage:
         paths = rows["path"].to_pylist()
         size = config.evaluation.batch
         arguments = (manifest.root, config)
-        columns = embed(paths, EmbedWithPretrained, arguments, run.plan, size, "training images")
+        columns = embed_images(
+            paths, EmbedWithPretrained, arguments, run.plan, size, "training images"
+        )
         refuse_unusable(columns, paths)
         labels, _ = class_labels(rows["pid"].to_numpy())
         joint = torch.from_numpy(columns["joint"])

@@ -67,7 +67,7 @@ def _by_band(masks: Mapping[str, np.ndarray], bands: int) -> np.ndarray | None:
     return masks[BANDS].reshape(len(masks[BANDS]), bands, -1).mean(axis=2)
 
 
-def fused(parts: Sequence[QueryEmbeddings]) -> QueryEmbeddings:
+def fuse_queries(parts: Sequence[QueryEmbeddings]) -> QueryEmbeddings:
     """All queries as one."""
     spaces = parts[0].features
     features, masks = (
@@ -80,7 +80,7 @@ def fused(parts: Sequence[QueryEmbeddings]) -> QueryEmbeddings:
     return QueryEmbeddings(*fuse(features, masks, rows), visible=None, bands=bands)
 
 
-def side_by_side(pictures: Sequence[Image]) -> Image:
+def tile_frames(pictures: Sequence[Image]) -> Image:
     """Frames in a square grid, each 128 high and 64 wide; empty cells are white."""
     across = math.isqrt(len(pictures) - 1) + 1
     grid = np.full((across, across, 128, 64, 3), 255, np.uint8)
@@ -89,7 +89,7 @@ def side_by_side(pictures: Sequence[Image]) -> Image:
     return grid.transpose(0, 2, 1, 3, 4).reshape(128 * across, 64 * across, 3)
 
 
-def one_of(asked: QueryEmbeddings, i: int) -> QueryEmbeddings:
+def select_query(asked: QueryEmbeddings, i: int) -> QueryEmbeddings:
     """Query i alone."""
     row = slice(i, i + 1)
     return QueryEmbeddings(

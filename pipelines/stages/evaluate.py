@@ -12,27 +12,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpmpp_core.data.hidden import occlusion_ratios
 from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.occlusion_ratios import occlusion_ratios
 from dpmpp_core.errors import DataError
 from dpmpp_core.models.reid import NAME
 from dpmpp_core.models.saved import read_card
 from dpmpp_core.retrieval import (
     Embeddings,
     QueryFigures,
-    by_cameras,
-    by_hidden,
-    chance,
+    compute_chance,
+    compute_intervals,
+    evaluate_by_camera_pair,
+    evaluate_by_occlusion,
     evaluate_ranking,
-    figures,
-    intervals,
+    evaluate_tracklets,
     mask_statistics,
     masked_similarity,
-    multi_shot,
-    rankings,
+    rank_by_mode,
+    summarise_rankings,
 )
 from dpmpp_core.retrieval.queries import to_table
-from pipelines.inference.embed import embed_sets
+from pipelines.inference.embed import embed_manifest_rows
 from pipelines.inference.embeddings_file import save_embeddings
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
 from pipelines.runtime.run import Run
@@ -69,7 +69,7 @@ def evaluate_model(run: Run, prepared: Stage, model_storage: str, model_key: str
 
     def build(folder: Path) -> dict[str, Any]:
         sets = queries | {"gallery": manifest.subset("gallery")}
-        parts = embed_sets(
+        parts = embed_manifest_rows(
             manifest, sets, model_storage, model_key, run.plan, config.evaluation.batch
         )
         measured, found = _measure(parts, hidden, config.evaluation.shots, config.seed)
@@ -115,7 +115,8 @@ def _measure(
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, QueryFigures]]:
     """`metrics` by query set, with `baselines`; `masks` statistics; `cmc` curves; `intervals`;
-    `strata`: `hidden` as `by_hidden`, `cameras` as `by_cameras`; `multi_shot`, if asked for. And
+    `strata`: `hidden` as `evaluate_by_occlusion`, `cameras` as `evaluate_by_camera_pair`;
+    `multi_shot`, if requested. And
     what each query found with its mask."""
     gallery, gallery_colours = parts["gallery"]
     metrics: dict[str, Any] = {}
@@ -129,20 +130,20 @@ def _measure(
     for name, (query, colours) in parts.items():
         if name == "gallery":
             continue
-        ranked = rankings(query, gallery, seed)
-        metrics[name] = figures(ranked)
+        ranked = rank_by_mode(query, gallery, seed)
+        metrics[name] = summarise_rankings(ranked)
         found[name] = QueryFigures.of(query, ranked["masked"])
         masks[name] = mask_statistics(query.masks)
-        sure[name] = intervals(ranked, query.pids)
+        sure[name] = compute_intervals(ranked, query.pids)
         strata[name] = {
-            "hidden": by_hidden(ranked["masked"], hidden[name], query.pids),
-            "cameras": by_cameras(query, gallery),
+            "hidden": evaluate_by_occlusion(ranked["masked"], hidden[name], query.pids),
+            "cameras": evaluate_by_camera_pair(query, gallery),
         }
         if shots:
-            tracklets[name] = multi_shot(query, gallery, shots, seed)
+            tracklets[name] = evaluate_tracklets(query, gallery, shots, seed)
         ids = (query.pids, gallery.pids, query.camids, gallery.camids)
         histogram = evaluate_ranking(masked_similarity(colours, None, gallery_colours), *ids)
-        chance_map, chance_rank1 = chance(*ids)
+        chance_map, chance_rank1 = compute_chance(*ids)
         baselines[name] = {
             "histogram": histogram.metrics(),
             "chance": {"mAP": chance_map, "rank1": chance_rank1},

@@ -20,7 +20,7 @@ from dpmpp_core.data.layouts import Entry, Scan, scan
 from dpmpp_core.data.manifest import FORMAT, IMAGE_SCHEMA, INSPECTED_SCHEMA, Manifest
 from pipelines.runtime.blocks import map_blocks, read_files
 from pipelines.runtime.progress import bar
-from pipelines.runtime.resources import selector
+from pipelines.runtime.resources import parse_labels
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import Storage
@@ -67,7 +67,7 @@ def _on_ray(nodes: Sequence[str], tasks: list[demo.Task]) -> Iterator[list[demo.
     """Draw on all CPUs of the nodes with these labels; results as they come."""
     draw: Any = ray.remote(demo.draw_shots)
     if nodes:
-        draw = draw.options(label_selector=selector(nodes))
+        draw = draw.options(label_selector=parse_labels(nodes))
     waiting = [draw.remote(task) for task in tasks]
     while waiting:
         done, waiting = ray.wait(waiting)

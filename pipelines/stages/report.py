@@ -98,7 +98,7 @@ def build_report(
         return {"pictures": len(pictures)}
 
     stage = run.stage("report", identity, build)
-    run.tracking.artifact(run.folder(stage) / "report.html", "report.html")
+    run.tracking.log_artifact(run.folder(stage) / "report.html")
     return stage
 
 
@@ -237,7 +237,13 @@ def _pairs_picture(maker: StepMaker) -> list[Picture]:
             pair.mixed,
             _shade(pair.mixed, pair.visible),
         ]
-        captions += ["recipient", "donor", "its person", f"{pair.hidden:.0%} hidden", "still seen"]
+        captions += [
+            "recipient",
+            "donor",
+            "its person",
+            f"{pair.occlusion_ratio:.0%} hidden",
+            "still seen",
+        ]
     if not cells:
         return []
     text = (

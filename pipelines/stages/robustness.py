@@ -14,12 +14,12 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.synthesis import Band, Part
 from dpmpp_core.retrieval import (
     Embeddings,
-    figures,
     from_columns,
-    rankings,
+    rank_by_mode,
+    summarise_rankings,
     to_columns,
 )
-from pipelines.inference.embed import embed, trained_model
+from pipelines.inference.embed import embed_images, load_trained_model
 from pipelines.inference.embeddings_file import load_embeddings
 from pipelines.reporting.figures import CLEAN_QUERIES, robustness_curve, save_png
 from pipelines.runtime.run import Run
@@ -76,7 +76,7 @@ def robustness(
         arguments = (training_set, queries["row"].to_pylist(), hides, model_storage, model_key)
         paths = queries["path"].to_pylist() * len(hides)
         size = config.evaluation.batch
-        columns = embed(paths, EmbedHidden, arguments, run.plan, size, "queries hidden")
+        columns = embed_images(paths, EmbedHidden, arguments, run.plan, size, "queries hidden")
         source = run.folder(evaluated)
         gallery = load_embeddings(source / "gallery.safetensors")
         clean = load_embeddings(source / "holistic.safetensors")
@@ -124,7 +124,7 @@ def _log(run: Run, measured: Measured, bands: tuple[Band, ...]) -> None:
         }
         for step, figure in steps.items():
             values = {f"{part}_{k}": v for k, v in figure.items() if v is not None}
-            run.tracking.figures(step, values)
+            run.tracking.log_metrics(step, values)
 
 
 class EmbedHidden:
@@ -138,7 +138,7 @@ class EmbedHidden:
         storage: str,
         key: str,
     ) -> None:
-        self._model = trained_model(storage, key)
+        self._model = load_trained_model(storage, key)
         self._synthesiser = training_set.synthesiser()
         self._rows, self._hides = rows, hides
 
@@ -149,7 +149,7 @@ class EmbedHidden:
             part, band = self._hides[hide]
             made = self._synthesiser.make(self._rows[query], band, part)
             images.append(made.image if made else self._synthesiser.clean(self._rows[query]))
-            hidden.append(made.hidden if made else np.nan)
+            hidden.append(made.occlusion_ratio if made else np.nan)
         embedded = self._model.embed(images, batch=len(images))
         columns = to_columns(embedded.features, embedded.masks)
         return {"row": batch["row"], "hidden": np.array(hidden), **columns}
@@ -169,6 +169,6 @@ def _measure(
     measures = [(figure, mode) for figure in ("mAP", "rank1") for mode in ("masked", "unmasked")]
     if not len(queries):
         return result | {f"{figure}_{mode}": None for figure, mode in measures}
-    numbers = figures(rankings(queries, gallery, seed))
+    numbers = summarise_rankings(rank_by_mode(queries, gallery, seed))
     result["hidden"] = float(hidden.mean())
     return result | {f"{figure}_{mode}": numbers[mode][figure] for figure, mode in measures}

@@ -18,7 +18,7 @@ from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.person_masks import person_masks
 from dpmpp_core.models.saliency import SaliencyModel, save_saliency
 from dpmpp_core.occlusion.saliency import mask_iou
-from pipelines.inference.embed import embed
+from pipelines.inference.embed import embed_images
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage, stage_key
 from pipelines.stages.train import train_saliency
@@ -65,7 +65,7 @@ def saliency(run: Run, prepared: Stage) -> Stage:
             trained = ray.put(model)
         paths = sorted(set(manifest.images["path"].to_pylist()))
         arguments = (manifest.root, config, trained)
-        columns = embed(
+        columns = embed_images(
             paths, FindPersons, arguments, run.plan, config.evaluation.batch, "person masks"
         )
         masks = columns["mask"].astype(bool)

@@ -25,7 +25,7 @@ from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
 from dpmpp_core.errors import ArgumentError, DataError
 from pipelines.reporting.figures import contact_sheet, save_png
 from pipelines.runtime.progress import bar
-from pipelines.runtime.resources import pool
+from pipelines.runtime.resources import create_pool
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import Storage
@@ -182,7 +182,12 @@ class HidePictures:
             return result
         coding = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         jpeg = cv2.imencode(".jpg", cv2.cvtColor(made.image, cv2.COLOR_RGB2BGR), coding)[1]
-        how = {"donor": made.donor, "shift": made.shift, "oiou": made.oiou, "hidden": made.hidden}
+        how = {
+            "donor": made.donor,
+            "shift": made.shift,
+            "oiou": made.oiou,
+            "hidden": made.occlusion_ratio,
+        }
         return result | {"jpeg": jpeg.tobytes(), **how}
 
 
@@ -201,7 +206,7 @@ def _occluded(
         fn_constructor_args=(training_set, order.part),
         batch_size=None,
         batch_format="pyarrow",
-        compute=pool(min(workers, len(tables))),
+        compute=create_pool(min(workers, len(tables))),
         num_cpus=1,
     )
     made: list[dict[str, Any]] = []

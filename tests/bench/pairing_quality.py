@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dpmpp_core.config import AugmentConfig, DemoConfig, OcclusionConfig
 from dpmpp_core.data.annotations import ANNOTATIONS, unpack_mask
-from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_mask
+from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_masks
 from dpmpp_core.data.images import read_image
 from dpmpp_core.data.plan import Draw, StepPlan, class_labels, stream
 from dpmpp_core.demo.generate import generate

@@ -460,7 +460,7 @@ def test_a_version_that_was_not_registered_by_this_program_is_refused(
     at.client.delete_model_version_tag(name, "1", FILES)
     answer = at.promote(name)
     assert answer["refused_by"] == ["files"]
-    assert "register it anew" in answer["checks"][0]["says"]
+    assert "register it again" in answer["checks"][0]["says"]
     table.add("registered without hashes and record", why(answer))
 
 

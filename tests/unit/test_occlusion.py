@@ -139,7 +139,7 @@ def test_a_bank_that_is_the_batch_lends_as_the_batch(masks, seed):
     batch = draw_pairs(masks, EVERYTHING, np.random.default_rng(seed))
     itself = np.eye(len(masks), dtype=bool)
     bank = draw_pairs(masks, EVERYTHING, np.random.default_rng(seed), masks.copy(), itself)
-    for name in ("donor", "shift", "oiou", "hidden"):
+    for name in ("donor", "shift", "oiou", "occlusion_ratio"):
         assert np.array_equal(getattr(bank, name), getattr(batch, name))
 
 

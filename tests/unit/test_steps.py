@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from dpmpp_core.config import AugmentConfig, DataConfig, OcclusionConfig
-from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_mask
+from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_masks
 from dpmpp_core.data.donors import Donors, ImageCache
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.plan import Draw, StepPlan, class_labels, stream
@@ -258,7 +258,7 @@ def test_a_bank_holds_its_share_of_backgrounds_and_no_row_twice(folder, streets)
     assert (bank.backgrounds >= 0).sum() == 5 and len(set(bank.rows)) == 20
     assert len({(g.flip, g.dy, g.dx) for g in bank.geometries}) > 10
     for k in range(20):
-        expected = apply_to_mask(masks[bank.rows[k]], bank.geometries[k], 4, 64, 32)
+        expected = apply_to_masks(masks[bank.rows[k]][None], [bank.geometries[k]], 4, 64, 32)[0]
         assert np.array_equal(bank.masks[k], expected)
         assert donors.picture(bank, k).shape == (64, 32, 3)
         assert donors.source(bank, k).startswith(str(streets)) == (bank.backgrounds[k] >= 0)
