@@ -21,6 +21,7 @@ from pipelines.registry.promotion import PromotionRequest, promote, roll_back
 from pipelines.registry.register import register_version
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
+from pipelines.inference.embed import ModelLocation
 from pipelines.stages.evaluate import evaluate_model
 from pipelines.workflows.session import Options, begin, open_session, prepared_data
 from tests.integration.conftest import SMALL
@@ -79,7 +80,7 @@ class Lab:
         """Measure a model, as `dpmpp evaluate` does, and register it as `dpmpp run` does."""
         run, prepared = run or self.run, prepared or self.prepared
         model = model or self.model
-        evaluated = evaluate_model(run, prepared, str(model), "")
+        evaluated = evaluate_model(run, prepared, ModelLocation(str(model)))
         tracking = run.config.tracking.model_copy(update={"model_name": name})
         named = replace(run, config=run.config.model_copy(update={"tracking": tracking}))
         return int(register_version(named, prepared, evaluated, model).version)

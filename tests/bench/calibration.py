@@ -31,7 +31,7 @@ from dpmpp_core.retrieval.calibration import (
     score_pairs,
     weigh_pairs,
 )
-from pipelines.gallery.calibration import two_sides
+from pipelines.gallery.calibration import split_queries_and_gallery
 from pipelines.runtime.tracking import environment
 from tests.bench.timing import RESULTS
 
@@ -100,7 +100,7 @@ def pairs_of(data: str, model: str) -> Pairs:
     found = find_sightings(list_files(data))
     images = [x for x in found.images if x.pid is not None and x.split != "train"]
     made = load_model(model).embed([Path(data) / image.path for image in images])
-    return score_pairs(*two_sides(images, to_columns(made.features, made.masks)))
+    return score_pairs(*split_queries_and_gallery(images, to_columns(made.features, made.masks)))
 
 
 def measured(

@@ -87,9 +87,7 @@ def outcomes(
         rows = np.concatenate([rows, drawn])
         draws = [stream(plan.seed, epoch, step, i, Draw.GEOMETRY) for i in range(len(rows))]
         moves = [Geometry.draw(AugmentConfig(), draw) for draw in draws]
-        moved = np.stack(
-            [apply_to_mask(masks[r], g, 10, 256, 128) for r, g in zip(rows, moves, strict=True)]
-        )
+        moved = apply_to_masks(masks[rows], moves, 10, 256, 128)
         if bank is None:
             donors = (np.arange(batch) + rng.integers(1, batch, batch)) % batch
             shifts = rng.integers(0, GRID[1], batch)

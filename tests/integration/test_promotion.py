@@ -24,8 +24,8 @@ import pytest
 
 import dpmpp_core
 from dpmpp_core.errors import ConfigError, UserError
-from pipelines.registry.client import FILES, Registry, RegistryError, files_sha256
-from pipelines.registry.promotion_log import Journal, Move, PromotionConflictError
+from pipelines.registry.client import FILES, Registry, RegistryError, hash_files
+from pipelines.registry.promotion_log import Move, PromotionConflictError, PromotionLog
 from pipelines.runtime.tracking import environment
 from pipelines.workflows.session import open_session, prepared_data
 from tests.mlflow_server import MlflowServer
@@ -207,7 +207,7 @@ def test_of_many_movers_one_wins_whatever_their_timing(at: Lab, table: Table) ->
 
         def go(move: Move = move, ended: list[str] = ended) -> None:
             try:
-                Journal(Registry(at.server.uri, name)).move(move)
+                PromotionLog(Registry(at.server.uri, name)).move(move)
                 ended.append("won")
             except PromotionConflictError as error:
                 ended.append(str(error))
@@ -363,7 +363,7 @@ def test_a_champion_moved_by_hand_while_judging_is_not_overruled(at: Lab, table:
         at.register(name)
     at.promote(name, version=1, gate=quick(at))
     at.client.set_registered_model_alias(name, "champion", "2")
-    journal = Journal(Registry(at.server.uri, name))
+    journal = PromotionLog(Registry(at.server.uri, name))
     with pytest.raises(
         PromotionConflictError, match="the champion is version 2 now, it was version 1"
     ):
@@ -466,7 +466,7 @@ def test_a_version_that_was_not_registered_by_this_program_is_refused(
 
 def retag(at: Lab, name: str, version: int) -> None:
     """Who may write the registry makes its hash fit the changed files."""
-    digest = files_sha256(at.stored(name, version))
+    digest = hash_files(at.stored(name, version))
     at.client.set_model_version_tag(name, str(version), FILES, digest)
 
 

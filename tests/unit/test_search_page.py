@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from pipelines.gallery.pages import (
-    Answer,
-    answer_html,
-    chance_text,
-    thumbnail,
-    trusted_picture,
+    QueryAnswer,
+    draw_trusted,
+    format_probability,
+    load_thumbnail,
+    render_answer,
     write_search_page,
 )
-from pipelines.gallery.search import Asked, Hit
+from pipelines.gallery.search import Hit
+from pipelines.inference.queries import QueryEmbeddings
 
 HOSTILE = "/d/<script>alert(1)</script>\"'><img src=x onerror=alert(1)>.jpg"
 NOISE = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
@@ -25,7 +26,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
 def asked(visible=True, bands=(0.0, 0.25, 0.5, 0.25)):
     seen = np.zeros((1, 4, 2), np.float32)
     seen[0, :, 0] = 1
-    return Asked({}, {}, seen if visible else None, np.array([bands]) if bands else None)
+    return QueryEmbeddings({}, {}, seen if visible else None, np.array([bands]) if bands else None)
 
 
 def hits(image):
@@ -41,7 +42,10 @@ def image(tmp_path):
 
 def test_the_page_shows_what_was_found_and_loads_nothing(image, tmp_path):
     out = tmp_path / "new" / "page.html"
-    answers = [Answer(HOSTILE, NOISE, asked(), hits(image)), Answer(image, NOISE, asked(), [])]
+    answers = [
+        QueryAnswer(HOSTILE, NOISE, asked(), hits(image)),
+        QueryAnswer(image, NOISE, asked(), []),
+    ]
     write_search_page(out, {"index": "<b>x</b>"}, answers)
     page = out.read_text()
     for text in ("50 %", "0.750", "person 3", "camera 2", "2026-11-27 13:05:00", "not found",
@@ -53,21 +57,21 @@ def test_the_page_shows_what_was_found_and_loads_nothing(image, tmp_path):
 
 
 def test_the_part_for_other_pages_is_the_same(image):
-    part = answer_html(Answer(HOSTILE, NOISE, asked(), hits(image)))
+    part = render_answer(QueryAnswer(HOSTILE, NOISE, asked(), hits(image)))
     assert part.count('class="hit"') == 2
     assert "<script" not in part
 
 
 def test_what_was_not_seen_is_dark_and_bars_show_the_mask():
     picture = np.full((64, 32, 3), 200, np.uint8)
-    shown = trusted_picture(picture, asked())
+    shown = draw_trusted(picture, asked())
     assert shown.shape == (256, 128 + 6 + 128 + 6 + 46, 3)
     assert shown[:, 20].mean() == 200
     assert shown[128, 134 + 10].mean() > 150 > shown[128, 134 + 118].mean()
     bars = shown[:, -46:]
     lengths = [(bars[row] == (0, 114, 178)).all(axis=1).sum() for row in (32, 96, 160, 224)]
     assert lengths == [0, 23, 46, 23]
-    assert trusted_picture(picture, asked(visible=False, bands=None)).shape == (256, 128, 3)
+    assert draw_trusted(picture, asked(visible=False, bands=None)).shape == (256, 128, 3)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +79,9 @@ def test_what_was_not_seen_is_dark_and_bars_show_the_mask():
     [(1e-9, "< 0.1 %"), (0.05, "5.0 %"), (0.5, "50 %"), (0.99951, "> 99.9 %")],
 )
 def test_no_probability_is_told_as_certain(value, text):
-    assert chance_text(value) == text
+    assert format_probability(value) == text
 
 
 def test_a_picture_that_is_gone_has_no_thumbnail(image, tmp_path):
-    assert thumbnail(image).shape == (128, 64, 3)
-    assert thumbnail(str(tmp_path / "gone.jpg")) is None
+    assert load_thumbnail(image).shape == (128, 64, 3)
+    assert load_thumbnail(str(tmp_path / "gone.jpg")) is None
