@@ -16,7 +16,7 @@ from pipelines.cli.options import (
     Parts,
     StorageUri,
     TrackingUri,
-    guarded,
+    run_command,
 )
 
 app = typer.Typer()
@@ -75,7 +75,7 @@ def ablate(
 
         show_ablation(result)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)
 
 
 @app.command()
@@ -156,11 +156,11 @@ def tune(
         return search(options, request)
 
     def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show import show_tuned
+        from pipelines.cli.show import show_tuning
 
-        show_tuned(result)
+        show_tuning(result)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)
 
 
 @app.command()
@@ -215,4 +215,4 @@ def reproduce(
 
         (show_protocols if listed else show_reproduction)(result)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import Json, guarded
+from pipelines.cli.options import Json, run_command
 
 app = typer.Typer()
 
@@ -33,4 +33,4 @@ def export(
 
         show_export(result)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)

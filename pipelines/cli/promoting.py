@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import Json, StorageUri, TrackingUri, guarded
+from pipelines.cli.options import Json, StorageUri, TrackingUri, run_command
 
 app = typer.Typer()
 
@@ -66,4 +66,4 @@ def promote(
 
         show_promotion(result, gate, explain)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)

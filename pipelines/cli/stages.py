@@ -18,7 +18,7 @@ from pipelines.cli.options import (
     Parts,
     StorageUri,
     TrackingUri,
-    guarded,
+    run_command,
 )
 from pipelines.workflows.pipeline import STAGE
 
@@ -177,7 +177,7 @@ def synthesize(
 
         show_synthesis(result)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)
 
 
 def _run(
@@ -205,4 +205,4 @@ def _run(
 
         show_result(result)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)

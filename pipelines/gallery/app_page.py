@@ -15,7 +15,7 @@ from dpmpp_core.data.images import decode
 from dpmpp_core.data.sightings import parse_time
 from dpmpp_core.errors import UserError
 from dpmpp_core.index import Where, facts
-from pipelines.gallery.pages import Answer, answer_html
+from pipelines.gallery.pages import QueryAnswer, render_answer
 from pipelines.gallery.search import Searcher
 
 MOST = 200
@@ -56,7 +56,7 @@ def main() -> None:
     except UserError as error:
         st.error(str(error))
         return
-    st.html(answer_html(Answer(dropped.name, picture, asked, found.hits[0])))
+    st.html(render_answer(QueryAnswer(dropped.name, picture, asked, found.hits[0])))
     told = searcher.facts(where, found.scored)
     if "search" in told:
         st.caption("Search: " + told["search"])

@@ -14,16 +14,16 @@ from dpmpp_core.index import GalleryIndex
 from dpmpp_core.retrieval import Embeddings, from_columns, refuse_unusable
 from dpmpp_core.retrieval.calibration import Calibration, calibrate, score_pairs
 from pipelines.gallery.index import (
-    BATCH,
+    BATCH_IMAGES,
     EmbedImages,
-    Images,
+    ImageSource,
     find_images,
-    local_folder,
-    model_source,
-    model_version,
+    read_model_version,
+    resolve_local_folder,
+    resolve_model_source,
 )
 from pipelines.inference.embed import embed_images
-from pipelines.registry.references import registry_uri
+from pipelines.registry.references import get_registry_uri
 from pipelines.reporting.figures import reliability_diagram, save_png
 from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
@@ -35,7 +35,7 @@ UNKNOWN_CAMERA_OFFSET = (
 
 
 def calibrate_index(
-    folder: str, images: Images, base_rate: float, model: str | None = None
+    folder: str, images: ImageSource, base_rate: float, model: str | None = None
 ) -> dict[str, Any]:
     """Fit the probabilities that `search` tells, on pictures of persons not trained on.
 
@@ -50,9 +50,9 @@ def calibrate_index(
     """
     if not 0 < base_rate < 1:
         raise ArgumentError(f"--base-rate {base_rate}: a share above 0 and below 1 is needed")
-    index = GalleryIndex.open(local_folder(folder))
-    source = model_source(model or index.manifest.source)
-    index.check(model_version(source), f"the model {source}")
+    index = GalleryIndex.open(resolve_local_folder(folder))
+    source = resolve_model_source(model or index.manifest.source)
+    index.check(read_model_version(source), f"the model {source}")
     listing, found = find_images(images)
     chosen = [image for image in found.images if image.pid is not None and image.split != "train"]
     if not chosen:
@@ -62,14 +62,19 @@ def calibrate_index(
     plan, _ = connect(images.address, ClusterConfig())
     paths = [image.path for image in chosen]
     columns = embed_images(
-        paths, EmbedImages, (listing.root, source, registry_uri(), True), plan, BATCH, "embedded"
+        paths,
+        EmbedImages,
+        (listing.root, source, get_registry_uri(), True),
+        plan,
+        BATCH_IMAGES,
+        "embedded",
     )
     good = columns["reason"] == ""
     values = {n: x for n, x in columns.items() if n.startswith(("feature_", "mask_"))}
     values = {name: x[good] for name, x in values.items()}
     kept = [image for image, ok in zip(chosen, good, strict=True) if ok]
     refuse_unusable(values, [image.path for image in kept])
-    query, gallery = two_sides(kept, values)
+    query, gallery = split_queries_and_gallery(kept, values)
     sha256 = index.manifest.model.weights_sha256
     calibration = calibrate(score_pairs(query, gallery), sha256, base_rate)
     save_png(index.folder / PICTURE_FILE, reliability_diagram(calibration))
@@ -103,7 +108,7 @@ def read_calibration(uri: str, weights_sha256: str) -> Calibration | None:
     return calibration
 
 
-def two_sides(
+def split_queries_and_gallery(
     images: list[Sighting], values: dict[str, np.ndarray]
 ) -> tuple[Embeddings, Embeddings]:
     """Queries and gallery, or twice all pictures where no split is known."""

@@ -30,10 +30,10 @@ from dpmpp_core.retrieval import from_columns, refuse_unusable, to_columns
 from pipelines.inference.embed import stream_embeddings
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
 from pipelines.registry.references import (
-    VARIABLES,
+    TRACKING_URI_VARIABLES,
     fetch_registered,
+    get_registry_uri,
     is_registered,
-    registry_uri,
     resolve_model_uri,
 )
 from pipelines.runtime.resources import connect
@@ -41,14 +41,14 @@ from pipelines.runtime.storage import Storage
 
 log = logging.getLogger(__name__)
 
-BATCH = 64  # images a forward pass
+BATCH_IMAGES = 64  # images a forward pass
 # What a killed job has to do again, at most: so many images or seconds of work.
 COMMIT_ROWS, COMMIT_SECONDS = 16_384, 60.0
 QUARANTINE_FILE = "quarantine.parquet"
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageSource:
     """What to add; see `dpmpp index add --help`."""
 
     data: str
@@ -57,8 +57,8 @@ class Images:
     address: str | None = None
 
 
-def build(folder: str, model: str, stored: Stored, images: Images) -> dict[str, Any]:
-    """Make an index, or go on with one of the same model; what `add` returns.
+def build_index(folder: str, model: str, stored: Stored, images: ImageSource) -> dict[str, Any]:
+    """Make an index, or go on with one of the same model; what `add_images` returns.
 
     Everything a user can get wrong is looked at before anything is written.
 
@@ -66,9 +66,9 @@ def build(folder: str, model: str, stored: Stored, images: Images) -> dict[str, 
         UserError: the model, the data, or a folder with something else in it.
     """
     listing, found = find_images(images)
-    source = model_source(model)
-    version = model_version(source)
-    path = local_folder(folder)
+    source = resolve_model_source(model)
+    version = read_model_version(source)
+    path = resolve_local_folder(folder)
     if (path / "index.json").exists():
         index = GalleryIndex.open(path)
         index.check(version, f"the model {source}")
@@ -79,10 +79,10 @@ def build(folder: str, model: str, stored: Stored, images: Images) -> dict[str, 
             )
     else:
         index = GalleryIndex.create(path, version, source, stored)
-    return _add(index, source, listing, found, images.address)
+    return _add_sightings(index, source, listing, found, images.address)
 
 
-def add(folder: str, images: Images, model: str | None = None) -> dict[str, Any]:
+def add_images(folder: str, images: ImageSource, model: str | None = None) -> dict[str, Any]:
     """Add those images of a data folder that an index has not, as they are now.
 
     Args:
@@ -95,35 +95,35 @@ def add(folder: str, images: Images, model: str | None = None) -> dict[str, Any]
     Raises:
         UserError: the index, its model or the data.
     """
-    index = GalleryIndex.open(local_folder(folder))
-    source = model_source(model or index.manifest.source)
-    index.check(model_version(source), f"the model {source}")
-    return _add(index, source, *find_images(images), images.address)
+    index = GalleryIndex.open(resolve_local_folder(folder))
+    source = resolve_model_source(model or index.manifest.source)
+    index.check(read_model_version(source), f"the model {source}")
+    return _add_sightings(index, source, *find_images(images), images.address)
 
 
-def delete(folder: str, images: Sequence[str], pids: Sequence[int]) -> dict[str, Any]:
+def delete_images(folder: str, images: Sequence[str], pids: Sequence[int]) -> dict[str, Any]:
     """Delete by image reference, as `search` shows it, or by person."""
     if not images and not pids:
         raise DataError("what is to be deleted? name --image or --pid")
-    index, gone = GalleryIndex.open(local_folder(folder)).delete(images, pids)
+    index, gone = GalleryIndex.open(resolve_local_folder(folder)).delete(images, pids)
     return {**facts(index), "gone": gone}
 
 
-def compact(folder: str, approximate: bool = False) -> dict[str, Any]:
+def compact_index(folder: str, approximate: bool = False) -> dict[str, Any]:
     """Give back the space of deleted rows, and make few large segments of many; with `approximate`
     also sketches, see `GalleryIndex.compact`."""
-    index = GalleryIndex.open(local_folder(folder))
+    index = GalleryIndex.open(resolve_local_folder(folder))
     before = index.bytes
     index = index.compact(approximate)
     return {**facts(index), "bytes_before": before}
 
 
-def info(uri: str) -> dict[str, Any]:
+def describe_index(uri: str) -> dict[str, Any]:
     """What is in an index, local or on S3."""
     return {**facts(open_index(uri)), "index": redact(uri)}
 
 
-def local_folder(folder: str) -> Path:
+def resolve_local_folder(folder: str) -> Path:
     """The folder of an index that is to be written to; DataError for a URI."""
     if "://" in folder:
         raise DataError(
@@ -140,14 +140,14 @@ def open_index(uri: str) -> GalleryIndex:
         DataError: as `GalleryIndex.open`.
     """
     if "://" not in uri:
-        return GalleryIndex.open(local_folder(uri))
-    index = remote_index(uri)
+        return GalleryIndex.open(resolve_local_folder(uri))
+    index = open_remote_index(uri)
     for segment in index.manifest.segments:
         fetch_segment(uri, segment)
     return index
 
 
-def remote_index(uri: str) -> GalleryIndex:
+def open_remote_index(uri: str) -> GalleryIndex:
     """The index at an S3 URI, none of whose segments is fetched yet."""
     data = Storage(uri).read("index.json")
     if data is None:
@@ -166,7 +166,7 @@ def fetch_segment(uri: str, segment: Segment) -> Path:
     return file.parent.parent
 
 
-def model_source(model: str) -> str:
+def resolve_model_source(model: str) -> str:
     """Where a model is, for other processes and other days: an absolute path, a URI as it is, or a
     version of the registry for `models:/NAME@ALIAS`.
 
@@ -196,7 +196,7 @@ def fetch_model(source: str) -> Path:
     return folder
 
 
-def model_version(source: str) -> ModelVersion:
+def read_model_version(source: str) -> ModelVersion:
     """Which model lies at `source`; WeightsError if it is none."""
     if source.endswith(SUFFIX):
         graph = OnnxModel(fetch_model(source))
@@ -205,7 +205,7 @@ def model_version(source: str) -> ModelVersion:
     return ModelVersion(weights_sha256=card["weights_sha256"], spaces=card["spaces"])
 
 
-def loaded_model(source: str) -> ReidModel | OnnxModel:
+def load_source_model(source: str) -> ReidModel | OnnxModel:
     """The model at `source`, on the GPU if there is one; or the file of `dpmpp export` there."""
     if source.endswith(SUFFIX):
         return OnnxModel(fetch_model(source))
@@ -222,8 +222,8 @@ class EmbedImages:
 
     def __init__(self, root: str, source: str, registry: str, masks: bool = False) -> None:
         torch.set_num_threads(1)
-        os.environ[VARIABLES[0]] = registry
-        self._model, self._root, self._masks = loaded_model(source), root, masks
+        os.environ[TRACKING_URI_VARIABLES[0]] = registry
+        self._model, self._root, self._masks = load_source_model(source), root, masks
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Columns row, sha256, reason, detail, features and, if asked for, masks.
@@ -233,7 +233,7 @@ class EmbedImages:
         looked = [inspect_picture(self._root, path) for path in batch["path"]]
         pictures = [picture for _, picture in looked if picture is not None]
         good = np.array([picture is not None for _, picture in looked])
-        made = self._model.embed(pictures, batch=BATCH)
+        made = self._model.embed(pictures, batch=BATCH_IMAGES)
         columns = {}
         for name, values in to_columns(made.features, made.masks if self._masks else {}).items():
             columns[name] = np.zeros((len(good), values.shape[1]), np.float32)
@@ -245,7 +245,7 @@ class EmbedImages:
         return {"row": batch["row"], **texts, **columns}
 
 
-def find_images(images: Images) -> tuple[FileListing, Sightings]:
+def find_images(images: ImageSource) -> tuple[FileListing, Sightings]:
     """List a data folder and name its images, with the labels that are given."""
     listing = list_files(resolve_path(images.data))
     labels = None
@@ -257,11 +257,11 @@ def find_images(images: Images) -> tuple[FileListing, Sightings]:
     return listing, find_sightings(listing, images.split, labels)
 
 
-def _add(
+def _add_sightings(
     index: GalleryIndex, source: str, listing: FileListing, found: Sightings, address: str | None
 ) -> dict[str, Any]:
     start = time.monotonic()
-    todo = _todo(index, listing, found.images)
+    todo = _list_new_images(index, listing, found.images)
     job = _IndexWriter(index, [Rejected(*row) for row in found.rejected])
     if len(todo):
         if len(todo) < len(found.images):
@@ -269,8 +269,10 @@ def _add(
                      len(found.images))  # fmt: skip
         plan, _ = connect(address, ClusterConfig())
         paths = todo["path"].to_pylist()
-        arguments = (listing.root, source, registry_uri())
-        for part in stream_embeddings(paths, EmbedImages, arguments, plan, BATCH, "images indexed"):
+        arguments = (listing.root, source, get_registry_uri())
+        for part in stream_embeddings(
+            paths, EmbedImages, arguments, plan, BATCH_IMAGES, "images indexed"
+        ):
             job.take(part, todo)
         job.commit()
     quarantine = [row._asdict() for row in sorted(job.rejected)]
@@ -288,7 +290,9 @@ def _add(
     }
 
 
-def _todo(index: GalleryIndex, listing: FileListing, images: Sequence[Sighting]) -> pa.Table:
+def _list_new_images(
+    index: GalleryIndex, listing: FileListing, images: Sequence[Sighting]
+) -> pa.Table:
     """`path` and the columns of ROW_SCHEMA, without `sha256`, of what the index has not."""
     stats = {file.path: file for file in listing.files}
     columns = {

@@ -18,13 +18,13 @@ from pipelines.gallery.search import Hit
 from pipelines.inference.queries import QueryEmbeddings
 from pipelines.reporting.html import templates, write_page
 
-THUMBNAIL = 192  # pixels, the larger side
-SHOWN = 256, 128  # height and width of a query
-BARS = 46  # pixels, the width of the bands' bars
+THUMBNAIL_PIXELS = 192  # pixels, the larger side
+QUERY_SIZE = 256, 128  # height and width of a query
+BAR_PIXELS = 46  # pixels, the width of the bands' bars
 PAPER, BAR, EMPTY = (255, 255, 255), (0, 114, 178), (208, 215, 222)
 
 
-class Answer(NamedTuple):
+class QueryAnswer(NamedTuple):
     """A query and what was found.
 
     image: its path or URI. picture: RGB. asked: of this query only. hits: best first.
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
     hits: Sequence[Hit]
 
 
-class _Shown(NamedTuple):
+class _RenderedAnswer(NamedTuple):
     image: str
     picture: Image
     told: str
@@ -44,35 +44,35 @@ class _Shown(NamedTuple):
     thumbnails: list[Image | None]
 
 
-def write_search_page(path: Path, facts: Mapping[str, str], answers: Sequence[Answer]) -> None:
+def write_search_page(path: Path, facts: Mapping[str, str], answers: Sequence[QueryAnswer]) -> None:
     """Write the page: each query, what its mask trusted, what was found.
 
     Raises:
         OSError: it cannot be written.
     """
     title = f"Search: {len(answers)} queries" if len(answers) > 1 else "Search"
-    shown = (_shown(answer) for answer in answers)
-    page = _environment().get_template("search.html.j2")
+    shown = (_prepare_answer(answer) for answer in answers)
+    page = _build_environment().get_template("search.html.j2")
     write_page(path, page.render(title=title, facts=facts, answers=shown))
 
 
-def answer_html(answer: Answer) -> str:
+def render_answer(answer: QueryAnswer) -> str:
     """What one query found, as HTML to put into another page."""
-    parts = _environment().get_template("answer.html.j2").make_module()
+    parts = _build_environment().get_template("answer.html.j2").make_module()
     return Markup("<style>{}{}</style>{}").format(
         parts.light(),  # type: ignore[attr-defined]
         parts.style(),  # type: ignore[attr-defined]
-        parts.answered(_shown(answer)),  # type: ignore[attr-defined]
+        parts.answered(_prepare_answer(answer)),  # type: ignore[attr-defined]
     )
 
 
-def trusted_picture(picture: Image, asked: QueryEmbeddings) -> Image:
+def draw_trusted(picture: Image, asked: QueryEmbeddings) -> Image:
     """A query as it is, and beside it with that dark which was not seen to be the person.
 
     With bands there is a bar for each: how much the mask trusts it, against the one it trusts most.
     A model that tells neither gives the picture alone.
     """
-    height, width = SHOWN
+    height, width = QUERY_SIZE
     method = cv2.INTER_AREA if picture.shape[0] > height else cv2.INTER_CUBIC
     plain = cv2.resize(picture, (width, height), interpolation=method).astype(np.uint8)
     cells = [plain]
@@ -81,48 +81,48 @@ def trusted_picture(picture: Image, asked: QueryEmbeddings) -> Image:
         shade = 0.15 + 0.85 * np.clip(light, 0, 1)
         cells.append((plain * shade[..., None]).astype(np.uint8))
     if asked.bands is not None:
-        cells.append(_bars(asked.bands[0]))
+        cells.append(_draw_bars(asked.bands[0]))
     gap = np.full((height, 6, 3), PAPER, np.uint8)
     joined = [part for cell in cells for part in (cell, gap)][:-1]
     return np.concatenate(joined, axis=1)
 
 
-def _bars(bands: np.ndarray) -> Image:
-    height = SHOWN[0]
-    canvas = np.full((height, BARS, 3), PAPER, np.uint8)
+def _draw_bars(bands: np.ndarray) -> Image:
+    height = QUERY_SIZE[0]
+    canvas = np.full((height, BAR_PIXELS, 3), PAPER, np.uint8)
     edges = np.linspace(0, height, len(bands) + 1).round().astype(int)
     for share, top, bottom in zip(bands / bands.max(), edges[:-1], edges[1:], strict=True):
         canvas[top + 2 : bottom - 2] = EMPTY
-        canvas[top + 2 : bottom - 2, : round(BARS * float(share))] = BAR
+        canvas[top + 2 : bottom - 2, : round(BAR_PIXELS * float(share))] = BAR
     return canvas
 
 
-def _shown(answer: Answer) -> _Shown:
+def _prepare_answer(answer: QueryAnswer) -> _RenderedAnswer:
     told = ""
     if answer.asked.visible is not None or answer.asked.bands is not None:
         told = "Dark: not seen to be the person, so not trusted."
     if answer.asked.bands is not None:
         told += " Bars: how much each band counts."
-    thumbnails = [thumbnail(hit.image) for hit in answer.hits]
-    picture = trusted_picture(answer.picture, answer.asked)
-    return _Shown(answer.image, picture, told, answer.hits, thumbnails)
+    thumbnails = [load_thumbnail(hit.image) for hit in answer.hits]
+    picture = draw_trusted(answer.picture, answer.asked)
+    return _RenderedAnswer(answer.image, picture, told, answer.hits, thumbnails)
 
 
-def thumbnail(image: str) -> Image | None:
+def load_thumbnail(image: str) -> Image | None:
     """A picture of an index, small; None if it is gone or no picture any more."""
     root, _, name = image.rpartition("/")
     try:
         picture = read_image(root or "/", name)
     except DataError:
         return None
-    scale = THUMBNAIL / max(picture.shape[:2])
+    scale = THUMBNAIL_PIXELS / max(picture.shape[:2])
     if scale >= 1:
         return picture
     size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
-def chance_text(probability: float) -> str:
+def format_probability(probability: float) -> str:
     """A probability in percent; never 0 or 100, which nobody knows."""
     if probability < 0.001:
         return "< 0.1 %"
@@ -131,9 +131,9 @@ def chance_text(probability: float) -> str:
     return f"{100 * probability:.1f} %" if probability < 0.1 else f"{100 * probability:.0f} %"
 
 
-def _environment() -> jinja2.Environment:
+def _build_environment() -> jinja2.Environment:
     environment = templates()
-    environment.filters["chance"] = chance_text
+    environment.filters["chance"] = format_probability
     environment.filters["time"] = show_time
     environment.filters["name"] = lambda image: image.rpartition("/")[2]
     return environment

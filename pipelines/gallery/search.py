@@ -20,12 +20,12 @@ from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import refuse_unusable, to_columns
 from pipelines.gallery.calibration import read_calibration
 from pipelines.gallery.index import (
-    loaded_model,
-    local_folder,
-    model_source,
-    model_version,
+    load_source_model,
     open_index,
-    remote_index,
+    open_remote_index,
+    read_model_version,
+    resolve_local_folder,
+    resolve_model_source,
 )
 from pipelines.gallery.shards import Shards
 from pipelines.inference.onnx_model import graph_beside
@@ -42,7 +42,7 @@ from pipelines.runtime.progress import bar
 
 log = logging.getLogger(__name__)
 
-BATCH = 64  # queries embedded and searched for at a time
+BATCH_QUERIES = 64  # queries embedded and searched for at a time
 ENGINES = ("torch", "onnx")
 
 
@@ -107,7 +107,7 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
     """
     if request.top < 1:
         raise DataError(f"--top {request.top}: at least 1 is needed")
-    root, paths = _query_files(request.query)
+    root, paths = _list_query_files(request.query)
     searcher = Searcher(request.index, request.model, request.base_rate, request.shards,
                         request.address, request.engine, request.approximate)  # fmt: skip
     found: list[tuple[str, Image, QueryEmbeddings, list[Hit]]] = []
@@ -117,8 +117,8 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
         (best_of_it,), scored = searcher.find(asked, request.top, request.where)
         found, paths = [(root, picture, asked, best_of_it)], []
     with bar("searched", len(paths)) as shown:
-        for start in range(0, len(paths), BATCH):
-            part = paths[start : start + BATCH]
+        for start in range(0, len(paths), BATCH_QUERIES):
+            part = paths[start : start + BATCH_QUERIES]
             pictures = [read_image(root, path) for path in part]
             asked = searcher.ask(pictures, part)
             hits, scored = searcher.find(asked, request.top, request.where)
@@ -139,9 +139,9 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
         ],
     }
     if request.html is not None:
-        from pipelines.gallery.pages import Answer, write_search_page
+        from pipelines.gallery.pages import QueryAnswer, write_search_page
 
-        answers = [Answer(*one) for one in found]
+        answers = [QueryAnswer(*one) for one in found]
         write_search_page(Path(request.html), searcher.facts(request.where, scored), answers)
         result["html"] = str(Path(request.html).absolute())
     return result
@@ -177,12 +177,12 @@ class Searcher:
             raise DataError(f"--shards {shards}: 0 or more are needed")
         self.uri = resolve_path(uri)
         remote = shards and "://" in uri
-        self.index = remote_index(self.uri) if remote else open_index(self.uri)
+        self.index = open_remote_index(self.uri) if remote else open_index(self.uri)
         if approximate:
-            refuse_without_sketches(self.index, uri)
+            require_sketches(self.index, uri)
         self._approximate = approximate
         own = self.index.manifest
-        self.source = model_source(model or own.source)
+        self.source = resolve_model_source(model or own.source)
         if engine not in ENGINES:
             raise ConfigError(f"--engine {engine}: one of {', '.join(ENGINES)} is needed")
         if engine == "onnx":
@@ -193,7 +193,7 @@ class Searcher:
                 )
             self.source = graph_beside(self.source)
         self._check(self.source)
-        self._model = loaded_model(self.source)
+        self._model = load_source_model(self.source)
         self._calibration = read_calibration(self.uri, own.model.weights_sha256)
         if base_rate is not None and self._calibration is None:
             raise DataError(f"{uri} is not calibrated: `dpmpp index calibrate` does it")
@@ -209,7 +209,7 @@ class Searcher:
 
     def _check(self, source: str) -> None:
         try:
-            version = model_version(source)
+            version = read_model_version(source)
         except WeightsError as error:
             raise WeightsError(f"{error}; name the folder of the index's model: --model") from None
         self.index.check(version, f"the model {source}")
@@ -228,8 +228,8 @@ class Searcher:
         """Pictures of one person as one query: they side by side, and what `fuse` makes of them."""
         pictures: list[Image] = []
         parts: list[QueryEmbeddings] = []
-        for start in range(0, len(paths), BATCH):
-            names = paths[start : start + BATCH]
+        for start in range(0, len(paths), BATCH_QUERIES):
+            names = paths[start : start + BATCH_QUERIES]
             frames = [read_image(root, path) for path in names]
             parts.append(self.ask(frames, names))
             pictures += frames[: SHOWN_FRAMES - len(pictures)]
@@ -274,7 +274,7 @@ class Searcher:
         """Open the index anew if somebody wrote to it; one on S3 stays as it was."""
         if "://" in self.uri:
             return
-        now = GalleryIndex.open(local_folder(self.uri))
+        now = GalleryIndex.open(resolve_local_folder(self.uri))
         now.check(self.index.manifest.model, "the query")
         if now.manifest != self.index.manifest:
             self.index = now
@@ -302,7 +302,7 @@ class Searcher:
         return [hits[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def refuse_without_sketches(index: GalleryIndex, uri: str) -> None:
+def require_sketches(index: GalleryIndex, uri: str) -> None:
     """Raise DataError if an index holds images, but no sketches to search by."""
     if len(index) and not index.sketched:
         raise DataError(
@@ -311,7 +311,7 @@ def refuse_without_sketches(index: GalleryIndex, uri: str) -> None:
         )
 
 
-def _query_files(query: str) -> tuple[str, list[str]]:
+def _list_query_files(query: str) -> tuple[str, list[str]]:
     """A root and the images below it: one, or all of a folder."""
     place = resolve_path(query)
     if "://" in place or Path(place).is_dir():

@@ -83,7 +83,7 @@ class Shards:
     ) -> None:
         connect(address, ClusterConfig())
         self._index, self._approximate = index, approximate
-        self._files = _divided(index, count)
+        self._files = _divide_segments(index, count)
         manifest = index.manifest.model_dump()
         self._workers = [
             Shard.remote(uri, manifest, files)  # type: ignore[attr-defined]
@@ -118,7 +118,7 @@ class Shards:
         return owners[np.searchsorted(ends, positions, side="right")]
 
 
-def _divided(index: GalleryIndex, count: int) -> list[list[str]]:
+def _divide_segments(index: GalleryIndex, count: int) -> list[list[str]]:
     """Files of segments for each of at most `count` shards, about as many rows in each."""
     shards: list[list[str]] = [[] for _ in range(count)]
     loads = [0] * count

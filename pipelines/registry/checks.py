@@ -27,10 +27,10 @@ from dpmpp_core.gate import (
     rolled_back_check,
 )
 from pipelines.registry import record
-from pipelines.registry.client import FILES, Registry, files_sha256, megabytes
+from pipelines.registry.client import FILES, Registry, hash_files, measure_megabytes
 from pipelines.registry.promotion_log import ROLLED_BACK
 from pipelines.registry.record import Record
-from pipelines.registry.verify import VerificationResult, measure
+from pipelines.registry.verify import VerificationResult, verify_version
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def run_promotion_checks(
     verdict = Verdict(number, None if champion is None else int(champion.version))
     checks = verdict.checks
     files = registry.download(number, folder)
-    checks.append(files_check(files_sha256(files), version.tags.get(FILES)))
+    checks.append(files_check(hash_files(files), version.tags.get(FILES)))
     checks.append(rolled_back_check(version.tags.get(ROLLED_BACK)))
     if not checks[0].passed:
         return verdict  # nothing that these files say can be trusted
@@ -104,15 +104,15 @@ def run_promotion_checks(
     if gate.mask_std is not None:
         checks += mask_checks(own.measured["masks"], gate.mask_std)
     if gate.size_mb is not None:
-        checks.append(budget_check("size", megabytes(files), gate.size_mb, "MB"))
+        checks.append(budget_check("size", measure_megabytes(files), gate.size_mb, "MB"))
     root = data or own.facts["root"]
     if gate.reproduce is not None and not records_only:
-        _load(checks, files, own, root, gate)
+        _verify(checks, files, own, root, gate)
         if checks[-1].name == "images":
             return verdict  # nor could a champion be measured on them
     other: Sets | None = None
     if champion is not None and gate.no_worse:
-        other, note = _champion(registry, champion, own, folder, root, records_only)
+        other, note = _read_champion(registry, champion, own, folder, root, records_only)
         verdict.notes += [note] if note else []
         if other is None:
             return verdict
@@ -120,12 +120,12 @@ def run_promotion_checks(
     return verdict
 
 
-def _load(checks: list[Check], files: Path, own: Record, root: str, gate: Gate) -> None:
+def _verify(checks: list[Check], files: Path, own: Record, root: str, gate: Gate) -> None:
     """Load the version in a new process; what comes of it is appended to `checks`."""
     assert gate.reproduce is not None
     count = len(own.images)
     try:
-        found: VerificationResult = measure(files, own.images, root)
+        found: VerificationResult = verify_version(files, own.images, root)
     except DataError as error:
         checks.append(images_check(count, f"{error} (--data names another place)"))
         return
@@ -138,7 +138,7 @@ def _load(checks: list[Check], files: Path, own: Record, root: str, gate: Gate) 
         checks.append(budget_check("latency", found.latency_ms, gate.latency_ms, "ms"))
 
 
-def _champion(
+def _read_champion(
     registry: Registry,
     champion: ModelVersion,
     own: Record,
@@ -152,7 +152,7 @@ def _champion(
     """
     number = int(champion.version)
     files = registry.download(number, folder)
-    if files_sha256(files) != champion.tags.get(FILES):
+    if hash_files(files) != champion.tags.get(FILES):
         raise WeightsError(
             f"the files of the champion, version {number}, are not those that were registered: "
             "nothing can be compared with it; go back with `--rollback`, or name another champion"
@@ -168,6 +168,6 @@ def _champion(
     note = f"the champion, version {number}, was measured on other images: measured anew on these"
     log.info(note)
     try:
-        return measure(files, own.images, root).queries, note
+        return verify_version(files, own.images, root).queries, note
     except WeightsError as error:
         raise WeightsError(f"the champion, version {number}: {error}") from None

@@ -23,9 +23,9 @@ from pipelines.runtime.tracking import SQLITE, open_client, without_login
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 WEIGHTS, FILES = "weights_sha256", "files_sha256"
-MADE_BY_LOADING = "registered_model_meta"  # which MLflow adds to what it downloads
+LOADING_ARTIFACT = "registered_model_meta"  # which MLflow adds to what it downloads
 # A promotion must end, one way or the other: seconds, not MLflow's minutes.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+REQUEST_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Registry:
     """
 
     def __init__(self, uri: str, name: str) -> None:
-        for variable, value in PATIENCE.items():
+        for variable, value in REQUEST_LIMITS.items():
             os.environ.setdefault(variable, value)
         self.uri, self.name = without_login(uri), name
         if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
@@ -56,7 +56,7 @@ class Registry:
                 "or in DPMPP_TRACKING_URI"
             )
         mlflow.set_tracking_uri(self.uri)
-        with answering(self.uri):
+        with translate_errors(self.uri):
             self.client = open_client(self.uri)
             if not self.client.search_registered_models(f"name = '{name}'"):
                 names = [model.name for model in self.client.search_registered_models()]
@@ -98,7 +98,7 @@ class Registry:
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
+def translate_errors(uri: str) -> Iterator[None]:
     """Turn what MLflow raises into a RegistryError of one line."""
     try:
         yield
@@ -106,17 +106,17 @@ def answering(uri: str) -> Iterator[None]:
         raise RegistryError(f"the registry {uri}: {one_line(str(error))[:300]}") from error
 
 
-def files_sha256(folder: Path) -> str:
+def hash_files(folder: Path) -> str:
     """SHA-256 (hex) over name and content of every file of a version, in name order."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name != MADE_BY_LOADING:
+        if name != LOADING_ARTIFACT:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{content} {name}\n".encode())
     return digest.hexdigest()
 
 
-def megabytes(folder: Path) -> float:
+def measure_megabytes(folder: Path) -> float:
     """Size of all files, 10^6 bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

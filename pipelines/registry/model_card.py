@@ -18,9 +18,9 @@ from dpmpp_core.redaction import one_line
 from pipelines.registry.record import CARD, Record
 from pipelines.reporting.tables import bounded, hidden_rows
 
-LAST = "## Configuration"
-DESCRIPTION = 5000  # characters that the registry keeps of a version's description
-INTENDED = (
+LAST_HEADING = "## Configuration"
+MAX_DESCRIPTION_CHARS = 5000  # characters that the registry keeps of a version's description
+INTENDED_USE = (
     "Ranking pictures of persons by likeness to a query, for people who then look themselves."
 )
 LIMITS = (
@@ -33,32 +33,36 @@ LIMITS = (
 log = logging.getLogger(__name__)
 
 
-def model_card(record: Record, config: Config, client: MlflowClient) -> str:
+def render_model_card(record: Record, config: Config, client: MlflowClient) -> str:
     """The card as Markdown."""
     parts = [
-        _head(record, config),
-        _data(record, config),
-        _figures(record.measured),
-        _ablation(record, client),
-        ["## Intended use and limits", "", config.tracking.intended_use or INTENDED, "",
+        _format_header(record, config),
+        _format_data(record, config),
+        _format_figures(record.measured),
+        _format_ablation(record, client),
+        ["## Intended use and limits", "", config.tracking.intended_use or INTENDED_USE, "",
          *(f"- {limit}" for limit in LIMITS)],
-        [LAST, "", "```yaml", config.to_yaml().strip(), "```"],
+        [LAST_HEADING, "", "```yaml", config.to_yaml().strip(), "```"],
     ]  # fmt: skip
     return "\n".join("\n".join([*part, ""]) for part in parts if part)
 
 
-def with_section(card: str, section: str) -> str:
+def insert_section(card: str, section: str) -> str:
     """The card with one more section, before its last, long one."""
-    return card.replace(LAST, f"{section}\n{LAST}", 1)
+    return card.replace(LAST_HEADING, f"{section}\n{LAST_HEADING}", 1)
 
 
-def description(card: str) -> str:
+def shorten_card(card: str) -> str:
     """The card as far as it fits a version's description; whole, it is beside the model."""
-    text, cut = card[: card.index(LAST)], f"... whole: {CARD} in `record`"
-    return text if len(text) <= DESCRIPTION else text[: DESCRIPTION - len(cut)] + cut
+    text, cut = card[: card.index(LAST_HEADING)], f"... whole: {CARD} in `record`"
+    return (
+        text
+        if len(text) <= MAX_DESCRIPTION_CHARS
+        else text[: MAX_DESCRIPTION_CHARS - len(cut)] + cut
+    )
 
 
-def _head(record: Record, config: Config) -> list[str]:
+def _format_header(record: Record, config: Config) -> list[str]:
     facts = record.facts
     packages = ", ".join(f"{k} {v}" for k, v in facts["environment"]["packages"].items())
     model = config.model
@@ -78,7 +82,7 @@ def _head(record: Record, config: Config) -> list[str]:
     ]
 
 
-def _data(record: Record, config: Config) -> list[str]:
+def _format_data(record: Record, config: Config) -> list[str]:
     facts = record.facts
     counts = [
         f"- {name}: " + ", ".join(f"{number:,} {what}" for what, number in values.items())
@@ -96,7 +100,7 @@ def _data(record: Record, config: Config) -> list[str]:
     ]
 
 
-def _figures(measured: Mapping[str, Any]) -> list[str]:
+def _format_figures(measured: Mapping[str, Any]) -> list[str]:
     """Figures with their intervals, beside baselines; and by share hidden, where it is known."""
     lines = [
         "## Figures",
@@ -122,7 +126,7 @@ def _figures(measured: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _ablation(record: Record, client: MlflowClient) -> list[str]:
+def _format_ablation(record: Record, client: MlflowClient) -> list[str]:
     """What the parts of the method are worth on the same data, if that was measured."""
     experiment = client.get_run(record.facts["run_id"]).info.experiment_id
     query = (
@@ -139,11 +143,11 @@ def _ablation(record: Record, client: MlflowClient) -> list[str]:
         return ["## Ablation", "", f"Run `{run_id}`; its table cannot be read."]
     lines = ["## Ablation", "", f"On the same data, run `{run_id}`; mAP with mask, %.", ""]
     for name, sets in table["variants"].items():
-        values = "; ".join(f"{s} {_spread(v['masked']['mAP'])}" for s, v in sets.items())
+        values = "; ".join(f"{s} {_format_spread(v['masked']['mAP'])}" for s, v in sets.items())
         lines.append(f"- {name}: {values}")
     return lines
 
 
-def _spread(values: list[float]) -> str:
+def _format_spread(values: list[float]) -> str:
     mean = f"{100 * float(np.mean(values)):.1f}"
     return mean if len(values) < 2 else f"{mean} ± {100 * float(np.std(values, ddof=1)):.1f}"

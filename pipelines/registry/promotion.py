@@ -24,18 +24,18 @@ from pipelines.registry.client import (
     FILES,
     PREVIOUS,
     Registry,
-    answering,
-    files_sha256,
+    hash_files,
+    translate_errors,
 )
-from pipelines.registry.model_card import description, with_section
+from pipelines.registry.model_card import insert_section, shorten_card
 from pipelines.registry.promotion_log import (
-    LEASE,
+    LEASE_SECONDS,
     PROMOTE,
     ROLLBACK,
-    Journal,
     Move,
     PromotionConflictError,
-    owner,
+    PromotionLog,
+    describe_owner,
 )
 from pipelines.registry.record import CARD
 from pipelines.runtime.storage import Storage
@@ -56,7 +56,7 @@ class PromotionRequest:
     tracking_uri: str | None = None
     dry_run: bool = False
     records_only: bool = False
-    lease: float = LEASE
+    lease: float = LEASE_SECONDS
 
 
 def promote(request: PromotionRequest) -> dict[str, Any]:
@@ -69,15 +69,15 @@ def promote(request: PromotionRequest) -> dict[str, Any]:
         UserError: gate or version are none; the registry or the champion cannot be used.
     """
     gate = load_gate(request.gate)
-    registry, journal = _open(request)
-    with answering(registry.uri), tempfile.TemporaryDirectory() as folder:
+    registry, journal = _open_registry(request)
+    with translate_errors(registry.uri), tempfile.TemporaryDirectory() as folder:
         try:
             if not request.dry_run:
                 journal.repair()
         except PromotionConflictError as lost:
             return {"name": request.name, "refused": str(lost)}
         aliases = registry.aliases()
-        version = _asked(registry, request, aliases)
+        version = _select_version(registry, request, aliases)
         number, champion = int(version.version), aliases.get(CHAMPION)
         result: dict[str, Any] = {
             "name": request.name,
@@ -91,14 +91,14 @@ def promote(request: PromotionRequest) -> dict[str, Any]:
         verdict = run_promotion_checks(*arguments, request.records_only)
         result |= verdict.as_json() | {"champion": champion, "changed": False}
         if not request.dry_run:
-            result["run_id"] = _store(registry, version, verdict, gate, request)
+            result["run_id"] = _store_verdict(registry, version, verdict, gate, request)
         if verdict.refused_by:
             why = ", ".join(verdict.refused_by)
             return result | {"refused": f"{request.name} version {number} refused by: {why}"}
         if request.dry_run:
             return result
         move = Move(PROMOTE, champion, aliases.get(PREVIOUS), number)
-        return result | _moved(lambda: journal.move(move), move)
+        return result | _apply(lambda: journal.move(move), move)
 
 
 def roll_back(request: PromotionRequest) -> dict[str, Any]:
@@ -109,8 +109,8 @@ def roll_back(request: PromotionRequest) -> dict[str, Any]:
     Raises:
         UserError: there is no previous champion, or its files are not those that were registered.
     """
-    registry, journal = _open(request)
-    with answering(registry.uri), tempfile.TemporaryDirectory() as folder:
+    registry, journal = _open_registry(request)
+    with translate_errors(registry.uri), tempfile.TemporaryDirectory() as folder:
         try:
             if not request.dry_run:
                 journal.repair()
@@ -122,23 +122,25 @@ def roll_back(request: PromotionRequest) -> dict[str, Any]:
             raise ConfigError(f"{request.name} has no previous champion to go back to")
         files = registry.download(previous, Path(folder))
         result = {"name": request.name, "version": previous, "champion": champion, "changed": False}
-        if files_sha256(files) != registry.version(previous).tags.get(FILES):
+        if hash_files(files) != registry.version(previous).tags.get(FILES):
             return result | {
                 "refused": f"the files of version {previous} are not those that were registered"
             }
         if request.dry_run:
             return result
         move = Move(ROLLBACK, champion, previous, previous)
-        return result | _moved(lambda: journal.move(move), move)
+        return result | _apply(lambda: journal.move(move), move)
 
 
-def _open(request: PromotionRequest) -> tuple[Registry, Journal]:
+def _open_registry(request: PromotionRequest) -> tuple[Registry, PromotionLog]:
     uri, _ = resolve_tracking(request.tracking_uri, Storage(request.storage))
     registry = Registry(uri, request.name)
-    return registry, Journal(registry, request.lease)
+    return registry, PromotionLog(registry, request.lease)
 
 
-def _asked(registry: Registry, request: PromotionRequest, aliases: dict[str, int]) -> ModelVersion:
+def _select_version(
+    registry: Registry, request: PromotionRequest, aliases: dict[str, int]
+) -> ModelVersion:
     number = request.version or aliases.get(CANDIDATE)
     if number is None:
         raise ConfigError(
@@ -148,7 +150,7 @@ def _asked(registry: Registry, request: PromotionRequest, aliases: dict[str, int
     return registry.version(number)
 
 
-def _moved(move: Callable[[], None], made: Move) -> dict[str, Any]:
+def _apply(move: Callable[[], None], made: Move) -> dict[str, Any]:
     try:
         move()
     except PromotionConflictError as lost:
@@ -156,7 +158,7 @@ def _moved(move: Callable[[], None], made: Move) -> dict[str, Any]:
     return {"changed": True, "champion": made.to, "previous": made.champion}
 
 
-def _store(
+def _store_verdict(
     registry: Registry,
     version: ModelVersion,
     verdict: Verdict,
@@ -178,15 +180,15 @@ def _store(
         "name": registry.name,
         "gate": {"name": request.gate, **gate.model_dump(mode="json")},
         "time": now.isoformat(timespec="seconds"),
-        "by": owner(),
+        "by": describe_owner(),
     }
-    page = markdown(stored)
+    page = render_verdict(stored)
     client.log_text(run_id, redact(json.dumps(stored, indent=2)) + "\n", "verdict.json")
     client.log_text(run_id, redact(page), "verdict.md")
     if verdict.card:
-        card = with_section(verdict.card, page.replace("# ", "## ", 1))
+        card = insert_section(verdict.card, page.replace("# ", "## ", 1))
         client.log_text(run_id, redact(card), CARD)
-        client.update_model_version(registry.name, str(number), description(card))
+        client.update_model_version(registry.name, str(number), shorten_card(card))
     stamp = int(now.timestamp() * 1000)
     metrics = [
         Metric(check.name, float(check.value), stamp, 0)
@@ -204,7 +206,7 @@ def _store(
     return run_id
 
 
-def markdown(verdict: dict[str, Any]) -> str:
+def render_verdict(verdict: dict[str, Any]) -> str:
     """A verdict for people."""
     refused = verdict["refused_by"]
     against = "no champion" if verdict["champion"] is None else f"version {verdict['champion']}"
@@ -223,15 +225,15 @@ def markdown(verdict: dict[str, Any]) -> str:
         cells = (
             check["name"],
             "passed" if check["passed"] else "**failed**",
-            shown(check["value"]),
-            shown(check["threshold"]),
+            format_value(check["value"]),
+            format_value(check["threshold"]),
             check["says"].replace("|", "\\|"),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def shown(value: float | str | None) -> str:
+def format_value(value: float | str | None) -> str:
     """A value of a check, short."""
     if value is None:
         return ""

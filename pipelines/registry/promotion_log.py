@@ -38,8 +38,8 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.registry.client import CHAMPION, PREVIOUS, Registry
 
-LEASE = 180.0  # seconds; a move takes one or two, a call is given up after 60
-MARGIN = 70.0  # seconds before the lease ends in which no further call is begun
+LEASE_SECONDS = 180.0  # seconds; a move takes one or two, a call is given up after 60
+MARGIN_SECONDS = 70.0  # seconds before the lease ends in which no further call is begun
 STATE, OPEN, DONE, UNDONE, LOST = "state", "open", "done", "undone", "lost"
 PROMOTE, ROLLBACK, REPAIR = "promote", "rollback", "repair"
 ROLLED_BACK, PROMOTED = "dpmpp.rolled_back", "dpmpp.promoted"
@@ -70,14 +70,14 @@ class Move:
         return cls(ticket.tags["action"], *(int(n) if n else None for n in numbers))
 
 
-class Journal:
+class PromotionLog:
     """The tickets of one registered model.
 
     Args:
         lease: seconds after which an open ticket counts as a dead promoter's.
     """
 
-    def __init__(self, registry: Registry, lease: float = LEASE) -> None:
+    def __init__(self, registry: Registry, lease: float = LEASE_SECONDS) -> None:
         self._registry, self._lease = registry, lease
         self._client = registry.client
         self.name = f"{registry.name}.promotions"
@@ -107,8 +107,8 @@ class Journal:
         if (now.get(CHAMPION), now.get(PREVIOUS)) != (move.champion, move.previous):
             self._close(ticket, LOST)
             raise PromotionConflictError(
-                f"another promotion was faster: the champion is {_named(now.get(CHAMPION))} now, "
-                f"it was {_named(move.champion)} when this one was judged; promote again"
+                f"another promotion was faster: the champion is {_format_version(now.get(CHAMPION))} now, "
+                f"it was {_format_version(move.champion)} when this one was judged; promote again"
             )
         if move.champion is not None:
             self._in_time(ticket, deadline)
@@ -156,7 +156,7 @@ class Journal:
         return self._client.create_model_version(
             self.name,
             source=source,
-            tags={STATE: OPEN, "owner": owner(), "id": uuid.uuid4().hex, **move.tags()},
+            tags={STATE: OPEN, "owner": describe_owner(), "id": uuid.uuid4().hex, **move.tags()},
         )
 
     def _repair(self, ticket: ModelVersion) -> None:
@@ -183,21 +183,21 @@ class Journal:
         if move.action == PROMOTE and move.to is not None:
             self._registry.tag(move.to, PROMOTED, now)
         if move.action == ROLLBACK and move.champion is not None and move.to is not None:
-            self._registry.tag(move.champion, ROLLED_BACK, f"{now} by {owner()}")
+            self._registry.tag(move.champion, ROLLED_BACK, f"{now} by {describe_owner()}")
             self._registry.tag(move.to, ROLLED_BACK, "")  # as it may have been itself
 
     def _close(self, ticket: ModelVersion, state: str) -> None:
         self._client.set_model_version_tag(self.name, ticket.version, STATE, state)
 
     def _in_time(self, ticket: ModelVersion, deadline: float) -> None:
-        if time.monotonic() > deadline - min(MARGIN, self._lease / 2):
+        if time.monotonic() > deadline - min(MARGIN_SECONDS, self._lease / 2):
             raise PromotionConflictError(
                 f"the registry answers too slowly: ticket {ticket.version} of {self.name} ran out "
                 "before the champion was moved; the next promotion repairs what was begun"
             )
 
 
-def owner() -> str:
+def describe_owner() -> str:
     """Who promotes: user, host and process."""
     try:
         user = getpass.getuser()
@@ -206,5 +206,5 @@ def owner() -> str:
     return f"{user}@{socket.gethostname()}:{os.getpid()}"
 
 
-def _named(version: int | None) -> str:
+def _format_version(version: int | None) -> str:
     return "none" if version is None else f"version {version}"

@@ -32,8 +32,8 @@ from dpmpp_core.models.reid import NAME
 from dpmpp_core.models.saved import read_card
 from dpmpp_core.redaction import redact
 from pipelines.registry import record
-from pipelines.registry.client import CANDIDATE, FILES, WEIGHTS, files_sha256
-from pipelines.registry.model_card import description, model_card
+from pipelines.registry.client import CANDIDATE, FILES, WEIGHTS, hash_files
+from pipelines.registry.model_card import render_model_card, shorten_card
 from pipelines.registry.record import Record, read_evaluation
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
@@ -75,8 +75,8 @@ def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     mlflow.set_tracking_uri(run.tracking.uri)
     client = MlflowClient(run.tracking.uri)
-    made = _record(run, prepared, evaluated, model)
-    card = model_card(made, run.config, client)
+    made = _build_record(run, prepared, evaluated, model)
+    card = render_model_card(made, run.config, client)
     with tempfile.TemporaryDirectory() as folder:
         beside = Path(folder) / record.FOLDER
         made.write(beside, run.folder(evaluated))
@@ -87,19 +87,19 @@ def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -
                 name="model",
                 python_model=str(Path(__file__).with_name("serving.py")),
                 artifacts={"model": str(model), record.FOLDER: str(beside)},
-                code_paths=[str(_code(Path(folder)))],
-                signature=_signature(made.measured["masks"]),
-                input_example=_example(),
+                code_paths=[str(_copy_code(Path(folder)))],
+                signature=_build_signature(made.measured["masks"]),
+                input_example=_build_example(),
                 pip_requirements=[f"{p}=={version(p)}" for p in REQUIREMENTS],
             )
         stored = Path(folder) / "stored"
         stored.mkdir()
         mlflow.artifacts.download_artifacts(logged.model_uri, dst_path=str(stored))
-        if files_sha256(stored / "artifacts" / model.name) != files_sha256(model):
+        if hash_files(stored / "artifacts" / model.name) != hash_files(model):
             raise WeightsError(f"{logged.model_uri} is not what was stored there: register again")
         tags = {
             WEIGHTS: made.facts["weights_sha256"],
-            FILES: files_sha256(stored),
+            FILES: hash_files(stored),
             "dpmpp.data": made.facts["dataset_id"],
             "dpmpp.evaluation": made.facts["evaluation_id"],
             "dpmpp.evaluate": evaluated.key,
@@ -115,13 +115,13 @@ def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -
         run_id=run.tracking.run_id,
         model_id=logged.model_id,
         tags=tags,
-        description=description(card),
+        description=shorten_card(card),
     )
     client.set_registered_model_alias(name, CANDIDATE, str(created.version))
     return created
 
 
-def _record(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> Record:
+def _build_record(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> Record:
     manifest = Manifest.load(run.folder(prepared))
     images = manifest.images.filter(pc.not_equal(manifest.images["split"], "train"))
     saliency = [stage.key for stage in run.stages if stage.name == "saliency"]
@@ -142,14 +142,14 @@ def _record(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> Record:
     return Record(facts, *read_evaluation(run.folder(evaluated)), images)
 
 
-def _code(folder: Path) -> Path:
+def _copy_code(folder: Path) -> Path:
     """A copy of the package that runs the model, without the weights that training starts from."""
     package = Path(dpmpp_core.__file__).parent
     left = shutil.ignore_patterns("__pycache__", "weights")
     return Path(shutil.copytree(package, folder / package.name, ignore=left))
 
 
-def _signature(masks: dict[str, Any]) -> ModelSignature:
+def _build_signature(masks: dict[str, Any]) -> ModelSignature:
     spaces = sorted(next(iter(masks.values())))
     columns = [f"{kind}_{space}" for kind in ("feature", "mask") for space in spaces]
     return ModelSignature(
@@ -158,7 +158,7 @@ def _signature(masks: dict[str, Any]) -> ModelSignature:
     )
 
 
-def _example() -> pd.DataFrame:
+def _build_example() -> pd.DataFrame:
     """A drawn picture: an example must not show anybody."""
     ramp = np.linspace(0, 255, 128, dtype=np.uint8)
     image = np.repeat(np.tile(ramp, (256, 1))[..., None], 3, axis=2)

@@ -28,9 +28,9 @@ from dpmpp_core.retrieval import (
     refuse_unusable,
 )
 
-READS = 8  # files at a time; from S3 it would mostly wait
-BLOCK = 256  # files read ahead
-SHOWN = 300  # characters of what a failing process said
+READ_THREADS = 8  # files at a time; from S3 it would mostly wait
+READ_AHEAD_FILES = 256  # files read ahead
+MAX_ERROR_CHARS = 300  # characters of what a failing process said
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class VerificationResult:
     latency_ms: float
 
 
-def measure(version: Path, images: pa.Table, root: str) -> VerificationResult:
+def verify_version(version: Path, images: pa.Table, root: str) -> VerificationResult:
     """Load a version in a new process, embed an evaluation's images, and rank.
 
     Args:
@@ -62,7 +62,7 @@ def measure(version: Path, images: pa.Table, root: str) -> VerificationResult:
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.npz"
-        _run(version, answer, pictures(images, root))
+        _run_worker(version, answer, read_images(images, root))
         with np.load(answer) as found:
             columns = {name: found[name] for name in found.files}
     code = str(columns.pop("code"))
@@ -71,14 +71,14 @@ def measure(version: Path, images: pa.Table, root: str) -> VerificationResult:
     seconds, spent = float(columns.pop("seconds")), columns.pop("milliseconds")
     paths = images["path"].to_pylist()
     refuse_unusable(columns, paths)
-    return VerificationResult(_ranked(columns, images), seconds, float(np.median(spent)))
+    return VerificationResult(_rank_queries(columns, images), seconds, float(np.median(spent)))
 
 
-def pictures(images: pa.Table, root: str) -> Iterator[bytes]:
+def read_images(images: pa.Table, root: str) -> Iterator[bytes]:
     """The files of an evaluation, in order; DataError if one is not what it was."""
-    with ThreadPoolExecutor(READS if "://" in root else 1) as threads:
-        for start in range(0, len(images), BLOCK):
-            rows = images.slice(start, BLOCK)
+    with ThreadPoolExecutor(READ_THREADS if "://" in root else 1) as threads:
+        for start in range(0, len(images), READ_AHEAD_FILES):
+            rows = images.slice(start, READ_AHEAD_FILES)
             found = threads.map(partial(read_bytes, root), rows["path"].to_pylist())
             for data, row in zip(found, rows.to_pylist(), strict=True):
                 if hashlib.sha256(data).hexdigest() != row["sha256"]:
@@ -89,14 +89,14 @@ def pictures(images: pa.Table, root: str) -> Iterator[bytes]:
                 yield data
 
 
-def _run(version: Path, answer: Path, files: Iterator[bytes]) -> None:
+def _run_worker(version: Path, answer: Path, files: Iterator[bytes]) -> None:
     """Start the program, hand it the files, wait for its end."""
     program = Path(__file__).with_name("verify_worker.py")
     command = [sys.executable, "-P", str(program), str(version), str(answer)]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
         try:
-            _hand_over(files, process)
+            _send_files(files, process)
             code = process.wait()
         finally:
             process.kill()  # nothing, if it has ended
@@ -105,11 +105,11 @@ def _run(version: Path, answer: Path, files: Iterator[bytes]) -> None:
             said.seek(0)
             lines = said.read().decode(errors="replace").strip().splitlines() or ["nothing said"]
             raise WeightsError(
-                f"the version does not work in a new process: {one_line(lines[-1])[:SHOWN]}"
+                f"the version does not work in a new process: {one_line(lines[-1])[:MAX_ERROR_CHARS]}"
             )
 
 
-def _hand_over(files: Iterator[bytes], process: subprocess.Popen[bytes]) -> None:
+def _send_files(files: Iterator[bytes], process: subprocess.Popen[bytes]) -> None:
     pipe = process.stdin
     assert pipe is not None
     try:
@@ -120,12 +120,14 @@ def _hand_over(files: Iterator[bytes], process: subprocess.Popen[bytes]) -> None
         pass  # it ended early, and its exit code says so
 
 
-def _ranked(columns: dict[str, np.ndarray], images: pa.Table) -> dict[str, QueryFigures]:
-    gallery = _part(columns, images, pc.equal(images["split"], "gallery"))
+def _rank_queries(columns: dict[str, np.ndarray], images: pa.Table) -> dict[str, QueryFigures]:
+    gallery = _select_embeddings(columns, images, pc.equal(images["split"], "gallery"))
     queries = pc.equal(images["split"], "query")
     sets = {
-        "occluded": _part(columns, images, pc.and_(queries, images["occluded"])),
-        "holistic": _part(columns, images, pc.and_(queries, pc.invert(images["occluded"]))),
+        "occluded": _select_embeddings(columns, images, pc.and_(queries, images["occluded"])),
+        "holistic": _select_embeddings(
+            columns, images, pc.and_(queries, pc.invert(images["occluded"]))
+        ),
     }
     found = {}
     for name, query in sets.items():
@@ -136,7 +138,9 @@ def _ranked(columns: dict[str, np.ndarray], images: pa.Table) -> dict[str, Query
     return found
 
 
-def _part(columns: dict[str, np.ndarray], images: pa.Table, chosen: pa.ChunkedArray) -> Embeddings:
+def _select_embeddings(
+    columns: dict[str, np.ndarray], images: pa.Table, chosen: pa.ChunkedArray
+) -> Embeddings:
     keep = np.asarray(chosen)
     features, masks = from_columns({name: values[keep] for name, values in columns.items()})
     rows = images.filter(chosen)

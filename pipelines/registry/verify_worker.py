@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-BATCH = 64
+BATCH_IMAGES = 64
 TIMED, WARM_UP = 25, 5
 
 
@@ -30,7 +30,7 @@ def main(folder: str, answer: str) -> None:
     seconds = time.perf_counter() - start
     parts: list[pd.DataFrame] = []
     first: list[bytes] = []
-    for batch in batches():
+    for batch in read_batches():
         first = first or batch
         parts.append(model.predict(pd.DataFrame({"image": batch})))
     spent = []
@@ -48,12 +48,12 @@ def main(folder: str, answer: str) -> None:
     np.savez(answer, code=np.array(str(code)), **columns)
 
 
-def batches() -> Iterator[list[bytes]]:
+def read_batches() -> Iterator[list[bytes]]:
     """Pictures of stdin, BATCH at a time."""
     batch: list[bytes] = []
     while head := sys.stdin.buffer.read(4):
         batch.append(sys.stdin.buffer.read(struct.unpack(">I", head)[0]))
-        if len(batch) == BATCH:
+        if len(batch) == BATCH_IMAGES:
             yield batch
             batch = []
     if batch:

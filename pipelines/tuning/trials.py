@@ -26,6 +26,7 @@ from dpmpp_core.config import Config, MetricConfig
 from dpmpp_core.config.space import apply_changes
 from dpmpp_core.data.synthesis import PARTS, Band
 from dpmpp_core.errors import DataError
+from pipelines.inference.embed import ModelLocation
 from pipelines.reporting.figures import CLEAN_QUERIES
 from pipelines.runtime.resources import Plan, throttle
 from pipelines.runtime.run import Run
@@ -83,8 +84,10 @@ class SearchContext:
             prompts = learn_prompts(run, self.validation, masks)
             metric, evaluated = train_and_evaluate(run, self.validation, masks, prompts, until)
             base = replace(run, config=self.base)  # so that every trial's queries are hidden alike
-            stages = self.validation, self.hiding, evaluated
-            hidden = robustness(base, *stages, storage.uri, metric.key, OCCLUSION_BANDS, PARTS)
+            model = ModelLocation(storage.uri, metric.key)
+            hidden = robustness(
+                base, self.validation, self.hiding, evaluated, model, OCCLUSION_BANDS, PARTS
+            )
         return objectives(evaluated.summary["metrics"], hidden.summary["measured"])
 
 

@@ -12,6 +12,7 @@ from dpmpp_core.config.grid import Grid, load_grid
 from dpmpp_core.data.synthesis import BANDS, PARTS
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import rank_by_mode
+from pipelines.inference.embed import ModelLocation
 from pipelines.inference.embeddings_file import load_embeddings
 from pipelines.reporting.ablation_table import TABLE, Ablation, Measured, by_variant, render
 from pipelines.runtime.run import Run
@@ -127,7 +128,7 @@ def _measure_curve(run: Run, trial: Trial, options: Options) -> dict[str, Any]:
     metric, evaluated = trial.stages(run.storage, run.plan)
     curve = robustness(
         replace(run, config=trial.config), trial.prepared, trial.masks, evaluated,
-        run.storage.uri, metric.key, options.bands, options.parts,
+        ModelLocation(run.storage.uri, metric.key), options.bands, options.parts,
     )  # fmt: skip
     return curve.summary["measured"]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dpmpp_core.config import Config
+    from pipelines.inference.embed import ModelLocation
     from pipelines.runtime.run import Run
     from pipelines.runtime.stage import Stage
     from pipelines.stages.prepare import Source
@@ -105,7 +106,7 @@ def _pretrain(p: Pipeline) -> Stage:
 def _evaluate(p: Pipeline) -> Stage:
     from pipelines.stages.evaluate import evaluate_model
 
-    evaluated = evaluate_model(p.run, p.done["prepare"], *_model(p))
+    evaluated = evaluate_model(p.run, p.done["prepare"], _model(p))
     if "metric" in p.done:
         p.run.tracking.log_final_metrics(evaluated.summary["metrics"])
     return evaluated
@@ -123,9 +124,8 @@ def _robustness(p: Pipeline) -> Stage | None:
     done, options = p.done, p.options
     if p.until != "robustness" and not has_clean_queries(done["prepare"]):
         return None
-    storage, key = _model(p)
     return robustness(
-        p.run, done["prepare"], done["saliency"], done["evaluate"], storage, key,
+        p.run, done["prepare"], done["saliency"], done["evaluate"], _model(p),
         options.bands, options.parts,
     )  # fmt: skip
 
@@ -154,11 +154,14 @@ def _synthesis(p: Pipeline) -> None:
     p.extra["synthesis"] = synthesize(p.run, p.done["prepare"], masks, p.options.synthesis)
 
 
-def _model(p: Pipeline) -> tuple[str, str]:
-    """Return storage and key of the model that is measured; the key of a saved one is empty."""
+def _model(p: Pipeline) -> ModelLocation:
+    """Return the location of the model that is measured."""
+    from pipelines.inference.embed import ModelLocation
+
     if p.options.model is not None:
-        return str(Path(p.options.model).absolute()), ""
-    return p.run.storage.uri, p.done["metric" if "metric" in p.done else "pretrain"].key
+        return ModelLocation(str(Path(p.options.model).absolute()))
+    trained = p.done["metric" if "metric" in p.done else "pretrain"]
+    return ModelLocation(p.run.storage.uri, trained.key)
 
 
 def _has_text(config: Config, options: Options, until: str) -> bool:

@@ -24,6 +24,7 @@ from pipelines.runtime.stage import Stage, StageNotFoundError
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 from pipelines.runtime.tuner import build_tuner, failure_reason, run_tuner
+from pipelines.inference.embed import ModelLocation
 from pipelines.stages.evaluate import evaluate_model
 from pipelines.stages.train import train_metric, train_prompts
 
@@ -44,7 +45,7 @@ def train_and_evaluate(
 ) -> tuple[Stage, Stage]:
     """Run stage 2, or its first `until` epochs, and the evaluation of its model."""
     metric = train_metric(run, prepared, masks, prompts, until)
-    return metric, evaluate_model(run, prepared, run.storage.uri, metric.key)
+    return metric, evaluate_model(run, prepared, ModelLocation(run.storage.uri, metric.key))
 
 
 @dataclass(frozen=True)

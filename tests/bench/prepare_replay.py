@@ -28,8 +28,8 @@ from pipelines.runtime.resources import ENVIRONMENT, throttle
 from pipelines.runtime.storage import Storage
 from pipelines.stages.inspection_cache import (
     FILE_SCHEMA,
-    FOUND_SCHEMA,
-    RECORD_SCHEMA,
+    RESULT_SCHEMA,
+    CACHE_SCHEMA,
     InspectionCache,
 )
 from pipelines.stages.prepare import block_rows
@@ -91,7 +91,7 @@ def files(count: int) -> pa.Table:
 
 
 def made_up(block: pa.Table) -> pa.Table:
-    """What looking at the files might have found, RECORD_SCHEMA."""
+    """What looking at the files might have found, CACHE_SCHEMA."""
     number = block["mtime_ns"].to_numpy()
     found = {
         "width": np.full(len(block), 64),
@@ -101,8 +101,8 @@ def made_up(block: pa.Table) -> pa.Table:
         "reason": [""] * len(block),
         "detail": [""] * len(block),
     }
-    columns = [pa.array(found[field.name], field.type) for field in FOUND_SCHEMA]
-    return pa.table([*block.columns, *columns], RECORD_SCHEMA)
+    columns = [pa.array(found[field.name], field.type) for field in RESULT_SCHEMA]
+    return pa.table([*block.columns, *columns], CACHE_SCHEMA)
 
 
 def watched(work: Callable[[], Any]) -> tuple[float, dict[str, float]]:

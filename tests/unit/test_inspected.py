@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dpmpp_core.data.inspection import UNREADABLE
 from pipelines.runtime.storage import Storage
 from pipelines.stages import inspection_cache as inspected
-from pipelines.stages.inspection_cache import FILE, FILE_SCHEMA, RECORD_SCHEMA, InspectionCache
+from pipelines.stages.inspection_cache import FILE, FILE_SCHEMA, CACHE_SCHEMA, InspectionCache
 
 State = tuple[str, int, int]  # path, size, time of change
 
@@ -22,7 +22,7 @@ State = tuple[str, int, int]  # path, size, time of change
 def rows(*states: State, reason: str = "") -> pa.Table:
     found = {"width": 8, "height": 8, "bytes": 1, "sha256": "", "reason": reason, "detail": ""}
     named = [dict(zip(FILE, state, strict=True)) | found for state in states]
-    return pa.Table.from_pylist(named, RECORD_SCHEMA)
+    return pa.Table.from_pylist(named, CACHE_SCHEMA)
 
 
 def files(*states: State) -> pa.Table:
