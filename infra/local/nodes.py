@@ -73,7 +73,8 @@ class Nodes:
         params.pop("dashboard-host", None)
         command = [
             str(BIN / "ray"), "start", "--block", *how, f"--node-ip-address={address}",
-            f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats",
+            f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}",
+            "--disable-usage-stats",
             "--labels", ",".join(f"{k}={v}" for k, v in labels.items()),
             *(f"--{key}={value}" for key, value in params.items()),
         ]  # fmt: skip

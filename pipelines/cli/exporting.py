@@ -24,9 +24,9 @@ def export(
 
     def work() -> dict[str, Any]:
         from pipelines.inference.onnx_export import export as write
-        from pipelines.inference.onnx_model import graph_beside
+        from pipelines.inference.onnx_model import default_graph_path
 
-        return write(model, out or Path(graph_beside(str(model))))
+        return write(model, out or Path(default_graph_path(str(model))))
 
     def show(result: dict[str, Any]) -> None:
         from pipelines.cli.show import show_export

@@ -39,7 +39,8 @@ def show_index(result: dict[str, Any]) -> None:
         "images": f"{result['images']:,} of {result['persons']:,} persons that are known",
         "cameras": cameras or "not known",
         "times": " to ".join(filter(None, map(show_time, _time_span(result)))) or "not known",
-        "size": f"{_format_bytes(result['bytes'])} in {result['segments']} segments, {result['stored']}",
+        "size": f"{_format_bytes(result['bytes'])} in {result['segments']} segments, "
+        f"{result['stored']}",
         "sketches": f"of {result['sketched']:,} images; `dpmpp index compact` adds what is missing"
         if result["sketched"]
         else "",

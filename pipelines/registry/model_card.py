@@ -1,4 +1,4 @@
-"""The model card of a version: what it is, how good and how sure, from what, and what it is not."""
+"""Write the model card of a version: origin, data, figures with intervals, intended use, limits."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pipelines.registry.record import CARD, Record
 from pipelines.reporting.tables import bounded, hidden_rows
 
 LAST_HEADING = "## Configuration"
-MAX_DESCRIPTION_CHARS = 5000  # characters that the registry keeps of a version's description
+MAX_DESCRIPTION_CHARS = 5000  # that MLflow keeps
 INTENDED_USE = (
     "Ranking pictures of persons by likeness to a query, for people who then look themselves."
 )
 LIMITS = (
     "A rank identifies nobody: the figures are of queries whose person is in the gallery.",
     "Figures hold for the data above. Other cameras, places, clothes or years are another matter.",
-    "The intervals tell of other persons, not of another training: this is one seed.",
+    "The intervals are over other persons, not over other trainings: this is one seed.",
     "Differences between groups of people were not measured: decide nothing about people by it.",
 )  # fmt: skip
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def render_model_card(record: Record, config: Config, client: MlflowClient) -> str:
-    """The card as Markdown."""
+    """Return the card as Markdown."""
     parts = [
         _format_header(record, config),
         _format_data(record, config),
@@ -48,12 +48,12 @@ def render_model_card(record: Record, config: Config, client: MlflowClient) -> s
 
 
 def insert_section(card: str, section: str) -> str:
-    """The card with one more section, before its last, long one."""
+    """Return the card with one more section, before its last, long one."""
     return card.replace(LAST_HEADING, f"{section}\n{LAST_HEADING}", 1)
 
 
 def shorten_card(card: str) -> str:
-    """The card as far as it fits a version's description; whole, it is beside the model."""
+    """Return the card, cut to fit a version's description; the whole is next to the model."""
     text, cut = card[: card.index(LAST_HEADING)], f"... whole: {CARD} in `record`"
     return (
         text
@@ -78,7 +78,7 @@ def _format_header(record: Record, config: Config) -> list[str]:
         + ", ".join(f"`{key}`" for key in facts["stages"].values()),
         f"- Person masks of the training: {config.saliency.provider}"
         + (f", `{facts['saliency']}`" if facts.get("saliency") else ""),
-        f"- Made with Python {facts['environment']['python']}, {packages}",
+        f"- Built with Python {facts['environment']['python']}, {packages}",
     ]
 
 
@@ -89,7 +89,7 @@ def _format_data(record: Record, config: Config) -> list[str]:
         for name, values in facts["counts"].items()
         if values
     ]
-    licence = config.tracking.data_licence or "unknown: nobody stated it (`tracking.data_licence`)"
+    licence = config.tracking.data_licence or "unknown: not stated (`tracking.data_licence`)"
     return [
         "## Data",
         "",
@@ -101,7 +101,7 @@ def _format_data(record: Record, config: Config) -> list[str]:
 
 
 def _format_figures(measured: Mapping[str, Any]) -> list[str]:
-    """Figures with their intervals, beside baselines; and by share hidden, where it is known."""
+    """Return figures with intervals and baselines; and by occlusion ratio, where it is known."""
     lines = [
         "## Figures",
         "",
@@ -111,11 +111,11 @@ def _format_figures(measured: Mapping[str, Any]) -> list[str]:
         "| queries | | mAP | rank-1 |",
         "|---|---|---:|---:|",
     ]
-    said = {"masked": "with mask", "unmasked": "no mask", "gain": "what the mask adds"}
+    labels = {"masked": "with mask", "unmasked": "no mask", "gain": "what the mask adds"}
     for name, kinds in measured["intervals"].items():
         for kind, values in kinds.items():
             shown = (bounded(values[figure], kind == "gain") for figure in ("mAP", "rank1"))
-            lines.append(f"| {name} | {said[kind]} | {' | '.join(shown)} |")
+            lines.append(f"| {name} | {labels[kind]} | {' | '.join(shown)} |")
         for baseline, values in measured["metrics"]["baselines"][name].items():
             shown = (format_percent(values[figure]) for figure in ("mAP", "rank1"))
             lines.append(f"| {name} | {baseline} | {' | '.join(shown)} |")
@@ -127,15 +127,15 @@ def _format_figures(measured: Mapping[str, Any]) -> list[str]:
 
 
 def _format_ablation(record: Record, client: MlflowClient) -> list[str]:
-    """What the parts of the method are worth on the same data, if that was measured."""
+    """Return the results of the ablation on the same data, if there is one."""
     experiment = client.get_run(record.facts["run_id"]).info.experiment_id
     query = (
         f"tags.`dpmpp.data` = '{record.facts['dataset_id']}' and tags.`dpmpp.run` LIKE 'ablation-%'"
     )
-    found = client.search_runs([experiment], query, max_results=1)
-    if not found:
+    runs = client.search_runs([experiment], query, max_results=1)
+    if not runs:
         return ["## Ablation", "", "None was run on this data (`dpmpp ablate`)."]
-    run_id = found[0].info.run_id
+    run_id = runs[0].info.run_id
     try:
         table = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/table.json"))
     except (MlflowException, OSError, ValueError) as error:

@@ -1,11 +1,10 @@
-"""`candidate` -> `champion` in MLflow's registry, through a gate; and back."""
+"""Promote `candidate` to `champion` in MLflow's registry, through a gate, and roll it back."""
 
 from __future__ import annotations
 
 import json
 import logging
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,9 +43,9 @@ from pipelines.runtime.tracking import resolve_tracking
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromotionRequest:
-    """What a user asks for; see `dpmpp promote --help`."""
+    """The options of `dpmpp promote`; see its `--help`."""
 
     name: str
     version: int | None = None
@@ -60,22 +59,22 @@ class PromotionRequest:
 
 
 def promote(request: PromotionRequest) -> dict[str, Any]:
-    """Judge a version and, if it passes, make it the champion; the result that `--json` prints.
+    """Check a version and, if it passes the gate, set it as champion; return what `--json` prints.
 
-    `refused` in the result says in one line why it is not the champion now. The verdict is stored
-    as an MLflow run, and on the version as tags, unless it is a dry run.
+    `refused` in the result is the reason, in one line, why it is not the champion now. Unless it is
+    a dry run, the verdict is stored as an MLflow run and as tags of the version.
 
     Raises:
-        UserError: gate or version are none; the registry or the champion cannot be used.
+        UserError: no such gate or version; the registry or the champion cannot be used.
     """
     gate = load_gate(request.gate)
-    registry, journal = _open_registry(request)
+    registry, promotions = _open_registry(request)
     with translate_errors(registry.uri), tempfile.TemporaryDirectory() as folder:
         try:
             if not request.dry_run:
-                journal.repair()
-        except PromotionConflictError as lost:
-            return {"name": request.name, "refused": str(lost)}
+                promotions.repair()
+        except PromotionConflictError as conflict:
+            return {"name": request.name, "refused": str(conflict)}
         aliases = registry.aliases()
         version = _select_version(registry, request, aliases)
         number, champion = int(version.version), aliases.get(CHAMPION)
@@ -87,9 +86,10 @@ def promote(request: PromotionRequest) -> dict[str, Any]:
         if number == champion and not request.records_only:
             return result | {"version": number, "champion": number, "changed": False}
         other = None if champion in (None, number) else registry.version(champion)
-        arguments = registry, gate, version, other, Path(folder), request.data
-        verdict = run_promotion_checks(*arguments, request.records_only)
-        result |= verdict.as_json() | {"champion": champion, "changed": False}
+        verdict = run_promotion_checks(
+            registry, gate, version, other, Path(folder), request.data, request.records_only
+        )
+        result |= verdict.to_json() | {"champion": champion, "changed": False}
         if not request.dry_run:
             result["run_id"] = _store_verdict(registry, version, verdict, gate, request)
         if verdict.refused_by:
@@ -98,24 +98,24 @@ def promote(request: PromotionRequest) -> dict[str, Any]:
         if request.dry_run:
             return result
         move = Move(PROMOTE, champion, aliases.get(PREVIOUS), number)
-        return result | _apply(lambda: journal.move(move), move)
+        return result | _apply(promotions, move)
 
 
 def roll_back(request: PromotionRequest) -> dict[str, Any]:
-    """Make the previous champion the champion again, and this one the previous.
+    """Swap the champion with the previous one; return what `--json` prints.
 
-    What is taken back is tagged, and a gate refuses it from then on.
+    The version that is rolled back is tagged, and a gate refuses it from then on.
 
     Raises:
         UserError: there is no previous champion, or its files are not those that were registered.
     """
-    registry, journal = _open_registry(request)
+    registry, promotions = _open_registry(request)
     with translate_errors(registry.uri), tempfile.TemporaryDirectory() as folder:
         try:
             if not request.dry_run:
-                journal.repair()
-        except PromotionConflictError as lost:
-            return {"name": request.name, "refused": str(lost)}
+                promotions.repair()
+        except PromotionConflictError as conflict:
+            return {"name": request.name, "refused": str(conflict)}
         aliases = registry.aliases()
         champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
         if champion is None or previous is None or champion == previous:
@@ -129,7 +129,7 @@ def roll_back(request: PromotionRequest) -> dict[str, Any]:
         if request.dry_run:
             return result
         move = Move(ROLLBACK, champion, previous, previous)
-        return result | _apply(lambda: journal.move(move), move)
+        return result | _apply(promotions, move)
 
 
 def _open_registry(request: PromotionRequest) -> tuple[Registry, PromotionLog]:
@@ -150,12 +150,12 @@ def _select_version(
     return registry.version(number)
 
 
-def _apply(move: Callable[[], None], made: Move) -> dict[str, Any]:
+def _apply(promotions: PromotionLog, move: Move) -> dict[str, Any]:
     try:
-        move()
-    except PromotionConflictError as lost:
-        return {"refused": str(lost)}
-    return {"changed": True, "champion": made.to, "previous": made.champion}
+        promotions.apply(move)
+    except PromotionConflictError as conflict:
+        return {"refused": str(conflict)}
+    return {"changed": True, "champion": move.to, "previous": move.champion}
 
 
 def _store_verdict(
@@ -165,7 +165,7 @@ def _store_verdict(
     gate: Gate,
     request: PromotionRequest,
 ) -> str:
-    """The verdict as an MLflow run beside the version's own, and as tags of the version."""
+    """Store the verdict as an MLflow run and as tags of the version; return the run's id."""
     client, number = registry.client, verdict.version
     experiment = client.get_run(str(version.run_id)).info.experiment_id
     answer = "refused" if verdict.refused_by else "passed"
@@ -176,7 +176,7 @@ def _store_verdict(
     }
     run_id = client.create_run(experiment, tags=tags).info.run_id
     now = datetime.now(UTC)
-    stored = verdict.as_json() | {
+    stored = verdict.to_json() | {
         "name": registry.name,
         "gate": {"name": request.gate, **gate.model_dump(mode="json")},
         "time": now.isoformat(timespec="seconds"),
@@ -202,12 +202,12 @@ def _store_verdict(
         "dpmpp.gate.refused_by": ", ".join(verdict.refused_by),
         "dpmpp.gate.run": run_id,
     }.items():
-        registry.tag(number, key, value)
+        registry.set_tag(number, key, value)
     return run_id
 
 
 def render_verdict(verdict: dict[str, Any]) -> str:
-    """A verdict for people."""
+    """Return a verdict as Markdown."""
     refused = verdict["refused_by"]
     against = "no champion" if verdict["champion"] is None else f"version {verdict['champion']}"
     lines = [
@@ -234,7 +234,7 @@ def render_verdict(verdict: dict[str, Any]) -> str:
 
 
 def format_value(value: float | str | None) -> str:
-    """A value of a check, short."""
+    """Return a short text of a check's value."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, (int, float)) else value[:16]

@@ -1,4 +1,4 @@
-"""A model that the registry names, `models:/NAME@ALIAS` or `models:/NAME/VERSION`, as a folder."""
+"""Resolve `models:/NAME@ALIAS` and `models:/NAME/VERSION`, and fetch the model's folder."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ TRACKING_URI_VARIABLES = ("DPMPP_TRACKING_URI", "MLFLOW_TRACKING_URI")
 
 
 def is_registered(source: str) -> bool:
-    """Whether a model is named by the registry, not by a place."""
+    """Return whether a model is named as in the registry, not by its location."""
     return source.startswith(SCHEME)
 
 
 def get_registry_uri() -> str:
-    """Of the environment, or the file that `dpmpp run` makes in `./runs`."""
-    named = [
+    """Return the registry of the environment, or the file that `dpmpp run` writes in `./runs`."""
+    given = [
         os.environ[variable] for variable in TRACKING_URI_VARIABLES if os.environ.get(variable)
     ]
-    return named[0] if named else f"sqlite:///{Path('runs').absolute()}/mlflow.db"
+    return given[0] if given else f"sqlite:///{Path('runs').absolute()}/mlflow.db"
 
 
 def resolve_model_uri(source: str) -> str:
-    """`models:/NAME/VERSION` of a name: an alias may point elsewhere tomorrow.
+    """Return `models:/NAME/VERSION` of a name, as its alias may be moved later.
 
     Raises:
         ConfigError: no such model, alias or version, or no name of either form.
@@ -46,13 +46,13 @@ def resolve_model_uri(source: str) -> str:
 
 
 def fetch_registered(source: str) -> Path:
-    """The model folder of a version, in the cache of this node.
+    """Return the model folder of a version, in the cache of this node.
 
     Raises:
         WeightsError: the files are not those that were registered, or hold no model of ours.
         ConfigError, RegistryError: as `resolve_model_uri`.
     """
-    from pipelines.registry.client import FILES, hash_files
+    from pipelines.registry.client import FILES, hash_files, translate_errors
 
     registry, number = _find_version(source)
     stated = registry.version(number).tags.get(FILES)
@@ -61,7 +61,8 @@ def fetch_registered(source: str) -> Path:
     if not cache.is_dir():
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
-            files = _downloaded(registry, number, Path(folder))
+            with translate_errors(registry.uri):
+                files = registry.download(number, Path(folder))
             if stated not in (None, hash_files(files)):
                 raise WeightsError(f"{source}: its files are not those that were registered")
             if not cache.is_dir():  # others fetch it at the same time
@@ -73,7 +74,7 @@ def fetch_registered(source: str) -> Path:
 
 
 def _find_version(source: str) -> tuple[Registry, int]:
-    """The registry of a name, and the number of the version that it names."""
+    """Return the registry of a model's name, and the number of the named version."""
     from pipelines.registry.client import Registry, translate_errors
 
     named = MODEL_URI_PATTERN.fullmatch(source)
@@ -90,10 +91,3 @@ def _find_version(source: str) -> tuple[Registry, int]:
         there = ", ".join(sorted(aliases)) or "none"
         raise ConfigError(f"{registry.name} has no alias {named['alias']!r}; it has: {there}")
     return registry, aliases[named["alias"]]
-
-
-def _downloaded(registry: Registry, number: int, folder: Path) -> Path:
-    from pipelines.registry.client import translate_errors
-
-    with translate_errors(registry.uri):
-        return registry.download(number, folder)

@@ -1,7 +1,7 @@
-"""The trained model -> a version in MLflow's registry, with the alias `candidate`.
+"""Register the trained model in MLflow as a version, with the alias `candidate`.
 
-A version is whole: weights, the code that runs them, requirements, the record of its evaluation and
-a model card. It appears in the registry with all its tags or not at all.
+A version is complete: weights, the code that runs them, requirements, the record of its evaluation
+and a model card. It appears in the registry with all its tags or not at all.
 """
 
 from __future__ import annotations
@@ -47,48 +47,51 @@ FORMAT = 2  # of a version's files
 
 
 def register(run: Run, prepared: Stage, metric: Stage, evaluated: Stage) -> Stage:
-    """Log and register the model of the run; move the alias `candidate` to the new version."""
+    """Register the model of the run; move the alias `candidate` to the new version."""
     name = run.config.tracking.model_name
     identity = {
         "format": FORMAT,
         "metric": metric.key,
         "evaluate": evaluated.key,
         "name": name,
-        "tracking": redact(run.tracking.uri),  # a new password is no new server
+        "tracking": redact(run.tracking.uri),  # a changed password is not another server
     }
 
     def build(folder: Path) -> dict[str, Any]:
-        made = register_version(run, prepared, evaluated, run.folder(metric) / "model")
-        number = int(made.version)
+        created = register_version(run, prepared, evaluated, run.folder(metric) / "model")
+        number = int(created.version)
         return {"model_uri": f"models:/{name}/{number}", "version": number, "alias": CANDIDATE}
 
     return run.stage("register", identity, build)
 
 
 def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> ModelVersion:
-    """Register a saved model with its evaluation; the version is the candidate then.
+    """Register a saved model with its evaluation, and set the alias `candidate` to the version.
 
     Args:
-        model: folder of the model that `evaluated` measured.
+        run: its MLflow run is the version's.
+        prepared: the data.
+        evaluated: the evaluation of the model.
+        model: folder of the model.
     """
     name = run.config.tracking.model_name
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     mlflow.set_tracking_uri(run.tracking.uri)
     client = MlflowClient(run.tracking.uri)
-    made = _build_record(run, prepared, evaluated, model)
-    card = render_model_card(made, run.config, client)
+    own = _build_record(run, prepared, evaluated, model)
+    card = render_model_card(own, run.config, client)
     with tempfile.TemporaryDirectory() as folder:
-        beside = Path(folder) / record.FOLDER
-        made.write(beside, run.folder(evaluated))
-        (beside / record.CARD).write_text(card)
-        (beside / record.CONFIG).write_text(redact(run.config.to_yaml()))
+        record_folder = Path(folder) / record.FOLDER
+        own.write(record_folder, run.folder(evaluated))
+        (record_folder / record.CARD).write_text(card)
+        (record_folder / record.CONFIG).write_text(redact(run.config.to_yaml()))
         with mlflow.start_run(run_id=run.tracking.run_id):
             logged = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("serving.py")),
-                artifacts={"model": str(model), record.FOLDER: str(beside)},
+                artifacts={"model": str(model), record.FOLDER: str(record_folder)},
                 code_paths=[str(_copy_code(Path(folder)))],
-                signature=_build_signature(made.measured["masks"]),
+                signature=_build_signature(own.measured["masks"]),
                 input_example=_build_example(),
                 pip_requirements=[f"{p}=={version(p)}" for p in REQUIREMENTS],
             )
@@ -98,10 +101,10 @@ def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -
         if hash_files(stored / "artifacts" / model.name) != hash_files(model):
             raise WeightsError(f"{logged.model_uri} is not what was stored there: register again")
         tags = {
-            WEIGHTS: made.facts["weights_sha256"],
+            WEIGHTS: own.facts["weights_sha256"],
             FILES: hash_files(stored),
-            "dpmpp.data": made.facts["dataset_id"],
-            "dpmpp.evaluation": made.facts["evaluation_id"],
+            "dpmpp.data": own.facts["dataset_id"],
+            "dpmpp.evaluation": own.facts["evaluation_id"],
             "dpmpp.evaluate": evaluated.key,
         }
     try:
@@ -127,7 +130,7 @@ def _build_record(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> R
     saliency = [stage.key for stage in run.stages if stage.name == "saliency"]
     facts = {
         "dataset_id": manifest.dataset_id,
-        "evaluation_id": rows_sha256(images),  # other training images make no other evaluation
+        "evaluation_id": rows_sha256(images),  # the training images do not change the evaluation
         "root": redact(manifest.root),
         "layout": manifest.layout,
         "counts": manifest.counts(),
@@ -143,10 +146,10 @@ def _build_record(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> R
 
 
 def _copy_code(folder: Path) -> Path:
-    """A copy of the package that runs the model, without the weights that training starts from."""
+    """Copy the package that runs the model, without the weights that training starts from."""
     package = Path(dpmpp_core.__file__).parent
-    left = shutil.ignore_patterns("__pycache__", "weights")
-    return Path(shutil.copytree(package, folder / package.name, ignore=left))
+    omitted = shutil.ignore_patterns("__pycache__", "weights")
+    return Path(shutil.copytree(package, folder / package.name, ignore=omitted))
 
 
 def _build_signature(masks: dict[str, Any]) -> ModelSignature:
@@ -159,7 +162,7 @@ def _build_signature(masks: dict[str, Any]) -> ModelSignature:
 
 
 def _build_example() -> pd.DataFrame:
-    """A drawn picture: an example must not show anybody."""
+    """Draw a picture, since an example must not show a person."""
     ramp = np.linspace(0, 255, 128, dtype=np.uint8)
     image = np.repeat(np.tile(ramp, (256, 1))[..., None], 3, axis=2)
     return pd.DataFrame({"image": [cv2.imencode(".jpg", image)[1].tobytes()]})

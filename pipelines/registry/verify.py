@@ -1,4 +1,4 @@
-"""A registered version, measured in a new process on the images of an evaluation."""
+"""Measure a registered version in a new process, on the images of an evaluation."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from dpmpp_core.retrieval import (
     refuse_unusable,
 )
 
-READ_THREADS = 8  # files at a time; from S3 it would mostly wait
-READ_AHEAD_FILES = 256  # files read ahead
-MAX_ERROR_CHARS = 300  # characters of what a failing process said
+READ_THREADS = 8  # for S3, where a single thread mostly waits
+READ_AHEAD_FILES = 256
+MAX_ERROR_CHARS = 300  # of the last line that a failing process printed
 
 
 @dataclass(frozen=True)
 class VerificationResult:
-    """What a new process found.
+    """Figures of a version in a new process.
 
     Attributes:
-        queries: by query set, what each query found with its mask.
+        queries: by query set, the figures of each query with its mask.
         seconds: to load the model, imports included.
         latency_ms: median of single pictures.
     """
@@ -63,11 +63,11 @@ def verify_version(version: Path, images: pa.Table, root: str) -> VerificationRe
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.npz"
         _run_worker(version, answer, read_images(images, root))
-        with np.load(answer) as found:
-            columns = {name: found[name] for name in found.files}
+        with np.load(answer) as stored:
+            columns = dict(stored)
     code = str(columns.pop("code"))
     if not Path(code).resolve().is_relative_to(version.resolve()):
-        raise WeightsError("the version does not bring its own code: register it anew")
+        raise WeightsError("the version does not bring its own code: register it again")
     seconds, spent = float(columns.pop("seconds")), columns.pop("milliseconds")
     paths = images["path"].to_pylist()
     refuse_unusable(columns, paths)
@@ -75,38 +75,37 @@ def verify_version(version: Path, images: pa.Table, root: str) -> VerificationRe
 
 
 def read_images(images: pa.Table, root: str) -> Iterator[bytes]:
-    """The files of an evaluation, in order; DataError if one is not what it was."""
+    """Yield the files of an evaluation in order; raise DataError if one has changed."""
     with ThreadPoolExecutor(READ_THREADS if "://" in root else 1) as threads:
         for start in range(0, len(images), READ_AHEAD_FILES):
             rows = images.slice(start, READ_AHEAD_FILES)
-            found = threads.map(partial(read_bytes, root), rows["path"].to_pylist())
-            for data, row in zip(found, rows.to_pylist(), strict=True):
+            contents = threads.map(partial(read_bytes, root), rows["path"].to_pylist())
+            for data, row in zip(contents, rows.to_pylist(), strict=True):
                 if hashlib.sha256(data).hexdigest() != row["sha256"]:
                     raise DataError(
                         f"{row['path']} in {root} is not the file that the version was measured "
-                        "on: measure and register anew with `dpmpp run`"
+                        "on: measure and register again with `dpmpp run`"
                     )
                 yield data
 
 
 def _run_worker(version: Path, answer: Path, files: Iterator[bytes]) -> None:
-    """Start the program, hand it the files, wait for its end."""
+    """Start the worker, send it the files, wait for its end."""
     program = Path(__file__).with_name("verify_worker.py")
     command = [sys.executable, "-P", str(program), str(version), str(answer)]
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
         try:
             _send_files(files, process)
             code = process.wait()
         finally:
-            process.kill()  # nothing, if it has ended
+            process.kill()  # does nothing if it has ended
             process.wait()
         if code:
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines() or ["nothing said"]
-            raise WeightsError(
-                f"the version does not work in a new process: {one_line(lines[-1])[:MAX_ERROR_CHARS]}"
-            )
+            output.seek(0)
+            lines = output.read().decode(errors="replace").strip().splitlines() or ["no output"]
+            reason = one_line(lines[-1])[:MAX_ERROR_CHARS]
+            raise WeightsError(f"the version does not work in a new process: {reason}")
 
 
 def _send_files(files: Iterator[bytes], process: subprocess.Popen[bytes]) -> None:
@@ -117,7 +116,7 @@ def _send_files(files: Iterator[bytes], process: subprocess.Popen[bytes]) -> Non
             for data in files:
                 pipe.write(struct.pack(">I", len(data)) + data)
     except BrokenPipeError:
-        pass  # it ended early, and its exit code says so
+        pass  # it ended early; its exit code is checked
 
 
 def _rank_queries(columns: dict[str, np.ndarray], images: pa.Table) -> dict[str, QueryFigures]:
@@ -129,13 +128,13 @@ def _rank_queries(columns: dict[str, np.ndarray], images: pa.Table) -> dict[str,
             columns, images, pc.and_(queries, pc.invert(images["occluded"]))
         ),
     }
-    found = {}
+    figures = {}
     for name, query in sets.items():
         if len(query):
             ids = query.pids, gallery.pids, query.camids, gallery.camids
             ranked = rank_features(query.features, query.masks, gallery.features, *ids)
-            found[name] = QueryFigures.of(query, ranked)
-    return found
+            figures[name] = QueryFigures.of(query, ranked)
+    return figures
 
 
 def _select_embeddings(

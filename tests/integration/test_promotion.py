@@ -207,7 +207,7 @@ def test_of_many_movers_one_wins_whatever_their_timing(at: Lab, table: Table) ->
 
         def go(move: Move = move, ended: list[str] = ended) -> None:
             try:
-                PromotionLog(Registry(at.server.uri, name)).move(move)
+                PromotionLog(Registry(at.server.uri, name)).apply(move)
                 ended.append("won")
             except PromotionConflictError as error:
                 ended.append(str(error))
@@ -367,7 +367,7 @@ def test_a_champion_moved_by_hand_while_judging_is_not_overruled(at: Lab, table:
     with pytest.raises(
         PromotionConflictError, match="the champion is version 2 now, it was version 1"
     ):
-        journal.move(Move("promote", 1, None, 3))
+        journal.apply(Move("promote", 1, None, 3))
     assert at.aliases(name)["champion"] == 2 and at.tickets(name) == ["done", "lost"]
     table.add("champion moved by hand after the gate", "exit 3: judged against another champion")
 
@@ -541,7 +541,7 @@ def test_other_images_are_noticed_and_the_champion_measured_on_them(
     table.add("the images are not where they were", why(answer))
 
     answer = at.promote(name, data=str(where))
-    assert answer["changed"] and "measured anew on these" in answer["notes"][0]
+    assert answer["changed"] and "measured again on these" in answer["notes"][0]
     assert [c["passed"] for c in answer["checks"] if c["name"].startswith("no worse")] == [True] * 2
     table.add(
         "other evaluation images than the champion's; `--data` says where they are",
