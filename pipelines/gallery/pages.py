@@ -1,4 +1,4 @@
-"""What a search found, to look at: one HTML file that needs nothing else, and its parts."""
+"""Render the results of a search: one self-contained HTML file, and its parts."""
 
 from __future__ import annotations
 
@@ -18,34 +18,38 @@ from pipelines.gallery.search import Hit
 from pipelines.inference.queries import QueryEmbeddings
 from pipelines.reporting.html import templates, write_page
 
-THUMBNAIL_PIXELS = 192  # pixels, the larger side
+THUMBNAIL_PIXELS = 192  # of the larger side
 QUERY_SIZE = 256, 128  # height and width of a query
-BAR_PIXELS = 46  # pixels, the width of the bands' bars
+BAR_PIXELS = 46  # width of the bars of bands
 PAPER, BAR, EMPTY = (255, 255, 255), (0, 114, 178), (208, 215, 222)
 
 
 class QueryAnswer(NamedTuple):
-    """A query and what was found.
+    """A query and its hits.
 
-    image: its path or URI. picture: RGB. asked: of this query only. hits: best first.
+    Attributes:
+        image: its path or URI.
+        picture: RGB.
+        query: embeddings of this query only.
+        hits: best first.
     """
 
     image: str
     picture: Image
-    asked: QueryEmbeddings
+    query: QueryEmbeddings
     hits: Sequence[Hit]
 
 
 class _RenderedAnswer(NamedTuple):
     image: str
     picture: Image
-    told: str
+    caption: str
     hits: Sequence[Hit]
     thumbnails: list[Image | None]
 
 
 def write_search_page(path: Path, facts: Mapping[str, str], answers: Sequence[QueryAnswer]) -> None:
-    """Write the page: each query, what its mask trusted, what was found.
+    """Write the page: each query, what its mask trusts, its hits.
 
     Raises:
         OSError: it cannot be written.
@@ -57,7 +61,7 @@ def write_search_page(path: Path, facts: Mapping[str, str], answers: Sequence[Qu
 
 
 def render_answer(answer: QueryAnswer) -> str:
-    """What one query found, as HTML to put into another page."""
+    """Return one query and its hits as HTML to put into another page."""
     parts = _build_environment().get_template("answer.html.j2").make_module()
     return Markup("<style>{}{}</style>{}").format(
         parts.light(),  # type: ignore[attr-defined]
@@ -66,22 +70,22 @@ def render_answer(answer: QueryAnswer) -> str:
     )
 
 
-def draw_trusted(picture: Image, asked: QueryEmbeddings) -> Image:
-    """A query as it is, and beside it with that dark which was not seen to be the person.
+def draw_trusted(picture: Image, query: QueryEmbeddings) -> Image:
+    """Draw a query, and next to it the query with the parts dark that do not show the person.
 
-    With bands there is a bar for each: how much the mask trusts it, against the one it trusts most.
-    A model that tells neither gives the picture alone.
+    With bands there is one bar per band: its trust, relative to the most trusted one. A model with
+    neither gives the picture only.
     """
     height, width = QUERY_SIZE
     method = cv2.INTER_AREA if picture.shape[0] > height else cv2.INTER_CUBIC
     plain = cv2.resize(picture, (width, height), interpolation=method).astype(np.uint8)
     cells = [plain]
-    if asked.visible is not None:
-        light = cv2.resize(asked.visible[0], (width, height), interpolation=cv2.INTER_LINEAR)
+    if query.visible is not None:
+        light = cv2.resize(query.visible[0], (width, height), interpolation=cv2.INTER_LINEAR)
         shade = 0.15 + 0.85 * np.clip(light, 0, 1)
         cells.append((plain * shade[..., None]).astype(np.uint8))
-    if asked.bands is not None:
-        cells.append(_draw_bars(asked.bands[0]))
+    if query.bands is not None:
+        cells.append(_draw_bars(query.bands[0]))
     gap = np.full((height, 6, 3), PAPER, np.uint8)
     joined = [part for cell in cells for part in (cell, gap)][:-1]
     return np.concatenate(joined, axis=1)
@@ -98,18 +102,18 @@ def _draw_bars(bands: np.ndarray) -> Image:
 
 
 def _prepare_answer(answer: QueryAnswer) -> _RenderedAnswer:
-    told = ""
-    if answer.asked.visible is not None or answer.asked.bands is not None:
-        told = "Dark: not seen to be the person, so not trusted."
-    if answer.asked.bands is not None:
-        told += " Bars: how much each band counts."
+    caption = ""
+    if answer.query.visible is not None or answer.query.bands is not None:
+        caption = "Dark: not seen to be the person, so not trusted."
+    if answer.query.bands is not None:
+        caption += " Bars: how much each band counts."
     thumbnails = [load_thumbnail(hit.image) for hit in answer.hits]
-    picture = draw_trusted(answer.picture, answer.asked)
-    return _RenderedAnswer(answer.image, picture, told, answer.hits, thumbnails)
+    picture = draw_trusted(answer.picture, answer.query)
+    return _RenderedAnswer(answer.image, picture, caption, answer.hits, thumbnails)
 
 
 def load_thumbnail(image: str) -> Image | None:
-    """A picture of an index, small; None if it is gone or no picture any more."""
+    """Return a small picture of an index; None if it is gone or no picture any more."""
     root, _, name = image.rpartition("/")
     try:
         picture = read_image(root or "/", name)
@@ -123,7 +127,7 @@ def load_thumbnail(image: str) -> Image | None:
 
 
 def format_probability(probability: float) -> str:
-    """A probability in percent; never 0 or 100, which nobody knows."""
+    """Return a probability in percent; never 0 or 100, which no calibration can know."""
     if probability < 0.001:
         return "< 0.1 %"
     if probability > 0.999:

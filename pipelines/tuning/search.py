@@ -25,7 +25,7 @@ from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.tracking import look_up
 from pipelines.stages.robustness import has_clean_queries
-from pipelines.stages.saliency import saliency
+from pipelines.stages.saliency import compute_person_masks
 from pipelines.tuning.report import SearchProgress, importances, render
 from pipelines.tuning.schedulers import REDUCTION
 from pipelines.tuning.spaces import (
@@ -147,7 +147,7 @@ def search(options: Options, request: TuningRequest) -> dict[str, Any]:
         validation = hold_out_identities(run, prepared, request)
         name = f"tune-{base.name}-{_identity(base, validation, request, spec)}"
         begin(run, prepared, name)
-        hiding = saliency(run, validation)
+        hiding = compute_person_masks(run, validation)
         learn_prompts(run, validation, hiding)  # here, where its progress is shown
         locks = start_stage_locks()
         context = SearchContext(base, validation, hiding, run.storage.uri, plan, spec, locks)

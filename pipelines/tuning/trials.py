@@ -34,8 +34,8 @@ from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 from pipelines.runtime.tuner import build_tuner, failure_reason, run_tuner
-from pipelines.stages.robustness import robustness
-from pipelines.stages.saliency import saliency
+from pipelines.stages.robustness import measure_robustness
+from pipelines.stages.saliency import compute_person_masks
 from pipelines.tuning.report import SearchProgress
 from pipelines.tuning.schedulers import EPOCHS, FACTOR, FIRST_RUNG, MEMBER, Asha, Population
 from pipelines.tuning.spaces import NUMBER, RATES, SearchSpec, State, TrialRecord, build_searcher
@@ -80,12 +80,12 @@ class SearchContext:
         storage = Storage(self.storage)
         with lock("training", self.plan.trials):
             run = Run(config, storage, Tracking(""), self.plan, lock=lock)
-            masks = saliency(run, self.validation)
+            masks = compute_person_masks(run, self.validation)
             prompts = learn_prompts(run, self.validation, masks)
             metric, evaluated = train_and_evaluate(run, self.validation, masks, prompts, until)
             base = replace(run, config=self.base)  # so that every trial's queries are hidden alike
             model = ModelLocation(storage.uri, metric.key)
-            hidden = robustness(
+            hidden = measure_robustness(
                 base, self.validation, self.hiding, evaluated, model, OCCLUSION_BANDS, PARTS
             )
         return objectives(evaluated.summary["metrics"], hidden.summary["measured"])

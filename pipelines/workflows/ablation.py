@@ -17,8 +17,8 @@ from pipelines.inference.embeddings_file import load_embeddings
 from pipelines.reporting.ablation_table import TABLE, Ablation, Measured, by_variant, render
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
-from pipelines.stages.robustness import has_clean_queries, robustness
-from pipelines.stages.saliency import saliency
+from pipelines.stages.robustness import has_clean_queries, measure_robustness
+from pipelines.stages.saliency import compute_person_masks
 from pipelines.workflows.session import (
     Options,
     begin,
@@ -102,7 +102,7 @@ def _configs(
 def _build_trial(run: Run, prepared: Stage, case: tuple[str, int], config: Config) -> Trial:
     """Return the case with the stages that it shares with others, which are built here."""
     shared = replace(run, config=config)  # the same list of stages, MLflow run and storage
-    masks = saliency(shared, prepared)
+    masks = compute_person_masks(shared, prepared)
     prompts = learn_prompts(shared, prepared, masks)
     return Trial(f"{case[0]} {case[1]}", config, prepared, masks, prompts)
 
@@ -126,7 +126,7 @@ def _measure(run: Run, variant: str, seed: int, trial: Trial) -> Measured:
 def _measure_curve(run: Run, trial: Trial, options: Options) -> dict[str, Any]:
     """Measure the trial's model while more and more of the person is occluded, by part."""
     metric, evaluated = trial.stages(run.storage, run.plan)
-    curve = robustness(
+    curve = measure_robustness(
         replace(run, config=trial.config), trial.prepared, trial.masks, evaluated,
         ModelLocation(run.storage.uri, metric.key), options.bands, options.parts,
     )  # fmt: skip

@@ -74,9 +74,9 @@ def _prepare(p: Pipeline) -> Stage:
 
 
 def _saliency(p: Pipeline) -> Stage:
-    from pipelines.stages.saliency import saliency
+    from pipelines.stages.saliency import compute_person_masks
 
-    return saliency(p.run, p.done["prepare"])
+    return compute_person_masks(p.run, p.done["prepare"])
 
 
 def _features(p: Pipeline) -> Stage:
@@ -113,18 +113,18 @@ def _evaluate(p: Pipeline) -> Stage:
 
 
 def _captions(p: Pipeline) -> Stage:
-    from pipelines.stages.pretrain import captions
+    from pipelines.stages.pretrain import measure_captions
 
-    return captions(p.run, p.done["prepare"], p.done["pretrain"], p.done["evaluate"])
+    return measure_captions(p.run, p.done["prepare"], p.done["pretrain"], p.done["evaluate"])
 
 
 def _robustness(p: Pipeline) -> Stage | None:
-    from pipelines.stages.robustness import has_clean_queries, robustness
+    from pipelines.stages.robustness import has_clean_queries, measure_robustness
 
     done, options = p.done, p.options
     if p.until != "robustness" and not has_clean_queries(done["prepare"]):
         return None
-    return robustness(
+    return measure_robustness(
         p.run, done["prepare"], done["saliency"], done["evaluate"], _model(p),
         options.bands, options.parts,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from ray import tune
 
 from dpmpp_core.config import Config
 from dpmpp_core.models.clip import has_text
-from pipelines.inference.embed import cache_features
+from pipelines.inference.embed import ModelLocation, cache_features
 from pipelines.runtime.progress import bar
 from pipelines.runtime.resources import Plan, throttle
 from pipelines.runtime.run import Run
@@ -24,7 +24,6 @@ from pipelines.runtime.stage import Stage, StageNotFoundError
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 from pipelines.runtime.tuner import build_tuner, failure_reason, run_tuner
-from pipelines.inference.embed import ModelLocation
 from pipelines.stages.evaluate import evaluate_model
 from pipelines.stages.train import train_metric, train_prompts
 

@@ -27,12 +27,12 @@ from pipelines.runtime.blocks import map_blocks
 from pipelines.runtime.resources import ENVIRONMENT, throttle
 from pipelines.runtime.storage import Storage
 from pipelines.stages.inspection_cache import (
+    CACHE_SCHEMA,
     FILE_SCHEMA,
     RESULT_SCHEMA,
-    CACHE_SCHEMA,
     InspectionCache,
 )
-from pipelines.stages.prepare import block_rows
+from pipelines.stages.prepare import task_images
 from tests.bench.timing import write
 
 CLUSTER_WORKERS = 64
@@ -59,7 +59,7 @@ def main() -> None:
 
 def replay(images: int, workers: int, folder: str) -> list[str]:
     todo = files(images)
-    size = block_rows(images, CLUSTER_WORKERS)
+    size = task_images(images, CLUSTER_WORKERS)
     blocks = [todo.slice(start, size).combine_chunks() for start in range(0, images, size)]
     del todo
 
