@@ -58,9 +58,9 @@ class ImageSource:
 
 
 def build_index(folder: str, model: str, stored: Stored, images: ImageSource) -> dict[str, Any]:
-    """Make an index, or go on with one of the same model; what `add_images` returns.
+    """Create an index, or continue one of the same model; return what `add_images` returns.
 
-    Everything a user can get wrong is looked at before anything is written.
+    Everything that a user can get wrong is checked before anything is written.
 
     Raises:
         UserError: the model, the data, or a folder with something else in it.
@@ -115,6 +115,7 @@ def compact_index(folder: str, approximate: bool = False) -> dict[str, Any]:
     """Free the space of deleted rows, and merge small segments; see `GalleryIndex.compact`.
 
     Args:
+        folder: of the index.
         approximate: also write sketches.
     """
     index = GalleryIndex.open(resolve_local_folder(folder))

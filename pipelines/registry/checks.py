@@ -81,6 +81,9 @@ def run_promotion_checks(
     """Check a version against a gate.
 
     Args:
+        registry: that of the version.
+        gate: the checks and their bounds.
+        version: the version to promote.
         champion: what it is compared with; None = there is none.
         folder: an empty one, for the versions' files.
         data: where the evaluation's images are; None = where they were.
