@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
-The message of each says what was wrong, where, and what to do; the command line prints it as one
-line and exits with 2. Anything else that escapes is a defect or a fault of the machine (exit 1).
+Each message states what was wrong, where, and what to do. The command line prints it as one line
+and exits with 2. Any other exception is a defect or a fault of the machine (exit 1).
 """
 
 import difflib
@@ -11,7 +11,7 @@ from dpmpp_core.redaction import redact
 
 
 class UserError(Exception):
-    """Base of every error that the user can mend. Its message holds no secrets, see `redact`."""
+    """Base of every error that the user can correct. Its message has no secrets, see `redact`."""
 
     def __init__(self, message: str) -> None:
         super().__init__(redact(message))
@@ -34,14 +34,10 @@ class WeightsError(UserError):
 
 
 class TrainingError(UserError):
-    """Training ended in a way that going on cannot mend, such as a loss that is no number."""
+    """Training cannot continue, for example after a loss that is not a number."""
 
 
 def suggest(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
-    """Return `; did you mean 'NEAREST'?`, to end a sentence; empty if no name is near.
-
-    Args:
-        cutoff: least similarity in [0, 1], see `difflib.get_close_matches`.
-    """
+    """Return `; did you mean 'NEAREST'?`, or nothing if no similarity in [0, 1] is `cutoff`."""
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,6 +1,6 @@
-"""The checks of a promotion: facts and a bound in, a verdict out; nothing is read or started here.
+"""The checks of a promotion: each compares a recorded or measured value with a bound.
 
-Each check takes what was recorded or measured and answers with a `Check`.
+They are pure functions: nothing is read or started here.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Check:
     """One verdict.
 
     Attributes:
-        name: what was looked at.
+        name: what was checked.
         passed: whether it is good enough.
-        value: what was found; figures are fractions.
-        threshold: what it was held against.
+        value: the measured value; figures are fractions.
+        threshold: what it was compared with.
         says: the verdict as a sentence.
     """
 
@@ -40,45 +40,42 @@ class Check:
     says: str
 
 
-def files_check(found: str, registered: str | None) -> Check:
-    """The files are those that were registered, by SHA-256."""
+def files_check(stored: str, registered: str | None) -> Check:
+    """Compare the SHA-256 of the stored files with the registered one."""
     if registered is None:
-        says = "registered without a hash of its files: register it anew with `dpmpp run`"
-    elif found != registered:
+        says = "registered without a hash of its files: register it again with `dpmpp run`"
+    elif stored != registered:
         says = "the stored files are not those that were registered: damaged or tampered with"
     else:
         says = "all files are as registered"
-    return Check("files", found == registered, found, registered, says)
+    return Check("files", stored == registered, stored, registered, says)
 
 
 def rolled_back_check(when: str | None) -> Check:
-    """It was not the champion before and taken back."""
+    """Require that the version was not a champion that was taken back."""
     says = f"taken back {when}; register another version" if when else "never taken back"
     return Check("rolled back", not when, when, None, says)
 
 
 def dataset_check(dataset_id: str, wanted: str | None) -> Check:
-    """Measured on the data set that the gate names."""
+    """Require that the version was measured on the data set that the gate names."""
     passed = wanted is None or dataset_id.startswith(wanted)
-    says = "the gate names no data set" if wanted is None else (
-        "measured on the gate's data set" if passed else "measured on another data set than the "
-        "gate's"
-    )  # fmt: skip
+    says = "measured on the gate's data set"
+    if wanted is None:
+        says = "the gate names no data set"
+    elif not passed:
+        says = "measured on another data set than the gate's"
     return Check("data set", passed, dataset_id, wanted, says)
 
 
 def images_check(images: int, problem: str | None) -> Check:
-    """The evaluation's images are there and the same as when it was measured."""
-    value = f"{images} images"
-    if problem:
-        return Check("images", False, value, "as evaluated", problem)
-    return Check(
-        "images", True, value, "as evaluated", "each has the SHA-256 it was evaluated with"
-    )
+    """Require that the evaluation's images are available and unchanged."""
+    says = problem or "each has the SHA-256 it was evaluated with"
+    return Check("images", not problem, f"{images} images", "as evaluated", says)
 
 
 def floor_checks(own: Sets, floors: Mapping[str, float]) -> list[Check]:
-    """Figures that must be reached."""
+    """Compare figures with those that must be reached."""
     checks = []
     for query_set, figure, floor in _bounds(own, floors):
         name = f"floor {query_set}.{figure}"
@@ -93,10 +90,10 @@ def floor_checks(own: Sets, floors: Mapping[str, float]) -> list[Check]:
 
 
 def no_worse_checks(own: Sets, champion: Sets | None, gate: Gate) -> list[Check]:
-    """With 95 % certainty no more than the margin is lost against the champion (non-inferiority).
+    """Require with 95 % certainty that no more than a margin is lost against the champion.
 
-    The paired difference on the same queries is resampled over identities; its interval, not its
-    mean, must lie above -margin, so few persons are no excuse.
+    The paired difference on the same queries is resampled over identities. Its interval, not its
+    mean, must lie above -margin (non-inferiority), so few persons are no excuse.
 
     Raises:
         ValueError: the champion was measured on other queries.
@@ -110,9 +107,8 @@ def no_worse_checks(own: Sets, champion: Sets | None, gate: Gate) -> list[Check]
         elif query_set not in own:
             checks.append(_absent(name, query_set, -margin))
         else:
-            checks.append(
-                _no_worse(name, own[query_set], champion[query_set], figure, margin, gate)
-            )
+            pair = own[query_set], champion[query_set]
+            checks.append(_no_worse(name, *pair, figure, margin, gate))
     return checks
 
 
@@ -135,9 +131,9 @@ def _no_worse(
 
 
 def mask_checks(masks: Mapping[str, Statistics], least: float) -> list[Check]:
-    """The masks differ between queries, in every query set and in every space that has masks.
+    """Require that masks differ between queries, in every query set and masked space.
 
-    masks: query set -> space -> `mask_statistics`. A std of exactly 0 is a space without masks.
+    `masks` is query set -> space -> `mask_statistics`; a std of exactly 0 is a space without masks.
     """
     checks = []
     for query_set, spaces in masks.items():
@@ -155,14 +151,14 @@ def mask_checks(masks: Mapping[str, Statistics], least: float) -> list[Check]:
 
 
 def load_check(problem: str | None, seconds: float | None = None) -> Check:
-    """A new process that has nothing but the files loads the model."""
+    """Require that a new process loads the model from its files alone."""
     if problem:
         return Check("loads", False, None, None, problem)
     return Check("loads", True, seconds, None, f"loaded in a new process in {seconds:.1f} s")
 
 
 def reproduce_checks(registered: Sets, now: Sets, tolerance: float) -> list[Check]:
-    """What the loaded model reaches is what was registered."""
+    """Compare what the loaded model reaches with what was registered."""
     checks = []
     for query_set, recorded in registered.items():
         for figure in REPRODUCED:
@@ -175,20 +171,19 @@ def reproduce_checks(registered: Sets, now: Sets, tolerance: float) -> list[Chec
 
 
 def budget_check(name: str, value: float, most: float, unit: str) -> Check:
-    """Latency or size within its budget."""
+    """Compare latency or size with its budget."""
     verdict = "within" if value <= most else "above"
-    return Check(
-        name, value <= most, value, most, f"{value:.1f} {unit} is {verdict} {most:g} {unit}"
-    )
+    says = f"{value:.1f} {unit} is {verdict} {most:g} {unit}"
+    return Check(name, value <= most, value, most, says)
 
 
 def refused_by(checks: Sequence[Check]) -> list[str]:
-    """Names of the checks that did not pass."""
+    """Return the names of the checks that did not pass."""
     return [check.name for check in checks if not check.passed]
 
 
 def _bounds(own: Sets, bounds: Mapping[str, float]) -> Iterator[tuple[str, str, Any]]:
-    """Query set, figure and bound; a figure without a set is that of every set there is."""
+    """Yield query set, figure and bound; a figure without a set is that of every set."""
     for name, bound in bounds.items():
         query_set, _, figure = name.rpartition(".")
         for one in [query_set] if query_set else own:

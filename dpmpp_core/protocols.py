@@ -1,7 +1,7 @@
-"""Published protocols: which data and recipes, what others reached, what a run needs.
+"""Published protocols: data and recipes, published results, resources of a run.
 
-One YAML file a protocol in `recipes/protocols/`. Counts of images and identities are those of
-`data.manifest`; time and memory are computed from them and from the recipe.
+Each protocol is a YAML file in `recipes/protocols/`. Time and memory are computed from the
+published counts of images and identities and from the recipe.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ FIGURES = ("rank1", "mAP")
 
 # Multiply-adds of ViT-B/16 at 256x128, stride 16, counted: tests/bench/results/stage2_step.md; the
 # text with torch.utils.flop_counter.
-ENCODER = 11.3e9  # an image through the encoder
-STAGE_2 = 11.5e9  # an image through stage 2: encoder, mask generator, metric
-TEXT = 0.455e9  # a prompt of 12 tokens through CLIP's text transformer
-# Bytes that a step keeps for the backward pass, an image, bf16; counted with saved-tensor hooks.
+ENCODER_MACS = 11.3e9  # per image
+STAGE_2_MACS = 11.5e9  # per image: encoder, mask generator, metric
+TEXT_MACS = 0.455e9  # per prompt of 12 tokens through CLIP's text transformer
+# Bytes per image that a step keeps for the backward pass, bf16; counted with saved-tensor hooks.
 SALIENCY_BYTES, STAGE_2_BYTES = 118e6, 41e6
 PARAMETER_BYTES = 90e6 * 18  # float32 weight, gradient, Adam's two moments; bf16 copy
 GPU = "NVIDIA RTX 3090, 24 GB"
@@ -32,22 +32,22 @@ GPU_FLOPS = 25e12  # assumed to be sustained: 35 % of its 71 TFLOP/s in bf16
 
 
 class PublishedResult(Section):
-    """What a method reached, percent; 256x128, no re-ranking."""
+    """Published results of a method, percent; 256x128, no re-ranking."""
 
     method: str
     rank1: Percent
-    mAP: Percent
+    mAP: Percent  # noqa: N815
 
 
 class Target(Section):
-    """Where a protocol tests, if not on the data it trains on."""
+    """Data on which a protocol tests, if not those it trains on."""
 
     recipe: str
     dataset: str
 
 
 class Protocol(Section):
-    """How one published comparison is made.
+    """One published comparison.
 
     Attributes:
         title: as papers write it.
@@ -55,7 +55,7 @@ class Protocol(Section):
         dataset: key of `data.published.PUBLISHED`: the counts of the training folder.
         test: another data folder to test on.
         queries: the query set whose figures are compared.
-        published: methods to stand beside; empty where no figure was at hand.
+        published: methods to compare with; empty where no figure is available.
     """
 
     title: str
@@ -66,12 +66,12 @@ class Protocol(Section):
     published: tuple[PublishedResult, ...]
 
     def bracket(self, figure: str) -> tuple[float, float] | None:
-        """Least and largest published `rank1` or `mAP`, percent; None where there is none."""
+        """Return the least and largest published `rank1` or `mAP`, percent; None if there is none."""
         values = [getattr(result, figure) for result in self.published]
         return (min(values), max(values)) if values else None
 
-    def verdict(self, rank1: float, mAP: float) -> dict[str, str]:
-        """`inside`, `below`, `above` the bracket or `no bracket`, for each figure in percent."""
+    def verdict(self, rank1: float, mAP: float) -> dict[str, str]:  # noqa: N803
+        """Return `inside`, `below`, `above` or `no bracket` for each figure in percent."""
         verdicts = {}
         for figure, ours in zip(FIGURES, (rank1, mAP), strict=True):
             bracket = self.bracket(figure)
@@ -84,12 +84,12 @@ class Protocol(Section):
 
 
 class Needs(Section):
-    """What one seed of a protocol needs; estimates from counted arithmetic, none was measured.
+    """Resources of one seed of a protocol; estimates from counted arithmetic, none was measured.
 
     Attributes:
         hours: of `GPU` at GPU_FLOPS, if the data workers keep up.
-        gpu_gigabytes: 10^9 bytes of GPU memory, at the hungriest step of training.
-        images_a_second: what the data workers must make in stage 2 for that.
+        gpu_gigabytes: 10^9 bytes of GPU memory, at the largest step of training.
+        images_a_second: throughput that this requires of the data workers in stage 2.
     """
 
     hours: float
@@ -98,16 +98,12 @@ class Needs(Section):
 
 
 def protocol_names() -> list[str]:
-    """Names of the protocols shipped with the package."""
+    """Return the names of the protocols shipped with the package."""
     return shipped_names(FOLDER)
 
 
 def load_protocol(name: str) -> Protocol:
-    """A shipped protocol.
-
-    Raises:
-        ConfigError: an unknown name; names the nearest.
-    """
+    """Read a shipped protocol; ConfigError for an unknown name, with the nearest one."""
     names = protocol_names()
     if name not in names:
         hint = suggest(name, names)
@@ -116,13 +112,12 @@ def load_protocol(name: str) -> Protocol:
 
 
 def needs(protocol: Protocol) -> Needs:
-    """Time and memory of one seed on one GPU, estimated (ours).
+    """Estimate time and memory of one seed on one GPU (ours).
 
     A training step costs three forward passes, one for the forward and two for the backward
-    direction; the frozen text tower has no weight gradients, two. Masked bands look at half a batch
-    more, forward only. A multiply-add is two FLOPs.
-    Images are embedded once for stage 1, once for the person masks, queries and gallery once. Not
-    counted: reading files, start of the workers, the optimiser.
+    direction; the frozen text tower has no weight gradients, so two. Bands add half a batch, forward
+    only. A multiply-add is two FLOPs. Images are embedded once for stage 1 and once for the person
+    masks, queries and gallery once. Not counted: reading files, start of the workers, the optimiser.
     """
     config = load_config(protocol.recipe)
     counts = PUBLISHED[protocol.dataset]
@@ -134,8 +129,8 @@ def needs(protocol: Protocol) -> Needs:
     macs = (
         _saliency_macs(config, images)
         + _prompt_macs(config, images, classes)
-        + config.metric.epochs * images * passes * STAGE_2
-        + embedded * ENCODER
+        + config.metric.epochs * images * passes * STAGE_2_MACS
+        + embedded * ENCODER_MACS
     )
     saliency, metric = config.saliency, config.metric
     kept = max(
@@ -145,17 +140,17 @@ def needs(protocol: Protocol) -> Needs:
     return Needs(
         hours=2 * macs / GPU_FLOPS / 3600,
         gpu_gigabytes=(PARAMETER_BYTES + kept) / 1e9,
-        images_a_second=GPU_FLOPS / (2 * passes * STAGE_2),
+        images_a_second=GPU_FLOPS / (2 * passes * STAGE_2_MACS),
     )
 
 
 def _saliency_macs(config: Config, images: int) -> float:
-    """Stage 0: three passes a step - whole picture, person, background."""
-    return config.saliency.epochs * images * 3 * 3 * ENCODER
+    """Count stage 0: three passes per step - whole picture, person, background."""
+    return config.saliency.epochs * images * 3 * 3 * ENCODER_MACS
 
 
 def _prompt_macs(config: Config, images: int, classes: int) -> float:
-    """Stage 1: each identity of a batch is encoded once."""
+    """Count stage 1: each identity of a batch is encoded once."""
     batch = config.prompts.batch
     texts = classes * (1 - (1 - 1 / classes) ** batch)  # identities in a random batch, expected
-    return config.prompts.epochs * images / batch * texts * 2 * TEXT
+    return config.prompts.epochs * images / batch * texts * 2 * TEXT_MACS

@@ -1,4 +1,4 @@
-"""Text that people and records may see: no secrets, and nothing that moves a terminal's cursor."""
+"""Redaction of text for messages and records: no secrets, no control characters."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import re
 import unicodedata
 
-HIDDEN = "***"
-SHORTEST = 8  # characters; a shorter value of a variable would be found in innocent words
+REPLACEMENT = "***"
+MIN_SECRET_LENGTH = 8  # characters; a shorter value of a variable would match ordinary words
 _NAME = r"[\w.-]*(?:secret|token|passw(?:or)?d|api_?key|access_?key|credential|signature)"
 # scheme://user:password@host, also s3://key:secret@bucket.
 _LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^/\s?#]*@", re.IGNORECASE)
-# SQLAlchemy takes passwords with slashes and more.
+# SQLAlchemy accepts passwords with slashes and more.
 _DATABASE = re.compile(
     r"\b((?:postgres|mysql|mariadb|mssql|oracle)[a-z0-9+]*://)\S*@", re.IGNORECASE
 )
@@ -20,25 +20,25 @@ _SECRET_VARIABLE = re.compile(rf"{_NAME}$", re.IGNORECASE)
 
 
 def redact(text: str) -> str:
-    """`text` without secrets, each replaced by `***`.
+    """Return `text` with each secret replaced by `***`.
 
-    Secrets are logins in URIs (`scheme://user:password@`), parameters of URIs whose names say so
-    (`?token=`), and the values, 8 characters or longer, of environment variables whose names end
-    so (`AWS_SECRET_ACCESS_KEY`, `MLFLOW_TRACKING_PASSWORD`, `HF_TOKEN`). Everything that prints,
-    logs or records a URI or the text of an error goes through here.
+    Secrets are logins in URIs (`scheme://user:password@`), parameters of URIs (`?token=`), and the
+    values of environment variables, 8 characters or longer, by their names
+    (`AWS_SECRET_ACCESS_KEY`, `MLFLOW_TRACKING_PASSWORD`, `HF_TOKEN`). URIs and texts of errors must
+    pass through here before they are printed, logged or recorded.
     """
-    text = _LOGIN.sub(rf"\1{HIDDEN}@", _DATABASE.sub(rf"\1{HIDDEN}@", text))
-    text = _PARAMETER.sub(rf"\1{HIDDEN}", text)
+    text = _LOGIN.sub(rf"\1{REPLACEMENT}@", _DATABASE.sub(rf"\1{REPLACEMENT}@", text))
+    text = _PARAMETER.sub(rf"\1{REPLACEMENT}", text)
     for name, value in os.environ.items():
-        if len(value) >= SHORTEST and value in text and _SECRET_VARIABLE.match(name):
-            text = text.replace(value, HIDDEN)
+        if len(value) >= MIN_SECRET_LENGTH and value in text and _SECRET_VARIABLE.match(name):
+            text = text.replace(value, REPLACEMENT)
     return text
 
 
 def one_line(text: str) -> str:
-    """`redact`ed, on one line, with control characters written out (`\\x1b`).
+    """Return `redact`ed text on one line, its control characters escaped.
 
-    Names of files may hold any: line ends would forge lines, escape codes rule a terminal.
+    Names of files may hold any: line ends would forge lines, escape codes control a terminal.
     """
     return " ".join("".join(_visible(c) for c in redact(text)).split())
 

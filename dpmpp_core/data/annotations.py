@@ -17,9 +17,7 @@ ANNOTATIONS = "annotations.parquet"
 
 
 def read_columns(root: str, file: str, columns: Sequence[str]) -> pa.Table | None:
-    """Return columns of a Parquet table in a data folder, local or S3.
-
-    None if there is no such file, or it lacks one of the columns.
+    """Return columns of a Parquet table in a data folder; None without the file or a column.
 
     Raises:
         DataError: the file is no Parquet table.

@@ -1,7 +1,7 @@
 """Augmentation of a training image: flip, pad and crop, another camera's look, random erasing.
 
-The geometry is drawn once and applied to the pixels and to the saliency mask alike, so the mask is
-computed once an image and never again (ours; SPT runs a second network on each augmented batch).
+The geometry is drawn once and applied to pixels and saliency mask, so the mask is computed once per
+image (ours; SPT runs a second network on each augmented batch).
 """
 
 from __future__ import annotations
@@ -34,20 +34,13 @@ class Geometry:
 
     @classmethod
     def draw(cls, config: AugmentConfig, rng: np.random.Generator) -> Geometry:
+        """Draw a geometry."""
         dy, dx = rng.integers(0, 2 * config.pad, size=2, endpoint=True)
         return cls(bool(rng.random() < config.flip), int(dy), int(dx))
 
 
 def apply_to_image(image: NDArray[np.uint8], geometry: Geometry, pad: int) -> NDArray[np.uint8]:
-    """Flip, pad with black and crop back to the same size (as CLIP-ReID and torchvision's Pad).
-
-    Args:
-        image: uint8 [H, W, 3].
-        pad: pixels added on each side.
-
-    Returns:
-        uint8 [H, W, 3], a new array.
-    """
+    """Flip uint8 [H, W, 3], pad with `pad` black pixels and crop back; a new array (CLIP-ReID)."""
     height, width = image.shape[:2]
     source = cv2.flip(image, 1) if geometry.flip else image
     to_rows, from_rows = _kept(height, geometry.dy - pad)
@@ -57,17 +50,10 @@ def apply_to_image(image: NDArray[np.uint8], geometry: Geometry, pad: int) -> ND
     return out
 
 
-def apply_to_mask(
-    mask: NDArray[np.bool_], geometry: Geometry, pad: int, height: int, width: int
-) -> NDArray[np.bool_]:
-    """`apply_to_masks` of a single mask, bool [H, W]."""
-    return apply_to_masks(mask[None], [geometry], pad, height, width)[0]
-
-
 def apply_to_masks(
     masks: NDArray[np.bool_], geometries: Sequence[Geometry], pad: int, height: int, width: int
 ) -> NDArray[np.bool_]:
-    """The masks of `apply_to_image`'s results (ours).
+    """Return the masks of `apply_to_image`'s results (ours).
 
     A patch is person if at least half of its pixels come from person patches, counted exactly; the
     padding is background.
@@ -75,7 +61,9 @@ def apply_to_masks(
     Args:
         masks: bool [D, H, W] patches.
         geometries: D of them.
-        height, width: pixels of the images; whole multiples of the masks' rows and columns.
+        pad: pixels added on each side.
+        height: pixels of the images; a multiple of the masks' rows.
+        width: likewise, of their columns.
 
     Returns:
         bool [D, H, W].
@@ -93,7 +81,7 @@ def apply_to_masks(
 
 
 def _kept(size: int, offset: int) -> tuple[slice, slice]:
-    """Where in the crop the source lands, and which part of the source, along one axis."""
+    """Return the slice of the crop that the source fills, and that of the source, along one axis."""
     kept = max(size - abs(offset), 0)
     into, out_of = max(-offset, 0), max(offset, 0)
     return slice(into, into + kept), slice(out_of, out_of + kept)
@@ -101,7 +89,7 @@ def _kept(size: int, offset: int) -> tuple[slice, slice]:
 
 @lru_cache(maxsize=256)
 def _shared_pixels(patches: int, size: int, offset: int) -> NDArray[np.float32]:
-    """Pixels that patch k of the crop takes from patch l of the source, float32 [k, l].
+    """Count the pixels that patch k of the crop takes from patch l of the source, float32 [k, l].
 
     The crop begins `offset` pixels into the source. Whole numbers, so float32 products are exact.
     """
@@ -114,15 +102,16 @@ def _shared_pixels(patches: int, size: int, offset: int) -> NDArray[np.float32]:
 def camera_jitter(
     image: NDArray[np.uint8], strength: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """The picture as another camera might have recorded it: colours and sharpness change (ours).
+    """Change colours and sharpness as another camera would (ours).
 
     A random colour matrix (gain of each channel, saturation, contrast), a gamma curve, and in half
-    of the pictures fewer pixels, all spread evenly in the logarithm about no change.
+    of the pictures fewer pixels, all uniform in the logarithm about no change.
 
     Args:
         image: uint8 [H, W, 3] RGB.
         strength: 0 = no change; at 1 a channel's gain varies by a factor of 1.35 either way, gamma
             and contrast by 1.6, saturation by 1.8, and the width falls to a quarter at the least.
+        rng: the only source of randomness.
 
     Returns:
         uint8 [H, W, 3], a new array.
@@ -152,13 +141,7 @@ def random_erase(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[
     """Replace a random rectangle by random pixels (Zhong et al., Random Erasing, AAAI 2020, RE-R).
 
     The area is 2 to 40 % of the image and height / width 0.3 to 3.3, both uniform; rectangles that
-    do not fit are drawn again, at most 100 times.
-
-    Args:
-        image: uint8 [H, W, 3].
-
-    Returns:
-        uint8 [H, W, 3], a new array.
+    do not fit are drawn again, at most 100 times. The image, uint8 [H, W, 3], is copied.
     """
     out = image.copy()
     height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""What is said about the persons of a data set: column `caption` of `annotations.parquet`."""
+"""Captions of the persons of a data set: column `caption` of `annotations.parquet`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ COLUMNS = ("path", "caption")
 
 
 def read_captions(root: str, paths: Sequence[str]) -> list[str]:
-    """The captions of images, in the order of `paths`.
-
-    Args:
-        root: the data folder, local or S3.
+    """Read the captions of the images `paths`, in their order, from a local or S3 folder.
 
     Raises:
-        DataError: no such file or columns, or an image without a caption; says which.
+        DataError: no such file or columns, or an image without a caption, which is named.
     """
     table = read_columns(root, ANNOTATIONS, COLUMNS)
     if table is None:

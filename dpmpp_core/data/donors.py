@@ -1,12 +1,10 @@
-"""Who may lend an occlusion: any training image, or a picture without people in the shape of one.
+"""Donors of occlusions: any training image, or a picture without people in the shape of one.
 
-The pairing looks at masks alone, so a bank of many donors costs masks; only the pictures of those
-that are drawn are read.
+The pairing compares masks alone, so only the pictures of the donors that are drawn are read.
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +16,17 @@ from numpy.typing import NDArray
 from dpmpp_core.config import AugmentConfig, OcclusionConfig
 from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_masks
 from dpmpp_core.data.files import list_files
-from dpmpp_core.data.images import decode_file, read_image, resize
+from dpmpp_core.data.images import Image, decode_file, read_image, resize
+from dpmpp_core.data.layouts import IMAGE_NAME
 from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.errors import DataError
 
-Image = NDArray[np.uint8]
 CACHE_BYTES = 256 * 2**20
-_PICTURE = re.compile(r"\.(jpe?g|png|bmp|tiff?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class OccluderBank:
-    """D donors, each with a geometry of its own; no picture is read yet."""
+    """D donors, each with a geometry; no picture is read yet."""
 
     rows: NDArray[np.int64]
     """[D] training row whose mask the donor has."""
@@ -43,14 +40,15 @@ class OccluderBank:
 
 
 class Donors:
-    """Draws banks of donors from all training images, and makes the pictures of single donors.
+    """Draws banks of donors from all training images, and returns the pictures of single donors.
 
-    A background has nobody in it: it borrows the mask of the training row drawn in its place, and
+    A background shows no person: it borrows the mask of the training row drawn in its place, and
     the recipient is seen through that shape (ours).
 
     Args:
         images: the training images.
         masks: bool [N, gh, gw] saliency, True = person.
+        augment: how donors are flipped and moved.
         occlusion: `backgrounds` and `background_share` are read.
 
     Raises:
@@ -74,7 +72,7 @@ class Donors:
             )
 
     def draw(self, count: int, rng: np.random.Generator) -> OccluderBank:
-        """Donors drawn from all rows, none twice unless there are fewer; backgrounds come first."""
+        """Draw donors from all rows, none twice unless there are fewer; backgrounds come first."""
         population, pad = len(self._masks), self._augment.pad
         rows = rng.choice(population, count, replace=count > population)
         backgrounds = np.full(count, -1, np.int64)
@@ -92,7 +90,7 @@ class Donors:
         return OccluderBank(rows, backgrounds, geometries, rng.random(count), masks)
 
     def picture(self, bank: OccluderBank, donor: int) -> Image:
-        """The donor's pixels, uint8 [height, width, 3]; a new array. DataError: not readable."""
+        """Return the donor's pixels, uint8 [height, width, 3], a new array; may raise DataError."""
         geometry, shown = bank.geometries[donor], int(bank.backgrounds[donor])
         if shown < 0:
             image = self._images[int(bank.rows[donor])]
@@ -103,7 +101,7 @@ class Donors:
         )
 
     def source(self, bank: OccluderBank, donor: int) -> str:
-        """Where the donor's pixels come from: a path below the data's root, or a background's."""
+        """Return the path of the donor's picture below the data's root, or of a background."""
         shown = int(bank.backgrounds[donor])
         if shown < 0:
             return self._images.paths[int(bank.rows[donor])]
@@ -112,8 +110,8 @@ class Donors:
 
 
 def list_backgrounds(root: str) -> list[str]:
-    """Paths of the images below `root`, sorted; DataError if there are none."""
-    paths = [file.path for file in list_files(root).files if _PICTURE.search(file.path)]
+    """Return the paths of the images below `root`, sorted; DataError if there are none."""
+    paths = [file.path for file in list_files(root).files if IMAGE_NAME.search(file.path)]
     if not paths:
         raise DataError(
             f"occlusion.backgrounds {root} holds no image (.jpg, .jpeg, .png, .bmp, .tif): name a "
@@ -123,7 +121,7 @@ def list_backgrounds(root: str) -> list[str]:
 
 
 def _window(image: Image, flip: bool, place: float, height: int, width: int) -> Image:
-    """height x width pixels of a picture that covers them, `place` of the way along it."""
+    """Cut height x width pixels out of a picture, `place` of the way along it."""
     top = int(place * (image.shape[0] - height + 1))
     left = int(place * (image.shape[1] - width + 1))
     window = image[top : top + height, left : left + width]
@@ -136,8 +134,10 @@ class ImageCache:
     Args:
         root: folder of the images.
         paths: relative to root.
-        height, width: pixels of every image; with `cover`, the least ones: the aspect ratio stays.
+        height: pixels of every image.
+        width: likewise.
         max_bytes: at most so many bytes are kept.
+        cover: keep the aspect ratio; height and width are then the least ones.
         packed: where the files are read from, if not from root.
     """
 
@@ -160,7 +160,7 @@ class ImageCache:
         return len(self.paths)
 
     def __getitem__(self, number: int) -> Image:
-        """Image `number`, uint8 [H, W, 3], not to be written to; DataError names a bad file."""
+        """Return an image, uint8 [H, W, 3], read-only; DataError names a bad file."""
         image = self._kept.get(number)
         if image is not None:
             self._kept.move_to_end(number)

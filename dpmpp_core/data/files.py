@@ -30,21 +30,15 @@ from dpmpp_core.errors import DataError
 S3_TIMEOUT = 30.0  # seconds, for one connection or request
 # Faults of one file; any other fault (too many open files, network down) is the machine's.
 _FILE_FAULTS = {
-    errno.EACCES,
-    errno.EIO,
-    errno.EISDIR,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.ESTALE,
-}
-
+    errno.EACCES, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
+    errno.ENOTDIR, errno.EPERM, errno.ESTALE,
+}  # fmt: skip
 _BUCKET = re.compile(r"[\w.-]+")  # no login, port or parameters
 
 
 class FileStat(NamedTuple):
+    """One file of a listing."""
+
     path: str  # relative to the root
     size: int  # bytes
     mtime_ns: int  # time of the last change, nanoseconds since 1970
@@ -68,18 +62,18 @@ class FileListing:
 
 
 def resolve_path(root: str) -> str:
-    """Return a folder as other processes find it: an absolute path, or the URI unchanged."""
+    """Return a folder as an absolute path, for other processes; a URI is left unchanged."""
     return root if "://" in root else str(Path(root).expanduser().absolute())
 
 
 def list_files(root: str) -> FileListing:
     """List every file below `root`, following symbolic links, sorted by path.
 
-    Of an S3 object pyarrow tells size and time of change (whole seconds), not the etag: one that is
-    replaced by another of the same size within a second looks unchanged.
-    Problems have the reasons `symlink_loop`, `broken_link`, `unreadable_folder`, `unreadable`,
-    `not_a_file` (a pipe, a device), `not_utf8` (the name) and `empty_folder`.
-    Raises DataError if the root is missing, not a folder, or cannot be read.
+    Of an S3 object pyarrow returns size and time of change (whole seconds), not the etag: one that
+    is replaced by another of the same size within a second looks unchanged. Problems have the
+    reasons `symlink_loop`, `broken_link`, `unreadable_folder`, `unreadable`, `not_a_file` (a pipe,
+    a device), `not_utf8` (the name) and `empty_folder`. Raises DataError if the root is missing,
+    not a folder, or cannot be read.
     """
     root = os.fspath(root)
     files, problems = _list_s3(root) if _is_s3(root) else _list_local(root)
@@ -87,7 +81,7 @@ def list_files(root: str) -> FileListing:
 
 
 def listing_fingerprint(listing: FileListing) -> str:
-    """SHA-256 (hex) of paths, sizes, change times and problems: changes when the folder does."""
+    """Return a SHA-256 (hex) of paths, sizes, change times and problems."""
     digest = hashlib.sha256()
     for row in (*listing.files, *listing.problems):
         digest.update(json.dumps(row).encode() + b"\n")
@@ -126,12 +120,10 @@ def _read_s3(root: str, path: str, limit: int | None) -> bytes:
 
 @contextmanager
 def write_atomically(path: Path, durable: bool = False) -> Iterator[Path]:
-    """Yield a file to write next to `path`, which replaces it when the block ends well.
+    """Yield a file to write next to `path`, which replaces it when the block succeeds.
 
-    A reader sees the old file or the new one, never a part. Its folder is made if need be.
-
-    Args:
-        durable: wait for the disk, so that this also holds after a loss of power.
+    A reader sees the old file or the new one, never a part. Missing folders are created. With
+    `durable` the data reach the disk first, so that this also holds after a loss of power.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -157,7 +149,7 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when the block ends well; else nothing is left.
+    """Yield a folder to fill, which becomes `out` when the block succeeds; else nothing is left.
 
     Raises DataError if `out` is not an empty or absent folder.
     """
@@ -184,7 +176,7 @@ def ensure_empty_dir(out: Path) -> None:
 
 
 def is_inside(path: str) -> bool:
-    """Whether a relative path stays below its root: not absolute, no `.`, `..` or empty parts."""
+    """Return whether a relative path stays below its root: no `.`, `..`, empty or absolute parts."""
     return all(part not in ("", ".", "..") for part in path.split("/")) and "\0" not in path
 
 
@@ -215,20 +207,20 @@ def _list_local(root: str) -> tuple[list[FileStat], list[Rejected]]:
             problems.append(Rejected(folder, "empty_folder", "the folder holds nothing"))
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
-            found = _look_at(path, entry, around)
-            if isinstance(found, FileStat):
-                files.append(found)
-            elif isinstance(found, Rejected):
-                problems.append(found)
+            result = _inspect_entry(path, entry, around)
+            if isinstance(result, FileStat):
+                files.append(result)
+            elif isinstance(result, Rejected):
+                problems.append(result)
             else:
-                todo.append((path, (*around, found)))
+                todo.append((path, (*around, result)))
     return files, problems
 
 
-def _look_at(
+def _inspect_entry(
     path: str, entry: os.DirEntry[str], around: tuple[tuple[int, int], ...]
 ) -> FileStat | Rejected | tuple[int, int]:
-    """A file, a problem, or the identity of a folder to visit."""
+    """Return a file, a problem, or the identity of a folder to visit."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -255,7 +247,7 @@ def _look_at(
 def _list_s3(root: str) -> tuple[list[FileStat], list[Rejected]]:
     filesystem, base = connect_s3(root)
     try:
-        found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
+        infos = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
     except OSError as error:
         raise DataError(
             f"{root} cannot be listed: {error}; check the bucket, the prefix, the credentials and "
@@ -263,8 +255,8 @@ def _list_s3(root: str) -> tuple[list[FileStat], list[Rejected]]:
         ) from error
     files: list[FileStat] = []
     problems: list[Rejected] = []
-    parents = {os.path.dirname(info.path) for info in found}
-    for info in found:
+    parents = {os.path.dirname(info.path) for info in infos}
+    for info in infos:
         path = info.path[len(base) + 1 :]
         if not is_inside(path):
             problems.append(Rejected(path, "unreadable", "the key has empty, `.` or `..` parts"))
@@ -283,7 +275,7 @@ def _is_s3(root: str) -> bool:
 
 
 def connect_s3(uri: str) -> tuple[fs.S3FileSystem, str]:
-    """The file system and the `bucket/prefix` of an `s3://` URI; DataError if out of reach."""
+    """Return the file system and `bucket/prefix` of an `s3://` URI; DataError if out of reach."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     if not bucket:
         raise DataError(f"{uri} names no bucket; write s3://bucket/prefix")
@@ -298,7 +290,7 @@ def connect_s3(uri: str) -> tuple[fs.S3FileSystem, str]:
 
 @lru_cache(maxsize=8)
 def _connect(bucket: str, endpoint: str) -> fs.S3FileSystem:
-    """One client a bucket and process. Without an endpoint, AWS itself in the bucket's region."""
+    """Return one client per bucket and process, without an endpoint AWS in the bucket's region."""
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     address = urlsplit(endpoint if "://" in endpoint or not endpoint else f"https://{endpoint}")
     try:

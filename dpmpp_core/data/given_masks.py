@@ -22,17 +22,17 @@ COLUMNS = ["path", "person_mask"]
 class GivenMasks:
     """Reads the masks of a data folder (ours).
 
-    `annotations.parquet` is taken if the folder has one: column `path` as in the manifest, column
-    `person_mask` the zlib-packed bits of 256x128 pixels, row by row, as the demo generator writes
-    them. Else each image PATH has a picture `masks/PATH.png` of its own size, person where it is
-    not black: `masks/query/a.jpg.png` for `query/a.jpg`.
+    `annotations.parquet` takes precedence: column `path` as in the manifest, column `person_mask`
+    the zlib-packed bits of 256x128 pixels, row by row, as the demo generator writes them. Else each
+    image PATH has a picture `masks/PATH.png` of its own size, person where it is not black:
+    `masks/query/a.jpg.png` for `query/a.jpg`.
 
     Args:
         root: the data folder, local or S3.
         grid: (gh, gw) patches; a patch is person if half of its pixels are.
 
     Raises:
-        DataError: neither is there, or the table is not of that kind.
+        DataError: the folder has neither, or the table is damaged.
     """
 
     def __init__(self, root: str, grid: tuple[int, int]) -> None:
@@ -46,7 +46,7 @@ class GivenMasks:
             )
 
     def __call__(self, images: NDArray[np.uint8], paths: Sequence[str]) -> NDArray[np.bool_]:
-        """The masks of `paths`, bool [N, gh, gw]; the pictures are not looked at.
+        """Return the masks of `paths`, bool [N, gh, gw]; the images are not used.
 
         Raises:
             DataError: an image has no mask, or one of another size; names the file.
@@ -75,12 +75,12 @@ class GivenMasks:
         try:
             data = read_bytes(self._root, name)
         except DataError as error:
-            raise DataError(f"no mask of {path}: {error}; a mask an image is needed") from None
+            raise DataError(f"missing mask for {path}: {error}; every image needs one") from None
         try:
             mask = decode(data).max(axis=2)
         except DataError as error:
             raise DataError(
-                f"{name} in {self._root} does not decode as a picture: {error}; write it anew"
+                f"{name} in {self._root} does not decode as a picture: {error}; write it again"
             ) from None
         size = read_image(self._root, path).shape[:2]
         if mask.shape != size:
@@ -92,12 +92,12 @@ class GivenMasks:
 
 
 def has_true_masks(root: str) -> bool:
-    """Whether `annotations.parquet` at the root has masks to measure against."""
+    """Return whether `annotations.parquet` at the root has masks to compare with."""
     return _read_annotations(root) is not None
 
 
 def masks_fingerprint(root: str) -> str:
-    """SHA-256 (hex) that changes when the masks of a data folder do."""
+    """Return a SHA-256 (hex) that changes when the masks of a data folder do."""
     try:
         return hashlib.sha256(read_bytes(root, ANNOTATIONS)).hexdigest()
     except DataError:
@@ -105,7 +105,7 @@ def masks_fingerprint(root: str) -> str:
 
 
 def _read_annotations(root: str) -> dict[str, bytes] | None:
-    """path -> packed mask; None without the file or without the two columns."""
+    """Return path -> packed mask; None without the file or one of the columns."""
     table = read_columns(root, ANNOTATIONS, COLUMNS)
     if table is None:
         return None
@@ -114,7 +114,7 @@ def _read_annotations(root: str) -> dict[str, bytes] | None:
 
 
 def _is_packed(packed: bytes) -> bool:
-    """Whether these are the bytes of `pack_mask` of 256x128 pixels."""
+    """Return whether these are the bytes of `pack_mask` of 256x128 pixels."""
     size = 256 * 128 // 8
     try:  # a few bytes may unpack to gigabytes
         return len(zlib.decompressobj().decompress(packed, size + 1)) == size

@@ -1,4 +1,4 @@
-"""From the bytes of a file to pixels; without torch, which data workers then need not load."""
+"""Decoding of image files; without torch, so that data workers need not load it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from dpmpp_core.errors import DataError
 
 MAX_PIXELS = 50_000_000  # a larger image is taken for a decompression bomb
 Image = NDArray[np.uint8]
-_REDUCED = {  # by which a JPEG is decoded smaller; the colour flag takes precedence over "grey"
+_REDUCED = {  # factors of decoding a JPEG smaller; the colour flag takes precedence over "grey"
     1: cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-# What is wrong with a file is said by our own errors, once and with its name.
+# Our own errors name the file and its problem, once.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def header_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels that the header of a JPEG, PNG, BMP or TIFF announces.
+    """Return width and height in pixels from the header of a JPEG, PNG, BMP or TIFF.
 
-    Reads the header only, so that an absurd size is known before memory is taken for it. EXIF
-    rotation is not applied. OpenCV does not say the size without decoding, and Pillow takes eight
-    times as long: 25 microseconds, next to 94 for decoding a JPEG of 48x128. Raises DataError if
-    the bytes are of none of these formats, or EOFError if they end inside the header.
+    Only the header is read, so an absurd size is known before memory is allocated for it. EXIF
+    rotation is not applied. OpenCV returns no size without decoding, and Pillow takes eight times
+    as long: 25 microseconds, next to 94 for decoding a JPEG of 48x128. Raises DataError if the
+    bytes are of none of these formats, or EOFError if they end inside the header.
     """
     for magic, read in _HEADERS:
         if data.startswith(magic):
@@ -44,12 +44,9 @@ def decode(data: bytes, least: tuple[int, int] = (0, 0)) -> Image:
     """Decode an image file to uint8 [H, W, 3], RGB, turned upright by its EXIF orientation.
 
     Grey and CMYK become RGB, 16 bits are scaled to 8, an alpha channel is dropped (the colour
-    below it stays). Raises DataError with the reason, which does not name the file.
-
-    Args:
-        least: height and width of which no more is needed. A JPEG of twice, four or eight times
-            that is decoded at a half, quarter or eighth of its size, which takes less time;
-            (0, 0) = always in full.
+    below it stays). Raises DataError with the reason, which does not name the file. A JPEG of
+    twice, four or eight times the `least` height and width needed is decoded at a half, quarter or
+    eighth of its size, which takes less time; (0, 0) = always in full.
     """
     try:
         width, height = header_size(data)
@@ -70,7 +67,7 @@ def decode(data: bytes, least: tuple[int, int] = (0, 0)) -> Image:
 
 
 def _reduction(data: bytes, size: tuple[int, int], least: tuple[int, int]) -> int:
-    """By how much a JPEG can be decoded smaller with both sides still at least `least`."""
+    """Return the factor by which a JPEG can be decoded smaller, with sides of at least `least`."""
     if not all(least) or not data.startswith(b"\xff\xd8"):
         return 1
     fits = [r for r in _REDUCED if size[0] >= r * least[0] and size[1] >= r * least[1]]
@@ -78,12 +75,12 @@ def _reduction(data: bytes, size: tuple[int, int], least: tuple[int, int]) -> in
 
 
 def read_image(root: str, path: str, least: tuple[int, int] = (0, 0)) -> Image:
-    """`decode` of the file at `path` below `root`; DataError names the file."""
+    """Read and `decode` the file at `path` below `root`; DataError names the file."""
     return decode_file(read_bytes(root, path), root, path, least)
 
 
 def decode_file(data: bytes, root: str, path: str, least: tuple[int, int] = (0, 0)) -> Image:
-    """`decode` of what the file at `path` below `root` holds; DataError names the file."""
+    """`decode` the bytes of the file at `path` below `root`; DataError names the file."""
     try:
         return decode(data, least)
     except DataError as error:
@@ -102,7 +99,7 @@ def resize(image: Image, height: int, width: int) -> Image:
 
 
 def jpeg_segments(data: bytes) -> tuple[tuple[int, int], int]:
-    """Width and height of a JPEG, and the offset at which its compressed data starts.
+    """Return width and height of a JPEG, and the offset at which its compressed data starts.
 
     The offset, from which the end mark is searched, is in no public interface of Pillow or OpenCV.
     Raises IndexError or struct.error if the bytes end before that.
@@ -126,10 +123,6 @@ def jpeg_segments(data: bytes) -> tuple[tuple[int, int], int]:
             return size, at
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    return jpeg_segments(data)[0]
-
-
 def _png_size(data: bytes) -> tuple[int, int]:
     width, height = struct.unpack_from(">II", data, 16)
     return width, height
@@ -142,7 +135,7 @@ def _bmp_size(data: bytes) -> tuple[int, int]:
 
 
 def _tiff_size(data: bytes) -> tuple[int, int]:
-    """Size of the first picture of a TIFF, from tags 256 (width) and 257 (height)."""
+    """Return the size of the first picture of a TIFF, from tags 256 (width) and 257 (height)."""
     order = "<" if data[:2] == b"II" else ">"
     (directory,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, directory)
@@ -155,7 +148,7 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
 
 
 _HEADERS = (
-    (b"\xff\xd8\xff", _jpeg_size),
+    (b"\xff\xd8\xff", lambda data: jpeg_segments(data)[0]),
     (b"\x89PNG\r\n\x1a\n", _png_size),
     (b"BM", _bmp_size),
     (b"II*\0", _tiff_size),

@@ -1,4 +1,4 @@
-"""Check one image file: a row of the manifest, or the reason why it is none.
+"""Inspection of one image file: a row of the manifest, or the reason why it is refused.
 
 Pure functions of the root and the file, so that any number of workers can run them.
 """
@@ -17,20 +17,17 @@ from dpmpp_core.errors import DataError
 MIN_SIDE = 8  # pixels; below, nothing of a person is left
 MAX_BYTES = 64 * 1024 * 1024  # of one file
 UNREADABLE = "unreadable"  # the one reason that may pass without the file being changed
-# A JPEG spends a bit or more on 16x16 pixels; decoders fill up with grey what is not there.
+# A JPEG spends a bit or more on 16x16 pixels; decoders fill missing ones with grey.
 JPEG_PIXELS_A_BIT = 16 * 16
 
 
 def inspect(root: str, entry: Entry) -> dict[str, Any]:
-    """Read, check and decode one image: its labels and what `inspect_file` says of it.
-
-    Returns the fields of `manifest.INSPECTED_SCHEMA`. Raises OSError as `inspect_file`.
-    """
+    """Inspect one image; return the fields of `manifest.INSPECTED_SCHEMA`; see `inspect_file`."""
     return {**entry._asdict(), **inspect_file(root, entry.path)}
 
 
 def inspect_file(root: str, path: str) -> dict[str, Any]:
-    """Read, check and decode one image, whatever it is labelled as.
+    """Read, check and decode one image.
 
     Returns width, height (pixels of the upright picture), bytes, sha256 (hex), and `reason` and
     `detail`, which are empty for a good image. Reasons: UNREADABLE, `empty_file`, `not_an_image`,
@@ -41,15 +38,9 @@ def inspect_file(root: str, path: str) -> dict[str, Any]:
 
 
 def inspect_picture(root: str, path: str) -> tuple[dict[str, Any], Image | None]:
-    """What `inspect_file` returns, and the picture, uint8 [H, W, 3] RGB; None if it is not good."""
-    row: dict[str, Any] = {
-        "width": 0,
-        "height": 0,
-        "bytes": 0,
-        "sha256": "",
-        "reason": "",
-        "detail": "",
-    }
+    """Return the row of `inspect_file`, and the picture, uint8 [H, W, 3] RGB; None if refused."""
+    row: dict[str, Any] = dict.fromkeys(("width", "height", "bytes"), 0)
+    row |= dict.fromkeys(("sha256", "reason", "detail"), "")
     try:
         data = read_bytes(root, path, limit=MAX_BYTES + 1)
     except DataError as error:
@@ -68,7 +59,7 @@ def inspect_picture(root: str, path: str) -> tuple[dict[str, Any], Image | None]
 
 
 def _fault(data: bytes) -> tuple[str, str]:
-    """Reason and detail of what is wrong with a file, from its bytes alone; empty if nothing."""
+    """Return reason and detail of what is wrong with the bytes of a file; empty if nothing."""
     if not data:
         return "empty_file", "the file holds 0 bytes"
     if len(data) > MAX_BYTES:
@@ -92,7 +83,7 @@ def _fault(data: bytes) -> tuple[str, str]:
 
 
 def _is_complete(data: bytes) -> bool:
-    """Whether a JPEG or PNG has its end mark; decoders may fill up a cut picture silently.
+    """Return whether a JPEG or PNG has its end mark; decoders may fill up a cut picture silently.
 
     BMP and TIFF have none: cut ones do not decode.
     """

@@ -2,7 +2,7 @@
 
 `market1501`: Market-1501, DukeMTMC-reID, Occluded-Duke and own data named like them.
 `msmt17`: MSMT17 V1 and V2. `occluded_reid`, `partial_reid` (no training split, no cameras) and
-`p_duke` (P-DukeMTMC-reID). Persons and cameras keep the numbers that the files give them.
+`p_duke` (P-DukeMTMC-reID). Persons and cameras keep the numbers of the files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dpmpp_core.errors import DataError
 
 
 class Entry(NamedTuple):
-    """One image as its name and place say, not yet opened."""
+    """One image by its name and folder, not yet opened."""
 
     path: str  # relative to the root
     pid: int  # person, >= 0
@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """Everything a data folder names: images by path, and what was refused with its reason."""
+    """Everything that a data folder lists: images by path, and what was refused, with reasons."""
 
     layout: str
     entries: list[Entry]
@@ -44,7 +44,7 @@ class Folder(NamedTuple):
     occluded: bool
 
 
-# What has to be there; a name with a slash at its end is a folder. Listed in errors as it is.
+# Required files and folders (with a slash); errors list them like this.
 REQUIRED: dict[str, tuple[str, ...]] = {
     "market1501": ("bounding_box_train/", "query/", "bounding_box_test/"),
     "msmt17": ("list_train.txt", "list_query.txt", "list_gallery.txt"),
@@ -69,10 +69,10 @@ def scan(
     occluded_queries: bool = False,
     listing: FileListing | None = None,
 ) -> Scan:
-    """Read a data folder in a known layout (`auto`: find out which).
+    """Read a data folder in a known layout (`auto`: detect which).
 
     occluded_queries: the queries of a `market1501` folder are known to be occluded, as in
-    Occluded-Duke; implied where a folder `query_holistic/` stands beside `query/`.
+    Occluded-Duke; implied by a folder `query_holistic/` next to `query/`.
     listing: of the same root, if it was listed before.
     Raises DataError if the folder cannot be listed or does not have the layout.
     """
@@ -82,37 +82,37 @@ def scan(
     elif layout not in REQUIRED:
         raise DataError(f"unknown layout {layout!r}; known are {', '.join(REQUIRED)}")
     elif not _fits(layout, _present(listing)):
-        raise DataError(_not_found(listing, [layout]))
+        raise DataError(_describe_unknown_layout(listing, [layout]))
     if layout == "market1501":
-        found = list(_market(listing, occluded_queries))
+        items = list(_market(listing, occluded_queries))
     elif layout == "msmt17":
-        found = list(_msmt(listing))
+        items = list(_msmt(listing))
     else:
-        found = list(_person_folders(listing, _body_folders(listing, layout)))
-    entries = sorted(item for item in found if isinstance(item, Entry))
-    rejected = sorted(item for item in found if isinstance(item, Rejected))
+        items = list(_person_folders(listing, _body_folders(listing, layout)))
+    entries = sorted(item for item in items if isinstance(item, Entry))
+    rejected = sorted(item for item in items if isinstance(item, Rejected))
     return Scan(layout, entries, rejected)
 
 
 def detect_layout(listing: FileListing) -> str:
-    """Name of the layout that a listing has; DataError if none or several."""
+    """Return the name of the layout that a listing has; DataError if none or several."""
     fitting = fitting_layouts(listing)
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         names = " and ".join(fitting)
         raise DataError(f"{listing.root} fits the layouts {names}; choose one with data.layout")
-    raise DataError(_not_found(listing, list(REQUIRED)))
+    raise DataError(_describe_unknown_layout(listing, list(REQUIRED)))
 
 
 def fitting_layouts(listing: FileListing) -> list[str]:
-    """Names of all layouts that a listing has."""
+    """Return the names of all layouts that a listing has."""
     present = _present(listing)
     return [layout for layout in REQUIRED if _fits(layout, present)]
 
 
 def _present(listing: FileListing) -> set[str]:
-    """Every file at the top, every folder, and `X/<person>/` for a folder X with folders in it."""
+    """Return all top-level files, all folders, and `X/<person>/` for a folder X with subfolders."""
     present = {file.path for file in listing.files if "/" not in file.path}
     folders = {file.path.rpartition("/")[0] for file in listing.files}
     folders |= {p.path for p in listing.problems if p.reason.endswith("_folder")}
@@ -135,12 +135,12 @@ def _fits(layout: str, present: set[str]) -> bool:
     return present.issuperset(REQUIRED[layout])
 
 
-def _not_found(listing: FileListing, layouts: list[str]) -> str:
-    """The message of a folder without the layouts asked for: what was sought, what is there."""
+def _describe_unknown_layout(listing: FileListing, layouts: list[str]) -> str:
+    """Return the message of a folder without any of `layouts`: what is required, what it holds."""
     present = _present(listing)
     top = sorted(name for name in present if "/" not in name.removesuffix("/"))
     holds = ", ".join(top[:12]) + (f" and {len(top) - 12} more" if len(top) > 12 else "")
-    sought = "; ".join(f"{layout} needs {', '.join(REQUIRED[layout])}" for layout in layouts)
+    required = "; ".join(f"{layout} needs {', '.join(REQUIRED[layout])}" for layout in layouts)
     paths = present | {file.path for file in listing.files}
     hint = ""
     for name in [name for name in top if name.endswith("/")][:12]:
@@ -148,16 +148,16 @@ def _not_found(listing: FileListing, layouts: list[str]) -> str:
         fitting = [layout for layout in REQUIRED if _fits(layout, inner)]
         hint = hint or (f" But {name} looks like {fitting[0]}: give that path." if fitting else "")
     return (
-        f"{listing.root} has no known layout: {sought}. It holds {holds or 'nothing'}.{hint} "
+        f"{listing.root} has no known layout: {required}. It holds {holds or 'nothing'}.{hint} "
         f"Known layouts: {', '.join(REQUIRED)}."
     )
 
 
 def _market(listing: FileListing, occluded_queries: bool) -> Iterator[Entry | Rejected]:
-    """Market-1501: flat folders, person and camera in the name. Source: Zheng et al., ICCV 2015.
+    """Read Market-1501: flat folders, person and camera in the name (Zheng et al., ICCV 2015).
 
     Person -1 is a junk detection and never used. Person 0 is a distractor: kept in the gallery,
-    where it is nobody's match, and refused elsewhere.
+    where it matches no query, and refused elsewhere.
     """
     holistic = "query_holistic/" in _present(listing)
     folders = [
@@ -184,11 +184,11 @@ def _market(listing: FileListing, occluded_queries: bool) -> Iterator[Entry | Re
 
 
 def _msmt(listing: FileListing) -> Iterator[Entry | Rejected]:
-    """MSMT17: list files of `path person`, camera in the name. Source: Wei et al., CVPR 2018.
+    """Read MSMT17: list files of `path person`, camera in the name (Wei et al., CVPR 2018).
 
     V1 has the folders train, test; V2 mask_train_v2, mask_test_v2. `list_val.txt` is training
     data too, as in the published protocol (32,621 images of 1,041 persons). Training and test
-    persons are numbered apart: person 7 of train is not person 7 of query.
+    persons are numbered separately: person 7 of train is not person 7 of query.
     """
     files = {file.path for file in listing.files}
     top = sorted({path.split("/")[0] for path in files if "/" in path})
@@ -196,9 +196,10 @@ def _msmt(listing: FileListing) -> Iterator[Entry | Rejected]:
     for kind in ("train", "test"):
         known = (kind, f"mask_{kind}_v2")
         places[kind] = next((name for name in top if name.lower() in known), kind)
-    yield from _problems(listing, [Folder(place, "", 0, False) for place in places.values()])
+    folders = [Folder(place, "", 0, False) for place in places.values()]
+    yield from _problems(listing, folders)
     listed: dict[str, set[int]] = {}  # path -> the persons that the lists name
-    found: list[Entry | Rejected] = []
+    items: list[Entry | Rejected] = []
     for part in ("train", "val", "query", "gallery"):
         name = f"list_{part}.txt"
         if name not in files:
@@ -208,13 +209,12 @@ def _msmt(listing: FileListing) -> Iterator[Entry | Rejected]:
         text = read_bytes(listing.root, name).decode("utf-8-sig", "replace")
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
-                found.append(_msmt_line(line, f"{name}:{number}", place, split, files, listed))
-    for item in found:
+                items.append(_msmt_line(line, f"{name}:{number}", place, split, files, listed))
+    for item in items:
         if isinstance(item, Entry) and len(listed[item.path]) > 1:
             persons = " and ".join(map(str, sorted(listed[item.path])))
             item = Rejected(item.path, "conflicting_label", f"the lists name persons {persons}")
         yield item
-    folders = [Folder(place, "", 0, False) for place in places.values()]
     for _, path in _images(listing, folders):
         if isinstance(path, Rejected):
             if path.path not in listed:
@@ -226,7 +226,7 @@ def _msmt(listing: FileListing) -> Iterator[Entry | Rejected]:
 def _msmt_line(
     line: str, where: str, place: str, split: str, files: set[str], listed: dict[str, set[int]]
 ) -> Entry | Rejected:
-    """One line of a list file; notes its path and person in `listed`."""
+    """Read one line of a list file; add its path and person to `listed`."""
     relative, *person = line.strip().replace("\\", "/").rsplit(None, 1)
     if not person or not _NUMBER.fullmatch(person[0]):
         return Rejected(where, "bad_list_line", f"expected `path person`, found {line[:80]!r}")
@@ -249,11 +249,11 @@ def _msmt_line(
 
 
 def _body_folders(listing: FileListing, layout: str) -> list[Folder]:
-    """Folders of the layouts that sort images by whole and occluded bodies.
+    """Return the folders of the layouts that sort images by whole and occluded bodies.
 
     They have no cameras: queries count as camera 0 and gallery as camera 1 (the published
-    protocol), so that the evaluation's same-camera rule removes nothing. The training images of
-    P-DukeMTMC-reID are numbered alike: occluded 0, whole 1 (ours).
+    protocol), so the evaluation's same-camera rule removes nothing. Training images of
+    P-DukeMTMC-reID get the same numbers: occluded 0, whole 1 (ours).
     """
     if layout == "p_duke":
         return [
@@ -269,7 +269,7 @@ def _body_folders(listing: FileListing, layout: str) -> list[Folder]:
 
 
 def _person_folders(listing: FileListing, folders: list[Folder]) -> Iterator[Entry | Rejected]:
-    """Images whose person is the number of their folder, or starts their name where none is."""
+    """Read images whose person is the number of their folder, or else at the start of the name."""
     persons: set[str] = set()  # folders that name a person
     used: set[str] = set()
     for problem in _problems(listing, folders):
@@ -298,7 +298,7 @@ def _person_folders(listing: FileListing, folders: list[Folder]) -> Iterator[Ent
 
 
 def _images(listing: FileListing, folders: list[Folder]) -> Iterator[tuple[Folder, str | Rejected]]:
-    """Files inside the folders: images by their ending, or what is wrong. Litter is left out."""
+    """Yield files in the folders: images by their ending, or a problem; litter is left out."""
     for file in listing.files:
         for folder in folders:
             if not file.path.startswith(folder.path + "/") or LITTER.search(file.path):
@@ -311,7 +311,7 @@ def _images(listing: FileListing, folders: list[Folder]) -> Iterator[tuple[Folde
 
 
 def _problems(listing: FileListing, folders: list[Folder]) -> Iterator[Rejected]:
-    """Problems of the listing; of empty folders only those where images were expected."""
+    """Yield problems of the listing; of empty folders only those where images were expected."""
     for problem in listing.problems:
         inside = any(f"{problem.path}/".startswith(f"{folder.path}/") for folder in folders)
         if inside or problem.reason != "empty_folder":

@@ -1,4 +1,4 @@
-"""The manifest: every usable image of a data set in one table, and why the others are not in it."""
+"""The manifest: every usable image of a data set in one table, and why others are quarantined."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ ROW_GROUP = 65_536  # rows of images.parquet that are read, or left out, as one
 
 @dataclass(frozen=True)
 class Manifest:
-    """Images and quarantine of one data folder; made by `build` or `load`, never changed."""
+    """Images and quarantine of one data folder; created by `build` or `load`, never changed."""
 
     root: str
     layout: str
@@ -73,10 +73,10 @@ class Manifest:
         """Sort inspected rows (INSPECTED_SCHEMA) into images and quarantine.
 
         The result does not depend on the order of `rows`. Of files with the same content in one
-        split and query set the first by path is kept; if they name different persons, no label
-        can be trusted and all are quarantined (`conflicting_label`; rule: ours). A person who
-        loses every image gets a row `empty_identity`.
-        Raises DataError if what is left cannot be trained on or evaluated.
+        split and query set the first by path is kept. If they name different persons, no label can
+        be trusted and all are quarantined (`conflicting_label`; rule: ours). A person without a
+        usable image gets a row `empty_identity`. Raises DataError if the images left do not allow
+        training or evaluation.
         """
         if not isinstance(rows, pa.Table):
             rows = pa.Table.from_pylist(list(rows), INSPECTED_SCHEMA)
@@ -96,10 +96,9 @@ class Manifest:
         return manifest
 
     def with_images(self, images: pa.Table) -> Manifest:
-        """The same folder with other splits of its images (IMAGE_SCHEMA, any order).
+        """Return the folder with other splits of its images (IMAGE_SCHEMA, any order).
 
-        Raises:
-            DataError: what is left cannot be trained on or evaluated.
+        Raises DataError if the images do not allow training or evaluation.
         """
         images = _in_order(images.select(IMAGE_SCHEMA.names).cast(IMAGE_SCHEMA)).combine_chunks()
         nothing = QUARANTINE_SCHEMA.empty_table()
@@ -109,11 +108,11 @@ class Manifest:
 
     @property
     def has_training(self) -> bool:
-        """False for test-only layouts: train on another data set."""
+        """Whether the layout has a training split."""
         return self.layout not in WITHOUT_TRAINING
 
     def subset(self, split: str, occluded: bool | None = None) -> pa.Table:
-        """Rows of one split (train, query, gallery), of one query set if `occluded` is given."""
+        """Return rows of one split (train, query, gallery), of one query set if `occluded` is set."""
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; known are {', '.join(SPLITS)}")
         keep = pc.equal(self.images["split"], split)
@@ -122,7 +121,7 @@ class Manifest:
         return self.images.filter(keep)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images, identities, cameras and distractors of each of SETS; `quarantined` by reason.
+        """Count images, identities, cameras, distractors of each of SETS; `quarantined` by reason.
 
         Distractors are the gallery images of person 0 in the market1501 layout, who is no identity.
         """
@@ -143,41 +142,41 @@ class Manifest:
 
     @cached_property
     def warnings(self) -> list[str]:
-        """Sentences on what is usable but should be known: gaps, lost identities, leaks."""
-        found = []
+        """Sentences on gaps, lost identities and leaks, which do not prevent use."""
+        sentences = []
         absent = sorted(_pids(self.subset("query")) - _pids(self.subset("gallery")))
         if absent:
-            found.append(
+            sentences.append(
                 f"{len(absent)} query persons have no gallery image and are skipped by the "
                 f"evaluation: {some(absent)}"
             )
         blind = _queries_on_own_camera(self)
         if blind:
-            found.append(
+            sentences.append(
                 f"{len(blind)} queries have gallery images of their person from their own camera "
                 f"only and are skipped by the evaluation: {some(blind)}"
             )
         lost = self.quarantine.filter(pc.equal(self.quarantine["reason"], "empty_identity"))
         names = [f"{row['path']} ({row['detail']})" for row in lost.to_pylist()]
         if names:
-            found.append(f"{len(names)} identities have no usable image: {some(names)}")
+            sentences.append(f"{len(names)} identities have no usable image: {some(names)}")
         test = self.images.filter(pc.not_equal(self.images["split"], "train"))
         trained = self.subset("train")["sha256"].unique()
         leaked = test.filter(pc.is_in(test["sha256"], value_set=trained))["path"].to_pylist()
         if leaked:
-            found.append(f"{len(leaked)} test images are training images too: {some(leaked)}")
+            sentences.append(f"{len(leaked)} test images are training images too: {some(leaked)}")
         doubted = _queries_labelled_otherwise(self)
         if doubted:
-            found.append(
+            sentences.append(
                 f"{len(doubted)} queries are gallery images too, of another person or camera, so "
                 f"that one of the two labels is wrong: {some(doubted)}"
             )
-        return found
+        return sentences
 
     def save(self, folder: Path) -> None:
         """Write images.parquet, quarantine.parquet and, last, manifest.json into `folder`.
 
-        Each file appears whole or not at all; `load` notices files that do not belong together.
+        Each file appears whole or not at all; `load` detects files that do not belong together.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -223,20 +222,17 @@ def read_manifest(
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Scan, inspect and build in this process. `progress` gets (images done, images in all)."""
-    found = scan(root, layout, occluded_queries)
+    scanned = scan(root, layout, occluded_queries)
     rows = []
-    for entry in found.entries:
+    for entry in scanned.entries:
         rows.append(inspect(root, entry))
         if progress:
-            progress(len(rows), len(found.entries))
-    return Manifest.build(root, found.layout, rows, found.rejected)
+            progress(len(rows), len(scanned.entries))
+    return Manifest.build(root, scanned.layout, rows, scanned.rejected)
 
 
 def load_split(folder: Path, split: str) -> tuple[str, pa.Table]:
-    """Root and rows (IMAGE_SCHEMA) of one split of a saved manifest; reads no row group without it.
-
-    Raises DataError as `Manifest.load`.
-    """
+    """Return root and rows (IMAGE_SCHEMA) of one split of a saved manifest; as `Manifest.load`."""
     head, rows = _read_images(folder, [("split", "==", split)])
     return head["root"], rows
 
@@ -275,7 +271,7 @@ def _check_usable(manifest: Manifest) -> None:
 
 
 def _queries_on_own_camera(manifest: Manifest) -> list[str]:
-    """Paths of queries whose person is in the gallery, but from no other camera."""
+    """Return paths of queries whose person is in the gallery, but from no other camera."""
     gallery, queries = manifest.subset("gallery"), manifest.subset("query")
     cameras = [("camid", "count_distinct"), ("camid", "min")]
     persons = gallery.group_by("pid").aggregate(cameras)
@@ -286,7 +282,7 @@ def _queries_on_own_camera(manifest: Manifest) -> list[str]:
 
 
 def _queries_labelled_otherwise(manifest: Manifest) -> list[str]:
-    """Queries whose very file is in the gallery as another person or camera; as junk it is fine."""
+    """Return paths of queries whose file is in the gallery as another person or camera."""
     labels: dict[str, set[tuple[int, int]]] = defaultdict(set)
     for row in manifest.subset("gallery").select(["sha256", "pid", "camid"]).to_pylist():
         labels[row["sha256"]].add((row["pid"], row["camid"]))
@@ -299,7 +295,7 @@ def _pids(rows: pa.Table) -> set[int]:
 
 
 def _in_order(rows: pa.Table) -> pa.Table:
-    """Rows by split, in the order of SPLITS, and path."""
+    """Sort rows by split, in the order of SPLITS, and path."""
     place = pc.index_in(rows["split"], value_set=pa.array(SPLITS))
     if place.null_count:
         raise ValueError(f"splits are {', '.join(SPLITS)}; found {rows['split'].unique()}")
@@ -309,7 +305,7 @@ def _in_order(rows: pa.Table) -> pa.Table:
 
 
 def rows_sha256(images: pa.Table) -> str:
-    """SHA-256 (hex) of the rows, each as `json.dumps` of its list of values and a line feed."""
+    """Return the SHA-256 (hex) of the rows, each as `json.dumps` of its values and a line feed."""
     digest = hashlib.sha256()
     for batch in images.to_batches(max_chunksize=ROW_GROUP):
         cells = [_json_cells(column) for column in batch.columns]
@@ -321,7 +317,7 @@ def rows_sha256(images: pa.Table) -> str:
 
 
 def _json_cells(column: pa.Array) -> pa.Array:
-    """Each value as `json.dumps` writes it."""
+    """Encode each value like `json.dumps`."""
     if not pa.types.is_string(column.type):
         return column.cast(pa.string())
     if pc.all(pc.match_substring_regex(column, r"^[ !#-\[\]-~]*$")).as_py():  # nothing to escape
@@ -330,10 +326,10 @@ def _json_cells(column: pa.Array) -> pa.Array:
 
 
 def _read_images(folder: Path, filters: Any = None) -> tuple[dict[str, Any], pa.Table]:
-    """manifest.json and rows of images.parquet; DataError if they are no saved manifest's."""
+    """Read manifest.json and rows of images.parquet; DataError if they are no saved manifest's."""
     try:
         head = json.loads((Path(folder) / "manifest.json").read_text())
-        if head["format"] != FORMAT:  # whose tables may be others too
+        if head["format"] != FORMAT:
             raise DataError(
                 f"the manifest in {folder} has format {head['format']}, this version reads "
                 f"{FORMAT}; prepare the data again"
@@ -351,11 +347,11 @@ def _read_table(
 ) -> pa.Table:
     file = Path(folder) / f"{name}.parquet"
     try:
-        found = (pq.read_schema(file).metadata or {}).get(b"dataset_id", b"")
+        owner = (pq.read_schema(file).metadata or {}).get(b"dataset_id", b"")
         table = pq.read_table(file, schema=schema, filters=filters, page_checksum_verification=True)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(folder, error) from error
-    if found.decode() != dataset_id:
+    if owner.decode() != dataset_id:
         raise _mixed(folder)
     return table
 

@@ -1,8 +1,8 @@
-"""Many images in few large files: a shard is an Arrow file with the bytes of so many of them.
+"""Shards: Arrow files with the bytes of many images each.
 
-Training reads its images in no order and again and again. From S3 each would be a request; a shard
-is fetched once and then mapped into memory, out of which a row is read without the rest. Rows have
-the order of the training set, so the place of an image follows from its number (ours).
+Training reads its images in random order, many times. From S3 each read would be a request. A shard
+is fetched once and then mapped into memory, so a row is read without the others. Rows have the
+order of the training set, so the place of an image follows from its number (ours).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import pyarrow as pa
 
 from dpmpp_core.errors import DataError
 
-ROWS = 4096  # images a shard: some 20 MB of Market-1501
+SHARD_ROWS = 4096  # images per shard: some 20 MB of Market-1501
 SCHEMA = pa.schema([pa.field("path", pa.string()), pa.field("data", pa.large_binary())])
 
 
 def pack(paths: Sequence[str], images: Sequence[bytes]) -> bytes:
-    """The bytes of a shard."""
+    """Return the bytes of a shard."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_table(pa.table([list(paths), list(images)], schema=SCHEMA))
@@ -32,17 +32,17 @@ class PackedImages:
     Args:
         paths: of all images, in the order in which they were packed.
         fetch: number of a shard -> its file on this machine; called when first needed.
-        rows: images a shard.
+        rows: images per shard.
     """
 
     def __init__(
-        self, paths: Sequence[str], fetch: Callable[[int], Path], rows: int = ROWS
+        self, paths: Sequence[str], fetch: Callable[[int], Path], rows: int = SHARD_ROWS
     ) -> None:
         self._paths, self._fetch, self._rows = paths, fetch, rows
         self._open: dict[int, pa.Table] = {}
 
     def read(self, number: int) -> bytes:
-        """The file that image `number` was; DataError if the shard is damaged or another's."""
+        """Return the file of image `number`; DataError if the shard is damaged or another's."""
         shard, row = divmod(number, self._rows)
         if shard not in self._open:
             self._open[shard] = _mapped(self._fetch(shard))
@@ -50,7 +50,7 @@ class PackedImages:
         if row >= len(table) or table["path"][row].as_py() != self._paths[number]:
             raise DataError(
                 f"{self._fetch(shard)} does not hold {self._paths[number]}: delete its folder, and "
-                "the same command makes it again"
+                "the same command writes it again"
             )
         return table["data"][row].as_py()
 
@@ -60,5 +60,5 @@ def _mapped(file: Path) -> pa.Table:
         return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            f"{file} is damaged ({error}): delete its folder, and the same command makes it again"
+            f"{file} is damaged ({error}): delete its folder, and the same command writes it again"
         ) from error

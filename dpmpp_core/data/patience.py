@@ -1,4 +1,4 @@
-"""Wait for a storage that does not answer: an outage of seconds must not end work of hours."""
+"""Retries while a storage is out of reach: an outage of seconds must not end work of hours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NETWORK = {
     errno.ENETUNREACH,
     errno.ETIMEDOUT,
 }
-# What the S3 client says of a server that is away, ails or has too much to do.
+# Messages of the S3 client about a server that is unreachable, failing or overloaded.
 _OUTAGE = re.compile(
     r"NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|TIMEOUT"
     r"|curlCode|HTTP status 5\d\d"
@@ -27,13 +27,13 @@ _OUTAGE = re.compile(
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an error may pass by itself: the network's or the server's, not the request's."""
+    """Return whether an error may pass by itself: of the network or server, not the request."""
     if not isinstance(error, OSError):
         return False
     return error.errno in _NETWORK if error.errno else bool(_OUTAGE.search(str(error)))
 
 
-def _tell(state: tenacity.RetryCallState) -> None:
+def _log_first_retry(state: tenacity.RetryCallState) -> None:
     if state.attempt_number == 1 and state.outcome is not None:
         log.warning("storage does not answer, trying again: %s", state.outcome.exception())
 
@@ -42,7 +42,7 @@ patient = tenacity.retry(
     retry=tenacity.retry_if_exception(is_outage),
     wait=tenacity.wait_exponential(multiplier=0.5, max=10),
     stop=tenacity.stop_after_delay(PATIENCE),
-    before_sleep=_tell,
+    before_sleep=_log_first_retry,
     reraise=True,
 )
-"""Calls a function again while `is_outage`, for at most `PATIENCE`; it must bear that."""
+"""Calls a function again while `is_outage`, for at most PATIENCE; it must be idempotent."""

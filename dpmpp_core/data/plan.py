@@ -1,7 +1,7 @@
-"""Which images make which training step: identity-balanced, from (seed, epoch, step) alone.
+"""Which images form which training step: identity-balanced, from (seed, epoch, step) alone.
 
 Any process computes any step without replaying earlier ones, so a run resumes exactly and workers
-need no conversation about sampling.
+need not communicate about sampling.
 """
 
 from __future__ import annotations
@@ -30,22 +30,18 @@ class Draw(IntEnum):
     CUT_TOP = 9
     CUT_BOTTOM = 10
     CUT_SIDE = 11
-    SURFACE = 12
+    OCCLUDER_TEXTURE = 12
 
 
 def stream(seed: int, epoch: int, step: int, item: int, purpose: Draw) -> np.random.Generator:
-    """An independent random generator for one purpose at one place of the training."""
+    """Return an independent random generator for one purpose at one place of the training."""
     return np.random.default_rng(np.random.SeedSequence((seed, epoch, step, item, int(purpose))))
 
 
 def class_labels(pids: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the identities 0..C-1 in the order of their pids, the same in every process.
+    """Number the identities of int64 [N] pids 0..C-1 in their order, the same in every process.
 
-    Args:
-        pids: int64 [N] person ids of the training rows.
-
-    Returns:
-        labels int64 [N] and classes int64 [C], sorted, with classes[labels] == pids.
+    Return labels int64 [N] and classes int64 [C], sorted, with classes[labels] == pids.
     """
     classes, labels = np.unique(np.asarray(pids, np.int64), return_inverse=True)
     return labels.astype(np.int64), classes
@@ -54,12 +50,11 @@ def class_labels(pids: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 class StepPlan:
     """The rows of each training step: P identities, K consecutive rows of each.
 
-    Identities are dealt like cards: from a shuffled deck of all of them, P a step, and from the
-    next deck when one is used up, skipping who is in the step already. So a step's identities
-    differ, and over an epoch no identity comes more than once oftener than another. The images of
-    an identity are dealt K at a time in the same way; decks are ordered so that the cameras of an
-    identity are spread evenly through them. Only an identity with fewer than K images repeats any
-    within a step, and each no more than once oftener than another.
+    Identities are dealt like cards, P per step, from a shuffled deck of all of them. When a deck is
+    used up, the next one follows, less the identities of the step. So a step's identities differ,
+    and over an epoch the counts of any two differ by one at most. The images of an identity are
+    dealt K at a time in the same way; decks are ordered so that its cameras are spread evenly. Only
+    an identity with fewer than K images repeats any within a step, each about equally often.
 
     Args:
         labels: int64 [N] class index of each training row.
@@ -93,13 +88,13 @@ class StepPlan:
         self._rows = np.split(order, starts[1:])
         self._camids = np.asarray(camids)
         self.steps_per_epoch = max(1, len(labels) // (identities * images))
-        """Steps that an epoch really has: N // (P * K), at least 1."""
+        """N // (P * K), at least 1."""
         self.total = epochs * self.steps_per_epoch
         """Steps of the whole training."""
         self._latest: tuple[int, NDArray[np.int64]] | None = None
 
     def rows(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """Row numbers of one step, int64 [P * K], K consecutive ones an identity.
+        """Return the row numbers of one step, int64 [P * K], K consecutive ones per identity.
 
         Raises:
             IndexError: the step is not in 0..steps_per_epoch-1.
@@ -111,10 +106,10 @@ class StepPlan:
         return self._latest[1][step].copy()
 
     def _deal_epoch(self, epoch: int) -> NDArray[np.int64]:
-        """All rows of an epoch, int64 [steps, P * K]."""
+        """Return all rows of an epoch, int64 [steps, P * K]."""
         rng = stream(self.seed, epoch, 0, 0, Draw.PLAN)
-        everyone = np.arange(len(self._rows))
-        chosen = _deal(partial(rng.permutation, everyone), self.identities, self.steps_per_epoch)
+        identities = np.arange(len(self._rows))
+        chosen = _deal(partial(rng.permutation, identities), self.identities, self.steps_per_epoch)
         rows = np.empty((self.steps_per_epoch, self.identities, self.images), np.int64)
         for identity in np.unique(chosen):
             places = chosen == identity
@@ -125,21 +120,23 @@ class StepPlan:
     def _spread_cameras(
         self, rows: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.int64]:
-        """Shuffle rows so that each camera's lie evenly through the whole deck (ours)."""
+        """Shuffle rows so that those of each camera are spread evenly over the deck (ours)."""
         rows = rng.permutation(rows)
         camids = self._camids[rows]
         place = np.empty(len(rows))
         for camid in np.unique(camids):
-            own = np.flatnonzero(camids == camid)
-            place[own] = (np.arange(len(own)) + rng.random(len(own))) / len(own)
+            of_camera = np.flatnonzero(camids == camid)
+            place[of_camera] = (np.arange(len(of_camera)) + rng.random(len(of_camera))) / len(
+                of_camera
+            )
         return rows[np.argsort(place, kind="stable")]
 
 
 def _deal(shuffle: Callable[[], NDArray[np.int64]], hand: int, hands: int) -> NDArray[np.int64]:
     """Deal cards from shuffled decks in turn, int64 [hands, hand].
 
-    No card comes twice in a hand before all have come once: at the change of decks those in the
-    hand already are passed over and stay on the new deck.
+    No card comes twice in a hand before all have come once: at the change of decks, cards already
+    in the hand are skipped and stay on the new deck.
     """
     whole, rest = divmod(hand, len(shuffle()))
     out = np.empty((hands, hand), np.int64)
@@ -147,8 +144,8 @@ def _deal(shuffle: Callable[[], NDArray[np.int64]], hand: int, hands: int) -> ND
     for row in out:
         dealt, deck = deck[:rest], deck[rest:]
         if len(dealt) < rest:
-            fresh = shuffle()
-            added = fresh[~np.isin(fresh, dealt)][: rest - len(dealt)]
-            dealt, deck = np.concatenate([dealt, added]), fresh[~np.isin(fresh, added)]
+            next_deck = shuffle()
+            added = next_deck[~np.isin(next_deck, dealt)][: rest - len(dealt)]
+            dealt, deck = np.concatenate([dealt, added]), next_deck[~np.isin(next_deck, added)]
         row[:] = np.concatenate([dealt, *(shuffle() for _ in range(whole))])
     return out

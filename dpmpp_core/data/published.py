@@ -1,4 +1,4 @@
-"""Counts of the public data sets as they were published, and where a folder differs from them."""
+"""Published counts of the public data sets, and comparison of a folder with them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ CAMERAS = {"market1501": 6, "dukemtmc_reid": 8, "occluded_duke": 8, "msmt17": 15
 
 
 def compare_counts(manifest: Manifest, dataset: str) -> list[str]:
-    """Sentences on where a manifest differs from the published counts; empty if nowhere.
+    """Return sentences on where a manifest differs from the published counts; empty if nowhere.
 
-    dataset: one of PUBLISHED; DataError if it is not. Person 0 of a market1501 gallery is no
-    identity. Quarantined duplicates are missing from the counts as they are from the manifest.
+    DataError if `dataset` is not one of PUBLISHED. Person 0 of a market1501 gallery is no identity.
+    Quarantined duplicates are missing from the counts as they are from the manifest.
     """
     if dataset not in PUBLISHED:
         known = ", ".join(PUBLISHED)
         raise DataError(f"no published counts of {dataset!r}; known are {known}")
-    found = []
+    differences = []
     counts = manifest.counts()
     counts["query"] = {
         "images": manifest.subset("query").num_rows,
@@ -40,8 +40,10 @@ def compare_counts(manifest: Manifest, dataset: str) -> list[str]:
             here = counts[split][what]
             if published is not None and here != published:
                 more = f"{abs(here - published):,} {'more' if here > published else 'fewer'}"
-                found.append(f"{split}: {here:,} {what}, published are {published:,} ({more})")
+                differences.append(
+                    f"{split}: {here:,} {what}, published are {published:,} ({more})"
+                )
     cameras = pc.count_distinct(manifest.images["camid"]).as_py()
     if cameras != CAMERAS.get(dataset, cameras):
-        found.append(f"{cameras} cameras, published are {CAMERAS[dataset]}")
-    return found
+        differences.append(f"{cameras} cameras, published are {CAMERAS[dataset]}")
+    return differences

@@ -1,7 +1,7 @@
-"""Images that are refused for what other images are: copies, and persons of whom none is left.
+"""Images that are refused because of others: copies, and persons without a usable image.
 
-Works on whole tables of inspected rows (`manifest.INSPECTED_SCHEMA`); only the rows in question are
-looked at one by one.
+Works on whole tables of inspected rows (`manifest.INSPECTED_SCHEMA`); only the rows concerned are
+compared one by one.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Row = dict[str, Any]
 
 
 def mark_duplicates(rows: pa.Table) -> pa.Table:
-    """Give `reason` and `detail` to rows whose content came before in the same set, by path.
+    """Set `reason` and `detail` of rows whose content occurs before in the same set.
 
-    rows: sorted by path within each split. The first of a content is kept; where copies name
+    Rows must be sorted by path within each split. The first of a content is kept; where copies name
     different persons, none is.
     """
     good = pc.equal(rows["reason"], "")
@@ -47,7 +47,7 @@ def mark_duplicates(rows: pa.Table) -> pa.Table:
 
 
 def lost_identities(rows: pa.Table) -> list[Rejected]:
-    """One `empty_identity` for every person of a set none of whose images is usable."""
+    """Return one `empty_identity` for every person of a set none of whose images is usable."""
     good = pc.equal(rows["reason"], "")
     kept = rows.filter(good).group_by(["split", "occluded", "pid"]).aggregate([]).to_pylist()
     present = {(*_set_of(row), row["pid"]) for row in kept}
@@ -67,13 +67,13 @@ def lost_identities(rows: pa.Table) -> list[Rejected]:
 
 
 def some(items: Sequence[object]) -> str:
-    """The first few of many, for a sentence."""
+    """List the first few of many items, for a message."""
     rest = f" and {len(items) - 5} more" if len(items) > 5 else ""
     return ", ".join(str(item) for item in items[:5]) + rest
 
 
 def _marked(rows: pa.Table, marked: dict[int, tuple[str, str]]) -> pa.Table:
-    """The rows with reason and detail of those that `marked` numbers."""
+    """Set reason and detail of the rows that `marked` numbers."""
     numbers = sorted(marked)
     mask = np.zeros(len(rows), np.bool_)
     mask[numbers] = True
@@ -86,5 +86,5 @@ def _marked(rows: pa.Table, marked: dict[int, tuple[str, str]]) -> pa.Table:
 
 
 def _set_of(row: Row) -> tuple[str, bool]:
-    """The split of a row and, for queries, which query set."""
+    """Return the split of a row and, for queries, which query set."""
     return row["split"], row["occluded"] and row["split"] == "query"

@@ -1,4 +1,4 @@
-"""Images of any folder for an index: who was seen by which camera and when, as far as is known.
+"""Images of any folder for an index: person, camera and time, as far as they are known.
 
 A known layout gives persons and cameras, and so do names like those of Market-1501. Anything else,
 and times, comes from a CSV file of labels.
@@ -34,11 +34,11 @@ class Sighting(NamedTuple):
     pid: int | None = None  # person, >= 0
     camid: int | None = None  # camera, >= 0
     time: int | None = None  # seconds since 1970, UTC
-    split: str = ""  # train, query or gallery, where the layout says so
+    split: str = ""  # train, query or gallery, where the layout defines it
 
 
 class Sightings(NamedTuple):
-    """What a folder holds: its layout (ANY if none), images by path, and what is no image."""
+    """A folder's layout (ANY if none), its images by path, and what is no image."""
 
     layout: str
     images: list[Sighting]
@@ -48,21 +48,21 @@ class Sightings(NamedTuple):
 def find_sightings(
     listing: FileListing, split: str = "all", labels: Mapping[str, Sighting] | None = None
 ) -> Sightings:
-    """Name the images of a folder.
+    """List the images of a folder with their labels.
 
     Args:
         listing: of the folder.
         split: train, query or gallery: this part of a known layout only; all = every part.
-        labels: path -> what is known better than from names, see `read_labels`.
+        labels: path -> labels that override those of names, see `read_labels`.
 
     Raises:
-        DataError: a folder that fits several layouts, or has not that split; labels of an image
-            that is not there.
+        DataError: a folder that fits several layouts, or lacks the split; labels of an image that
+            does not exist.
     """
-    found = _of_layout(listing, split) if fitting_layouts(listing) else _of_any(listing, split)
+    sightings = _of_layout(listing, split) if fitting_layouts(listing) else _of_any(listing, split)
     if not labels:
-        return found
-    images = {sighting.path: sighting for sighting in found.images}
+        return sightings
+    images = {sighting.path: sighting for sighting in sightings.images}
     if missing := sorted(labels.keys() - images.keys()):
         raise DataError(
             f"{len(missing)} labels are of no image of the folder, as that of {missing[0]}"
@@ -70,21 +70,21 @@ def find_sightings(
     for path, label in labels.items():
         known = {name: value for name in LABELS if (value := getattr(label, name)) is not None}
         images[path] = images[path]._replace(**known)
-    return found._replace(images=list(images.values()))
+    return sightings._replace(images=list(images.values()))
 
 
 def _of_layout(listing: FileListing, split: str) -> Sightings:
     layout = detect_layout(listing)
-    found = scan(listing.root, layout, listing=listing)
+    scanned = scan(listing.root, layout, listing=listing)
     images = []
-    for entry in found.entries:
-        # Of Market-1501 person 0 is a distractor: somebody, nobody knows who.
+    for entry in scanned.entries:
+        # Person 0 of Market-1501 is a distractor, whose identity is not known.
         pid = None if layout == "market1501" and entry.pid == 0 else entry.pid
         if split in ("all", entry.split):
             images.append(Sighting(entry.path, pid, entry.camid, split=entry.split))
     if not images:
         raise DataError(f"{listing.root} ({layout}) has no {split} images")
-    return Sightings(layout, images, found.rejected)
+    return Sightings(layout, images, scanned.rejected)
 
 
 def _of_any(listing: FileListing, split: str) -> Sightings:
@@ -101,7 +101,7 @@ def _of_any(listing: FileListing, split: str) -> Sightings:
         raise DataError(f"{listing.root} holds no image: {len(listing.files)} files, none by name")
     names = [MARKET_NAME.match(path.rpartition("/")[2]) for path in paths]
     images = [Sighting(path) for path in paths]
-    if all(names):  # else a name that happens to look like one says nothing
+    if all(names):  # a single name of this form may be a coincidence
         images = [
             Sighting(path, int(name[1]) if int(name[1]) > 0 else None, int(name[2]))
             for path, name in zip(paths, names, strict=True)
@@ -111,12 +111,12 @@ def _of_any(listing: FileListing, split: str) -> Sightings:
 
 
 def read_labels(data: bytes, name: str) -> dict[str, Sighting]:
-    """Labels by path, from a CSV file with the column `path` and any of `pid`, `camid`, `time`.
+    """Read labels by path from CSV with the column `path` and any of `pid`, `camid`, `time`.
 
     Paths are relative to the data folder; an empty cell is not known; times as `parse_time`.
 
     Raises:
-        DataError: another column, a path twice, a value that is none; names `name` and line.
+        DataError: another column, a path twice, an invalid value; with `name` and line.
     """
     try:
         lines = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True)
@@ -158,7 +158,7 @@ def _number(text: str, where: str, key: str) -> int | None:
 
 
 def parse_time(text: str) -> int:
-    """Seconds since 1970 of `2026-11-27T14:05`, `2026-11-27`, or a whole number of seconds.
+    """Return the seconds since 1970 of `2026-11-27T14:05`, `2026-11-27`, or a number of seconds.
 
     A time without a zone is UTC. Raises DataError for anything else.
     """
@@ -176,7 +176,7 @@ def parse_time(text: str) -> int:
 
 
 def show_time(seconds: int | None) -> str:
-    """A time for people, in UTC; empty if it is not known."""
+    """Format a time in UTC; empty if it is not known."""
     if seconds is None:
         return ""
     try:

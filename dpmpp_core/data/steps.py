@@ -1,7 +1,7 @@
-"""One training step as arrays: planned as a whole, made for one rank.
+"""One training step as arrays: planned as a whole, computed for one rank.
 
 Everything random - rows, geometry, pairs, erasing - comes from (seed, epoch, step), for the whole
-P x K batch and whatever the number of ranks, so a rank's arrays are a slice of one fixed batch.
+P x K batch and for any number of ranks, so a rank's arrays are a slice of one fixed batch.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dpmpp_core.data.augment import (
     random_erase,
 )
 from dpmpp_core.data.donors import CACHE_BYTES, Donors, ImageCache, OccluderBank
+from dpmpp_core.data.images import Image
 from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.data.plan import Draw, StepPlan, stream
 from dpmpp_core.errors import ConfigError
+from dpmpp_core.occlusion.occluder_textures import paste_synthetic_occluder
 from dpmpp_core.occlusion.pairing import Pairs, draw_pairs
-from dpmpp_core.occlusion.surfaces import paste_synthetic_occluder
 from dpmpp_core.occlusion.transfer import transfer_patches, visible_patches
 
-Image = NDArray[np.uint8]
 NO_OCCLUSION = -1
 """Donor label of a sample that is not mixed."""
 BACKGROUND = -2
@@ -36,8 +36,37 @@ BACKGROUND = -2
 
 
 @dataclass(frozen=True)
-class _Planned:
-    """A whole batch on paper, no pixel touched. The donors are its B samples, then the bank."""
+class TrainingImages:
+    """The N images of a training set, read when they are needed.
+
+    Attributes:
+        root: folder of the images.
+        paths: N paths relative to root.
+        labels: int64 [N] class index.
+        camids: int64 [N] camera.
+        masks: bool [N, gh, gw] saliency on the grid of the transfer, True = person.
+        packed: where the images are read from, if not from root.
+
+    Raises:
+        ValueError: paths, labels, camids and masks differ in length.
+    """
+
+    root: str
+    paths: Sequence[str]
+    labels: NDArray[np.int64]
+    camids: NDArray[np.int64]
+    masks: NDArray[np.bool_]
+    packed: PackedImages | None = None
+
+    def __post_init__(self) -> None:
+        counts = len(self.paths), len(self.labels), len(self.camids), len(self.masks)
+        if len(set(counts)) > 1:
+            raise ValueError(f"paths, labels, camids and masks differ in length: {counts}")
+
+
+@dataclass(frozen=True)
+class _PlannedStep:
+    """A whole batch before any pixel is read. The donors are its B samples, then the bank."""
 
     epoch: int
     step: int
@@ -51,89 +80,84 @@ class _Planned:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixed sample and what it is made of: images uint8 [H, W, 3], masks bool [gh, gw]."""
+    """A mixed sample and its parts: images uint8 [H, W, 3], masks bool [gh, gw]."""
 
     recipient: Image
     donor: Image
     donor_mask: NDArray[np.bool_]
     mixed: Image
     visible: NDArray[np.bool_]
-    hidden: float
+    occlusion_ratio: float
     """Share of the recipient's person that is hidden, in [0, 1]."""
 
 
 class StepMaker:
-    """Makes the arrays of any training step, on any machine, in any order.
+    """Computes the arrays of any training step, on any machine, in any order.
 
     Args:
-        root: folder of the images.
-        paths: N paths relative to root, one a training row.
-        labels: int64 [N] class index.
-        camids: int64 [N] camera.
-        masks: bool [N, gh, gw] saliency, True = person.
-        plan: which rows make a step; its seed is the seed of everything here.
-        grid: (gh, gw) patches of the transfer; must divide the image's height and width.
+        images: the training set.
+        plan: which rows form a step; its seed is the seed of everything here.
+        data: size of the images.
+        augment: how they are augmented.
+        occlusion: how they are mixed.
         cache_bytes: at most so many bytes of decoded and resized images are kept; a result never
             depends on it.
         twins: whether a step also holds its mixed images without their donors.
-        covered: whether a step also holds images behind made-up surfaces.
-        packed: where the images are read from, if not from root.
+        synthetic_occlusion: whether a step also holds images behind synthetic occluders.
 
     Raises:
-        ConfigError: the grid does not divide the image size.
-        ValueError: labels, camids, masks or paths differ in length, or masks in grid.
+        ConfigError: the grid of the masks does not divide the image size.
     """
 
     def __init__(
         self,
-        root: str,
-        paths: Sequence[str],
-        labels: NDArray[np.int64],
-        camids: NDArray[np.int64],
-        masks: NDArray[np.bool_],
+        images: TrainingImages,
         plan: StepPlan,
         data: DataConfig,
         augment: AugmentConfig,
         occlusion: OcclusionConfig,
-        grid: tuple[int, int],
         cache_bytes: int = CACHE_BYTES,
         twins: bool = False,
-        covered: bool = False,
-        packed: PackedImages | None = None,
+        synthetic_occlusion: bool = False,
     ) -> None:
-        if data.height % grid[0] or data.width % grid[1]:
+        _, rows, columns = images.masks.shape
+        if data.height % rows or data.width % columns:
             raise ConfigError(
                 f"data.height {data.height} and data.width {data.width} must be whole multiples of "
-                f"the {grid[0]}x{grid[1]} patches that are transferred: use multiples of 16"
+                f"the {rows}x{columns} patches that are transferred: use multiples of 16"
             )
-        counts = len(paths), len(labels), len(camids), len(masks)
-        if len(set(counts)) > 1:
-            raise ValueError(f"paths, labels, camids and masks differ in length: {counts}")
-        if masks.shape[1:] != grid:
-            raise ValueError(f"masks are {masks.shape[1:]}, the grid is {grid}")
-        self._labels, self._camids, self._masks, self._plan = labels, camids, masks, plan
-        self._data, self._augment, self._occlusion = data, augment, occlusion
-        self._images = ImageCache(root, paths, data.height, data.width, cache_bytes, packed=packed)
-        self._donors = Donors(self._images, masks, augment, occlusion)
-        self._twins, self._covered = twins, covered
+        self._labels, self._camids, self._masks = images.labels, images.camids, images.masks
+        self._plan, self._data, self._augment, self._occlusion = plan, data, augment, occlusion
+        self._images = ImageCache(
+            images.root, images.paths, data.height, data.width, cache_bytes, packed=images.packed
+        )
+        self._donors = Donors(self._images, images.masks, augment, occlusion)
+        self._twins, self._synthetic_occlusion = twins, synthetic_occlusion
 
     def make(self, global_step: int, rank: int = 0, world: int = 1) -> dict[str, NDArray]:
-        """The arrays of one rank; b = P * K / world, whole identities, in the order of the ranks.
+        """Compute the arrays of one rank: b = P * K / world samples, whole identities.
 
-        A sample is first augmented, then mixed with its donor or else perhaps erased.
+        A sample is first augmented, then mixed with its donor or else perhaps erased. The batch is
+        cut in the order of the ranks.
+
+        Args:
+            global_step: steps before it in the whole training.
+            rank: of the train worker.
+            world: number of train workers.
 
         Returns:
             images uint8 [b, height, width, 3] RGB;
             labels int64 [b] class index of the identity that is kept;
             camids int64 [b] camera of the image in `rows`;
-            donor_labels int64 [b] class index of the donor, CLEAN (-1) = not mixed, BACKGROUND (-2)
-                = mixed with a picture without people;
+            donor_labels int64 [b] class index of the donor, NO_OCCLUSION (-1) = not mixed,
+                BACKGROUND (-2) = mixed with a picture without people;
             visible bool [b, gh, gw] patches that show the person: the mask, less what the donor or
                 the erasing hides;
             rows int64 [b] row numbers in the training set;
             step int64, the global step;
-            with `covered` also covered uint8 [b / 2, height, width, 3], every second image as it
-                was before, behind a made-up surface, and covered_visible bool [b / 2, gh, gw];
+            with `synthetic_occlusion` also covered uint8 [b / 2, height, width, 3], every second
+                image before mixing, behind a synthetic occluder, and covered_visible bool
+                [b / 2, gh, gw];
             with `twins` also twins, as images: the mixed ones as they were before, the rest black.
 
         Raises:
@@ -148,12 +172,13 @@ class StepMaker:
         planned = self._plan_step(*divmod(global_step, self._plan.steps_per_epoch))
         rows, pairs, masks = planned.rows, planned.pairs, planned.donor_masks
         share = len(rows) // world
-        own = slice(rank * share, (rank + 1) * share)
+        samples = range(rank * share, (rank + 1) * share)
+        part = slice(samples.start, samples.stop)
 
         images = np.empty((share, self._data.height, self._data.width, 3), np.uint8)
         twins = np.zeros_like(images) if self._twins else None
-        visible = masks[: len(rows)][own].copy()
-        for k, i in enumerate(range(len(rows))[own]):
+        visible = masks[part].copy()
+        for k, i in enumerate(samples):
             if pairs.donor[i] >= 0:
                 mixture = self._mix(planned, i)
                 images[k], visible[k] = mixture.mixed, mixture.visible
@@ -169,31 +194,32 @@ class StepMaker:
         donor_labels = np.where(pairs.donor >= 0, planned.donor_labels[pairs.donor], NO_OCCLUSION)
         return {
             "images": images,
-            "labels": self._labels[rows[own]],
-            "camids": self._camids[rows[own]],
-            "donor_labels": donor_labels[own],
+            "labels": self._labels[rows[part]],
+            "camids": self._camids[rows[part]],
+            "donor_labels": donor_labels[part],
             "visible": visible,
-            "rows": rows[own],
+            "rows": rows[part],
             "step": np.array(global_step, np.int64),
             **({} if twins is None else {"twins": twins}),
-            **(self._cover(planned, range(len(rows))[own]) if self._covered else {}),
+            **(self._occlude(planned, samples) if self._synthetic_occlusion else {}),
         }
 
     def mixed_pairs(self, global_step: int) -> list[Mixture]:
-        """The mixed samples of a step, for showing: who lent what to whom."""
+        """Return the mixed samples of a step, to be shown."""
         planned = self._plan_step(*divmod(global_step, self._plan.steps_per_epoch))
         return [self._mix(planned, int(i)) for i in np.flatnonzero(planned.pairs.donor >= 0)]
 
-    def _mix(self, planned: _Planned, sample: int) -> Mixture:
+    def _mix(self, planned: _PlannedStep, sample: int) -> Mixture:
         pairs, masks = planned.pairs, planned.donor_masks
         j, shift = int(pairs.donor[sample]), int(pairs.shift[sample])
         recipient, donor = self._picture(planned, sample), self._picture(planned, j)
         channels = recipient.transpose(2, 0, 1), donor.transpose(2, 0, 1)
         mixed = transfer_patches(*channels, masks[j], shift).transpose(1, 2, 0)
         visible = visible_patches(masks[sample], masks[j], shift)
-        return Mixture(recipient, donor, masks[j], mixed, visible, float(pairs.hidden[sample]))
+        ratio = float(pairs.occlusion_ratio[sample])
+        return Mixture(recipient, donor, masks[j], mixed, visible, ratio)
 
-    def _plan_step(self, epoch: int, step: int) -> _Planned:
+    def _plan_step(self, epoch: int, step: int) -> _PlannedStep:
         seed, pad = self._plan.seed, self._augment.pad
         height, width = self._data.height, self._data.width
         rows = self._plan.rows(epoch, step)
@@ -204,34 +230,34 @@ class StepMaker:
         masks = apply_to_masks(self._masks[rows], geometries, pad, height, width)
         bank = self._donors.draw(self._occlusion.bank, stream(seed, epoch, step, 0, Draw.BANK))
         donor_masks = np.concatenate([masks, bank.masks])
-        # The row of a background is that of its mask; its picture is nobody's.
+        # The row of a background is that of its mask; its picture belongs to no row.
         shown = np.where(bank.backgrounds < 0, bank.rows, -1)
         excluded = rows[:, None] == np.concatenate([rows, shown])[None, :]
         rng = stream(seed, epoch, step, 0, Draw.PAIRING)
         pairs = draw_pairs(masks, self._occlusion, rng, donor_masks, excluded)
         bank_labels = np.where(bank.backgrounds < 0, self._labels[bank.rows], BACKGROUND)
         labels = np.concatenate([self._labels[rows], bank_labels])
-        return _Planned(epoch, step, rows, geometries, bank, donor_masks, labels, pairs)
+        return _PlannedStep(epoch, step, rows, geometries, bank, donor_masks, labels, pairs)
 
-    def _picture(self, planned: _Planned, donor: int) -> Image:
-        """Augmented pixels of a sample, or of a donor of the bank."""
+    def _picture(self, planned: _PlannedStep, donor: int) -> Image:
+        """Return the augmented pixels of a sample, or of a donor of the bank."""
         if donor >= len(planned.rows):
             return self._donors.picture(planned.bank, donor - len(planned.rows))
         image = self._images[int(planned.rows[donor])]
         return apply_to_image(image, planned.geometries[donor], self._augment.pad)
 
-    def _maybe_erase(self, image: Image, planned: _Planned, item: int) -> Image:
+    def _maybe_erase(self, image: Image, planned: _PlannedStep, item: int) -> Image:
         rng = stream(self._plan.seed, planned.epoch, planned.step, item, Draw.ERASING)
         return random_erase(image, rng) if rng.random() < self._augment.erase else image
 
-    def _cover(self, planned: _Planned, samples: range) -> dict[str, NDArray]:
-        """Samples as they were before, behind made-up surfaces, and what they show of the person.
+    def _occlude(self, planned: _PlannedStep, samples: range) -> dict[str, NDArray]:
+        """Return every second sample before mixing, behind a synthetic occluder.
 
-        Every second one: they only teach what is seen.
+        Half of them is enough, since only patch visibility is learnt from them.
         """
         images, visible = [], []
         for i in (i for i in samples if i % 2 == 0):
-            rng = stream(self._plan.seed, planned.epoch, planned.step, i, Draw.SURFACE)
+            rng = stream(self._plan.seed, planned.epoch, planned.step, i, Draw.OCCLUDER_TEXTURE)
             whole = self._picture(planned, i)
             images.append(paste_synthetic_occluder(whole, rng))
             mask = planned.donor_masks[i]
@@ -240,7 +266,7 @@ class StepMaker:
 
 
 def _changed(before: Image, after: Image, grid: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Patches of which more than half the pixels differ, bool [gh, gw]."""
+    """Return the patches of which more than half the pixels differ, bool [gh, gw]."""
     (rows, columns), (height, width) = grid, before.shape[:2]
     channels = before != after
     # `channels.any(axis=2)` takes nine times longer.

@@ -1,8 +1,8 @@
-"""Occlusion to order: pictures of which a wanted share of the person is hidden (ours).
+"""Pictures of which a wanted share of the person is hidden (ours).
 
-By the patch transfer of training, so what hides the person is the scene of a training image; the
-person is the one of the saliency mask, and the share is counted in its patches. What of the person
-is hidden is left to the donor's silhouette, or one part is cut away.
+They come from the patch transfer of training, so the scene of a training image hides the person.
+The share is counted in patches of the saliency mask. The donor's silhouette decides what is hidden,
+or one part is cut away.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from dpmpp_core.config import AugmentConfig, DataConfig, OcclusionConfig
 from dpmpp_core.data.donors import Donors, ImageCache, OccluderBank
+from dpmpp_core.data.images import Image
 from dpmpp_core.data.plan import Draw, stream
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.occlusion.cut import cut_away, lend_scene
 from dpmpp_core.occlusion.pairing import place
 from dpmpp_core.occlusion.transfer import transfer_patches
 
-Image = NDArray[np.uint8]
-CANDIDATES = 256  # donors looked at for a picture: with fewer, small shares find none
-MOST_HIDDEN = 90  # percent; beyond, nobody is left to be recognised
+CANDIDATES = 256  # donors compared per picture: with fewer, none may hide a small share
+MAX_HIDDEN_PERCENT = 90  # beyond, nothing of the person is left to be recognised
 
 
 class Band(NamedTuple):
@@ -42,15 +42,15 @@ BANDS = tuple(Band(low, low + 10) for low in range(0, 70, 10))
 
 
 def parse_bands(text: str) -> tuple[Band, ...]:
-    """Bands written as `10-20,20-30`; ConfigError says how to write them."""
+    """Parse bands written as `10-20,20-30`; ConfigError for anything else."""
     bands = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,2})-(\d{1,2})\s*", part)
         band = Band(int(match[1]), int(match[2])) if match else None
-        if band is None or not band.low < band.high <= MOST_HIDDEN:
+        if band is None or not band.low < band.high <= MAX_HIDDEN_PERCENT:
             raise ConfigError(
                 f"band {part.strip()!r}: write the percent hidden as LOW-HIGH, such as 10-20, with "
-                f"0 <= LOW < HIGH <= {MOST_HIDDEN}"
+                f"0 <= LOW < HIGH <= {MAX_HIDDEN_PERCENT}"
             )
         bands.append(band)
     if len(set(bands)) < len(bands):
@@ -65,7 +65,7 @@ DRAWS = {"any": Draw.SYNTHESIS, "top": Draw.CUT_TOP, "bottom": Draw.CUT_BOTTOM,
 
 
 def parse_parts(text: str) -> tuple[Part, ...]:
-    """Parts written as `any,top`; ConfigError says which there are."""
+    """Parse parts written as `any,top`; ConfigError for an unknown one."""
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if part not in PARTS:
@@ -80,17 +80,17 @@ def parse_parts(text: str) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class Synthesised:
-    """An occluded picture and how it was made."""
+    """An occluded picture and its origin."""
 
     image: Image
     """uint8 [height, width, 3] RGB."""
     donor: str
     """Path of the picture that hides, below the data's root; of a background, its whole path."""
     shift: int
-    """Patches by which the person is rolled to the right; of a part that is cut away, the donor."""
+    """Patches by which the person is rolled to the right; where a part is cut away, the donor."""
     oiou: float | None
     """None where a part is cut away."""
-    hidden: float
+    occlusion_ratio: float
     """Share of the person's patches that is hidden, in [0, 1]."""
 
 
@@ -102,6 +102,7 @@ class Synthesiser:
         paths: N paths relative to root.
         masks: bool [N, gh, gw] saliency, True = person; the grid divides the image size.
         lenders: int64 [L] rows whose images may hide others: the training images.
+        data: size of the images.
         occlusion: `backgrounds` and `background_share` are read.
         seed: non-negative.
 
@@ -121,26 +122,27 @@ class Synthesiser:
     ) -> None:
         self._paths, self._masks, self._seed = paths, masks, seed
         self._images = ImageCache(root, paths, data.height, data.width)
-        lent = ImageCache(root, [paths[row] for row in lenders], data.height, data.width)
-        still = AugmentConfig(pad=0)  # flipped, but not moved: no black edges
-        self._donors = Donors(lent, masks[lenders], still, occlusion)
+        donors = ImageCache(root, [paths[row] for row in lenders], data.height, data.width)
+        flip_only = AugmentConfig(pad=0)  # without black edges
+        self._donors = Donors(donors, masks[lenders], flip_only, occlusion)
         self._candidates = min(CANDIDATES, len(lenders))
 
     def clean(self, row: int) -> Image:
-        """Image `row`, uint8 [height, width, 3], not to be written to; DataError: not readable."""
+        """Return image `row`, uint8 [height, width, 3], read-only; DataError if not readable."""
         return self._images[row]
 
     def make(self, row: int, band: Band, part: Part = "any") -> Synthesised | None:
-        """Image `row` with a share of its person hidden that lies in the band.
+        """Hide a share of the person of image `row` that lies in the band.
 
         Args:
+            row: number of the image.
+            band: share of the person to hide.
             part: of the person that is hidden: `any` = what a donor's silhouette leaves out (as
                 `place` chooses it), else one side of an edge (as `cut_away` draws it).
 
         Returns:
-            None if nothing hides such a share: no person in the mask, or for `any` so large a one
-            that no donor's shape takes it in, for a part one of so few patches that no whole number
-            of them lies in the band.
+            None if nothing hides such a share: the mask shows no person, or for `any` a larger one
+            than any donor's shape, or so few patches that no whole number lies in the band.
 
         Raises:
             DataError: an image cannot be read; names the file.
@@ -151,21 +153,22 @@ class Synthesiser:
         itself = np.array([source == self._paths[row] for source in sources])
         person = self._masks[row]
         if part == "any":
-            found = place(person, bank.masks, band, rng, itself)
-            if found is None:
+            placement = place(person, bank.masks, band, rng, itself)
+            if placement is None:
                 return None
-            image = self._mixed(row, bank, found.donor, bank.masks[found.donor], found.shift)
-            how = found.shift, found.oiou, found.hidden
-            return Synthesised(image, sources[found.donor], *how)
+            donor, shift = placement.donor, placement.shift
+            image = self._mix(row, bank, donor, bank.masks[donor], shift)
+            ratio = placement.occlusion_ratio
+            return Synthesised(image, sources[donor], shift, placement.oiou, ratio)
         cut = cut_away(person, part, band, rng)
         lender = None if cut is None else lend_scene(person, cut, bank.masks, rng, itself)
         if cut is None or lender is None:
             return None
-        image = self._mixed(row, bank, lender.donor, lender.kept, 0, lender.shift)
-        hidden = float((person & cut).sum() / person.sum())
-        return Synthesised(image, sources[lender.donor], lender.shift, None, hidden)
+        image = self._mix(row, bank, lender.donor, lender.kept, 0, lender.shift)
+        ratio = float((person & cut).sum() / person.sum())
+        return Synthesised(image, sources[lender.donor], lender.shift, None, ratio)
 
-    def _mixed(
+    def _mix(
         self,
         row: int,
         bank: OccluderBank,
@@ -174,10 +177,8 @@ class Synthesiser:
         shift: int,
         donor_shift: int = 0,
     ) -> Image:
-        """Image `row`, rolled by `shift` patches, where `kept`; elsewhere the donor, rolled too."""
+        """Show image `row`, rolled by `shift` patches, where `kept`, else the donor, rolled too."""
         pixels = self._donors.picture(bank, donor)
         pixels = np.roll(pixels, donor_shift * pixels.shape[1] // kept.shape[1], axis=1)
-        recipient = self.clean(row).transpose(2, 0, 1)
-        return transfer_patches(recipient, pixels.transpose(2, 0, 1), kept, shift).transpose(
-            1, 2, 0
-        )
+        channels = self.clean(row).transpose(2, 0, 1), pixels.transpose(2, 0, 1)
+        return transfer_patches(*channels, kept, shift).transpose(1, 2, 0)

@@ -1,7 +1,7 @@
-"""Hiding a named part of a person - the top, the bottom, a side - behind a donor's scene (ours).
+"""Hide a named part of a person - the top, the bottom, a side - behind a donor's scene (ours).
 
-Pairing hides what the donor's silhouette leaves out, wherever that is. Here the part is given, and
-the donor is the one whose own person stands least in the way.
+Pairing hides what the donor's silhouette leaves out. Here the part is given, and the donor is the
+one whose person covers least of it.
 """
 
 from __future__ import annotations
@@ -31,30 +31,32 @@ class Lender:
 def cut_away(
     person_mask: NDArray[np.bool_],
     part: Cut,
-    hidden: tuple[int, int],
+    hidden_percent: tuple[int, int],
     rng: np.random.Generator,
 ) -> NDArray[np.bool_] | None:
-    """The patches beyond a row or column, so that a wanted share of the person lies there.
+    """Choose the patches beyond a row or column, so that a wanted share of the person lies there.
 
-    `top` hides all rows above one, `bottom` all below, `side` all columns left or all right of one,
-    by lot. Of the edges that hide such a share one is drawn by lot. A row of patches may hold more
-    of the person than the band is wide, so that no edge does: then a last row (of `side`: column)
-    is filled patch by patch, from an end that is drawn by lot, until the share is reached.
+    `top` hides all rows above one, `bottom` all below, `side` all columns on a random side of one.
+    The edge is drawn from those that hide such a share. A row of patches may hold more of the
+    person than the band is wide, so that no edge does. Then a last row (of `side`: column) is
+    filled patch by patch, from a random end, until the share is reached.
 
     Args:
         person_mask: bool [H, W].
-        hidden: least share hidden and the share it must stay below, in percent; counted in whole
+        part: what is hidden.
+        hidden_percent: least share hidden, and the share it must stay below; counted in whole
             patches, so exactly. At least one patch is hidden, and at least one is not.
-        rng: the only source of chance.
+        rng: the only source of randomness.
 
     Returns:
         bool [H, W], True = hidden; None if no whole number of patches is such a share.
     """
-    lots = rng.integers(0, 2, 2)
-    view = _turned(person_mask, part, lots)
+    draws = rng.integers(0, 2, 2)
+    view = _turned(person_mask, part, draws)
     area, columns = int(person_mask.sum()), view.shape[1]
     counts = np.arange(1, area)
-    counts = counts[(100 * counts >= hidden[0] * area) & (100 * counts < hidden[1] * area)]
+    low, high = hidden_percent
+    counts = counts[(100 * counts >= low * area) & (100 * counts < high * area)]
     if not len(counts):
         return None
     passed = np.cumsum(view)  # person patches up to and with each patch, row by row
@@ -64,7 +66,7 @@ def cut_away(
     if len(whole):
         end = -(-end // columns) * columns
     cut = np.zeros_like(person_mask)
-    _turned(cut, part, lots)[...] = (np.arange(view.size) < end).reshape(view.shape)
+    _turned(cut, part, draws)[...] = (np.arange(view.size) < end).reshape(view.shape)
     return cut
 
 
@@ -75,20 +77,21 @@ def lend_scene(
     rng: np.random.Generator,
     excluded: NDArray[np.bool_] | None = None,
 ) -> Lender | None:
-    """The donor and shift whose person covers least of the recipient's cut part.
+    """Choose the donor and shift whose person covers least of the recipient's cut part.
 
-    What is to hide is a scene, not a second person: where the donor's person would stand beside the
-    recipient's, the recipient's own scene is left; where it covers the part that is cut away, and
-    no donor does without, it is shown. Equal donors are decided between by lot.
+    A scene should hide the part, not a second person. Where the donor's person would stand next to
+    the recipient's, the recipient's own scene is kept. Where it covers the cut part it is shown, if
+    no donor avoids that. One of equal donors is drawn at random.
 
     Args:
         person_mask: bool [H, W], the recipient.
         cut: bool [H, W], what is to be hidden of its picture.
         donor_masks: bool [D, H, W].
+        rng: the only source of randomness.
         excluded: bool [D], donors not to be taken.
 
     Returns:
-        None if nobody can lend: an empty mask does not say where the donor's person is.
+        None if no donor is left: an empty mask does not locate the donor's person.
     """
     width = cut.shape[1]
     standing = overlap((person_mask & cut)[None], donor_masks, width)[0]
@@ -100,12 +103,12 @@ def lend_scene(
         return None
     donor, left = divmod(int(rng.choice(np.flatnonzero(standing == least))), width)
     shift = -left % width  # rolling the recipient left is rolling the donor right
-    beside = np.roll(donor_masks[donor], shift, axis=1) & ~person_mask
-    return Lender(donor, shift, ~cut | beside)
+    outside = np.roll(donor_masks[donor], shift, axis=1) & ~person_mask
+    return Lender(donor, shift, ~cut | outside)
 
 
-def _turned(grid: NDArray[np.bool_], part: Cut, lots: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """A view of the grid in which the part to hide comes first, row by row."""
+def _turned(grid: NDArray[np.bool_], part: Cut, draws: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return a view of the grid in which the part to hide comes first, row by row."""
     rows = grid.T if part == "side" else grid
-    from_end = part == "bottom" or (part == "side" and bool(lots[0]))
-    return rows[:: -1 if from_end else 1, :: -1 if lots[1] else 1]
+    from_end = part == "bottom" or (part == "side" and bool(draws[0]))
+    return rows[:: -1 if from_end else 1, :: -1 if draws[1] else 1]

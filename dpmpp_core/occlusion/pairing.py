@@ -1,4 +1,4 @@
-"""Who lends the occlusion: pairing by occlusion-aware IoU with mask rolling (SPT, AAAI 2024).
+"""Pairing of recipients and donors by occlusion-aware IoU with mask rolling (SPT, AAAI 2024).
 
 The recipient keeps its identity, the donor keeps its scene. The recipient is seen only through the
 donor's person mask, so what the donor's mask leaves out of the recipient's person is hidden.
@@ -24,12 +24,12 @@ class Pairs:
     """[B] columns of patches by which the recipient is rolled to the right; 0 where clean."""
     oiou: NDArray[np.float32]
     """[B] in [0, 1]; 0 where clean."""
-    hidden: NDArray[np.float32]
+    occlusion_ratio: NDArray[np.float32]
     """[B] share of the recipient's person that is hidden, in [0, 1]; 0 where clean."""
 
 
 def oiou(person_masks: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Occlusion-aware IoU of every pair at every shift (SPT).
+    """Compute the occlusion-aware IoU of every pair at every shift (SPT).
 
     OIoU(i, j, s) = |roll(M_i, s) & M_j| / |M_j|, and 0 where M_j is empty. The donor's area alone
     is the denominator: what the recipient has outside M_j is allowed, it becomes occluded.
@@ -56,16 +56,17 @@ def draw_pairs(
     A sample is mixed with `config.probability`. Its candidates are all (j, s) with j not excluded,
     a donor mask of at least `min_donor` of the patches, OIoU >= `min_oiou` and a hidden share
     1 - |roll(M_i, s) & M_j| / |M_i| in [min_ratio, max_ratio]. One is drawn uniformly from the best
-    `top_share` of them by OIoU, at least one; equal OIoU is ordered by lot, so that no place in the
-    batch is preferred. Without a candidate the sample stays clean.
+    `top_share` of them by OIoU, at least one; equal OIoU is ordered at random, so that no place in
+    the batch is preferred. Without a candidate the sample stays clean.
 
     Args:
-        person_masks: bool [B, H, W], as the samples look after augmentation.
-        rng: the only source of chance: the same state gives the same pairs.
-        donor_masks: bool [D, H, W], as the donors look after augmentation; None = the samples lend
-            to each other.
+        person_masks: bool [B, H, W], the samples after augmentation.
+        config: probability and bounds.
+        rng: the only source of randomness: the same state gives the same pairs.
+        donor_masks: bool [D, H, W], the donors after augmentation; None = the samples lend to each
+            other.
         excluded: bool [B, D], donors that a sample must not take; None = itself, where the samples
-            lend to each other, else nobody.
+            lend to each other, else none.
     """
     samples, _, width = person_masks.shape
     if donor_masks is None:
@@ -73,28 +74,28 @@ def draw_pairs(
         excluded = np.eye(samples, dtype=np.bool_) if excluded is None else excluded
     shifts = width if config.rolling else 1
     recipients = np.flatnonzero(rng.random(samples) < config.probability)
-    lots = rng.random((samples, 2))
+    draws = rng.random((samples, 2))
 
     # Only what can be drawn is compared: half the samples, at the default probability.
     lenders = np.flatnonzero(donor_masks.mean(axis=(1, 2)) >= config.min_donor)
     shared = overlap(person_masks[recipients], donor_masks[lenders], shifts)
     score = shared / _area(donor_masks[lenders]).clip(1)[None, :, None]
-    hidden = 1 - shared / _area(person_masks[recipients]).clip(1)[:, None, None]
+    ratio = 1 - shared / _area(person_masks[recipients]).clip(1)[:, None, None]
     allowed = (score >= config.min_oiou) & (shared > 0)
-    allowed &= (hidden >= config.min_ratio) & (hidden <= config.max_ratio)
+    allowed &= (ratio >= config.min_ratio) & (ratio <= config.max_ratio)
     if excluded is not None:
         allowed &= ~excluded[np.ix_(recipients, lenders)][:, :, None]
 
     donor, shift = np.full(samples, -1, np.int64), np.zeros(samples, np.int64)
-    drawn_score, drawn_hidden = np.zeros(samples, np.float32), np.zeros(samples, np.float32)
+    drawn_score, drawn_ratio = np.zeros(samples, np.float32), np.zeros(samples, np.float32)
     for k in np.flatnonzero(allowed.any(axis=(1, 2))):
         i = recipients[k]
         candidates = np.flatnonzero(allowed[k])
-        chosen = candidates[_draw_best(score[k].flat[candidates], config.top_share, lots[i])]
+        chosen = candidates[_draw_best(score[k].flat[candidates], config.top_share, draws[i])]
         lender, shift[i] = divmod(int(chosen), shifts)
         donor[i] = lenders[lender]
-        drawn_score[i], drawn_hidden[i] = score[k].flat[chosen], hidden[k].flat[chosen]
-    return Pairs(donor, shift, drawn_score, drawn_hidden)
+        drawn_score[i], drawn_ratio[i] = score[k].flat[chosen], ratio[k].flat[chosen]
+    return Pairs(donor, shift, drawn_score, drawn_ratio)
 
 
 @dataclass(frozen=True)
@@ -105,26 +106,27 @@ class Placement:
     shift: int
     """Columns of patches by which the recipient is rolled to the right."""
     oiou: float
-    hidden: float
+    occlusion_ratio: float
     """Share of the recipient's person that is hidden, in [0, 1]."""
 
 
 def place(
     person_mask: NDArray[np.bool_],
     donor_masks: NDArray[np.bool_],
-    hidden: tuple[int, int],
+    hidden_percent: tuple[int, int],
     rng: np.random.Generator,
     excluded: NDArray[np.bool_] | None = None,
 ) -> Placement | None:
-    """The donor and shift that hide a wanted share of the person with the best OIoU (ours).
+    """Choose the donor and shift that hide a wanted share of the person with the best OIoU (ours).
 
-    Equal OIoU is decided by lot.
+    One of several with the best OIoU is drawn at random.
 
     Args:
         person_mask: bool [H, W], the recipient.
         donor_masks: bool [D, H, W].
-        hidden: least share hidden and the share it must stay below, in percent; counted in whole
+        hidden_percent: least share hidden, and the share it must stay below; counted in whole
             patches, so exactly.
+        rng: the only source of randomness.
         excluded: bool [D], donors not to be taken.
 
     Returns:
@@ -134,7 +136,8 @@ def place(
     shared = overlap(person_mask[None], donor_masks, person_mask.shape[1])[0]
     lost = 100 * (area - shared)
     score = shared / _area(donor_masks).clip(1)[:, None]
-    score[(lost < hidden[0] * area) | (lost >= hidden[1] * area) | (shared == 0)] = -1
+    low, high = hidden_percent
+    score[(lost < low * area) | (lost >= high * area) | (shared == 0)] = -1
     if excluded is not None:
         score[excluded] = -1
     best = np.flatnonzero(score == score.max(initial=0))
@@ -148,14 +151,9 @@ def place(
 def overlap(
     person_masks: NDArray[np.bool_], donor_masks: NDArray[np.bool_], shifts: int
 ) -> NDArray[np.float32]:
-    """|roll(M_i, s) & M_j| for s = 0..shifts-1, exact: counts are small whole numbers.
+    """Count the patches |roll(M_i, s) & M_j| for s = 0..shifts-1, exactly.
 
-    Args:
-        person_masks: bool [B, H, W], the recipients.
-        donor_masks: bool [D, H, W].
-
-    Returns:
-        float32 [B, D, shifts]: patches shared.
+    Recipients are bool [B, H, W], donors bool [D, H, W], counts float32 [B, D, shifts].
     """
     samples, height, width = person_masks.shape
     donors = len(donor_masks)
@@ -167,19 +165,19 @@ def overlap(
 
 
 def _area(person_masks: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Person patches of each mask, float32 [B]."""
+    """Return the number of person patches of each mask, float32 [B]."""
     return person_masks.sum(axis=(1, 2), dtype=np.float32)
 
 
 def _draw_best(
-    scores: NDArray[np.float32], top_share: float, lots: NDArray[np.float64]
+    scores: NDArray[np.float32], top_share: float, draws: NDArray[np.float64]
 ) -> np.int64:
-    """Index drawn uniformly from the best `top_share` of the scores, at least one.
+    """Draw an index uniformly from the best `top_share` of the scores, at least one.
 
-    The first lot picks a rank, the second one of the scores equal to that rank's: the same as
-    shuffling the ties before sorting, without sorting.
+    The first of `draws` picks a rank, the second one of the scores equal to that rank's. This is
+    the same as shuffling the ties before sorting, without sorting.
     """
     best = max(1, int(np.ceil(top_share * len(scores))))
-    rank = len(scores) - 1 - int(lots[0] * best)
+    rank = len(scores) - 1 - int(draws[0] * best)
     ties = np.flatnonzero(scores == np.partition(scores, rank)[rank])
-    return ties[int(lots[1] * len(ties))]
+    return ties[int(draws[1] * len(ties))]

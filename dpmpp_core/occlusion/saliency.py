@@ -1,11 +1,10 @@
-"""Where the person is: patch masks, and a way to make one without any trained model (ours).
+"""Patch masks of persons, and a segmentation without any trained model (ours).
 
-That way is a soft segmentation in the manner of GrabCut (Rother et al. 2004), small enough for
-milliseconds. An affinity matrix, as spectral segmentation has it (Shi and Malik 2000; its
-eigenvectors are not needed here), compares each pixel of a thumbnail with every other in colour and
-place. From a prior of where people stand in a crop, a pixel's odds of being person are then
-corrected, a few times over, by how much it resembles what is called person so far and what is
-called background.
+It is a soft segmentation in the manner of GrabCut (Rother et al. 2004) that takes milliseconds. An
+affinity matrix, as in spectral segmentation (Shi and Malik 2000), compares all pixels of a
+thumbnail in colour and place. A prior of where people stand in a crop gives each pixel's odds of
+being person. These are corrected a few times by how much it resembles the person and the background
+so far.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-PIXELS = 2  # thumbnail pixels a patch side: finer is slower and follows texture, not people
+PIXELS = 2  # thumbnail pixels per patch side: finer is slower and follows texture, not people
 COLOUR_SCALE = 0.2  # of the image's colour spread: pixels that near look alike, in the dark as well
-LIGHTNESS = 0.6  # weight of lightness beside hue: shadows fall on people and streets alike
+LIGHTNESS = 0.6  # weight of lightness relative to hue: shadows fall on people and streets alike
 PLACE_SCALE = 0.2  # of the image's height and width
 EVIDENCE = 1.5  # weight of the likelihood ratio against the prior
-BIAS = 1.0  # log odds against person in the prior: without it the street beside the legs is taken
+BIAS = 1.0  # log odds against person in the prior: else the street next to the legs is included
 ROUNDS = 6
 BLUR = 0.7  # patches; of attention
 SHARE_RANGE = (0.5, 1.7)  # times the target ratio: bounds of the share called person
@@ -34,10 +33,10 @@ BODY_HALF_WIDTH = (0.10, 0.16, 0.20, 0.26, 0.28, 0.30, 0.25)
 def spectral_saliency(
     image: NDArray[np.uint8], grid: tuple[int, int], target_ratio: float
 ) -> NDArray[np.bool_]:
-    """Patches that show the person in the middle of a crop (ours; no model, deterministic).
+    """Find the patches that show the person in the middle of a crop, without a model (ours).
 
-    The share of person patches is the share that the segmentation finds (odds above one), kept
-    within 0.5 to 1.7 times `target_ratio`.
+    The share of person patches is that with odds above one, kept within 0.5 to 1.7 times
+    `target_ratio`.
 
     Args:
         image: uint8 [H, W, 3] RGB, any size.
@@ -66,11 +65,11 @@ def spectral_saliency(
 def attention_saliency(
     attention: NDArray[np.float32], grid: tuple[int, int], target_ratio: float
 ) -> NDArray[np.bool_]:
-    """Patches that the class token attends to, cut by Otsu's threshold (ours).
+    """Find the patches that the class token attends to, by Otsu's threshold (ours).
 
-    The threshold is on its logarithm: a few patches take most of the attention, and a cut in the
-    attention itself leaves little more than those. Slightly blurred, as neighbours are mostly of
-    one kind. The share is bounded as in `spectral_saliency`.
+    The threshold is on the logarithm, since a few patches take most of the attention. The attention
+    is slightly blurred, as neighbours are mostly of one kind. The share is bounded as in
+    `spectral_saliency`.
 
     Args:
         attention: float32 [gh', gw'], above 0, mean over heads of the attention after softmax.
@@ -88,10 +87,10 @@ def attention_saliency(
 
 
 def resample_area(values: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[np.float32]:
-    """Another grid over the same picture: each cell is the mean of the area that it covers (ours).
+    """Resample to another grid over the same picture: each cell is the mean of its area (ours).
 
-    Both grids are taken as equal tiles of the whole picture, also that of overlapping patches,
-    whose middles are then at most an eighth of a patch off.
+    Both grids are taken as equal tiles of the whole picture. The middles of overlapping patches are
+    then at most an eighth of a patch off.
 
     Args:
         values: float32 [N, H, W], of patches or pixels.
@@ -107,23 +106,19 @@ def resample_area(values: NDArray[np.float32], grid: tuple[int, int]) -> NDArray
 
 
 def mask_iou(masks: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Intersection over union of each bool [N, gh, gw] pair, float64 [N]; two empty masks: 1."""
+    """Return the intersection over union of bool [N, gh, gw] pairs, float64 [N]; both empty: 1."""
     both = (masks & truth).sum(axis=(1, 2))
     either = (masks | truth).sum(axis=(1, 2))
     return np.where(either > 0, both / either.clip(1), 1.0)
 
 
 def pack_mask(mask: NDArray[np.bool_]) -> bytes:
-    """A patch mask as bits, row by row, high bit first: 16 bytes for 16x8 patches."""
+    """Pack a patch mask into bits, row by row, high bit first: 16 bytes for 16x8 patches."""
     return np.packbits(mask).tobytes()
 
 
 def unpack_mask(data: bytes, grid: tuple[int, int]) -> NDArray[np.bool_]:
-    """The bool [gh, gw] mask of `pack_mask`.
-
-    Raises:
-        ValueError: the bytes are not those of a mask of this grid.
-    """
+    """Return the bool [gh, gw] mask of `pack_mask`; ValueError if the bytes are of another grid."""
     patches = grid[0] * grid[1]
     if len(data) != (patches + 7) // 8:
         raise ValueError(f"{len(data)} bytes are no mask of {grid[0]}x{grid[1]} patches")
@@ -132,7 +127,7 @@ def unpack_mask(data: bytes, grid: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def _shares(cells: int, wanted: int) -> NDArray[np.float64]:
-    """Share of `cells` equal intervals in each of `wanted` ones, [wanted, cells], rows sum to 1."""
+    """Return the share of `cells` equal intervals in each of `wanted` ones, [wanted, cells]."""
     edge, new_edge = np.arange(cells + 1) / cells, np.arange(wanted + 1) / wanted
     start = np.maximum(edge[:-1], new_edge[:-1, None])
     end = np.minimum(edge[1:], new_edge[1:, None])
@@ -140,7 +135,7 @@ def _shares(cells: int, wanted: int) -> NDArray[np.float64]:
 
 
 def _above(score: NDArray, threshold: float, target_ratio: float) -> NDArray[np.bool_]:
-    """The patches of highest score: as many as exceed the threshold, within SHARE_RANGE."""
+    """Select the patches of highest score: as many as exceed the threshold, within SHARE_RANGE."""
     low, high = SHARE_RANGE
     share = np.clip(np.mean(score > threshold), low * target_ratio, min(1.0, high * target_ratio))
     mask = np.zeros(score.size, np.bool_)
@@ -150,7 +145,7 @@ def _above(score: NDArray, threshold: float, target_ratio: float) -> NDArray[np.
 
 
 def _resemblance(image: cv2.typing.MatLike) -> NDArray[np.float32]:
-    """Gaussian kernel of colour and place between all N pixels, float32 [N, N] in (0, 1]."""
+    """Return the Gaussian kernel of colour and place between all N pixels, float32 [N, N]."""
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 3)
     spread = float(np.sqrt(lab.var(axis=0).sum()))
     lightness, a, b = lab.T / max(COLOUR_SCALE * spread, 1.0)
@@ -162,7 +157,7 @@ def _resemblance(image: cv2.typing.MatLike) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=8)
 def _prior_log_odds(height: int, width: int) -> NDArray[np.float32]:
-    """Log odds that a pixel is person before its colour is seen, float32 [N]."""
+    """Return the log odds that a pixel is person before its colour is known, float32 [N]."""
     y, x = _places(height, width)
     aside = np.abs(x - 0.5)
     odds = 1.5 * (1 - aside / np.interp(y, BODY_HEIGHT, BODY_HALF_WIDTH)) - BIAS
@@ -173,7 +168,7 @@ def _prior_log_odds(height: int, width: int) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=8)
 def _places(height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """y and x of each pixel's middle in [0, 1], row by row, float32 [N] each."""
+    """Return y and x of each pixel's middle in [0, 1], row by row, float32 [N] each."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) + np.float32(0.5)
     return (y / height).ravel(), (x / width).ravel()
 

@@ -12,7 +12,7 @@ def transfer_patches(
     donor_mask: NDArray[np.bool_],
     shift: int,
 ) -> NDArray[np.uint8]:
-    """The recipient, rolled, on the donor's person patches; the donor everywhere else.
+    """Show the recipient, rolled, on the donor's person patches, and the donor everywhere else.
 
     Whole pixel patches are moved, so with a patch embedding of that stride this equals mixing the
     embeddings (SPT); on pixels it works for every stride and backbone (ours).
@@ -45,13 +45,13 @@ def transfer_patches(
 def visible_patches(
     recipient_mask: NDArray[np.bool_], donor_mask: NDArray[np.bool_], shift: int
 ) -> NDArray[np.bool_]:
-    """Patches of the mixed picture that show the recipient's person, bool [H, W]."""
+    """Return the patches of the mixed picture that show the recipient's person, bool [H, W]."""
     columns = np.arange(donor_mask.shape[1]) - shift
     return recipient_mask.take(columns, axis=1, mode="wrap") & donor_mask
 
 
 def _patches(image: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
-    """View of [3, height, width] pixels as [H, W, patch height, patch width, 3]."""
+    """View [3, height, width] pixels as [H, W, patch height, patch width, 3]."""
     _, height, width = image.shape
     split = image.reshape(3, rows, height // rows, columns, width // columns)
     return split.transpose(1, 3, 2, 4, 0)

@@ -1,6 +1,6 @@
 """Retrieval: the masked metric, ranking figures, their baselines and controls."""
 
-from dpmpp_core.retrieval.baseline import chance, stripe_histogram
+from dpmpp_core.retrieval.baseline import compute_chance, compute_stripe_histogram
 from dpmpp_core.retrieval.bootstrap import Interval, paired_bootstrap
 from dpmpp_core.retrieval.comparison import Difference, paired_difference
 from dpmpp_core.retrieval.evaluation import (
@@ -8,10 +8,10 @@ from dpmpp_core.retrieval.evaluation import (
     Embeddings,
     Mode,
     evaluate,
-    figures,
     from_columns,
-    rankings,
+    rank_by_mode,
     refuse_unusable,
+    summarise_rankings,
     to_columns,
     top_matches,
 )
@@ -23,8 +23,12 @@ from dpmpp_core.retrieval.ranking import RankingResult, evaluate_ranking
 from dpmpp_core.retrieval.reranking import rerank
 from dpmpp_core.retrieval.search import masked_topk
 from dpmpp_core.retrieval.similarity import masked_similarity
-from dpmpp_core.retrieval.strata import by_cameras, by_hidden, intervals
-from dpmpp_core.retrieval.tracklets import draw_tracklets, fuse, multi_shot, rank_tracklets
+from dpmpp_core.retrieval.strata import (
+    compute_intervals,
+    evaluate_by_camera_pair,
+    evaluate_by_occlusion,
+)
+from dpmpp_core.retrieval.tracklets import draw_tracklets, evaluate_tracklets, fuse, rank_tracklets
 
 __all__ = [
     "MODES",
@@ -35,31 +39,31 @@ __all__ = [
     "Mode",
     "QueryFigures",
     "RankingResult",
-    "by_cameras",
-    "by_hidden",
-    "chance",
     "compact",
+    "compute_chance",
+    "compute_intervals",
+    "compute_stripe_histogram",
     "draw_tracklets",
     "evaluate",
+    "evaluate_by_camera_pair",
+    "evaluate_by_occlusion",
     "evaluate_ranking",
-    "figures",
+    "evaluate_tracklets",
     "from_columns",
     "fuse",
-    "intervals",
     "mask_statistics",
     "masked_similarity",
     "masked_topk",
-    "multi_shot",
     "paired_bootstrap",
     "paired_difference",
     "permuted_masks",
+    "rank_by_mode",
     "rank_features",
     "rank_tracklets",
-    "rankings",
     "refuse_unusable",
     "rerank",
     "static_mask",
-    "stripe_histogram",
+    "summarise_rankings",
     "to_columns",
     "top_matches",
 ]

@@ -14,7 +14,7 @@ BINS = (8, 4, 4)
 HSV_ENDS = (180, 256, 256)
 
 
-def stripe_histogram(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+def compute_stripe_histogram(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Colours of six horizontal stripes of a person: float32 [768], entries in [0, 1].
 
     A joint 8 x 4 x 4 histogram of hue, saturation and value a stripe, each summing to 1, then its
@@ -36,7 +36,7 @@ def stripe_histogram(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.sqrt(np.concatenate(histograms)).astype(np.float32)
 
 
-def chance(
+def compute_chance(
     query_pids: Ints, gallery_pids: Ints, query_camids: Ints, gallery_camids: Ints
 ) -> tuple[float, float]:
     """(mAP, rank-1) that random scores reach on average, in [0, 1]; exact, hence without a seed.

@@ -22,7 +22,7 @@ from dpmpp_core.retrieval.arguments import (
 )
 from dpmpp_core.retrieval.similarity import VANISHED
 
-Hidden = Tensor | tuple[Tensor, ...] | None
+Excluded = Tensor | tuple[Tensor, ...] | None
 
 GROUP = 8  # neighbouring dimensions whose energy is kept as one
 FEW_QUERIES = 8  # up to here a block is read piece by piece, each of which fits a core's caches
@@ -70,7 +70,7 @@ class Block:
         self._spaces = {space: _Part(x, items) for space, x in spaces.items()}
 
     def reaching(
-        self, query: Query, rows: slice, floor: Tensor, hidden: Hidden, k: int | None = None
+        self, query: Query, rows: slice, floor: Tensor, hidden: Excluded, k: int | None = None
     ) -> CandidatePairs:
         """The pairs of the queries `rows` whose score may be `floor` [q] or more, but for the
         `hidden` ones: an index into [q, g], such as a bool tensor. With `k` only those that may
@@ -123,7 +123,7 @@ class Block:
         return (scores, off) if len(found) == 1 else (scores.div_(len(found)), off / len(found))
 
     def _promising(
-        self, query: Query, rows: slice, products: list[Tensor], floor: Tensor, hidden: Hidden
+        self, query: Query, rows: slice, products: list[Tensor], floor: Tensor, hidden: Excluded
     ) -> tuple[Tensor, Tensor] | None:
         """The pairs that an upper bound of their score leaves, if they are few: then the lengths
         under the masks, half of the work, are needed for them alone."""
@@ -296,7 +296,7 @@ class Query:
             if masks is not None:
                 m = matrix("query_mask", space, masks[space]).to(device)
             refuse_other_width(space, q, order[None])
-            self.spaces[space] = _asked(space, q, m, order)
+            self.spaces[space] = _prepare_queries(space, q, m, order)
         sizes = {len(x.weight) for x in self.spaces.values()}
         if len(sizes) != 1:
             raise ValueError(f"the spaces of query have different numbers of queries: {sizes}")
@@ -326,7 +326,9 @@ def rounding(width: int) -> float:
     return (math.sqrt(width) + 8) * 2**-24
 
 
-def _asked(space: str, query: Tensor, mask: Tensor | None, order: Tensor) -> PreparedQueries:
+def _prepare_queries(
+    space: str, query: Tensor, mask: Tensor | None, order: Tensor
+) -> PreparedQueries:
     q = query.double()
     q = q / largest("query", space, query, "is a feature vector of length zero").double()
     q = q / torch.linalg.vector_norm(q, dim=1, keepdim=True)

@@ -62,7 +62,7 @@ def paired_bootstrap(
     return Interval(float(values[valid].mean()), float(low), float(high))
 
 
-def bounds(values: ArrayLike, groups: NDArray[Any]) -> dict[str, float | None]:
+def bootstrap_bounds(values: ArrayLike, groups: NDArray[Any]) -> dict[str, float | None]:
     """`paired_bootstrap` of any figure by query as plain numbers: `mean`, `low`, `high`.
 
     The last two are None where fewer than two groups have a value, the first too where none has.

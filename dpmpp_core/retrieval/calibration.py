@@ -153,8 +153,10 @@ def calibrate(
         held_same.append(pairs.same[tested])
     same = np.concatenate(held_same)
     even, stated = np.concatenate(held_scores), np.concatenate(chances)
-    told = figures(even, same, 0.5)
-    told |= {f"{n}_stated": x for n, x in figures(stated, same, base_rate).items()}
+    told = compute_calibration_figures(even, same, 0.5)
+    told |= {
+        f"{n}_stated": x for n, x in compute_calibration_figures(stated, same, base_rate).items()
+    }
     return Calibration(
         weights_sha256=weights_sha256,
         fit=fit_scores(pairs.scores, pairs.same),
@@ -163,8 +165,8 @@ def calibrate(
         persons=len(persons),
         base_rate=base_rate,
         held_out=told,
-        reliability=reliability(even, same, 0.5),
-        thresholds=thresholds(pairs.scores, pairs.same),
+        reliability=compute_reliability(even, same, 0.5),
+        thresholds=compute_thresholds(pairs.scores, pairs.same),
     )
 
 
@@ -177,7 +179,7 @@ def fit_scores(scores: Floats, same: Bools) -> Fit:
         DataError: scores that do not rise with being the same person.
     """
     terms = np.stack([scores, np.ones_like(scores)], axis=1)
-    weights, ridge = pair_weights(same, 0.5), np.array([1e-4, 1e-8])
+    weights, ridge = weigh_pairs(same, 0.5), np.array([1e-4, 1e-8])
     beta = np.zeros(2)
     for _ in range(100):
         p = 1 / (1 + np.exp(-terms @ beta))
@@ -192,7 +194,9 @@ def fit_scores(scores: Floats, same: Bools) -> Fit:
     return Fit(slope=beta[0], offset=beta[1])
 
 
-def thresholds(scores: Floats, same: Bools, rates: Sequence[float] = RATES) -> list[Threshold]:
+def compute_thresholds(
+    scores: Floats, same: Bools, rates: Sequence[float] = RATES
+) -> list[Threshold]:
     """The least score that lets at most such a share of pairs of two persons pass.
 
     Rates with fewer than `FEWEST` such pairs are left out: what is told would be chance.
@@ -212,12 +216,12 @@ def thresholds(scores: Floats, same: Bools, rates: Sequence[float] = RATES) -> l
     return found
 
 
-def reliability(
+def compute_reliability(
     probabilities: Floats, same: Bools, base_rate: float
 ) -> list[tuple[float, float, int]]:
     """Of each tenth of the probabilities that has pairs: their mean, the share of the same person
     (both with pairs weighed to the base rate), and how many pairs there are."""
-    weights = pair_weights(same, base_rate)
+    weights = weigh_pairs(same, base_rate)
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     found = []
     for number in range(BINS):
@@ -229,9 +233,11 @@ def reliability(
     return found
 
 
-def figures(probabilities: Floats, same: Bools, base_rate: float) -> dict[str, float]:
+def compute_calibration_figures(
+    probabilities: Floats, same: Bools, base_rate: float
+) -> dict[str, float]:
     """`log_loss`, `log_loss_prior` and `ece`, with pairs weighed to the base rate."""
-    weights = pair_weights(same, base_rate)
+    weights = weigh_pairs(same, base_rate)
     p = np.clip(probabilities, 1e-12, 1 - 1e-12)
     loss = -(weights * np.where(same, np.log(p), np.log1p(-p))).sum()
     prior = -(base_rate * np.log(base_rate) + (1 - base_rate) * np.log1p(-base_rate))
@@ -244,7 +250,7 @@ def figures(probabilities: Floats, same: Bools, base_rate: float) -> dict[str, f
     }
 
 
-def pair_weights(same: Bools, base_rate: float) -> Floats:
+def weigh_pairs(same: Bools, base_rate: float) -> Floats:
     """The weight of each pair: those of the same person sum to the base rate, all to 1."""
     own = max(1, int(same.sum()))
     return np.where(same, base_rate / own, (1 - base_rate) / max(1, len(same) - own))

@@ -85,14 +85,14 @@ def evaluate(query: Embeddings, gallery: Embeddings, seed: int) -> dict[str, Any
 
     {"masked": {...}, "unmasked": {...}, "permuted": {...}, "static": {...}, "both": {...},
     "num_queries": all of them, "num_skipped": those without a positive}; each {...} has mAP, rank1,
-    rank5, rank10 and mINP, floats in [0, 1], NaN for a mode that `rankings` leaves out. Raises as
-    `rankings`.
+    rank5, rank10 and mINP, floats in [0, 1], NaN for a mode that `rank_by_mode` leaves out. Raises as
+    `rank_by_mode`.
     """
-    return figures(rankings(query, gallery, seed))
+    return summarise_rankings(rank_by_mode(query, gallery, seed))
 
 
-def figures(results: Mapping[Mode, RankingResult]) -> dict[str, Any]:
-    """What `evaluate` returns, from `rankings` already made (when the curves are wanted too)."""
+def summarise_rankings(results: Mapping[Mode, RankingResult]) -> dict[str, Any]:
+    """What `evaluate` returns, from `rank_by_mode` already made (when the curves are wanted too)."""
     masked = results["masked"]
     absent = dict.fromkeys(masked.metrics(), float("nan"))
     numbers: dict[str, Any] = {
@@ -102,7 +102,7 @@ def figures(results: Mapping[Mode, RankingResult]) -> dict[str, Any]:
     return {**numbers, "num_queries": total, "num_skipped": masked.num_skipped_queries}
 
 
-def rankings(query: Embeddings, gallery: Embeddings, seed: int) -> dict[Mode, RankingResult]:
+def rank_by_mode(query: Embeddings, gallery: Embeddings, seed: int) -> dict[Mode, RankingResult]:
     """Each mode's full result (CMC curve, figures of every query).
 
     masked: each query's own mask. unmasked: plain cosine. both: the query's mask times that of each

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpmpp_core.retrieval.bootstrap import bounds
+from dpmpp_core.retrieval.bootstrap import bootstrap_bounds
 from dpmpp_core.retrieval.evaluation import Embeddings, Mode
 from dpmpp_core.retrieval.ranking import Pairs, RankingResult
 from dpmpp_core.retrieval.similarity import masked_similarity
@@ -19,10 +19,10 @@ STEP = 10  # percent of the person, or of the picture, in a bucket
 BLOCK_SCORES = 16_000_000  # in memory at a time: 64 MB
 
 
-def intervals(
+def compute_intervals(
     ranked: Mapping[Mode, RankingResult], pids: NDArray[np.int64]
 ) -> dict[str, dict[str, Bounds]]:
-    """mAP and rank-1 with their 95 % intervals over identities, as `bounds`.
+    """mAP and rank-1 with their 95 % intervals over identities, as `bootstrap_bounds`.
 
     {"masked": {"mAP": {"mean", "low", "high"}, "rank1": {...}}, "unmasked": {...}, "gain": {...}},
     gain being masked less unmasked, query by query.
@@ -35,18 +35,18 @@ def intervals(
     gain = {figure: masked[figure] - unmasked[figure] for figure in masked}
     values = {"masked": masked, "unmasked": unmasked, "gain": gain}
     return {
-        name: {figure: bounds(own, pids) for figure, own in by_figure.items()}
+        name: {figure: bootstrap_bounds(own, pids) for figure, own in by_figure.items()}
         for name, by_figure in values.items()
     }
 
 
-def right_first(result: RankingResult) -> Floats:
+def is_first_correct(result: RankingResult) -> Floats:
     """1 where the first item is of the query's person, else 0; NaN without a positive. [Q]"""
     first = result.first_match_rank
     return np.where(first > 0, first == 1, np.nan).astype(np.float64)
 
 
-def by_hidden(
+def evaluate_by_occlusion(
     result: RankingResult, hidden: Floats, pids: NDArray[np.int64]
 ) -> dict[str, dict[str, Any]]:
     """Figures of the queries by what share of them is hidden.
@@ -66,13 +66,15 @@ def by_hidden(
     table = {}
     for number in np.unique(bucket):
         rows = np.flatnonzero(known)[bucket == number]
-        own = {figure: bounds(values[rows], pids[rows]) for figure, values in figures.items()}
+        own = {
+            figure: bootstrap_bounds(values[rows], pids[rows]) for figure, values in figures.items()
+        }
         name = f"{STEP * number}-{STEP * (number + 1)}"
         table[name] = {"queries": len(rows), **own}
     return table
 
 
-def by_cameras(query: Embeddings, gallery: Embeddings) -> list[dict[str, Any]]:
+def evaluate_by_camera_pair(query: Embeddings, gallery: Embeddings) -> list[dict[str, Any]]:
     """Figures with the queries' masks by camera of the query and of what is to be found.
 
     A row for each pair of which a query has a positive: {"query_camera", "gallery_camera",
@@ -140,4 +142,4 @@ def _ranks(
 
 
 def _by_query(result: RankingResult) -> dict[str, Floats]:
-    return {"mAP": result.average_precision, "rank1": right_first(result)}
+    return {"mAP": result.average_precision, "rank1": is_first_correct(result)}

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmpp_core.errors import DataError
-from dpmpp_core.retrieval.bootstrap import bounds
+from dpmpp_core.retrieval.bootstrap import bootstrap_bounds
 from dpmpp_core.retrieval.evaluation import Embeddings, Matrix
 from dpmpp_core.retrieval.feature_ranks import rank_features
 from dpmpp_core.retrieval.ranking import Pairs, RankingResult, evaluate_ranking
 from dpmpp_core.retrieval.similarity import masked_similarity
-from dpmpp_core.retrieval.strata import BLOCK_SCORES, right_first
+from dpmpp_core.retrieval.strata import BLOCK_SCORES, is_first_correct
 
 Rows = NDArray[np.int64]
 Spaces = Mapping[str, Matrix]
@@ -76,14 +76,14 @@ def draw_tracklets(
     return np.concatenate(pieces).astype(np.int64)
 
 
-def multi_shot(
+def evaluate_tracklets(
     query: Embeddings, gallery: Embeddings, shots: tuple[int, ...], seed: int
 ) -> dict[str, Any]:
     """Figures of tracklets of so many pictures, by number as text, with controls.
 
     {"4": {"tracklets", "persons", WAY: {"mAP", "rank1"}, "gain": {WAY: {"mean", "low", "high"}}}}:
     numbers in [0, 1]; `gain` is the average precision of `fused` less that of the other ways on the
-    same tracklets, with its 95 % interval over persons, as `bounds`. Ways: `fused` as
+    same tracklets, with its 95 % interval over persons, as `bootstrap_bounds`. Ways: `fused` as
     `fuse`. `mean`: plain mean of unit features and of masks. `best`: the frame with the largest
     mask on average. `late`: mean of the frames' scores. `single`: each frame alone, mean of their
     figures. Numbers for which no person has as many pictures of one camera, or none of these a
@@ -97,7 +97,7 @@ def multi_shot(
         except DataError:  # these persons are not in the gallery
             found = None
         if found is not None:
-            measured[str(k)] = _figures(found, query.pids[rows[:, 0]])
+            measured[str(k)] = _summarise_tracklets(found, query.pids[rows[:, 0]])
     return measured
 
 
@@ -105,7 +105,7 @@ Ranked = tuple[NDArray[np.float64], NDArray[np.float64]]  # average precision, r
 
 
 def rank_tracklets(query: Embeddings, gallery: Embeddings, rows: Rows) -> dict[str, Ranked]:
-    """What each tracklet found, by way of `FUSION_METHODS`, see `multi_shot`.
+    """What each tracklet found, by way of `FUSION_METHODS`, see `evaluate_tracklets`.
 
     Args:
         rows: int64 [T, k], as of `draw_tracklets`.
@@ -139,10 +139,10 @@ def rank_tracklets(query: Embeddings, gallery: Embeddings, rows: Rows) -> dict[s
 
 
 def _of(result: RankingResult) -> Ranked:
-    return result.average_precision, right_first(result)
+    return result.average_precision, is_first_correct(result)
 
 
-def _figures(found: Mapping[str, Ranked], pids: Rows) -> dict[str, Any]:
+def _summarise_tracklets(found: Mapping[str, Ranked], pids: Rows) -> dict[str, Any]:
     """pids: of the tracklets; those without a positive are not counted."""
     valid = ~np.isnan(found["fused"][0])
     numbers: dict[str, Any] = {
@@ -155,7 +155,7 @@ def _figures(found: Mapping[str, Ranked], pids: Rows) -> dict[str, Any]:
     }
     own = found["fused"][0]
     others = {way: own - precision for way, (precision, _) in found.items() if way != "fused"}
-    return numbers | {"gain": {way: bounds(gain, pids) for way, gain in others.items()}}
+    return numbers | {"gain": {way: bootstrap_bounds(gain, pids) for way, gain in others.items()}}
 
 
 def _late(query: Embeddings, gallery: Embeddings, rows: Rows) -> Ranked:

@@ -108,7 +108,7 @@ class MetricTask(Task):
             f"mask_{name}_{key}": figure
             for name, mask in masks.items()
             if name in self.model.masked_spaces
-            for key, figure in mask_figures(mask).items()
+            for key, figure in compute_mask_figures(mask).items()
         }
 
         weights = self.config.metric.loss
@@ -221,7 +221,7 @@ class MetricTask(Task):
         warmup, milestones = section.warmup_epochs, section.milestones
         return factor * warmup_steps(epoch, warmup, milestones, section.gamma)
 
-    def keep_gradients(self, phase: str) -> None:
+    def filter_gradients(self, phase: str) -> None:
         """Drop the gradients of what `phase` leaves alone; clip those of the mask generator."""
         for name, parameter in self.named_parameters():
             of_generator = name.startswith("model.mask_generator.")
@@ -279,7 +279,7 @@ def _normalized_after_neck(neck: nn.Module, features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mask_figures(masks: Tensor) -> dict[str, Tensor]:
+def compute_mask_figures(masks: Tensor) -> dict[str, Tensor]:
     """Is the mask alive, and does it depend on the picture?
 
     Args:

@@ -109,7 +109,7 @@ class PretrainTask(Task):
         epoch = step / self.steps_per_epoch
         return warmup_cosine(epoch, section.warmup_epochs, section.epochs, 0.005)
 
-    def keep_gradients(self, phase: str) -> None:
+    def filter_gradients(self, phase: str) -> None:
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
 
     def trained_state(self) -> dict[str, Tensor]:

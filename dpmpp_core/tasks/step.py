@@ -30,7 +30,7 @@ def train_step(
     for phase in task.phases:
         optimiser.zero_grad()
         computed = _backward(model, split_batch(batch, task.accumulate), phase)
-        task.keep_gradients(phase)
+        task.filter_gradients(phase)
         optimiser.step()
         figures = computed | figures  # the first pass knows most
     return figures

@@ -70,7 +70,7 @@ class Task(nn.Module):
         """Factor on the base rates at a step."""
         raise NotImplementedError
 
-    def keep_gradients(self, phase: str) -> None:
+    def filter_gradients(self, phase: str) -> None:
         """Drop or clip gradients between the backward pass and the update."""
 
     def alarms(self, epoch: int, figures: Mapping[str, float]) -> dict[str, str]:

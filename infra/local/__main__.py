@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infra.local.nodes import HEAD, Nodes, bridge
+from infra.local.nodes import HEAD, Nodes, create_bridge
 from infra.local.services import Services
-from pipelines.deploy.render import render
+from pipelines.deploy.render import render_overlay
 
 ROOT = Path(__file__).parents[2]
 COUNTS = {"driver": 1, "data": 2, "train": 1}
@@ -25,9 +25,9 @@ def cluster(counts: dict[str, int] = COUNTS) -> Iterator[tuple[Nodes, Services]]
     folder = Path(tempfile.mkdtemp(prefix="dpmpp-cluster-", dir="/var/tmp"))
     folder.chmod(0o755)  # PostgreSQL is another user
     services = Services(folder)
-    nodes = Nodes(render(ROOT / "infra" / "k8s", "local"), services, counts)
+    nodes = Nodes(render_overlay(ROOT / "infra" / "k8s", "local"), services, counts)
     try:
-        bridge()
+        create_bridge()
         for name in ("redis", "postgres", "s3", "mlflow"):
             services.start(name)
         nodes.up()
@@ -51,17 +51,17 @@ def main(what: str) -> None:
             print("Ctrl-C ends it", flush=True)
             signal.pause()
     elif what == "demo":
-        from infra.local.demo import demo
+        from infra.local.demo import run_demo
 
-        demo()
+        run_demo()
     elif what == "chaos":
-        from infra.local.chaos import chaos
+        from infra.local.chaos import run_chaos
 
-        chaos()
+        run_chaos()
     elif what == "autoscaling":
-        from infra.local.autoscaling import autoscaling
+        from infra.local.autoscaling import run_autoscaling
 
-        autoscaling()
+        run_autoscaling()
     else:
         raise SystemExit(f"{what!r}: up, demo, chaos or autoscaling")
 

@@ -21,8 +21,8 @@ import ray
 import yaml
 
 from infra.local.demo import DPMPP, ROOT
-from pipelines.deploy.policy import quantity
-from pipelines.deploy.render import one, render
+from pipelines.deploy.policy import parse_quantity
+from pipelines.deploy.render import get_object, render_overlay
 
 CONFIG = ROOT / "infra" / "k8s" / "overlays" / "local" / "config.yaml"
 TABLE = ROOT / "tests" / "bench" / "results" / "autoscaling.md"
@@ -30,11 +30,13 @@ INSIDE = "DPMPP_AUTOSCALING"
 IDLE_MINUTES = 0.25
 
 
-def autoscaling() -> None:
+def run_autoscaling() -> None:
     if INSIDE not in os.environ:
         with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
             (Path(folder) / "over").mkdir()
-            (Path(folder) / "over" / "example.yaml").write_text(yaml.safe_dump(_defaults()))
+            (Path(folder) / "over" / "example.yaml").write_text(
+                yaml.safe_dump(_provider_defaults())
+            )
             provider = Path(ray.__file__).parent / "autoscaler/_private/fake_multi_node"
             inner = (
                 f'mount -t overlay overlay -o lowerdir="$0/over:{provider}" {provider} && '
@@ -46,18 +48,21 @@ def autoscaling() -> None:
             ]  # fmt: skip
             subprocess.run(command, env=os.environ | {INSIDE: "1"}, check=True)
         return
-    _scale()
+    _run_on_autoscaler()
 
 
-def _scale() -> None:
+def _run_on_autoscaler() -> None:
     from ray.cluster_utils import AutoscalingCluster
 
     types: dict[str, Any] = {}
-    spec = one(render(ROOT / "infra" / "k8s", "local"), "RayCluster")["spec"]
+    spec = get_object(render_overlay(ROOT / "infra" / "k8s", "local"), "RayCluster")["spec"]
     for group in spec["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         types[group["groupName"]] = {
-            "resources": {"CPU": int(quantity(limits["cpu"])), "object_store_memory": 300 * 2**20},
+            "resources": {
+                "CPU": int(parse_quantity(limits["cpu"])),
+                "object_store_memory": 300 * 2**20,
+            },
             "labels": group["labels"],
             "node_config": {},
             "min_workers": group["minReplicas"],
@@ -67,13 +72,13 @@ def _scale() -> None:
     cluster = AutoscalingCluster({"CPU": 0}, types, autoscaler_v2=True)
     cluster.start()
     try:
-        seen = _train(Path("/tmp"))
+        seen = _watch_training(Path("/tmp"))
     finally:
         cluster.shutdown()
-    _write(seen)
+    _write_table(seen)
 
 
-def _defaults() -> dict[str, Any]:
+def _provider_defaults() -> dict[str, Any]:
     """What Ray reads from a file of its fake provider, which its wheel leaves out."""
     lists = (
         "initialization_commands", "setup_commands", "head_setup_commands",
@@ -94,7 +99,7 @@ def _defaults() -> dict[str, Any]:
     }
 
 
-def _train(folder: Path) -> list[tuple[float, str, Counter[str]]]:
+def _watch_training(folder: Path) -> list[tuple[float, str, Counter[str]]]:
     """(seconds, what the program does, nodes by pool), whenever one of them changed."""
     command = [
         DPMPP, "train", "--address", "auto", "--storage", str(folder / "runs"), "--config",
@@ -133,7 +138,7 @@ def _train(folder: Path) -> list[tuple[float, str, Counter[str]]]:
     return seen
 
 
-def _write(seen: list[tuple[float, str, Counter[str]]]) -> None:
+def _write_table(seen: list[tuple[float, str, Counter[str]]]) -> None:
     lines = [
         "# Nodes that come and go with the work",
         "",

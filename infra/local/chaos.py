@@ -73,39 +73,39 @@ FAULTS: tuple[tuple[Fault, str, str], ...] = (
 )
 
 
-def chaos() -> None:
+def run_chaos() -> None:
     from infra.local.__main__ import cluster
 
     chosen = os.environ.get("DPMPP_FAULTS", "").split(",")
     rows = []
     with cluster() as (nodes, services):
         os.environ.update(nodes.token)
-        demo.upload(services)
+        demo.upload_images(services)
         for seed, (fault, job, moment) in enumerate(FAULTS, start=1):
             if chosen == [""] or fault.__name__ in chosen:
-                rows.append(meet(fault, job, moment, seed, nodes, services))
-                write(rows)
+                rows.append(run_fault(fault, job, moment, seed, nodes, services))
+                write_table(rows)
 
 
-def meet(
+def run_fault(
     fault: Fault, job: str, moment: str, seed: int, nodes: Nodes, services: Services
 ) -> list[str]:
     name = fault.__name__.replace("_", " ")
     longer = LONGER if job == "train" else ("data.demo.seed=0",)
-    started = demo.submit(job, f"seed={seed}", *longer)["job"]
+    started = demo.submit_job(job, f"seed={seed}", *longer)["job"]
     deadline = time.monotonic() + 400
-    while moment not in demo.log(started):
+    while moment not in demo.read_log(started):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{name}: no {moment!r}\n{demo.log(started)}")
+            raise RuntimeError(f"{name}: no {moment!r}\n{demo.read_log(started)}")
         time.sleep(1)
     time.sleep(15 if job == "train" else 2)
     how = fault(nodes, services)
-    done = demo.wait(started)
+    done = demo.wait_for_job(started)
     print(f"{name}: {done['status']} in {done['seconds']:.0f} s: {how}", flush=True)
     return [name, job, f"{done['seconds']:.0f}", how]
 
 
-def write(rows: list[list[str]], table: Path = TABLE) -> None:
+def write_table(rows: list[list[str]], table: Path = TABLE) -> None:
     """The table, with what it has of faults that were not met this time (DPMPP_FAULTS)."""
     met = {row[0] for row in rows}
     old = table.read_text().splitlines() if table.exists() else []

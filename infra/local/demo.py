@@ -26,9 +26,9 @@ ADDRESS = f"http://{HEAD}:8265"
 TABLE = ROOT / "tests" / "bench" / "results" / "cluster-demo.md"
 JOBS = ("prepare", "train", "tune", "evaluate", "promote", "synthesize")
 # Small enough for two cores; everything else is config.yaml's.
-FURTHER = {"tune": ["--", "--trials", "2"], "promote": ["--", "--gate", "demo"]}
+JOB_OPTIONS = {"tune": ["--", "--trials", "2"], "promote": ["--", "--gate", "demo"]}
 # What each kind of work is called among Ray's tasks and actors, and the pool it belongs to.
-BELONGS = {
+POOL_OF = {
     "MapWorker": "data",
     "RayTrainWorker": "train",
     "ImplicitFunc": "data",  # a trial's own process
@@ -36,34 +36,34 @@ BELONGS = {
 }
 
 
-def demo() -> None:
+def run_demo() -> None:
     from infra.local.__main__ import cluster
 
     began = time.monotonic()
     with cluster() as (nodes, services):
         os.environ.update(nodes.token)
-        upload(services)
-        rows = [[f"start of {len(nodes.nodes)} nodes and images", seconds(began), ""]]
+        upload_images(services)
+        rows = [[f"start of {len(nodes.nodes)} nodes and images", format_seconds(began), ""]]
         for job in JOBS:
-            done = run(job)
-            rows.append([done["entrypoint"], f"{done['seconds']:.0f}", *placed(done, nodes)])
-        models = registered(services)
-    write(rows, models, time.monotonic() - began)
+            done = run_job(job)
+            rows.append([done["entrypoint"], f"{done['seconds']:.0f}", *locate_work(done, nodes)])
+        models = list_registered(services)
+    write_table(rows, models, time.monotonic() - began)
 
 
-def upload(services: Services) -> None:
+def upload_images(services: Services) -> None:
     """Draw the images and put them where DPMPP_DATA of site.env says."""
     folder = services.folder / "images"
     config = ROOT / "infra" / "k8s" / "overlays" / "local" / "config.yaml"
     command = [DPMPP, "data", "demo", str(folder), "--config", str(config)]
     subprocess.run(command, check=True, capture_output=True)
-    client = s3(services)
+    client = s3_client(services)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             client.upload_file(str(path), "dpmpp", f"data/{path.relative_to(folder).as_posix()}")
 
 
-def s3(services: Services) -> Any:
+def s3_client(services: Services) -> Any:
     return boto3.client(
         "s3",
         endpoint_url=f"http://{HOST}:8333",
@@ -73,40 +73,40 @@ def s3(services: Services) -> Any:
     )
 
 
-def submit(job: str, *overrides: str) -> dict[str, Any]:
+def submit_job(job: str, *overrides: str) -> dict[str, Any]:
     """`dpmpp deploy submit` without waiting."""
-    return _deploy("submit", "--overlay", "local", job, *overrides)
+    return _run_deploy("submit", "--overlay", "local", job, *overrides)
 
 
-def wait(name: str, longest: float = 900) -> dict[str, Any]:
+def wait_for_job(name: str, longest: float = 900) -> dict[str, Any]:
     """The job's last status; RuntimeError, with its log, if it did not succeed."""
     deadline = time.monotonic() + longest
-    while (status := _deploy("status", name)["jobs"][0])["status"] in ("PENDING", "RUNNING"):
+    while (status := _run_deploy("status", name)["jobs"][0])["status"] in ("PENDING", "RUNNING"):
         if time.monotonic() > deadline:
             raise RuntimeError(
-                f"{name} is still {status['status']} after {longest:g} s\n{log(name)}"
+                f"{name} is still {status['status']} after {longest:g} s\n{read_log(name)}"
             )
         time.sleep(2)
     if status["status"] != "SUCCEEDED":
-        raise RuntimeError(f"{name} {status['status']}: {status['message']}\n{log(name)}")
+        raise RuntimeError(f"{name} {status['status']}: {status['message']}\n{read_log(name)}")
     return status | {"seconds": status["ended"] - status["started"]}
 
 
-def run(job: str, *overrides: str) -> dict[str, Any]:
+def run_job(job: str, *overrides: str) -> dict[str, Any]:
     """Submit a job and wait for its end; its result is the last line that it printed."""
     print(f"{job}: submitted", flush=True)
-    status = wait(submit(job, *overrides, *FURTHER.get(job, []))["job"])
-    result = json.loads(log(status["job"]).strip().splitlines()[-1])
+    status = wait_for_job(submit_job(job, *overrides, *JOB_OPTIONS.get(job, []))["job"])
+    result = json.loads(read_log(status["job"]).strip().splitlines()[-1])
     print(f"{job}: {status['status']} in {status['seconds']:.0f} s", flush=True)
     return status | {"result": result}
 
 
-def log(name: str) -> str:
+def read_log(name: str) -> str:
     command = [DPMPP, "deploy", "logs", name, "--address", ADDRESS]
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 
-def _deploy(*arguments: str) -> dict[str, Any]:
+def _run_deploy(*arguments: str) -> dict[str, Any]:
     what, *rest = arguments
     command = [DPMPP, "deploy", what, "--address", ADDRESS, "--json", *rest]
     for _ in range(30):  # a head that is away comes back
@@ -117,7 +117,7 @@ def _deploy(*arguments: str) -> dict[str, Any]:
     raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
 
 
-def placed(done: dict[str, Any], nodes: Nodes) -> list[str]:
+def locate_work(done: dict[str, Any], nodes: Nodes) -> list[str]:
     """What ran where, by pool: `3 MapWorker`; RuntimeError for work in a wrong place."""
     from ray.job_submission import JobSubmissionClient
     from ray.util.state import list_actors, list_nodes, list_tasks
@@ -130,13 +130,13 @@ def placed(done: dict[str, Any], nodes: Nodes) -> list[str]:
     # A program that asks nothing of Ray, such as a promotion, has no id there.
     for actor in list_actors(address=ADDRESS, filters=mine, limit=limit) if ray_id else []:
         if actor.node_id in where:
-            work[where[actor.node_id], kind(actor.class_name)] += 1
+            work[where[actor.node_id], strip_arguments(actor.class_name)] += 1
     for task in list_tasks(address=ADDRESS, filters=mine, limit=limit) if ray_id else []:
         if task.type == "NORMAL_TASK" and task.node_id in where:
-            work[where[task.node_id], f"{kind(task.name)} task"] += 1
+            work[where[task.node_id], f"{strip_arguments(task.name)} task"] += 1
     work[where[done["node"]], "driver"] += 1
     for (pool, name), _ in work.items():
-        right = BELONGS.get(name, "data" if name.endswith(" task") else pool)
+        right = POOL_OF.get(name, "data" if name.endswith(" task") else pool)
         if right != pool:
             raise RuntimeError(f"{done['job']}: {name} ran on a node of the pool {pool}")
     shown = [
@@ -146,12 +146,12 @@ def placed(done: dict[str, Any], nodes: Nodes) -> list[str]:
     return ["; ".join(shown)]
 
 
-def kind(name: str) -> str:
+def strip_arguments(name: str) -> str:
     """A class or function without its arguments: `MapWorker(MapBatches(X))` is a MapWorker."""
     return name.partition("(")[0].rpartition(".")[2].strip()
 
 
-def registered(services: Services) -> list[str]:
+def list_registered(services: Services) -> list[str]:
     """Models in MLflow's registry, with the aliases of their versions."""
     os.environ.update(services.mlflow_login)
     from mlflow.tracking import MlflowClient
@@ -161,11 +161,11 @@ def registered(services: Services) -> list[str]:
     return [f"{model.name}: {dict(model.aliases)}" for model in found]
 
 
-def seconds(since: float) -> str:
+def format_seconds(since: float) -> str:
     return f"{time.monotonic() - since:.0f}"
 
 
-def write(rows: list[list[str]], models: list[str], total: float) -> None:
+def write_table(rows: list[list[str]], models: list[str], total: float) -> None:
     import mlflow
     import ray
 

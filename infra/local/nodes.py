@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.local.services import HOST, Services, answers, end_session, wait_for
-from pipelines.deploy.policy import config_of, quantity
-from pipelines.deploy.render import Object, one
+from infra.local.services import HOST, Services, accepts_connections, end_session, wait_for
+from pipelines.deploy.policy import get_config_text, parse_quantity
+from pipelines.deploy.render import Object, get_object
 
 BRIDGE = "dpmpp0"
 HEAD = "10.77.0.2"
 NAMES = ("dpmpp-redis", "dpmpp-postgres", "dpmpp-s3", "mlflow")
 BIN = Path(sys.executable).parent
-STORE = 400 * 2**20  # bytes of object store of a node
+OBJECT_STORE_BYTES = 400 * 2**20  # bytes of object store of a node
 # Inside of the namespaces: private /tmp and /etc/hosts, then what the pod would start.
 ENTER = 'mount --bind "$0/tmp" /tmp && mount --bind "$0/hosts" /etc/hosts && exec "$@"'
 
@@ -50,8 +50,8 @@ class Nodes:
 
     def __init__(self, objects: list[Object], services: Services, counts: dict[str, int]) -> None:
         self._services, self._objects = services, objects
-        self._spec = one(objects, "RayCluster")["spec"]
-        self._site = one(objects, "ConfigMap", "dpmpp-site")["data"]
+        self._spec = get_object(objects, "RayCluster")["spec"]
+        self._site = get_object(objects, "ConfigMap", "dpmpp-site")["data"]
         self._folder = services.folder / "nodes"
         self.nodes: dict[str, Node] = {}
         head = self._spec["headGroupSpec"]
@@ -68,12 +68,13 @@ class Nodes:
         labels = group.get("labels") or {}
         told = dict(group.get("resources") or {})
         params = dict(group.get("rayStartParams") or {})
-        size = quantity(container["resources"]["limits"]["cpu"])
+        size = parse_quantity(container["resources"]["limits"]["cpu"])
         cpus = told.pop("CPU", params.pop("num-cpus", f"{size:g}"))
         params.pop("dashboard-host", None)
         command = [
             str(BIN / "ray"), "start", "--block", *how, f"--node-ip-address={address}",
-            f"--num-cpus={cpus}", f"--object-store-memory={STORE}", "--disable-usage-stats",
+            f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}",
+            "--disable-usage-stats",
             "--labels", ",".join(f"{k}={v}" for k, v in labels.items()),
             *(f"--{key}={value}" for key, value in params.items()),
         ]  # fmt: skip
@@ -100,7 +101,7 @@ class Nodes:
 
     def up(self) -> None:
         """Make the network, start every node, wait until Ray knows them all."""
-        (self._services.folder / "config.yaml").write_text(config_of(self._objects) or "")
+        (self._services.folder / "config.yaml").write_text(get_config_text(self._objects) or "")
         for name in self.nodes:  # the head comes first
             self.start(name)
 
@@ -118,13 +119,13 @@ class Nodes:
             for other, started in self.nodes.items():
                 if started.process is not None and started.process.poll() is not None:
                     self._launch(other)
-            return answers(node.address, port)
+            return accepts_connections(node.address, port)
 
         wait_for(up, f"{name} on {node.address}:{port}", 300)
 
     def _launch(self, name: str) -> None:
         node = self.nodes[name]
-        network(name, node.address)
+        create_network(name, node.address)
         folder = self._folder / name
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "tmp").mkdir(parents=True)
@@ -172,37 +173,37 @@ class Nodes:
                 ["ip", "netns", "del", f"dpmpp-{name}"], capture_output=True, check=False
             )
         for node in self.nodes.values():
-            subprocess.run(["ip", "link", "del", outer(node.address)], capture_output=True)
+            subprocess.run(["ip", "link", "del", bridge_end(node.address)], capture_output=True)
         subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
 
 
-def bridge() -> None:
+def create_bridge() -> None:
     """The network on which services and nodes meet."""
     if subprocess.run(["ip", "link", "show", BRIDGE], capture_output=True).returncode:
-        _ip("link", "add", BRIDGE, "type", "bridge")
-        _ip("addr", "add", f"{HOST}/24", "dev", BRIDGE)
-        _ip("link", "set", BRIDGE, "up")
+        _run_ip("link", "add", BRIDGE, "type", "bridge")
+        _run_ip("addr", "add", f"{HOST}/24", "dev", BRIDGE)
+        _run_ip("link", "set", BRIDGE, "up")
 
 
-def network(name: str, address: str) -> None:
+def create_network(name: str, address: str) -> None:
     """A network namespace with an address on the bridge."""
-    space, end = f"dpmpp-{name}", outer(address)
+    space, end = f"dpmpp-{name}", bridge_end(address)
     if Path(f"/run/netns/{space}").exists():
         return
     subprocess.run(["ip", "link", "del", end], capture_output=True)  # of an earlier one
-    _ip("netns", "add", space)
-    _ip("link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", space)
-    _ip("link", "set", end, "master", BRIDGE, "up")
-    _ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
-    _ip("-n", space, "link", "set", "eth0", "up")
-    _ip("-n", space, "link", "set", "lo", "up")
-    _ip("-n", space, "route", "add", "default", "via", HOST)
+    _run_ip("netns", "add", space)
+    _run_ip("link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", space)
+    _run_ip("link", "set", end, "master", BRIDGE, "up")
+    _run_ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
+    _run_ip("-n", space, "link", "set", "eth0", "up")
+    _run_ip("-n", space, "link", "set", "lo", "up")
+    _run_ip("-n", space, "route", "add", "default", "via", HOST)
 
 
-def outer(address: str) -> str:
+def bridge_end(address: str) -> str:
     """The end of a node's cable that is on the bridge."""
     return f"dp{address.rpartition('.')[2]}"
 
 
-def _ip(*arguments: str) -> None:
+def _run_ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)

@@ -44,7 +44,7 @@ class Services:
 
     def start(self, name: str) -> None:
         """Start a server and wait until it answers."""
-        if answers(HOST, PORTS[name]):
+        if accepts_connections(HOST, PORTS[name]):
             raise SystemExit(f"{HOST}:{PORTS[name]} answers already: end the cluster before")
         log = (self.folder / f"{name}.log").open("ab")
         command, env, prefix = getattr(self, f"_{name}")()
@@ -57,7 +57,7 @@ class Services:
             if self._running[name].poll() is not None:
                 said = (self.folder / f"{name}.log").read_text(errors="replace")[-1000:]
                 raise SystemExit(f"{name} ended at its start:\n{said}")
-            return answers(HOST, PORTS[name])
+            return accepts_connections(HOST, PORTS[name])
 
         wait_for(up, f"{name} on {HOST}:{PORTS[name]}", 120)
 
@@ -153,7 +153,7 @@ def end_session(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
         process.wait(timeout=20)
 
 
-def answers(host: str, port: int) -> bool:
+def accepts_connections(host: str, port: int) -> bool:
     try:
         with socket.create_connection((host, port), timeout=1):
             return True

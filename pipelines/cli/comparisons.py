@@ -16,7 +16,7 @@ from pipelines.cli.options import (
     Parts,
     StorageUri,
     TrackingUri,
-    guarded,
+    run_command,
 )
 
 app = typer.Typer()
@@ -50,29 +50,32 @@ def ablate(
         load_config(config, overrides or [])
         from dpmpp_core.data.synthesis import BANDS, PARTS, parse_bands, parse_parts
         from pipelines.workflows.ablation import AblationRequest, ablate
-        from pipelines.workflows.pipeline import Options
+        from pipelines.workflows.session import Options
 
-        several = parse_seeds(seeds)
-        few = parse_seeds(few_seeds) if few_seeds is not None else several
-        names = tuple(variants.split(",")) if variants else ()
+        request = AblationRequest(
+            grid=grid,
+            seeds=parse_seeds(seeds),
+            few_seeds=parse_seeds(seeds if few_seeds is None else few_seeds),
+            variants=tuple(variants.split(",")) if variants else (),
+        )
         options = Options(
-            data,
-            config,
-            overrides or [],
-            storage,
-            tracking_uri,
-            address,
+            data=data,
+            config=config,
+            overrides=overrides or [],
+            storage=storage,
+            tracking_uri=tracking_uri,
+            address=address,
             bands=BANDS if bands is None else parse_bands(bands),
             parts=PARTS if parts is None else parse_parts(parts),
         )
-        return ablate(options, AblationRequest(grid, several, few, names))
+        return ablate(options, request)
 
     def show(result: dict[str, Any]) -> None:
         from pipelines.cli.show import show_ablation
 
         show_ablation(result)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)
 
 
 @app.command()
@@ -126,32 +129,38 @@ def tune(
         load_config(config, overrides or [])
         load_space(space)
         from pipelines.tuning.search import TuningRequest, search
-        from pipelines.workflows.pipeline import Options
+        from pipelines.workflows.session import Options
 
-        names = tuple(objectives.split(","))
         request = TuningRequest(
-            space,
-            trials,
-            epochs,
-            searcher,
-            scheduler,
-            grace_period,
-            brackets,
-            perturbation_interval,
-            names,
-            share,
-            seed,
-            max_concurrent,
+            space=space,
+            trials=trials,
+            epochs=epochs,
+            searcher=searcher,
+            scheduler=scheduler,
+            grace_period=grace_period,
+            brackets=brackets,
+            perturbation_interval=perturbation_interval,
+            objectives=tuple(objectives.split(",")),
+            share=share,
+            seed=seed,
+            max_concurrent=max_concurrent,
         )
-        places = storage, tracking_uri, address
-        return search(Options(data, config, overrides or [], *places), request)
+        options = Options(
+            data=data,
+            config=config,
+            overrides=overrides or [],
+            storage=storage,
+            tracking_uri=tracking_uri,
+            address=address,
+        )
+        return search(options, request)
 
     def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show import show_tuned
+        from pipelines.cli.show import show_tuning
 
-        show_tuned(result)
+        show_tuning(result)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)
 
 
 @app.command()
@@ -184,18 +193,26 @@ def reproduce(
             load_config(load_protocol(protocol).recipe, changes)
         elif not listed:
             raise ConfigError("which protocol? `dpmpp reproduce --list` shows them")
-        from pipelines.workflows import reproduce as kit
+        from pipelines.workflows.reproduce import ReproductionRequest, list_protocols, reproduce
 
         if listed or protocol is None:
-            return kit.list_protocols()
-        places = storage, tracking_uri, address
-        return kit.reproduce(
-            kit.ReproductionRequest(protocol, data, test_data, chosen, any_counts, changes, *places)
+            return list_protocols()
+        request = ReproductionRequest(
+            protocol=protocol,
+            data=data,
+            test_data=test_data,
+            seeds=chosen,
+            any_counts=any_counts,
+            overrides=changes,
+            storage=storage,
+            tracking_uri=tracking_uri,
+            address=address,
         )
+        return reproduce(request)
 
     def show(result: dict[str, Any]) -> None:
         from pipelines.cli.show import show_protocols, show_reproduction
 
         (show_protocols if listed else show_reproduction)(result)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)

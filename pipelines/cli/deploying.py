@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import Json, guarded
+from pipelines.cli.options import Json, run_command
 
 deploy_app = typer.Typer(
     help="Manifests of infra/k8s on KubeRay, and jobs on a cluster.", no_args_is_help=True
@@ -25,20 +25,20 @@ JobAddress = Annotated[
 ]
 Namespace = Annotated[str, typer.Option("--namespace", help="Of Kubernetes.")]
 Context = Annotated[str | None, typer.Option("--context", help="Of kubectl's configuration.")]
-FOLDER = Path("infra/k8s")
+MANIFESTS_FOLDER = Path("infra/k8s")
 
 
 @deploy_app.command()
-def render(overlay: Overlay = "local", manifests: Manifests = FOLDER) -> None:
+def render(overlay: Overlay = "local", manifests: Manifests = MANIFESTS_FOLDER) -> None:
     """Print the objects of an overlay, for kubectl apply."""
 
     def work() -> dict[str, Any]:
-        from pipelines.deploy.render import as_yaml
-        from pipelines.deploy.render import render as made
+        from pipelines.deploy.render import dump_yaml
+        from pipelines.deploy.render import render_overlay as made
 
-        return {"text": as_yaml(made(manifests, overlay))}
+        return {"text": dump_yaml(made(manifests, overlay))}
 
-    guarded(work, lambda result: typer.echo(result["text"], nl=False), False)
+    run_command(work, lambda result: typer.echo(result["text"], nl=False), False)
 
 
 @deploy_app.command()
@@ -46,22 +46,22 @@ def validate(
     overlay: Annotated[
         str | None, typer.Option("--overlay", help="One overlay. Default: all of them.")
     ] = None,
-    manifests: Manifests = FOLDER,
+    manifests: Manifests = MANIFESTS_FOLDER,
     crds: Crds = None,
     as_json: Json = False,
 ) -> None:
     """Check overlays: schemas, what the operator refuses, our rules, room for config.yaml."""
 
     def work() -> dict[str, Any]:
-        from pipelines.deploy.check import crds_folder, problems
-        from pipelines.deploy.render import overlay_names
-        from pipelines.deploy.render import render as made
+        from pipelines.deploy.check import find_problems, resolve_crds_folder
+        from pipelines.deploy.render import list_overlays
+        from pipelines.deploy.render import render_overlay as made
 
-        folder = crds_folder(crds)
+        folder = resolve_crds_folder(crds)
         checked = {}
-        for name in [overlay] if overlay else overlay_names(manifests):
+        for name in [overlay] if overlay else list_overlays(manifests):
             objects = made(manifests, name)
-            found = [str(problem) for problem in problems(objects, folder)]
+            found = [str(problem) for problem in find_problems(objects, folder)]
             checked[name] = {"objects": len(objects), "problems": found}
         failed = any(one["problems"] for one in checked.values())
         return {"overlays": checked, "crds": str(folder) if folder else None, "failed": failed}
@@ -76,7 +76,7 @@ def validate(
         if result["crds"] is None:
             typer.echo("KubeRay's own schemas were not at hand: --crds FOLDER, or KUBERAY_CRDS")
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)
 
 
 @deploy_app.command()
@@ -90,7 +90,7 @@ def submit(
         ),
     ] = None,
     overlay: Overlay = "local",
-    manifests: Manifests = FOLDER,
+    manifests: Manifests = MANIFESTS_FOLDER,
     address: JobAddress = None,
     namespace: Namespace = "dpmpp",
     context: Context = None,
@@ -101,26 +101,26 @@ def submit(
 
     def work() -> dict[str, Any]:
         from pipelines.deploy import jobs, kube
-        from pipelines.deploy.render import one
-        from pipelines.deploy.render import render as made
+        from pipelines.deploy.render import get_object
+        from pipelines.deploy.render import render_overlay as made
 
         objects = made(manifests, overlay)
-        ready = jobs.template(objects, job, overrides or [])
+        ready = jobs.build_job(objects, job, overrides or [])
         target: Any
         ended: tuple[str, ...]
         if address:
             target = jobs.RayCluster(address)
-            status, ended = target.submit(ready), jobs.ENDED
+            status, ended = target.submit(ready), jobs.ENDED_STATES
         else:
-            versions = one(objects, "ConfigMap", "dpmpp-versions")["data"]
+            versions = get_object(objects, "ConfigMap", "dpmpp-versions")["data"]
             target = kube.Kubernetes(namespace, context)
             status = target.submit(ready, objects, versions["KUBERAY_VERSION"])
-            ended = kube.ENDED
+            ended = kube.ENDED_STATES
         if wait:
-            status |= kube.wait(lambda: target.status(status["job"]), ended)
+            status |= kube.wait_until_ended(lambda: target.status(status["job"]), ended)
         return status | {"failed": status["status"] in ("FAILED", "Failed", "STOPPED")}
 
-    guarded(work, _show, as_json)
+    run_command(work, _print_status, as_json)
 
 
 @deploy_app.command()
@@ -134,14 +134,14 @@ def status(
     """How a job is."""
 
     def work() -> dict[str, Any]:
-        target = _target(address, namespace, context)
+        target = _connect_target(address, namespace, context)
         return {"jobs": [target.status(name)] if name else target.list()}
 
     def show(result: dict[str, Any]) -> None:
         for one in result["jobs"]:
-            _show(one)
+            _print_status(one)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)
 
 
 @deploy_app.command()
@@ -155,15 +155,15 @@ def logs(
     """What a job printed."""
 
     def work() -> dict[str, Any]:
-        out = sys.stderr  # what `guarded` leaves open while work runs
+        out = sys.stderr  # what `run_command` leaves open while work runs
 
         def write(text: str) -> None:
             print(text, end="", file=out, flush=True)
 
-        _target(address, namespace, context).logs(name, follow, write)
+        _connect_target(address, namespace, context).logs(name, follow, write)
         return {}
 
-    guarded(work, lambda result: None, False)
+    run_command(work, lambda result: None, False)
 
 
 @deploy_app.command()
@@ -175,10 +175,12 @@ def stop(
     as_json: Json = False,
 ) -> None:
     """End a job. What it has written stays, and the same submission goes on from there."""
-    guarded(lambda: _target(address, namespace, context).stop(name), _show, as_json)
+    run_command(
+        lambda: _connect_target(address, namespace, context).stop(name), _print_status, as_json
+    )
 
 
-def _target(address: str | None, namespace: str, context: str | None) -> Any:
+def _connect_target(address: str | None, namespace: str, context: str | None) -> Any:
     if address:
         from pipelines.deploy.jobs import RayCluster
 
@@ -188,7 +190,7 @@ def _target(address: str | None, namespace: str, context: str | None) -> Any:
     return Kubernetes(namespace, context)
 
 
-def _show(status: dict[str, Any]) -> None:
+def _print_status(status: dict[str, Any]) -> None:
     note = " (was there already)" if status.get("found") else ""
     message = f": {status['message']}" if status.get("message") else ""
     typer.echo(f"{status['job']}: {status['status']}{note}{message}")

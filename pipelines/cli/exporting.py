@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import Json, guarded
+from pipelines.cli.options import Json, run_command
 
 app = typer.Typer()
 
@@ -24,13 +24,13 @@ def export(
 
     def work() -> dict[str, Any]:
         from pipelines.inference.onnx_export import export as write
-        from pipelines.inference.onnx_model import graph_beside
+        from pipelines.inference.onnx_model import default_graph_path
 
-        return write(model, out or Path(graph_beside(str(model))))
+        return write(model, out or Path(default_graph_path(str(model))))
 
     def show(result: dict[str, Any]) -> None:
         from pipelines.cli.show import show_export
 
         show_export(result)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import ConfigName, Json, Overrides, guarded
+from pipelines.cli.options import ConfigName, Json, Overrides, run_command
 
 data_app = typer.Typer(help="Look at and make data sets.", no_args_is_help=True)
 config_app = typer.Typer(help="Show configurations.", no_args_is_help=True)
@@ -43,7 +43,7 @@ def data_check(
             ],
         }
 
-    guarded(work, show_data, as_json)
+    run_command(work, show_data, as_json)
 
 
 @data_app.command("demo")
@@ -63,7 +63,7 @@ def data_demo(
         summary = draw_demo(out, load_config(config, overrides or []).data.demo)
         return {"root": str(out), "images": dict(summary.images), "seconds": summary.seconds}
 
-    guarded(work, show_demo, as_json)
+    run_command(work, show_demo, as_json)
 
 
 @config_app.command("show")
@@ -82,7 +82,7 @@ def config_show(
 
         typer.echo(Config.model_validate(values).to_yaml(), nl=False)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)
 
 
 @config_app.command("schema")

@@ -77,7 +77,7 @@ class _Redacting(logging.Formatter):
         return redact(super().format(record))
 
 
-def guarded(
+def run_command(
     work: Callable[[], dict[str, Any]],
     show: Callable[[dict[str, Any]], None],
     as_json: bool,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import Json, StorageUri, TrackingUri, guarded
+from pipelines.cli.options import Json, StorageUri, TrackingUri, run_command
 
 app = typer.Typer()
 
@@ -47,17 +47,23 @@ def promote(
         load_gate(gate)
         if rollback and (explain or version is not None):
             raise ArgumentError("--rollback goes with neither --explain nor --version")
-        from pipelines.registry import promotion as kit
+        from pipelines.registry.promotion import PromotionRequest, promote, roll_back
 
-        places = gate, data, storage, tracking_uri
-        request = kit.PromotionRequest(
-            name, version, *places, dry_run or explain, records_only=explain
+        request = PromotionRequest(
+            name=name,
+            version=version,
+            gate=gate,
+            data=data,
+            storage=storage,
+            tracking_uri=tracking_uri,
+            dry_run=dry_run or explain,
+            records_only=explain,
         )
-        return kit.rollback(request) if rollback else kit.promote(request)
+        return roll_back(request) if rollback else promote(request)
 
     def show(result: dict[str, Any]) -> None:
         from pipelines.cli.show_promotion import show_promotion
 
         show_promotion(result, gate, explain)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)

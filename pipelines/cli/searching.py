@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import Address, Json, guarded
+from pipelines.cli.options import Address, Json, run_command
 
 app = typer.Typer()
 index_app = typer.Typer(help="Make and keep gallery indexes.", no_args_is_help=True)
@@ -25,7 +25,9 @@ Labels = Annotated[
 ]
 IndexModel = Annotated[
     str | None,
-    typer.Option("--model", help="Where the index's model is, if it was moved; as of `build`."),
+    typer.Option(
+        "--model", help="Where the index's model is, if it was moved; as of `build_index`."
+    ),
 ]
 BaseRate = Annotated[
     float | None,
@@ -66,11 +68,13 @@ def index_build(
 
     def work() -> dict[str, Any]:
         from dpmpp_core.index.segments import known_type
-        from pipelines.gallery.index import Images, build
+        from pipelines.gallery.index import ImageSource, build_index
 
-        return build(index, model, known_type(stored), Images(data, split, labels, address))
+        return build_index(
+            index, model, known_type(stored), ImageSource(data, split, labels, address)
+        )
 
-    guarded(work, _show_added, as_json)
+    run_command(work, _show_added, as_json)
 
 
 @index_app.command("add")
@@ -86,11 +90,11 @@ def index_add(
     """Add the images of a folder that are new or changed."""
 
     def work() -> dict[str, Any]:
-        from pipelines.gallery.index import Images, add
+        from pipelines.gallery.index import ImageSource, add_images
 
-        return add(index, Images(data, split, labels, address), model)
+        return add_images(index, ImageSource(data, split, labels, address), model)
 
-    guarded(work, _show_added, as_json)
+    run_command(work, _show_added, as_json)
 
 
 @index_app.command("delete")
@@ -102,14 +106,14 @@ def index_delete(
     pid: Annotated[list[int] | None, typer.Option(help="A person; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Delete images or persons; `compact` then gives their space back."""
+    """Delete images or persons; `compact_index` then gives their space back."""
 
     def work() -> dict[str, Any]:
-        from pipelines.gallery.index import delete
+        from pipelines.gallery.index import delete_images
 
-        return delete(index, image or [], pid or [])
+        return delete_images(index, image or [], pid or [])
 
-    guarded(work, _show_index, as_json)
+    run_command(work, _show_index, as_json)
 
 
 @index_app.command("compact")
@@ -128,11 +132,11 @@ def index_compact(
     """Give back the space of what was deleted, and make few large segments of many."""
 
     def work() -> dict[str, Any]:
-        from pipelines.gallery.index import compact
+        from pipelines.gallery.index import compact_index
 
-        return compact(index, approximate)
+        return compact_index(index, approximate)
 
-    guarded(work, _show_index, as_json)
+    run_command(work, _show_index, as_json)
 
 
 @index_app.command("info")
@@ -140,11 +144,11 @@ def index_info(index: AnyIndex, as_json: Json = False) -> None:
     """What is in an index."""
 
     def work() -> dict[str, Any]:
-        from pipelines.gallery.index import info
+        from pipelines.gallery.index import describe_index
 
-        return info(index)
+        return describe_index(index)
 
-    guarded(work, _show_index, as_json)
+    run_command(work, _show_index, as_json)
 
 
 @index_app.command("calibrate")
@@ -165,16 +169,16 @@ def index_calibrate(
 
     def work() -> dict[str, Any]:
         from pipelines.gallery.calibration import calibrate_index
-        from pipelines.gallery.index import Images
+        from pipelines.gallery.index import ImageSource
 
-        return calibrate_index(index, Images(data, "all", labels, address), base_rate, model)
+        return calibrate_index(index, ImageSource(data, "all", labels, address), base_rate, model)
 
     def show(result: dict[str, Any]) -> None:
         from pipelines.cli.show_search import show_calibration
 
         show_calibration(result)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)
 
 
 @app.command()
@@ -218,27 +222,27 @@ def search(
             until=None if until is None else parse_time(until),
         )
         request = SearchRequest(
-            index,
-            query,
-            top,
-            where,
-            model,
-            shards,
-            base_rate,
-            html,
-            address,
-            engine,
-            tracklet,
-            approximate,
+            index=index,
+            query=query,
+            top=top,
+            where=where,
+            model=model,
+            shards=shards,
+            base_rate=base_rate,
+            html=html,
+            address=address,
+            engine=engine,
+            tracklet=tracklet,
+            approximate=approximate,
         )
         return run_search(request)
 
     def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show_search import show_found
+        from pipelines.cli.show_search import show_results
 
-        show_found(result)
+        show_results(result)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)
 
 
 @app.command("app")
@@ -254,11 +258,11 @@ def web_app(
     """Serve a page to drop a picture on and search; ends with Ctrl-C."""
 
     def work() -> dict[str, Any]:
-        from pipelines.gallery.app import serve
+        from pipelines.gallery.app import serve_app
 
-        return serve(index, model, host, port, approximate)
+        return serve_app(index, model, host, port, approximate)
 
-    guarded(work, lambda result: None, as_json=False)
+    run_command(work, lambda result: None, as_json=False)
 
 
 def _show_added(result: dict[str, Any]) -> None:

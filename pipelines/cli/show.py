@@ -16,7 +16,7 @@ from dpmpp_core.redaction import one_line
 from pipelines.reporting.html import results_table, robustness_table
 from pipelines.reporting.tables import cameras_line, intervals_table, shot_rows, shots_table
 
-SHOWN = 20
+MAX_LISTED_FILES = 20
 
 
 def show_result(result: dict[str, Any]) -> None:
@@ -83,11 +83,13 @@ def show_left_out(console: Console, rows: Sequence[dict[str, Any]]) -> None:
         reasons = Counter(row["reason"] for row in rows)
         listed = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
         console.print(f"{len(rows)} left out: {listed}", highlight=False)
-    for row in rows[:SHOWN]:
+    for row in rows[:MAX_LISTED_FILES]:
         line = f"{row['path']}: {row['reason']} ({row['detail']})"
         console.print(escape(f"  {one_line(line)}"), highlight=False, soft_wrap=True)
-    if len(rows) > SHOWN:
-        console.print(f"  ... and {len(rows) - SHOWN} more, in quarantine.parquet", highlight=False)
+    if len(rows) > MAX_LISTED_FILES:
+        console.print(
+            f"  ... and {len(rows) - MAX_LISTED_FILES} more, in quarantine.parquet", highlight=False
+        )
 
 
 def show_demo(result: dict[str, Any]) -> None:
@@ -131,7 +133,7 @@ def show_protocols(listed: dict[str, Any]) -> None:
     for column in ("protocol", "rank-1", "mAP", "hours", "GPU GB"):
         table.add_column(column, justify="right" if table.columns else "left", no_wrap=True)
     for name, values in listed.items():
-        brackets = (_bracket(values["bracket"][figure]) for figure in FIGURES)
+        brackets = (_format_bracket(values["bracket"][figure]) for figure in FIGURES)
         hours = f"{values['estimated']['hours']:.1f}"
         memory = f"{values['estimated']['gpu_gigabytes']:.0f}"
         table.add_row(name, *brackets, hours, memory)
@@ -157,7 +159,7 @@ def show_reproduction(result: dict[str, Any]) -> None:
     for run in result["runs"]:
         table.add_row(f"seed {run['seed']}", *(f"{run[figure]:.1f}" for figure in FIGURES))
     table.add_section()
-    ours = (_with_spread(result["ours"][figure]) for figure in FIGURES)
+    ours = (_format_spread(result["ours"][figure]) for figure in FIGURES)
     table.add_row("ours", *ours, style="bold")
     table.add_section()
     for entry in result["published"]:
@@ -170,7 +172,7 @@ def show_reproduction(result: dict[str, Any]) -> None:
     parts = []
     for figure, name in zip(FIGURES, ("rank-1", "mAP"), strict=True):
         verdict, bracket = result["verdict"][figure], result["bracket"][figure]
-        where = f" the published {_bracket(bracket)}" if bracket else " published at hand"
+        where = f" the published {_format_bracket(bracket)}" if bracket else " published at hand"
         parts.append(f"{name} {verdict}{where}")
     console.print(f"verdict: {'; '.join(parts)}", highlight=False, soft_wrap=True)
     if result["caveats"]:
@@ -179,11 +181,11 @@ def show_reproduction(result: dict[str, Any]) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _bracket(bounds: Sequence[float] | None) -> str:
+def _format_bracket(bounds: Sequence[float] | None) -> str:
     return "-" if bounds is None else f"{bounds[0]:.1f}-{bounds[1]:.1f}"
 
 
-def _with_spread(values: dict[str, Any]) -> str:
+def _format_spread(values: dict[str, Any]) -> str:
     spread = "" if values["std"] is None else f" ± {values['std']:.1f}"
     return f"{values['mean']:.1f}{spread}"
 
@@ -206,7 +208,7 @@ def show_ablation(result: dict[str, Any]) -> None:
     console.print(f"table: {result['table']}", soft_wrap=True, highlight=False, markup=False)
 
 
-def show_tuned(result: dict[str, Any]) -> None:
+def show_tuning(result: dict[str, Any]) -> None:
     """What a search found, and where it is."""
     console = Console()
     names = result["objectives"]

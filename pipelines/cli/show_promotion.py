@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dpmpp_core.config.gate import Gate, load_gate
 from dpmpp_core.redaction import one_line
-from pipelines.registry.promotion import shown
+from pipelines.registry.promotion import format_value
 
 
 def show_promotion(result: dict[str, Any], gate: str, explain: bool) -> None:
@@ -18,7 +18,7 @@ def show_promotion(result: dict[str, Any], gate: str, explain: bool) -> None:
     console = Console()
     checks = result.get("checks", [])
     if explain:
-        _explain(console, load_gate(gate), checks)
+        _print_explanation(console, load_gate(gate), checks)
     elif checks:
         table = Table(title=f"{result['name']} version {result['version']}")
         for column in ("check", "", "value", "threshold"):
@@ -26,19 +26,19 @@ def show_promotion(result: dict[str, Any], gate: str, explain: bool) -> None:
             table.add_column(column, justify="right" if right else "left", no_wrap=True)
         for check in checks:
             verdict = "passed" if check["passed"] else "[bold red]failed[/]"
-            cells = (shown(check["value"]), shown(check["threshold"]))
+            cells = (format_value(check["value"]), format_value(check["threshold"]))
             table.add_row(escape(check["name"]), verdict, *cells)
         console.print(table)
         for check in checks:
             if not check["passed"]:
-                _line(console, f"{check['name']}: {check['says']}")
+                _print_line(console, f"{check['name']}: {check['says']}")
     for note in result.get("notes", []):
-        _line(console, note)
+        _print_line(console, note)
     if not result.get("refused"):
-        _line(console, _outcome(result))
+        _print_line(console, _describe_outcome(result))
 
 
-def _outcome(result: dict[str, Any]) -> str:
+def _describe_outcome(result: dict[str, Any]) -> str:
     name, version = result["name"], result["version"]
     if result["changed"]:
         before = result["previous"]
@@ -50,17 +50,19 @@ def _outcome(result: dict[str, Any]) -> str:
     return f"{name}: version {version} could be the champion; nothing was changed"
 
 
-def _explain(console: Console, gate: Gate, checks: list[dict[str, Any]]) -> None:
+def _print_explanation(console: Console, gate: Gate, checks: list[dict[str, Any]]) -> None:
     for check in checks:
         mark = "passed" if check["passed"] else "FAILED"
-        _line(console, f"{mark} {check['name']}: {check['says']}")
+        _print_line(console, f"{mark} {check['name']}: {check['says']}")
     if gate.reproduce is not None:
-        _line(console, "not tried from records: images, loads, reproduces, latency")
-    _line(console, "")
+        _print_line(console, "not tried from records: images, loads, reproduces, latency")
+    _print_line(console, "")
     for key, field in Gate.model_fields.items():
         value = getattr(gate, key)
-        _line(console, f"{key} = {'off' if value in (None, {}) else value}: {field.description}")
+        _print_line(
+            console, f"{key} = {'off' if value in (None, {}) else value}: {field.description}"
+        )
 
 
-def _line(console: Console, text: str) -> None:
+def _print_line(console: Console, text: str) -> None:
     console.print(one_line(text), highlight=False, markup=False, soft_wrap=True)

@@ -10,12 +10,12 @@ from rich.table import Table
 from dpmpp_core.data.sightings import show_time
 from dpmpp_core.redaction import one_line
 from pipelines.cli.show import show_left_out
-from pipelines.gallery.pages import chance_text
+from pipelines.gallery.pages import format_probability
 
 
 def show_added(result: dict[str, Any]) -> None:
     """What was added, what was left out, and the index."""
-    _say(
+    _print_line(
         f"{result['root']}: {result['added']:,} added, {result['replaced']:,} of them for older "
         f"pictures, {result['known']:,} were there, {result['seconds']:.1f} s"
     )
@@ -26,9 +26,11 @@ def show_added(result: dict[str, Any]) -> None:
 def show_index(result: dict[str, Any]) -> None:
     """Facts of an index."""
     if "gone" in result:
-        _say(f"{result['gone']:,} deleted")
+        _print_line(f"{result['gone']:,} deleted")
     if "bytes_before" in result:
-        _say(f"{_size(result['bytes_before'])} before, {_size(result['bytes'])} now")
+        _print_line(
+            f"{_format_bytes(result['bytes_before'])} before, {_format_bytes(result['bytes'])} now"
+        )
     cameras = ", ".join(map(str, result["cameras"][:20]))
     cameras += ", ..." if len(result["cameras"]) > 20 else ""
     spaces = ", ".join(f"{space} {width}" for space, width in result["spaces"].items())
@@ -36,8 +38,9 @@ def show_index(result: dict[str, Any]) -> None:
         "index": result["index"],
         "images": f"{result['images']:,} of {result['persons']:,} persons that are known",
         "cameras": cameras or "not known",
-        "times": " to ".join(filter(None, map(show_time, _span(result)))) or "not known",
-        "size": f"{_size(result['bytes'])} in {result['segments']} segments, {result['stored']}",
+        "times": " to ".join(filter(None, map(show_time, _time_span(result)))) or "not known",
+        "size": f"{_format_bytes(result['bytes'])} in {result['segments']} segments, "
+        f"{result['stored']}",
         "sketches": f"of {result['sketched']:,} images; `dpmpp index compact` adds what is missing"
         if result["sketched"]
         else "",
@@ -48,19 +51,19 @@ def show_index(result: dict[str, Any]) -> None:
     }
     for name, value in facts.items():
         if value:
-            _say(f"{name + ':':10}{value}")
+            _print_line(f"{name + ':':10}{value}")
 
 
 def show_calibration(result: dict[str, Any]) -> None:
     """How good the probabilities are, and what thresholds cost."""
     held = result["held_out"]
-    _say(
+    _print_line(
         f"fitted on {result['same']:,} pairs of the same person and {result['different']:,} of "
         f"two, of {result['persons']} persons"
     )
     rate = f"{100 * result['base_rate']:g} %"
     for odds, ending in (("even odds", ""), (f"a base rate of {rate}", "_stated")):
-        _say(
+        _print_line(
             f"persons not fitted on, at {odds}: log loss {held['log_loss' + ending]:.4f} "
             f"(knowing the base rate only: {held['log_loss_prior' + ending]:.4f}), "
             f"calibration error {100 * held['ece' + ending]:.2f} %"
@@ -72,10 +75,10 @@ def show_calibration(result: dict[str, Any]) -> None:
         accepted, refused = 100 * row["false_accept"], 100 * row["false_reject"]
         table.add_row(f"{row['score']:.4f}", f"{accepted:.3g}", f"{refused:.1f}")
     Console().print(table)
-    _say(f"picture: {result['picture']}")
+    _print_line(f"picture: {result['picture']}")
 
 
-def show_found(result: dict[str, Any]) -> None:
+def show_results(result: dict[str, Any]) -> None:
     """A table for each query."""
     console = Console()
     for query in result["queries"]:
@@ -88,7 +91,7 @@ def show_found(result: dict[str, Any]) -> None:
             table.add_row(
                 str(rank),
                 f"{hit['score']:.4f}",
-                "" if chance is None else chance_text(chance),
+                "" if chance is None else format_probability(chance),
                 "" if hit["pid"] is None else str(hit["pid"]),
                 "" if hit["camid"] is None else str(hit["camid"]),
                 show_time(hit["time"]),
@@ -96,30 +99,30 @@ def show_found(result: dict[str, Any]) -> None:
             )
         console.print(table, markup=False)
     if result["approximate"]:
-        _say(
+        _print_line(
             f"approximate: {result['scored']:,} of {result['images']:,} images scored; without "
             "--approximate nothing is missed"
         )
     if result["base_rate"] is None:
-        _say("probabilities are not told: `dpmpp index calibrate` fits them")
+        _print_line("probabilities are not told: `dpmpp index calibrate` fits them")
     else:
-        _say(
+        _print_line(
             f"same person: if {100 * result['base_rate']:g} % of the pairs looked at show one; "
             "--base-rate changes it"
         )
     if "html" in result:
-        _say(f"page: {result['html']}")
+        _print_line(f"page: {result['html']}")
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     Console().print(one_line(text), highlight=False, soft_wrap=True, markup=False)
 
 
-def _span(result: dict[str, Any]) -> tuple[int | None, int | None]:
+def _time_span(result: dict[str, Any]) -> tuple[int | None, int | None]:
     return result["first_time"], result["last_time"]
 
 
-def _size(number: int) -> str:
+def _format_bytes(number: int) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= size:
             return f"{number / size:.1f} {unit}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any, cast
 
 import typer
@@ -19,14 +18,15 @@ from pipelines.cli.options import (
     Parts,
     StorageUri,
     TrackingUri,
-    guarded,
+    run_command,
 )
+from pipelines.workflows.pipeline import STAGE
 
 app = typer.Typer()
 
 
-def _pipeline_command(name: str, until: str, help_text: str) -> None:
-    """A command that runs the pipeline up to a stage; finished stages are reused."""
+def _add_command(name: str, until: str, help_text: str) -> None:
+    """Add a command that runs the pipeline up to a stage; finished stages are reused."""
 
     @app.command(name, help=help_text)
     def command(
@@ -39,23 +39,32 @@ def _pipeline_command(name: str, until: str, help_text: str) -> None:
         fresh: Fresh = False,
         as_json: Json = False,
     ) -> None:
-        arguments = (data, config, overrides or [], storage, tracking_uri, address, fresh)
-        _run(arguments, until, as_json)
+        _run(
+            until,
+            as_json,
+            data=data,
+            config=config,
+            overrides=overrides or [],
+            storage=storage,
+            tracking_uri=tracking_uri,
+            address=address,
+            fresh=fresh,
+        )
 
 
-for _name, _until, _help in (
-    ("run", "register", "Run the whole pipeline: data to registered model and report."),
-    ("prepare", "prepare", "Check the images and write the manifest."),
-    ("saliency", "saliency", "... and compute the person masks (stage 0)."),
-    ("prompts", "prompts", "... and learn the text prototypes (stage 1)."),
-    ("train", "metric", "... and train the model (stages 1 and 2)."),
-    ("pretrain", "pretrain", "Make weights for a small CLIP from generated people."),
-    ("report", "report", "... and evaluate and write the report; nothing is registered."),
+_add_command("run", "register", "Run the whole pipeline: data to registered model and report.")
+for _name, _until in (
+    ("prepare", "prepare"),
+    ("saliency", "saliency"),
+    ("prompts", "prompts"),
+    ("train", "metric"),
+    ("pretrain", "captions"),
+    ("report", "report"),
 ):
-    _pipeline_command(_name, _until, _help)
+    _add_command(_name, _until, STAGE["pretrain" if _name == "pretrain" else _until].help)
 
 
-@app.command()
+@app.command(help=STAGE["evaluate"].help)
 def evaluate(
     overrides: Overrides = None,
     data: Data = None,
@@ -70,13 +79,21 @@ def evaluate(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a model: the one trained on the data, or any saved one."""
-    changes = [*(overrides or []), *([] if shots is None else [f"evaluation.shots=[{shots}]"])]
-    arguments = (data, config, changes, storage, tracking_uri, address, fresh, model)
-    _run(arguments, "evaluate", as_json)
+    _run(
+        "evaluate",
+        as_json,
+        data=data,
+        config=config,
+        overrides=[*(overrides or []), *([] if shots is None else [f"evaluation.shots=[{shots}]"])],
+        storage=storage,
+        tracking_uri=tracking_uri,
+        address=address,
+        fresh=fresh,
+        model=model,
+    )
 
 
-@app.command()
+@app.command(help=STAGE["robustness"].help)
 def robustness(
     overrides: Overrides = None,
     data: Data = None,
@@ -90,12 +107,23 @@ def robustness(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a model on clean queries hidden more and more: mAP and rank-1 by part and share."""
-    arguments = (data, config, overrides or [], storage, tracking_uri, address, fresh, model)
-    _run(arguments, "robustness", as_json, bands, parts)
+    _run(
+        "robustness",
+        as_json,
+        bands=bands,
+        parts=parts,
+        data=data,
+        config=config,
+        overrides=overrides or [],
+        storage=storage,
+        tracking_uri=tracking_uri,
+        address=address,
+        fresh=fresh,
+        model=model,
+    )
 
 
-@app.command()
+@app.command(help=STAGE["synthesis"].help)
 def synthesize(
     out: Annotated[
         str, typer.Option("--out", help="A new or empty folder, or s3://bucket/prefix-{date}.")
@@ -105,9 +133,10 @@ def synthesize(
     config: ConfigName = "demo",
     bands: Bands = None,
     splits: Annotated[
-        str, typer.Option(help="What to hide: query, or query,train (hidden beside the clean).")
+        str,
+        typer.Option(help="What to occlude: query, or query,train (occluded copies are added)."),
     ] = "query",
-    part: Annotated[str, typer.Option(help="Part hidden: any, top, bottom or side.")] = "any",
+    part: Annotated[str, typer.Option(help="Part occluded: any, top, bottom or side.")] = "any",
     seed: Annotated[int | None, typer.Option(help="Default: the configuration's.")] = None,
     storage: StorageUri = "runs",
     tracking_uri: TrackingUri = None,
@@ -115,7 +144,6 @@ def synthesize(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Write a data set whose queries are hidden as much as asked, in Market-1501 layout."""
     changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
 
     def work() -> dict[str, Any]:
@@ -124,43 +152,57 @@ def synthesize(
         load_config(config, changes)
         from dpmpp_core.data.synthesis import BANDS, Part, parse_bands
         from pipelines.stages.synthesis import SynthesisRequest
-        from pipelines.workflows.pipeline import Options, run_pipeline
+        from pipelines.workflows.pipeline import run_pipeline
+        from pipelines.workflows.session import Options
 
-        chosen = parse_bands(bands) if bands else BANDS
-        order = SynthesisRequest(out, chosen, tuple(splits.split(",")), cast(Part, part))
-        options = Options(data, config, changes, storage, tracking_uri, address, fresh)
-        return run_pipeline(options, "saliency", order)
+        options = Options(
+            data=data,
+            config=config,
+            overrides=changes,
+            storage=storage,
+            tracking_uri=tracking_uri,
+            address=address,
+            fresh=fresh,
+            synthesis=SynthesisRequest(
+                out=out,
+                bands=parse_bands(bands) if bands else BANDS,
+                splits=tuple(splits.split(",")),
+                part=cast(Part, part),
+            ),
+        )
+        return run_pipeline(options, until="synthesis")
 
     def show(result: dict[str, Any]) -> None:
         from pipelines.cli.show import show_synthesis
 
         show_synthesis(result)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)
 
 
 def _run(
-    arguments: tuple, until: str, as_json: bool, bands: str | None = None, parts: str | None = None
+    until: str, as_json: bool, bands: str | None = None, parts: str | None = None, **options: Any
 ) -> None:
-    """Run the pipeline with the fields of `Options`, in their order."""
+    """Run the pipeline up to a stage, with these fields of `Options`."""
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config import load_config
 
-        load_config(arguments[1], arguments[2])  # a typo must not wait for torch and Ray
+        load_config(options["config"], options["overrides"])  # a typo must not wait for torch
         from dpmpp_core.data.synthesis import BANDS, PARTS, parse_bands, parse_parts
-        from pipelines.workflows.pipeline import Options, run_pipeline
+        from pipelines.workflows.pipeline import run_pipeline
+        from pipelines.workflows.session import Options
 
-        options = replace(
-            Options(*arguments),
+        chosen = Options(
             bands=BANDS if bands is None else parse_bands(bands),
             parts=PARTS if parts is None else parse_parts(parts),
+            **options,
         )
-        return run_pipeline(options, until)
+        return run_pipeline(chosen, until)
 
     def show(result: dict[str, Any]) -> None:
         from pipelines.cli.show import show_result
 
         show_result(result)
 
-    guarded(work, show, as_json)
+    run_command(work, show, as_json)

@@ -9,46 +9,53 @@ from pathlib import Path
 
 from dpmpp_core.config import load_config
 from dpmpp_core.errors import ConfigError
-from pipelines.deploy.policy import config_of, fitting_rules, policy_rules, references
-from pipelines.deploy.render import Object, name_of
-from pipelines.deploy.rules import clusters, operator_rules
-from pipelines.deploy.schemas import Problem, schema_problems
+from pipelines.deploy.policy import (
+    check_capacity,
+    check_policy,
+    find_missing_references,
+    get_config_text,
+)
+from pipelines.deploy.render import Object, format_name
+from pipelines.deploy.rules import check_operator_rules, iter_clusters
+from pipelines.deploy.schemas import Problem, check_schema
 
-CRDS = "KUBERAY_CRDS"
+CRDS_VARIABLE = "KUBERAY_CRDS"
 
 
-def crds_folder(given: Path | None) -> Path | None:
+def resolve_crds_folder(given: Path | None) -> Path | None:
     """The folder of KubeRay's CRDs: as given, or of the environment; None = neither."""
-    folder = given or (Path(os.environ[CRDS]) if os.environ.get(CRDS) else None)
+    folder = given or (Path(os.environ[CRDS_VARIABLE]) if os.environ.get(CRDS_VARIABLE) else None)
     if folder is not None and not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder of KubeRay's CRDs (--crds, {CRDS})")
+        raise ConfigError(f"{folder}: no such folder of KubeRay's CRDs (--crds, {CRDS_VARIABLE})")
     return folder
 
 
-def problems(objects: Sequence[Object], crds: Path | None) -> list[Problem]:
+def find_problems(objects: Sequence[Object], crds: Path | None) -> list[Problem]:
     """Everything that is wrong. Rules are asked only of objects that what precedes accepts."""
     found: list[Problem] = []
     for thing in objects:
-        name = name_of(thing)
-        wrong = schema_problems(thing, crds)
-        wrong = wrong or [Problem(name, *rule) for rule in operator_rules(thing)]
-        found += wrong or [Problem(name, *rule) for rule in policy_rules(thing)]
+        name = format_name(thing)
+        wrong = check_schema(thing, crds)
+        wrong = wrong or [Problem(name, *rule) for rule in check_operator_rules(thing)]
+        found += wrong or [Problem(name, *rule) for rule in check_policy(thing)]
     if found:
         return found
-    found += [Problem(name_of(t), path, text) for t, path, text in references(objects)]
-    return found + _of_config(objects)
+    found += [
+        Problem(format_name(t), path, text) for t, path, text in find_missing_references(objects)
+    ]
+    return found + _check_config(objects)
 
 
-def job_problems(job: Object, objects: Sequence[Object]) -> list[Problem]:
+def find_job_problems(job: Object, objects: Sequence[Object]) -> list[Problem]:
     """What is wrong with a job whose schema an API server has checked: our rules, its config."""
-    found = [Problem(name_of(job), *rule) for rule in policy_rules(job)]
+    found = [Problem(format_name(job), *rule) for rule in check_policy(job)]
     maps = [thing for thing in objects if thing["kind"] == "ConfigMap"]
-    return found or _of_config([*maps, job])
+    return found or _check_config([*maps, job])
 
 
-def _of_config(objects: Sequence[Object]) -> list[Problem]:
+def _check_config(objects: Sequence[Object]) -> list[Problem]:
     """Whether config.yaml is one, and fits the clusters."""
-    name, text = "ConfigMap/dpmpp-config", config_of(objects)
+    name, text = "ConfigMap/dpmpp-config", get_config_text(objects)
     if text is None:
         return [Problem(name, "", "is missing: jobs would not know what to train")]
     with tempfile.TemporaryDirectory() as folder:
@@ -59,9 +66,9 @@ def _of_config(objects: Sequence[Object]) -> list[Problem]:
         except ConfigError as error:
             return [Problem(name, "config.yaml", str(error).replace(f"{path}: ", ""))]
     found = [
-        Problem(name_of(thing), *rule)
+        Problem(format_name(thing), *rule)
         for thing in objects
-        for _, spec in clusters(thing)
-        for rule in fitting_rules(config.cluster, spec)
+        for _, spec in iter_clusters(thing)
+        for rule in check_capacity(config.cluster, spec)
     ]
     return found[:5]  # every job has the same cluster

@@ -10,13 +10,13 @@ from typing import Any
 
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.redaction import one_line
-from pipelines.deploy.render import Object, one
-from pipelines.deploy.rules import operator_rules
+from pipelines.deploy.render import Object, get_object
+from pipelines.deploy.rules import check_operator_rules
 
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+ENDED_STATES = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
-def template(objects: Sequence[Object], job: str, overrides: Sequence[str]) -> Object:
+def build_job(objects: Sequence[Object], job: str, overrides: Sequence[str]) -> Object:
     """The RayJob of a pipeline, ready to be started: named, not suspended, with its overrides.
 
     The name holds a hash of what is run, so that the same submission twice is one job.
@@ -28,7 +28,7 @@ def template(objects: Sequence[Object], job: str, overrides: Sequence[str]) -> O
     Raises:
         ConfigError: no such job, or an override that no shell takes as it is.
     """
-    found = json.loads(json.dumps(one(list(objects), "RayJob", f"dpmpp-{job}")))
+    found = json.loads(json.dumps(get_object(list(objects), "RayJob", f"dpmpp-{job}")))
     spec = found["spec"]
     spec["entrypoint"] = " ".join([spec["entrypoint"].strip(), *overrides])
     spec.pop("suspend", None)
@@ -38,7 +38,7 @@ def template(objects: Sequence[Object], job: str, overrides: Sequence[str]) -> O
         "namespace": found["metadata"].get("namespace", "default"),
         "labels": {"app.kubernetes.io/name": "dpmpp", "dpmpp/job": job},
     }
-    for path, sentence in operator_rules(found):
+    for path, sentence in check_operator_rules(found):
         raise ConfigError(f"{job}: {path}: {sentence}")
     return found
 
@@ -59,7 +59,7 @@ class RayCluster:
         try:
             self._client = JobSubmissionClient(address)
         except Exception as error:  # Ray raises whatever its HTTP library does
-            raise ConfigError(f"--address {address}: {_reason(error)}") from None
+            raise ConfigError(f"--address {address}: {_explain_failure(error)}") from None
 
     def submit(self, job: Object) -> dict[str, Any]:
         """Start a job, or find it started."""
@@ -121,7 +121,7 @@ class RayCluster:
         return self.status(name)
 
 
-def _reason(error: Exception) -> str:
+def _explain_failure(error: Exception) -> str:
     text = one_line(str(error))[:300]
     if "401" in text or "auth" in text.lower():
         return (

@@ -10,14 +10,14 @@ from typing import Any
 
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.redaction import one_line
-from pipelines.deploy.check import job_problems
-from pipelines.deploy.policy import GPU, pods, quantity
+from pipelines.deploy.check import find_job_problems
+from pipelines.deploy.policy import GPU_RESOURCE, iter_pods, parse_quantity
 from pipelines.deploy.render import Object
-from pipelines.deploy.rules import groups, pod_of
+from pipelines.deploy.rules import get_pod, iter_groups
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
-ENDED = ("Complete", "Failed")
-INSTALL = (
+ENDED_STATES = ("Complete", "Failed")
+INSTALL_COMMAND = (
     "helm install kuberay-operator kuberay/kuberay-operator --version {} -n kuberay-system; see "
     "infra/README.md"
 )
@@ -71,7 +71,7 @@ class Kubernetes:
         name = job["metadata"]["name"]
         self._create(job, kuberay, dry_run="All")
         self._find_operator(kuberay)
-        for problem in job_problems(job, objects):
+        for problem in find_job_problems(job, objects):
             raise ConfigError(f"{problem} (`dpmpp deploy validate` shows all)")
         self._find_references(job)
         self._find_config(objects)
@@ -85,7 +85,7 @@ class Kubernetes:
         from kubernetes.client.exceptions import ApiException
 
         name = job["metadata"]["name"]
-        with _explained():
+        with _translate_errors():
             try:
                 self._custom.create_namespaced_custom_object(
                     GROUP, VERSION, self._namespace, PLURAL, job,
@@ -97,14 +97,14 @@ class Kubernetes:
                 if error.status == 404 and "page not found" in str(error.body):
                     raise ConfigError(
                         f"the cluster has no {GROUP}/{VERSION}: install KubeRay first: "
-                        + INSTALL.format(kuberay)
+                        + INSTALL_COMMAND.format(kuberay)
                     ) from None
-                raise ConfigError(f"RayJob/{name} is refused: {_said(error)}") from None
+                raise ConfigError(f"RayJob/{name} is refused: {_api_message(error)}") from None
         return True
 
     def _again(self, name: str) -> dict[str, Any]:
         status = self.status(name)
-        if status["status"] in ENDED:
+        if status["status"] in ENDED_STATES:
             raise ConfigError(
                 f"RayJob/{name} has run before and is {status['status']}: `dpmpp deploy stop "
                 f"{name}` removes it, and the same command starts it again"
@@ -120,22 +120,24 @@ class Kubernetes:
                 GROUP, VERSION, self._namespace, PLURAL, name
             )
         except ApiException as error:
-            raise ConfigError(f"no RayJob {name!r} in {self._namespace}: {_said(error)}") from None
-        return _shown(found)
+            raise ConfigError(
+                f"no RayJob {name!r} in {self._namespace}: {_api_message(error)}"
+            ) from None
+        return _format_status(found)
 
     def list(self) -> list[dict[str, Any]]:
         """Every RayJob of the namespace but the suspended templates, as `status`."""
-        with _explained():
+        with _translate_errors():
             found: Any = self._custom.list_namespaced_custom_object(
                 GROUP, VERSION, self._namespace, PLURAL
             )
-        return [_shown(item) for item in found["items"] if not item["spec"].get("suspend")]
+        return [_format_status(item) for item in found["items"] if not item["spec"].get("suspend")]
 
     def logs(self, name: str, follow: bool, write: Any) -> None:
         """What the job's program printed, from the pod that submitted it and follows."""
         self.status(name)
         selector = f"batch.kubernetes.io/job-name={name}"
-        with _explained():
+        with _translate_errors():
             found = self._core.list_namespaced_pod(self._namespace, label_selector=selector).items
             if not found:
                 raise ConfigError(f"RayJob/{name} has no submitter yet: its cluster is starting")
@@ -149,7 +151,7 @@ class Kubernetes:
     def stop(self, name: str) -> dict[str, Any]:
         """Delete the RayJob with its cluster; checkpoints and results stay in the storage."""
         status = self.status(name)
-        with _explained():
+        with _translate_errors():
             self._custom.delete_namespaced_custom_object(
                 GROUP, VERSION, self._namespace, PLURAL, name, propagation_policy="Foreground"
             )
@@ -181,7 +183,7 @@ class Kubernetes:
         """
         from kubernetes.client.exceptions import ApiException
 
-        for kind, name in sorted(set(_references(job))):
+        for kind, name in sorted(set(_iter_references(job))):
             read = getattr(self._core, f"read_namespaced_{kind}")
             try:
                 read(name, self._namespace)
@@ -196,7 +198,7 @@ class Kubernetes:
     def _find_config(self, objects: Sequence[Object]) -> None:
         for thing in objects:
             if thing["kind"] == "ConfigMap" and thing["metadata"]["name"] == "dpmpp-config":
-                with _explained():
+                with _translate_errors():
                     there = self._core.read_namespaced_config_map("dpmpp-config", self._namespace)
                 if there.data != thing["data"]:
                     raise ConfigError(
@@ -215,12 +217,12 @@ class Kubernetes:
             quotas = self._core.list_namespaced_resource_quota(self._namespace).items
         except ApiException:
             return
-        needed = least_size(job["spec"]["rayClusterSpec"])
+        needed = sum_least_size(job["spec"]["rayClusterSpec"])
         for quota in quotas:
             for key, hard in (quota.status.hard or {}).items():
                 resource = key.removeprefix("requests.").removeprefix("limits.")
-                used = quantity((quota.status.used or {}).get(key, "0"))
-                if needed.get(resource, 0) > quantity(hard) - used:
+                used = parse_quantity((quota.status.used or {}).get(key, "0"))
+                if needed.get(resource, 0) > parse_quantity(hard) - used:
                     raise ConfigError(
                         f"quota {quota.metadata.name}: {key} {hard}, {used:g} of it used, but the "
                         f"smallest cluster of this job takes {needed[resource]:g}: raise it, "
@@ -228,25 +230,25 @@ class Kubernetes:
                     )
 
 
-def least_size(spec: Any) -> dict[str, float]:
+def sum_least_size(spec: Any) -> dict[str, float]:
     """CPUs, bytes, GPUs and pods of one pod of each group, which any training needs."""
     total: dict[str, float] = {"pods": 0}
-    for _, _, group in groups(spec, ""):
+    for _, _, group in iter_groups(spec, ""):
         total["pods"] += 1
-        for container in pod_of(group)["containers"]:
+        for container in get_pod(group)["containers"]:
             for name, value in (container.get("resources") or {}).get("limits", {}).items():
-                total[name] = total.get(name, 0) + quantity(value)
-    total.setdefault(GPU, 0)
+                total[name] = total.get(name, 0) + parse_quantity(value)
+    total.setdefault(GPU_RESOURCE, 0)
     return total
 
 
-def _references(job: Object) -> Iterator[tuple[str, str]]:
+def _iter_references(job: Object) -> Iterator[tuple[str, str]]:
     """(`secret` or `config_map`, name) of what the pods of a job take values from."""
     options = job["spec"]["rayClusterSpec"].get("gcsFaultToleranceOptions") or {}
     source = ((options.get("redisPassword") or {}).get("valueFrom") or {}).get("secretKeyRef")
     if source:
         yield "secret", source["name"]
-    for _, pod in pods(job):
+    for _, pod in iter_pods(job):
         for volume in pod.get("volumes") or []:
             if "configMap" in volume:
                 yield "config_map", volume["configMap"]["name"]
@@ -258,7 +260,7 @@ def _references(job: Object) -> Iterator[tuple[str, str]]:
                     yield "config_map", item["configMapRef"]["name"]
 
 
-def _shown(found: Any) -> dict[str, Any]:
+def _format_status(found: Any) -> dict[str, Any]:
     status = found.get("status") or {}
     return {
         "job": found["metadata"]["name"],
@@ -274,7 +276,7 @@ def _shown(found: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     """Faults of the API and of the way to it, as sentences."""
     import urllib3
     from kubernetes.client.exceptions import ApiException
@@ -282,12 +284,12 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except ApiException as error:
-        raise ConfigError(f"Kubernetes refuses: {_said(error)}") from None
+        raise ConfigError(f"Kubernetes refuses: {_api_message(error)}") from None
     except urllib3.exceptions.HTTPError as error:
         raise ConfigError(f"Kubernetes does not answer: {one_line(str(error))[:200]}") from None
 
 
-def _said(error: Any) -> str:
+def _api_message(error: Any) -> str:
     """The message inside an ApiException."""
     try:
         return one_line(json.loads(error.body)["message"])
@@ -295,7 +297,7 @@ def _said(error: Any) -> str:
         return one_line(f"{error.status} {error.reason}")
 
 
-def wait(ask: Any, ended: Sequence[str], seconds: float = 2.0) -> dict[str, Any]:
+def wait_until_ended(ask: Any, ended: Sequence[str], seconds: float = 2.0) -> dict[str, Any]:
     """Ask for a status until it is one of `ended`."""
     while (status := ask())["status"] not in ended:
         time.sleep(seconds)

@@ -8,14 +8,14 @@ from typing import Any
 
 from dpmpp_core.config import ClusterConfig
 from pipelines.deploy.render import Object
-from pipelines.deploy.rules import Found, clusters, groups, jobs, pod_of
+from pipelines.deploy.rules import Findings, get_pod, iter_clusters, iter_groups, iter_jobs
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-GPU = "nvidia.com/gpu"
+GPU_RESOURCE = "nvidia.com/gpu"
 
 
-def quantity(text: Any) -> float:
+def parse_quantity(text: Any) -> float:
     """A quantity of Kubernetes as a number: CPUs or bytes."""
     text = str(text)
     if text.endswith("m"):
@@ -24,41 +24,41 @@ def quantity(text: Any) -> float:
     return float(digits) * UNITS[text[len(digits) :]]
 
 
-def pods(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
+def iter_pods(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
     """The pod specs inside an object, with their paths."""
-    for path, spec in clusters(thing):
-        for where, _, group in groups(spec, path):
-            yield f"{where}.template.spec", pod_of(group)
-    for path, job in jobs(thing):
+    for path, spec in iter_clusters(thing):
+        for where, _, group in iter_groups(spec, path):
+            yield f"{where}.template.spec", get_pod(group)
+    for path, job in iter_jobs(thing):
         if job.get("submitterPodTemplate"):
             yield (
                 f"{path}.submitterPodTemplate.spec",
-                pod_of({"template": job["submitterPodTemplate"]}),
+                get_pod({"template": job["submitterPodTemplate"]}),
             )
     if thing.get("kind") in ("Deployment", "StatefulSet", "Job"):
-        yield "spec.template.spec", pod_of(thing["spec"])
+        yield "spec.template.spec", get_pod(thing["spec"])
 
 
-def policy_rules(thing: Object) -> Found:
+def check_policy(thing: Object) -> Findings:
     """Rules for one object."""
     if thing.get("kind") == "Secret":
         yield "", "secrets are made on the cluster, never in manifests"
     claims = [c["metadata"]["name"] for c in thing.get("spec", {}).get("volumeClaimTemplates", [])]
-    for path, pod in pods(thing):
-        yield from _pod(path, pod, claims)
-    for path, spec in clusters(thing):
-        for where, name, group in groups(spec, path):
-            yield from _ray_group(where, name, group, str(spec.get("rayVersion")))
+    for path, pod in iter_pods(thing):
+        yield from _check_pod(path, pod, claims)
+    for path, spec in iter_clusters(thing):
+        for where, name, group in iter_groups(spec, path):
+            yield from _check_ray_group(where, name, group, str(spec.get("rayVersion")))
         if (spec.get("authOptions") or {}).get("mode") != "token":
             yield f"{path}.authOptions.mode", "is not `token`: anybody who reaches it may run code"
         password = (spec.get("gcsFaultToleranceOptions") or {}).get("redisPassword") or {}
         if "value" in password:
             yield f"{path}.gcsFaultToleranceOptions.redisPassword", "take it from a secret"
-    for path, job in jobs(thing):
-        yield from _job(path, job)
+    for path, job in iter_jobs(thing):
+        yield from _check_job(path, job)
 
 
-def _pod(path: str, pod: Mapping[str, Any], claims: Sequence[str]) -> Found:
+def _check_pod(path: str, pod: Mapping[str, Any], claims: Sequence[str]) -> Findings:
     if not (pod.get("securityContext") or {}).get("runAsNonRoot"):
         yield f"{path}.securityContext", "runAsNonRoot: true is missing"
     volumes = {volume["name"] for volume in pod.get("volumes") or []} | set(claims)
@@ -87,8 +87,8 @@ def _is_secret(item: Mapping[str, Any]) -> bool:
     return bool(item.get("value")) and name.endswith(("PASSWORD", "SECRET_ACCESS_KEY", "TOKEN"))
 
 
-def _ray_group(path: str, name: str, group: Mapping[str, Any], version: str) -> Found:
-    pod = pod_of(group)
+def _check_ray_group(path: str, name: str, group: Mapping[str, Any], version: str) -> Findings:
+    pod = get_pod(group)
     container = (pod.get("containers") or [{}])[0]
     where = f"{path}.template.spec.containers[0]"
     sizes = container.get("resources") or {}
@@ -97,8 +97,13 @@ def _ray_group(path: str, name: str, group: Mapping[str, Any], version: str) -> 
         yield f"{where}.resources", "requests and limits differ: Ray takes the limits for its size"
     if name == "head" and (group.get("rayStartParams") or {}).get("num-cpus") != "0":
         yield f"{path}.rayStartParams", 'num-cpus: "0" is missing, so the head would take work'
-    if GPU in limits and not any(t.get("key") == GPU for t in pod.get("tolerations") or []):
-        yield f"{path}.template.spec.tolerations", f"asks for {GPU} and does not tolerate its taint"
+    if GPU_RESOURCE in limits and not any(
+        t.get("key") == GPU_RESOURCE for t in pod.get("tolerations") or []
+    ):
+        yield (
+            f"{path}.template.spec.tolerations",
+            f"asks for {GPU_RESOURCE} and does not tolerate its taint",
+        )
     tag = str(container.get("image", "")).rpartition(":")[2]
     if "ray" in tag and version not in tag:
         yield f"{where}.image", f"{tag} is not of rayVersion {version}"
@@ -112,24 +117,24 @@ def _ray_group(path: str, name: str, group: Mapping[str, Any], version: str) -> 
         yield f"{path}.template.spec.terminationGracePeriodSeconds", text
 
 
-def _job(path: str, job: Mapping[str, Any]) -> Found:
+def _check_job(path: str, job: Mapping[str, Any]) -> Findings:
     if "activeDeadlineSeconds" not in job:
         yield f"{path}.activeDeadlineSeconds", "is missing: a job that hangs would hold its nodes"
     if not job.get("shutdownAfterJobFinishes"):
         yield f"{path}.shutdownAfterJobFinishes", "is not true: a failed job would hold its nodes"
     wanted = json.loads(job.get("entrypointResources") or "{}")
     there: set[str] = set()
-    for _, _, group in groups(job.get("rayClusterSpec") or {}, path):
+    for _, _, group in iter_groups(job.get("rayClusterSpec") or {}, path):
         there |= set(group.get("resources") or {})
     for name in sorted(set(wanted) - there):
         yield f"{path}.entrypointResources", f"no group has the resource {name!r}: it would wait"
 
 
-def fitting_rules(config: ClusterConfig, spec: Mapping[str, Any]) -> Found:
+def check_capacity(config: ClusterConfig, spec: Mapping[str, Any]) -> Findings:
     """Whether a cluster, grown as far as it may, has room for what config.yaml asks of it."""
     by_pool = {
-        "train_nodes": _matching(spec, config.train_nodes),
-        "data_nodes": _matching(spec, config.data_nodes),
+        "train_nodes": _select_groups(spec, config.train_nodes),
+        "data_nodes": _select_groups(spec, config.data_nodes),
     }
     for key, found in by_pool.items():
         if not found:
@@ -139,10 +144,10 @@ def fitting_rules(config: ClusterConfig, spec: Mapping[str, Any]) -> Found:
         return
     cpus, places = config.train_cpus or 1, 0
     for group in by_pool["train_nodes"]:
-        size = _size(group)
+        size = _group_size(group)
         room = int(size.get("cpu", 0) // cpus)
         if config.gpu:
-            room = min(room, int(size.get(GPU, 0)))
+            room = min(room, int(size.get(GPU_RESOURCE, 0)))
         places += room * group.get("maxReplicas", 0)
     if places < config.train_workers:
         device = "1 GPU and " if config.gpu else ""
@@ -152,7 +157,7 @@ def fitting_rules(config: ClusterConfig, spec: Mapping[str, Any]) -> Found:
             f"for {places}: raise maxReplicas or the pods' size",
         )
     reading = sum(
-        int(_size(group).get("cpu", 0)) * group.get("maxReplicas", 0)
+        int(_group_size(group).get("cpu", 0)) * group.get("maxReplicas", 0)
         for group in by_pool["data_nodes"]
     )
     asked = {"data_workers": config.data_workers or 0}
@@ -166,21 +171,21 @@ def fitting_rules(config: ClusterConfig, spec: Mapping[str, Any]) -> Found:
             )
 
 
-def _matching(spec: Mapping[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
+def _select_groups(spec: Mapping[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
     wanted = dict(label.split("=", 1) for label in labels).items()
     return [
         g for g in spec.get("workerGroupSpecs") or [] if wanted <= (g.get("labels") or {}).items()
     ]
 
 
-def _size(group: Mapping[str, Any]) -> dict[str, float]:
-    limits = (pod_of(group)["containers"][0].get("resources") or {}).get("limits") or {}
-    sizes = {name: quantity(value) for name, value in limits.items()}
+def _group_size(group: Mapping[str, Any]) -> dict[str, float]:
+    limits = (get_pod(group)["containers"][0].get("resources") or {}).get("limits") or {}
+    sizes = {name: parse_quantity(value) for name, value in limits.items()}
     told = group.get("resources") or {}
-    return sizes | ({"cpu": quantity(told["CPU"])} if "CPU" in told else {})
+    return sizes | ({"cpu": parse_quantity(told["CPU"])} if "CPU" in told else {})
 
 
-def config_of(objects: Sequence[Object]) -> str | None:
+def get_config_text(objects: Sequence[Object]) -> str | None:
     """The text of config.yaml in the ConfigMap dpmpp-config."""
     for thing in objects:
         if thing.get("kind") == "ConfigMap" and thing["metadata"]["name"] == "dpmpp-config":
@@ -188,11 +193,11 @@ def config_of(objects: Sequence[Object]) -> str | None:
     return None
 
 
-def references(objects: Sequence[Object]) -> Iterator[tuple[Object, str, str]]:
+def find_missing_references(objects: Sequence[Object]) -> Iterator[tuple[Object, str, str]]:
     """ConfigMaps that are named and not there: (object, path, sentence)."""
     maps = {o["metadata"]["name"] for o in objects if o.get("kind") == "ConfigMap"}
     for thing in objects:
-        for path, pod in pods(thing):
+        for path, pod in iter_pods(thing):
             named = {v["configMap"]["name"] for v in pod.get("volumes") or [] if "configMap" in v}
             for container in pod.get("containers") or []:
                 for source in container.get("envFrom") or []:

@@ -14,10 +14,10 @@ from dpmpp_core.errors import ConfigError, suggest
 from dpmpp_core.redaction import one_line
 
 Object = dict[str, Any]  # of Kubernetes, as its API takes it
-SECONDS = 60  # that kustomize may take; it takes less than one
+KUSTOMIZE_TIMEOUT_SECONDS = 60  # that kustomize may take; it takes less than one
 
 
-def render(manifests: Path, overlay: str) -> list[Object]:
+def render_overlay(manifests: Path, overlay: str) -> list[Object]:
     """The objects of an overlay.
 
     Args:
@@ -29,12 +29,12 @@ def render(manifests: Path, overlay: str) -> list[Object]:
     """
     folder = find_overlay(manifests, overlay)
     made = subprocess.run(
-        [kubectl(), "kustomize", str(folder)],
-        capture_output=True, text=True, timeout=SECONDS, check=False,
+        [find_kubectl(), "kustomize", str(folder)],
+        capture_output=True, text=True, timeout=KUSTOMIZE_TIMEOUT_SECONDS, check=False,
     )  # fmt: skip
     if made.returncode:
         raise ConfigError(f"{folder}: kustomize refuses it: {one_line(made.stderr)}")
-    return parse(made.stdout)
+    return parse_objects(made.stdout)
 
 
 def find_overlay(manifests: Path, overlay: str) -> Path:
@@ -42,12 +42,12 @@ def find_overlay(manifests: Path, overlay: str) -> Path:
     for folder in (manifests / "overlays" / overlay, Path(overlay)):
         if (folder / "kustomization.yaml").is_file():
             return folder
-    names = overlay_names(manifests)
+    names = list_overlays(manifests)
     hint = suggest(overlay, names)
     raise ConfigError(f"no overlay named {overlay!r}{hint} (overlays: {', '.join(names)})")
 
 
-def overlay_names(manifests: Path) -> list[str]:
+def list_overlays(manifests: Path) -> list[str]:
     """Names of the overlays, sorted; ConfigError if there are none."""
     names = sorted(path.parent.name for path in manifests.glob("overlays/*/kustomization.yaml"))
     if not names:
@@ -58,7 +58,7 @@ def overlay_names(manifests: Path) -> list[str]:
     return names
 
 
-def kubectl() -> str:
+def find_kubectl() -> str:
     """The program: the one beside this Python first, so that versions are those of the extra."""
     found = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which(
         "kubectl"
@@ -68,21 +68,21 @@ def kubectl() -> str:
     return found
 
 
-def parse(text: str) -> list[Object]:
+def parse_objects(text: str) -> list[Object]:
     """Objects of a YAML stream that kustomize wrote."""
     return [item for item in yaml.load_all(text, yaml.CSafeLoader) if item]
 
 
-def as_yaml(objects: list[Object]) -> str:
+def dump_yaml(objects: list[Object]) -> str:
     return yaml.safe_dump_all(objects, sort_keys=False)
 
 
-def name_of(thing: Object) -> str:
+def format_name(thing: Object) -> str:
     """`Kind/name`, for messages."""
     return f"{thing.get('kind', '?')}/{(thing.get('metadata') or {}).get('name', '?')}"
 
 
-def one(objects: list[Object], kind: str, name: str | None = None) -> Object:
+def get_object(objects: list[Object], kind: str, name: str | None = None) -> Object:
     """The object of a kind, and a name; ConfigError, with those there are, if there is none."""
     found = {o["metadata"]["name"]: o for o in objects if o.get("kind") == kind}
     if name is None and len(found) == 1:

@@ -15,30 +15,30 @@ import yaml
 
 from pipelines.deploy.render import Object
 
-Found = Iterator[tuple[str, str]]
+Findings = Iterator[tuple[str, str]]
 
-LONGEST = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "RayCronJob": 36}
+MAX_NAME_CHARS = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "RayCronJob": 36}
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
-MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
-SIZES = ("num-cpus", "num-gpus", "memory", "resources")
-TOKENS_SINCE = (2, 52)
+SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
+SIZE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
+MIN_TOKEN_VERSION = (2, 52)
 # The submitter pastes the entrypoint into a script of its own shell.
-SHELL = set("$`;&|<>\"'\\\n")
-POSITIVE = ("activeDeadlineSeconds", "preRunningDeadlineSeconds")
+SHELL_CHARACTERS = set("$`;&|<>\"'\\\n")
+POSITIVE_FIELDS = ("activeDeadlineSeconds", "preRunningDeadlineSeconds")
 
 
-def clusters(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
+def iter_clusters(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
     """The RayCluster specs inside an object, with their paths."""
     spec = thing.get("spec") or {}
     if thing.get("kind") == "RayCluster":
         yield "spec", spec
-    for path, job in jobs(thing):
+    for path, job in iter_jobs(thing):
         if job.get("rayClusterSpec"):
             yield f"{path}.rayClusterSpec", job["rayClusterSpec"]
 
 
-def jobs(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
+def iter_jobs(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
     """The RayJob specs inside an object, with their paths."""
     spec = thing.get("spec") or {}
     if thing.get("kind") == "RayJob":
@@ -47,33 +47,35 @@ def jobs(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "spec.jobTemplate", spec.get("jobTemplate") or {}
 
 
-def groups(spec: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def iter_groups(spec: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(path, name, group) of the head and every worker group."""
     yield f"{path}.headGroupSpec", "head", spec.get("headGroupSpec") or {}
     for number, group in enumerate(spec.get("workerGroupSpecs") or []):
         yield f"{path}.workerGroupSpecs[{number}]", str(group.get("groupName")), group
 
 
-def pod_of(group: Mapping[str, Any]) -> dict[str, Any]:
+def get_pod(group: Mapping[str, Any]) -> dict[str, Any]:
     return (group.get("template") or {}).get("spec") or {}
 
 
-def operator_rules(thing: Object) -> Found:
+def check_operator_rules(thing: Object) -> Findings:
     """All rules of the operator, for any object."""
-    yield from _name(thing)
-    for path, spec in clusters(thing):
-        yield from _cluster(spec, path, (thing.get("metadata") or {}).get("annotations") or {})
-        for where, name, group in groups(spec, path):
-            yield from _group(where, name, group, bool(spec.get("enableInTreeAutoscaling")))
-    for path, job in jobs(thing):
-        yield from _job(job, path)
-        yield from _submission(job, path)
+    yield from _check_name(thing)
+    for path, spec in iter_clusters(thing):
+        yield from _check_cluster(
+            spec, path, (thing.get("metadata") or {}).get("annotations") or {}
+        )
+        for where, name, group in iter_groups(spec, path):
+            yield from _check_group(where, name, group, bool(spec.get("enableInTreeAutoscaling")))
+    for path, job in iter_jobs(thing):
+        yield from _check_job(job, path)
+        yield from _check_submission(job, path)
     if thing.get("kind") == "RayCronJob":
-        yield from _schedule(thing["spec"])
+        yield from _check_schedule(thing["spec"])
 
 
-def _name(thing: Object) -> Found:
-    longest = LONGEST.get(str(thing.get("kind")))
+def _check_name(thing: Object) -> Findings:
+    longest = MAX_NAME_CHARS.get(str(thing.get("kind")))
     name = str((thing.get("metadata") or {}).get("name", ""))
     if longest is None:
         return
@@ -86,9 +88,9 @@ def _name(thing: Object) -> Found:
         )
 
 
-def _cluster(spec: Mapping[str, Any], path: str, annotations: Mapping[str, str]) -> Found:
+def _check_cluster(spec: Mapping[str, Any], path: str, annotations: Mapping[str, str]) -> Findings:
     head = spec.get("headGroupSpec") or {}
-    containers = pod_of(head).get("containers") or [{}]
+    containers = get_pod(head).get("containers") or [{}]
     env = {item.get("name") for item in containers[0].get("env") or []}
     params = head.get("rayStartParams") or {}
     if spec.get("gcsFaultToleranceOptions"):
@@ -108,20 +110,20 @@ def _cluster(spec: Mapping[str, Any], path: str, annotations: Mapping[str, str])
         yield f"{path}.headGroupSpec", "RAY_REDIS_ADDRESS needs gcsFaultToleranceOptions"
     if (spec.get("authOptions") or {}).get("mode") == "token":
         version = str(spec.get("rayVersion", ""))
-        if _numbers(version) < TOKENS_SINCE:
+        if _parse_version(version) < MIN_TOKEN_VERSION:
             yield f"{path}.rayVersion", f"{version!r}: tokens need Ray 2.52 or newer, named here"
-    names = [name for _, name, _ in groups(spec, path)]
+    names = [name for _, name, _ in iter_groups(spec, path)]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"{path}.workerGroupSpecs", f"two groups are named {name!r}"
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _parse_version(version: str) -> tuple[int, ...]:
     found = re.match(r"(\d+)\.(\d+)", version)
     return tuple(map(int, found.groups())) if found else (0, 0)
 
 
-def _group(path: str, name: str, group: Mapping[str, Any], autoscaled: bool) -> Found:
-    pod = pod_of(group)
+def _check_group(path: str, name: str, group: Mapping[str, Any], autoscaled: bool) -> Findings:
+    pod = get_pod(group)
     if not pod.get("containers"):
         yield f"{path}.template.spec.containers", f"the group {name} has no container"
     least, most = group.get("minReplicas", 0), group.get("maxReplicas", 2**31 - 1)
@@ -130,7 +132,7 @@ def _group(path: str, name: str, group: Mapping[str, Any], autoscaled: bool) -> 
     if autoscaled and name != "head" and "maxReplicas" not in group:
         yield f"{path}.maxReplicas", "an autoscaled group without it has no limit"
     params = group.get("rayStartParams") or {}
-    if group.get("resources") and any(params.get(key) for key in SIZES):
+    if group.get("resources") and any(params.get(key) for key in SIZE_PARAMS):
         yield f"{path}.resources", "resources stand in rayStartParams too; keep one of them"
     if "labels" in params:
         yield f"{path}.rayStartParams.labels", "labels belong into the group's `labels`"
@@ -143,13 +145,13 @@ def _group(path: str, name: str, group: Mapping[str, Any], autoscaled: bool) -> 
         yield f"{path}.suspend", "an autoscaled group cannot be suspended"
 
 
-def _job(job: Mapping[str, Any], path: str) -> Found:
+def _check_job(job: Mapping[str, Any], path: str) -> Findings:
     selector, own = job.get("clusterSelector"), job.get("rayClusterSpec")
     if bool(selector) == bool(own):
         yield path, "exactly one of rayClusterSpec and clusterSelector is needed"
     mode = job.get("submissionMode", "K8sJobMode")
-    if mode not in MODES:
-        yield f"{path}.submissionMode", f"{mode!r} is none of {', '.join(MODES)}"
+    if mode not in SUBMISSION_MODES:
+        yield f"{path}.submissionMode", f"{mode!r} is none of {', '.join(SUBMISSION_MODES)}"
     retries = job.get("backoffLimit", 0)
     if retries < 0:
         yield f"{path}.backoffLimit", f"{retries} is below 0"
@@ -173,17 +175,17 @@ def _job(job: Mapping[str, Any], path: str) -> Found:
             f"{path}.deletionStrategy",
             "does not go together with shutdownAfterJobFinishes and ttlSecondsAfterFinished",
         )
-    for key in POSITIVE:
+    for key in POSITIVE_FIELDS:
         if key in job and job[key] <= 0:
             yield f"{path}.{key}", f"{job[key]} is not above 0"
 
 
-def _submission(job: Mapping[str, Any], path: str) -> Found:
+def _check_submission(job: Mapping[str, Any], path: str) -> Findings:
     """What the submitter hands to Ray."""
     entrypoint = str(job.get("entrypoint", "")).strip()
     if not entrypoint and job.get("submissionMode") != "InteractiveMode":
         yield f"{path}.entrypoint", "is missing"
-    bad = sorted(SHELL & set(entrypoint))
+    bad = sorted(SHELL_CHARACTERS & set(entrypoint))
     if bad:
         yield f"{path}.entrypoint", f"{' '.join(bad)}: the submitter's shell would read it first"
     else:
@@ -208,7 +210,7 @@ def _submission(job: Mapping[str, Any], path: str) -> Found:
         yield f"{path}.runtimeEnvYAML", "is no YAML mapping"
 
 
-def _schedule(spec: Mapping[str, Any]) -> Found:
+def _check_schedule(spec: Mapping[str, Any]) -> Findings:
     schedule = str(spec.get("schedule", ""))
     limits = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
     fields = schedule.split()

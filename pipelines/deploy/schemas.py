@@ -18,10 +18,10 @@ from typing import Any
 import yaml
 
 from dpmpp_core.errors import ConfigError, suggest
-from pipelines.deploy.render import Object, name_of
+from pipelines.deploy.render import Object, format_name
 
-METADATA = {"name", "generateName", "namespace", "labels", "annotations", "finalizers"}
-RANGES = {"int32": 2**31 - 1, "int64": 2**63 - 1}
+METADATA_FIELDS = {"name", "generateName", "namespace", "labels", "annotations", "finalizers"}
+INTEGER_LIMITS = {"int32": 2**31 - 1, "int64": 2**63 - 1}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Problem:
         return f"{self.thing} {self.path}: {self.message}".replace(" : ", ": ")
 
 
-def schema_problems(thing: Object, crds: Path | None) -> list[Problem]:
+def check_schema(thing: Object, crds: Path | None) -> list[Problem]:
     """What the schema of the object's kind refuses.
 
     Args:
@@ -49,27 +49,30 @@ def schema_problems(thing: Object, crds: Path | None) -> list[Problem]:
     if version.startswith("ray.io/"):
         if crds is None:
             return []
-        validator = _of_crd(crds, kind, version.removeprefix("ray.io/"))
+        validator = _load_crd_validator(crds, kind, version.removeprefix("ray.io/"))
     else:
-        found = _of_kubernetes(kind, version)
+        found = _load_kubernetes_validator(kind, version)
         if found is None:
-            return [Problem(name_of(thing), "", f"no schema of {version} {kind} is known")]
+            return [Problem(format_name(thing), "", f"no schema of {version} {kind} is known")]
         validator = found
-    plain = _without_nulls(thing)
+    plain = _drop_nulls(thing)
     return [
-        Problem(name_of(thing), where(error.absolute_path), _sentence(error))
+        Problem(format_name(thing), format_path(error.absolute_path), _format_error(error))
         for error in sorted(validator.iter_errors(plain), key=lambda e: str(e.absolute_path))
-    ] + [Problem(name_of(thing), *found) for found in _duplicates(plain, validator.schema, [])]
+    ] + [
+        Problem(format_name(thing), *found)
+        for found in _find_duplicates(plain, validator.schema, [])
+    ]
 
 
 def has_schema(thing: Object) -> bool:
     """Whether Kubernetes itself knows the kind; monitoring objects are others'."""
     version, kind = str(thing.get("apiVersion")), str(thing.get("kind"))
-    return version.startswith("ray.io/") or _of_kubernetes(kind, version) is not None
+    return version.startswith("ray.io/") or _load_kubernetes_validator(kind, version) is not None
 
 
 @cache
-def _of_crd(folder: Path, kind: str, version: str) -> Any:
+def _load_crd_validator(folder: Path, kind: str, version: str) -> Any:
     """A validator of the kind's CRD."""
     from jsonschema import Draft202012Validator
 
@@ -81,33 +84,33 @@ def _of_crd(folder: Path, kind: str, version: str) -> Any:
     versions = yaml.load(path.read_text(), yaml.CSafeLoader)["spec"]["versions"]
     for served in versions:
         if served["name"] == version:
-            schema = _strict(served["schema"]["openAPIV3Schema"])
+            schema = _make_strict(served["schema"]["openAPIV3Schema"])
             return Draft202012Validator(schema)
     known = ", ".join(served["name"] for served in versions)
     raise ConfigError(f"{path.name} has no version {version} (it has {known})")
 
 
-def _strict(node: Any, top: bool = True) -> Any:
+def _make_strict(node: Any, top: bool = True) -> Any:
     """A CRD's schema as JSON Schema that refuses what the server would drop."""
     if isinstance(node, list):
-        return [_strict(item, False) for item in node]
+        return [_make_strict(item, False) for item in node]
     if not isinstance(node, dict):
         return node
     made = {k: v for k, v in node.items() if k not in ("description", "properties", "items")}
     if "properties" in node:
-        made["properties"] = {k: _strict(v, False) for k, v in node["properties"].items()}
+        made["properties"] = {k: _make_strict(v, False) for k, v in node["properties"].items()}
         if "additionalProperties" not in node and not _keeps_unknown(node):
             made["additionalProperties"] = False
     if "items" in node:
-        made["items"] = _strict(node["items"], False)
+        made["items"] = _make_strict(node["items"], False)
     if isinstance(node.get("additionalProperties"), dict):
-        made["additionalProperties"] = _strict(node["additionalProperties"], False)
-    if most := RANGES.get(str(node.get("format"))):
+        made["additionalProperties"] = _make_strict(node["additionalProperties"], False)
+    if most := INTEGER_LIMITS.get(str(node.get("format"))):
         made = {"minimum": -most - 1, "maximum": most} | made
     if top:
         made["properties"]["metadata"] = {
             "type": "object",
-            "properties": {key: {} for key in METADATA},
+            "properties": {key: {} for key in METADATA_FIELDS},
             "additionalProperties": False,
         }
         made["required"] = ["apiVersion", "kind", "metadata", "spec"]
@@ -119,7 +122,7 @@ def _keeps_unknown(node: dict[str, Any]) -> bool:
 
 
 @cache
-def _of_kubernetes(kind: str, version: str) -> Any:
+def _load_kubernetes_validator(kind: str, version: str) -> Any:
     """A strict validator of one of Kubernetes' own kinds, or None."""
     try:
         from kubernetes_validate import utils
@@ -142,14 +145,14 @@ def _of_kubernetes(kind: str, version: str) -> Any:
     return Draft202012Validator(schema, registry=registry)
 
 
-def _without_nulls(value: Any) -> Any:
+def _drop_nulls(value: Any) -> Any:
     """As the server sees it: a null is an absent value."""
     if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
+        return {k: _drop_nulls(v) for k, v in value.items() if v is not None}
+    return [_drop_nulls(v) for v in value] if isinstance(value, list) else value
 
 
-def _sentence(error: Any) -> str:
+def _format_error(error: Any) -> str:
     """A JSON Schema error for people."""
     if error.validator == "additionalProperties":
         known = list(error.schema.get("properties", {}))
@@ -171,13 +174,15 @@ def _sentence(error: Any) -> str:
     return str(error.message)[:300]
 
 
-def _duplicates(value: Any, schema: Any, path: list[Any]) -> Iterator[tuple[str, str]]:
+def _find_duplicates(value: Any, schema: Any, path: list[Any]) -> Iterator[tuple[str, str]]:
     """Items of a list that the server keys by some of their fields, with the same key."""
     if not isinstance(schema, dict):
         return
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _duplicates(inner, (schema.get("properties") or {}).get(key), [*path, key])
+            yield from _find_duplicates(
+                inner, (schema.get("properties") or {}).get(key), [*path, key]
+            )
     elif isinstance(value, list):
         items = schema.get("items") or {}
         keys = schema.get("x-kubernetes-list-map-keys")
@@ -186,12 +191,12 @@ def _duplicates(value: Any, schema: Any, path: list[Any]) -> Iterator[tuple[str,
             found = Counter(tuple(str(i.get(k, defaults[k])) for k in keys) for i in value)
             for key, count in found.items():
                 if count > 1:
-                    yield where(path), f"{' '.join(key)} stands here {count} times"
+                    yield format_path(path), f"{' '.join(key)} stands here {count} times"
         for number, inner in enumerate(value):
-            yield from _duplicates(inner, items, [*path, number])
+            yield from _find_duplicates(inner, items, [*path, number])
 
 
-def where(path: Sequence[Any]) -> str:
+def format_path(path: Sequence[Any]) -> str:
     """`spec.containers[0].name`"""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")

@@ -1,4 +1,4 @@
-"""The web app: Streamlit shows `app_page.py` until it is stopped."""
+"""Serve the web app: Streamlit runs `app_page.py` until it is stopped."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 from dpmpp_core.data.files import resolve_path
 from dpmpp_core.errors import ArgumentError, ConfigError, DataError
-from pipelines.gallery.index import model_source, model_version, open_index
-from pipelines.gallery.search import refuse_without_sketches
+from pipelines.gallery.index import open_index, read_model_version, resolve_model_source
+from pipelines.gallery.search import require_sketches
 
 log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("app_page.py")
 UPLOAD_MB = 64
-GRACE = 10.0  # seconds to end in
+GRACE_SECONDS = 10.0  # to end in
 SETTINGS = {
     "server.headless": "true",  # opens no browser
     "server.fileWatcherType": "none",
@@ -31,27 +31,27 @@ SETTINGS = {
 }
 
 
-def serve(
+def serve_app(
     index: str, model: str | None, host: str, port: int, approximate: bool = False
 ) -> dict[str, Any]:
     """Serve the app until Ctrl-C or SIGTERM.
 
     Raises:
         ConfigError: Streamlit is not installed.
-        ArgumentError: the port is no port.
+        ArgumentError: not a port number.
         DataError: the port is in use.
-        UserError: the index or its model, looked at before anything is served.
+        UserError: the index or its model, checked before anything is served.
     """
     if importlib.util.find_spec("streamlit") is None:
         raise ConfigError("the app needs Streamlit: pip install 'dpmpp[app]'")
     if not 0 < port < 65536:
         raise ArgumentError(f"--port {port}: a number from 1 to 65535 is needed")
     uri = resolve_path(index)
-    opened = open_index(uri)
+    gallery = open_index(uri)
     if approximate:
-        refuse_without_sketches(opened, index)
-    source = model_source(model or opened.manifest.source)
-    opened.check(model_version(source), f"the model {source}")
+        require_sketches(gallery, index)
+    source = resolve_model_source(model or gallery.manifest.source)
+    gallery.check(read_model_version(source), f"the model {source}")
     command = [sys.executable, "-m", "streamlit", "run", str(PAGE)]
     settings = SETTINGS | {"server.address": host, "server.port": str(port)}
     command += [f"--{name}={value}" for name, value in settings.items()]
@@ -62,8 +62,8 @@ def serve(
         except KeyboardInterrupt:
             server.terminate()
             try:
-                server.wait(GRACE)
-            except subprocess.TimeoutExpired:  # Streamlit may wait for pages that are open
+                server.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:  # Streamlit may wait for open pages
                 server.kill()
             return {"served": uri}
     if code:

@@ -1,4 +1,4 @@
-"""The page of the web app, which Streamlit runs anew whenever somebody does something.
+"""The page of the web app, which Streamlit runs again at every input.
 
     streamlit run app_page.py -- INDEX MODEL [approximate]
 
@@ -15,28 +15,30 @@ from dpmpp_core.data.images import decode
 from dpmpp_core.data.sightings import parse_time
 from dpmpp_core.errors import UserError
 from dpmpp_core.index import Where, facts
-from pipelines.gallery.pages import Answer, answer_html
+from pipelines.gallery.pages import QueryAnswer, render_answer
 from pipelines.gallery.search import Searcher
 
-MOST = 200
+MAX_RESULTS = 200
 
 
 @st.cache_resource(show_spinner="Opening the index ...")
-def opened(index: str, model: str, approximate: bool) -> Searcher:
+def open_searcher(index: str, model: str, approximate: bool) -> Searcher:
+    """Return the searcher, which all sessions of the app share."""
     return Searcher(index, model, approximate=approximate)
 
 
 def main() -> None:
+    """Show the form, and the results for a dropped picture."""
     st.set_page_config(page_title="DPM++ search", layout="wide")
     st.html("<style>.stMainBlockContainer { padding-top: 2.5rem; }</style>")
     st.markdown("#### Find a person")
-    index, model, *how = sys.argv[1:]
-    searcher = opened(index, model, "approximate" in how)
-    known = facts(searcher.index)
+    index, model, *flags = sys.argv[1:]
+    searcher = open_searcher(index, model, "approximate" in flags)
+    indexed = facts(searcher.index)
     with st.sidebar:
-        st.caption(f"{known['images']:,} images, {len(known['cameras'])} cameras")
-        top = int(st.number_input("Results", 1, MOST, 20))
-        cameras = st.multiselect("Cameras", known["cameras"], placeholder="All")
+        st.caption(f"{indexed['images']:,} images, {len(indexed['cameras'])} cameras")
+        top = int(st.number_input("Results", 1, MAX_RESULTS, 20))
+        cameras = st.multiselect("Cameras", indexed["cameras"], placeholder="All")
         since = st.text_input("From (UTC)", placeholder="2026-11-27T14:05")
         until = st.text_input("Until (UTC)", placeholder="2026-11-27T18:00")
     dropped = st.file_uploader(
@@ -51,16 +53,16 @@ def main() -> None:
             until=parse_time(until) if until else None,
         )
         picture = decode(dropped.getvalue())
-        asked = searcher.ask([picture], [dropped.name])
-        found = searcher.find(asked, top, where)
+        query = searcher.embed([picture], [dropped.name])
+        results = searcher.find(query, top, where)
     except UserError as error:
         st.error(str(error))
         return
-    st.html(answer_html(Answer(dropped.name, picture, asked, found.hits[0])))
-    told = searcher.facts(where, found.scored)
-    if "search" in told:
-        st.caption("Search: " + told["search"])
-    st.caption("Probability: " + told["probability"])
+    st.html(render_answer(QueryAnswer(dropped.name, picture, query, results.hits[0])))
+    facts_shown = searcher.describe(where, results.scored)
+    if "search" in facts_shown:
+        st.caption("Search: " + facts_shown["search"])
+    st.caption("Probability: " + facts_shown["probability"])
 
 
 main()

@@ -1,4 +1,4 @@
-"""Fit what a score means: embed validation pictures, score their pairs, write the result down."""
+"""Calibrate an index: embed validation pictures, score their pairs, fit and store probabilities."""
 
 from __future__ import annotations
 
@@ -14,62 +14,67 @@ from dpmpp_core.index import GalleryIndex
 from dpmpp_core.retrieval import Embeddings, from_columns, refuse_unusable
 from dpmpp_core.retrieval.calibration import Calibration, calibrate, score_pairs
 from pipelines.gallery.index import (
-    BATCH,
+    BATCH_IMAGES,
     EmbedImages,
-    Images,
+    ImageSource,
     find_images,
-    local_folder,
-    model_source,
-    model_version,
+    read_model_version,
+    resolve_local_folder,
+    resolve_model_source,
 )
-from pipelines.inference.embed import embed
-from pipelines.registry.references import registry_uri
+from pipelines.inference.embed import embed_images
+from pipelines.registry.references import get_registry_uri
 from pipelines.reporting.figures import reliability_diagram, save_png
 from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
 
 CALIBRATION_FILE, PICTURE_FILE = "calibration.json", "calibration.png"
-UNKNOWN_CAMERA_OFFSET = (
-    1_000_000_000  # a picture of an unknown camera counts as that of a camera of its own
-)
+UNKNOWN_CAMERA_OFFSET = 1_000_000_000  # each picture of an unknown camera gets its own camera
 
 
 def calibrate_index(
-    folder: str, images: Images, base_rate: float, model: str | None = None
+    folder: str, images: ImageSource, base_rate: float, model: str | None = None
 ) -> dict[str, Any]:
-    """Fit the probabilities that `search` tells, on pictures of persons not trained on.
+    """Fit the probabilities that `search` returns, on pictures of persons not trained on.
 
     In a known layout queries are paired with the gallery, else all pictures with all. The result
-    lies beside the index: calibration.json and a picture of how reliable it is.
+    is stored in the index's folder: calibration.json and a reliability diagram.
 
     Returns:
         the fields of `Calibration`, and: index, picture.
 
     Raises:
-        UserError: the index, the model, or data without persons enough.
+        UserError: the index, the model, or data with too few persons.
     """
     if not 0 < base_rate < 1:
         raise ArgumentError(f"--base-rate {base_rate}: a share above 0 and below 1 is needed")
-    index = GalleryIndex.open(local_folder(folder))
-    source = model_source(model or index.manifest.source)
-    index.check(model_version(source), f"the model {source}")
-    listing, found = find_images(images)
-    chosen = [image for image in found.images if image.pid is not None and image.split != "train"]
+    index = GalleryIndex.open(resolve_local_folder(folder))
+    source = resolve_model_source(model or index.manifest.source)
+    index.check(read_model_version(source), f"the model {source}")
+    listing, sightings = find_images(images)
+    chosen = [
+        image for image in sightings.images if image.pid is not None and image.split != "train"
+    ]
     if not chosen:
         raise DataError(
-            f"{images.data}: of no image (but training ones) the person is known: give --labels"
+            f"{images.data}: the person is known of training images only: give --labels"
         )
     plan, _ = connect(images.address, ClusterConfig())
     paths = [image.path for image in chosen]
-    columns = embed(
-        paths, EmbedImages, (listing.root, source, registry_uri(), True), plan, BATCH, "embedded"
+    columns = embed_images(
+        paths,
+        EmbedImages,
+        (listing.root, source, get_registry_uri(), True),
+        plan,
+        BATCH_IMAGES,
+        "embedded",
     )
     good = columns["reason"] == ""
     values = {n: x for n, x in columns.items() if n.startswith(("feature_", "mask_"))}
     values = {name: x[good] for name, x in values.items()}
     kept = [image for image, ok in zip(chosen, good, strict=True) if ok]
     refuse_unusable(values, [image.path for image in kept])
-    query, gallery = two_sides(kept, values)
+    query, gallery = split_queries_and_gallery(kept, values)
     sha256 = index.manifest.model.weights_sha256
     calibration = calibrate(score_pairs(query, gallery), sha256, base_rate)
     save_png(index.folder / PICTURE_FILE, reliability_diagram(calibration))
@@ -83,7 +88,7 @@ def calibrate_index(
 
 
 def read_calibration(uri: str, weights_sha256: str) -> Calibration | None:
-    """The calibration beside an index, local or on S3; None if there is none.
+    """Return the calibration of an index, local or on S3; None if there is none.
 
     Raises:
         DataError: a damaged one, or one of another model.
@@ -98,15 +103,15 @@ def read_calibration(uri: str, weights_sha256: str) -> Calibration | None:
         raise DataError(f"{uri}/{CALIBRATION_FILE} is damaged: {problem}") from None
     if calibration.weights_sha256 != weights_sha256:
         raise DataError(
-            f"{uri}/{CALIBRATION_FILE} is of another model: `dpmpp index calibrate` makes it anew"
+            f"{uri}/{CALIBRATION_FILE} is of another model: run `dpmpp index calibrate` again"
         )
     return calibration
 
 
-def two_sides(
+def split_queries_and_gallery(
     images: list[Sighting], values: dict[str, np.ndarray]
 ) -> tuple[Embeddings, Embeddings]:
-    """Queries and gallery, or twice all pictures where no split is known."""
+    """Return queries and gallery, or all pictures twice where no split is known."""
     camids = [
         UNKNOWN_CAMERA_OFFSET + i if image.camid is None else image.camid
         for i, image in enumerate(images)

@@ -1,4 +1,4 @@
-"""A gallery index: made of images and added to by Ray Data, deleted from, compacted, looked at."""
+"""Build gallery indexes with Ray Data, add to them, delete from them, compact and describe them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from dpmpp_core.models.reid import CARD_FILE, NAME, WEIGHTS_FILE, ReidModel, loa
 from dpmpp_core.models.saved import read_card
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import from_columns, refuse_unusable, to_columns
-from pipelines.inference.embed import embedded
+from pipelines.inference.embed import stream_embeddings
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
 from pipelines.registry.references import (
-    VARIABLES,
+    TRACKING_URI_VARIABLES,
     fetch_registered,
+    get_registry_uri,
     is_registered,
-    registry_uri,
     resolve_model_uri,
 )
 from pipelines.runtime.resources import connect
@@ -41,15 +41,15 @@ from pipelines.runtime.storage import Storage
 
 log = logging.getLogger(__name__)
 
-BATCH = 64  # images a forward pass
-# What a killed job has to do again, at most: so many images or seconds of work.
+BATCH_IMAGES = 64  # images a forward pass
+# The most images or seconds of work that a killed job has to repeat.
 COMMIT_ROWS, COMMIT_SECONDS = 16_384, 60.0
 QUARANTINE_FILE = "quarantine.parquet"
 
 
 @dataclass(frozen=True)
-class Images:
-    """What to add; see `dpmpp index add --help`."""
+class ImageSource:
+    """The images to add; see `dpmpp index add --help`."""
 
     data: str
     split: str = "all"
@@ -57,18 +57,18 @@ class Images:
     address: str | None = None
 
 
-def build(folder: str, model: str, stored: Stored, images: Images) -> dict[str, Any]:
-    """Make an index, or go on with one of the same model; what `add` returns.
+def build_index(folder: str, model: str, stored: Stored, images: ImageSource) -> dict[str, Any]:
+    """Create an index, or continue one of the same model; return what `add_images` returns.
 
-    Everything a user can get wrong is looked at before anything is written.
+    Everything that a user can get wrong is checked before anything is written.
 
     Raises:
         UserError: the model, the data, or a folder with something else in it.
     """
-    listing, found = find_images(images)
-    source = model_source(model)
-    version = model_version(source)
-    path = local_folder(folder)
+    listing, sightings = find_images(images)
+    source = resolve_model_source(model)
+    version = read_model_version(source)
+    path = resolve_local_folder(folder)
     if (path / "index.json").exists():
         index = GalleryIndex.open(path)
         index.check(version, f"the model {source}")
@@ -79,52 +79,58 @@ def build(folder: str, model: str, stored: Stored, images: Images) -> dict[str, 
             )
     else:
         index = GalleryIndex.create(path, version, source, stored)
-    return _add(index, source, listing, found, images.address)
+    return _add_sightings(index, source, listing, sightings, images.address)
 
 
-def add(folder: str, images: Images, model: str | None = None) -> dict[str, Any]:
-    """Add those images of a data folder that an index has not, as they are now.
+def add_images(folder: str, images: ImageSource, model: str | None = None) -> dict[str, Any]:
+    """Add the images of a data folder that are new or have changed.
 
     Args:
+        folder: of the index.
+        images: the data folder.
         model: where the index's model is now, if not where it was.
 
     Returns:
         `facts` of the index, and: added, replaced (pictures that changed), known (files that were
-        not opened or turned out to be the same), quarantined, seconds.
+        not opened or have the same content), quarantined, seconds.
 
     Raises:
         UserError: the index, its model or the data.
     """
-    index = GalleryIndex.open(local_folder(folder))
-    source = model_source(model or index.manifest.source)
-    index.check(model_version(source), f"the model {source}")
-    return _add(index, source, *find_images(images), images.address)
+    index = GalleryIndex.open(resolve_local_folder(folder))
+    source = resolve_model_source(model or index.manifest.source)
+    index.check(read_model_version(source), f"the model {source}")
+    return _add_sightings(index, source, *find_images(images), images.address)
 
 
-def delete(folder: str, images: Sequence[str], pids: Sequence[int]) -> dict[str, Any]:
+def delete_images(folder: str, images: Sequence[str], pids: Sequence[int]) -> dict[str, Any]:
     """Delete by image reference, as `search` shows it, or by person."""
     if not images and not pids:
-        raise DataError("what is to be deleted? name --image or --pid")
-    index, gone = GalleryIndex.open(local_folder(folder)).delete(images, pids)
+        raise DataError("nothing to delete: name --image or --pid")
+    index, gone = GalleryIndex.open(resolve_local_folder(folder)).delete(images, pids)
     return {**facts(index), "gone": gone}
 
 
-def compact(folder: str, approximate: bool = False) -> dict[str, Any]:
-    """Give back the space of deleted rows, and make few large segments of many; with `approximate`
-    also sketches, see `GalleryIndex.compact`."""
-    index = GalleryIndex.open(local_folder(folder))
+def compact_index(folder: str, approximate: bool = False) -> dict[str, Any]:
+    """Free the space of deleted rows, and merge small segments; see `GalleryIndex.compact`.
+
+    Args:
+        folder: of the index.
+        approximate: also write sketches.
+    """
+    index = GalleryIndex.open(resolve_local_folder(folder))
     before = index.bytes
     index = index.compact(approximate)
     return {**facts(index), "bytes_before": before}
 
 
-def info(uri: str) -> dict[str, Any]:
-    """What is in an index, local or on S3."""
+def describe_index(uri: str) -> dict[str, Any]:
+    """Return the facts of an index, local or on S3."""
     return {**facts(open_index(uri)), "index": redact(uri)}
 
 
-def local_folder(folder: str) -> Path:
-    """The folder of an index that is to be written to; DataError for a URI."""
+def resolve_local_folder(folder: str) -> Path:
+    """Return the folder of an index that is to be written to; raise DataError for a URI."""
     if "://" in folder:
         raise DataError(
             f"{folder}: an index is written to in a local folder, and read from anywhere: copy the "
@@ -134,21 +140,21 @@ def local_folder(folder: str) -> Path:
 
 
 def open_index(uri: str) -> GalleryIndex:
-    """The index in a local folder or at `s3://bucket/prefix`, whose segments are fetched first.
+    """Open the index in a local folder, or at `s3://bucket/prefix` after fetching its segments.
 
     Raises:
         DataError: as `GalleryIndex.open`.
     """
     if "://" not in uri:
-        return GalleryIndex.open(local_folder(uri))
-    index = remote_index(uri)
+        return GalleryIndex.open(resolve_local_folder(uri))
+    index = open_remote_index(uri)
     for segment in index.manifest.segments:
         fetch_segment(uri, segment)
     return index
 
 
-def remote_index(uri: str) -> GalleryIndex:
-    """The index at an S3 URI, none of whose segments is fetched yet."""
+def open_remote_index(uri: str) -> GalleryIndex:
+    """Open the index at an S3 URI without fetching segments."""
     data = Storage(uri).read("index.json")
     if data is None:
         raise DataError(f"{uri} holds no index.json: not an index")
@@ -160,15 +166,16 @@ def remote_index(uri: str) -> GalleryIndex:
 
 
 def fetch_segment(uri: str, segment: Segment) -> Path:
-    """The folder of an index in the cache of this node, with the files of a segment in it."""
+    """Fetch a segment's files; return the folder of the index in the cache of this node."""
     for name in segment.files:
         file = Storage(uri).fetch_file(f"segments/{name}")
     return file.parent.parent
 
 
-def model_source(model: str) -> str:
-    """Where a model is, for other processes and other days: an absolute path, a URI as it is, or a
-    version of the registry for `models:/NAME@ALIAS`.
+def resolve_model_source(model: str) -> str:
+    """Return a model's location for other processes: an absolute path, a URI, or a version.
+
+    A name of the registry, `models:/NAME@ALIAS`, becomes the version that it names now.
 
     Raises:
         UserError: the registry has no such model, or does not answer.
@@ -177,8 +184,9 @@ def model_source(model: str) -> str:
 
 
 def fetch_model(source: str) -> Path:
-    """The folder of a saved model, or a file of `dpmpp export`; of one on S3 or in the registry a
-    copy on this node.
+    """Return the folder of a saved model, or a file of `dpmpp export`.
+
+    A model on S3 or in the registry is copied to this node.
 
     Raises:
         UserError: it cannot be reached, or is no saved model.
@@ -196,8 +204,8 @@ def fetch_model(source: str) -> Path:
     return folder
 
 
-def model_version(source: str) -> ModelVersion:
-    """Which model lies at `source`; WeightsError if it is none."""
+def read_model_version(source: str) -> ModelVersion:
+    """Return the version of the model at `source`; raise WeightsError if it is no model."""
     if source.endswith(SUFFIX):
         graph = OnnxModel(fetch_model(source))
         return ModelVersion(weights_sha256=graph.weights_sha256, spaces=graph.spaces)
@@ -205,8 +213,8 @@ def model_version(source: str) -> ModelVersion:
     return ModelVersion(weights_sha256=card["weights_sha256"], spaces=card["spaces"])
 
 
-def loaded_model(source: str) -> ReidModel | OnnxModel:
-    """The model at `source`, on the GPU if there is one; or the file of `dpmpp export` there."""
+def load_source_model(source: str) -> ReidModel | OnnxModel:
+    """Load a model, on the GPU if there is one, or a file of `dpmpp export`."""
     if source.endswith(SUFFIX):
         return OnnxModel(fetch_model(source))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -214,39 +222,41 @@ def loaded_model(source: str) -> ReidModel | OnnxModel:
 
 
 class EmbedImages:
-    """A worker: looks at images, and embeds those that are good.
+    """A worker that inspects images, and embeds the good ones.
 
     Args:
-        registry: where models that the registry names are looked up.
+        registry: URI of the registry that holds the model.
     """
 
     def __init__(self, root: str, source: str, registry: str, masks: bool = False) -> None:
         torch.set_num_threads(1)
-        os.environ[VARIABLES[0]] = registry
-        self._model, self._root, self._masks = loaded_model(source), root, masks
+        os.environ[TRACKING_URI_VARIABLES[0]] = registry
+        self._model, self._root, self._masks = load_source_model(source), root, masks
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Columns row, sha256, reason, detail, features and, if asked for, masks.
+        """Return the columns row, sha256, reason, detail, features and, with `masks`, masks.
 
         Features and masks of bad images are zeros.
         """
-        looked = [inspect_picture(self._root, path) for path in batch["path"]]
-        pictures = [picture for _, picture in looked if picture is not None]
-        good = np.array([picture is not None for _, picture in looked])
-        made = self._model.embed(pictures, batch=BATCH)
+        inspected = [inspect_picture(self._root, path) for path in batch["path"]]
+        pictures = [picture for _, picture in inspected if picture is not None]
+        good = np.array([picture is not None for _, picture in inspected])
+        embedded = self._model.embed(pictures, batch=BATCH_IMAGES)
         columns = {}
-        for name, values in to_columns(made.features, made.masks if self._masks else {}).items():
+        for name, values in to_columns(
+            embedded.features, embedded.masks if self._masks else {}
+        ).items():
             columns[name] = np.zeros((len(good), values.shape[1]), np.float32)
             columns[name][good] = values
         texts = {
-            name: np.array([row[name] for row, _ in looked], object)
+            name: np.array([row[name] for row, _ in inspected], object)
             for name in ("sha256", "reason", "detail")
         }
         return {"row": batch["row"], **texts, **columns}
 
 
-def find_images(images: Images) -> tuple[FileListing, Sightings]:
-    """List a data folder and name its images, with the labels that are given."""
+def find_images(images: ImageSource) -> tuple[FileListing, Sightings]:
+    """List a data folder, and parse or read the labels of its images."""
     listing = list_files(resolve_path(images.data))
     labels = None
     if images.labels is not None:
@@ -257,39 +267,47 @@ def find_images(images: Images) -> tuple[FileListing, Sightings]:
     return listing, find_sightings(listing, images.split, labels)
 
 
-def _add(
-    index: GalleryIndex, source: str, listing: FileListing, found: Sightings, address: str | None
+def _add_sightings(
+    index: GalleryIndex,
+    source: str,
+    listing: FileListing,
+    sightings: Sightings,
+    address: str | None,
 ) -> dict[str, Any]:
     start = time.monotonic()
-    todo = _todo(index, listing, found.images)
-    job = _IndexWriter(index, [Rejected(*row) for row in found.rejected])
-    if len(todo):
-        if len(todo) < len(found.images):
-            log.info("index: %d of %d images are in it", len(found.images) - len(todo),
-                     len(found.images))  # fmt: skip
+    new = _list_new_images(index, listing, sightings.images)
+    writer = _IndexWriter(index, [Rejected(*row) for row in sightings.rejected])
+    if len(new):
+        if len(new) < len(sightings.images):
+            log.info("index: %d of %d images are in it", len(sightings.images) - len(new),
+                     len(sightings.images))  # fmt: skip
         plan, _ = connect(address, ClusterConfig())
-        paths = todo["path"].to_pylist()
-        arguments = (listing.root, source, registry_uri())
-        for part in embedded(paths, EmbedImages, arguments, plan, BATCH, "images indexed"):
-            job.take(part, todo)
-        job.commit()
-    quarantine = [row._asdict() for row in sorted(job.rejected)]
+        paths = new["path"].to_pylist()
+        arguments = (listing.root, source, get_registry_uri())
+        for part in stream_embeddings(
+            paths, EmbedImages, arguments, plan, BATCH_IMAGES, "images indexed"
+        ):
+            writer.take(part, new)
+        writer.commit()
+    quarantine = [row._asdict() for row in sorted(writer.rejected)]
     with write_atomically(index.folder / QUARANTINE_FILE, durable=True) as file:
         pq.write_table(pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA), file)
     return {
-        **facts(job.index),
+        **facts(writer.index),
         "root": redact(listing.root),
-        "layout": found.layout,
-        "added": job.added,
-        "replaced": job.replaced,
-        "known": len(found.images) - len(todo) + job.known,
+        "layout": sightings.layout,
+        "added": writer.added,
+        "replaced": writer.replaced,
+        "known": len(sightings.images) - len(new) + writer.known,
         "quarantined": quarantine,
         "seconds": round(time.monotonic() - start, 2),
     }
 
 
-def _todo(index: GalleryIndex, listing: FileListing, images: Sequence[Sighting]) -> pa.Table:
-    """`path` and the columns of ROW_SCHEMA, without `sha256`, of what the index has not."""
+def _list_new_images(
+    index: GalleryIndex, listing: FileListing, images: Sequence[Sighting]
+) -> pa.Table:
+    """Return `path` and the columns of ROW_SCHEMA but `sha256`, of images that are not indexed."""
     stats = {file.path: file for file in listing.files}
     columns = {
         "path": [image.path for image in images],
@@ -307,7 +325,7 @@ def _todo(index: GalleryIndex, listing: FileListing, images: Sequence[Sighting])
 
 
 class _IndexWriter:
-    """Gathers what workers made, and adds it to the index a lot at a time."""
+    """Gather the columns of workers, and append them to the index in large parts."""
 
     def __init__(self, index: GalleryIndex, rejected: list[Rejected]) -> None:
         self.index, self.rejected = index, rejected
@@ -316,9 +334,9 @@ class _IndexWriter:
         self._features: list[dict[str, np.ndarray]] = []
         self._last = time.monotonic()
 
-    def take(self, part: dict[str, np.ndarray], todo: pa.Table) -> None:
-        """Columns of a batch, see `EmbedImages`; `row` is a row of `todo`."""
-        rows = todo.take(pa.array(part["row"]))
+    def take(self, part: dict[str, np.ndarray], new: pa.Table) -> None:
+        """Take the columns of a batch, see `EmbedImages`; `row` is a row of `new`."""
+        rows = new.take(pa.array(part["row"]))
         good = part["reason"] == ""
         bad = zip(rows["path"].to_pylist(), part["reason"], part["detail"], good, strict=True)
         self.rejected += [Rejected(path, reason, why) for path, reason, why, ok in bad if not ok]
@@ -333,6 +351,7 @@ class _IndexWriter:
             self.commit()
 
     def commit(self) -> None:
+        """Append the gathered rows to the index."""
         rows = pa.concat_tables(self._rows) if self._rows else ROW_SCHEMA.empty_table()
         if len(rows):
             names = self._features[0]

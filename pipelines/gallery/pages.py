@@ -1,4 +1,4 @@
-"""What a search found, to look at: one HTML file that needs nothing else, and its parts."""
+"""Render the results of a search: one self-contained HTML file, and its parts."""
 
 from __future__ import annotations
 
@@ -18,112 +18,116 @@ from pipelines.gallery.search import Hit
 from pipelines.inference.queries import QueryEmbeddings
 from pipelines.reporting.html import templates, write_page
 
-THUMBNAIL = 192  # pixels, the larger side
-SHOWN = 256, 128  # height and width of a query
-BARS = 46  # pixels, the width of the bands' bars
+THUMBNAIL_PIXELS = 192  # of the larger side
+QUERY_SIZE = 256, 128  # height and width of a query
+BAR_PIXELS = 46  # width of the bars of bands
 PAPER, BAR, EMPTY = (255, 255, 255), (0, 114, 178), (208, 215, 222)
 
 
-class Answer(NamedTuple):
-    """A query and what was found.
+class QueryAnswer(NamedTuple):
+    """A query and its hits.
 
-    image: its path or URI. picture: RGB. asked: of this query only. hits: best first.
+    Attributes:
+        image: its path or URI.
+        picture: RGB.
+        query: embeddings of this query only.
+        hits: best first.
     """
 
     image: str
     picture: Image
-    asked: QueryEmbeddings
+    query: QueryEmbeddings
     hits: Sequence[Hit]
 
 
-class _Shown(NamedTuple):
+class _RenderedAnswer(NamedTuple):
     image: str
     picture: Image
-    told: str
+    caption: str
     hits: Sequence[Hit]
     thumbnails: list[Image | None]
 
 
-def write_search_page(path: Path, facts: Mapping[str, str], answers: Sequence[Answer]) -> None:
-    """Write the page: each query, what its mask trusted, what was found.
+def write_search_page(path: Path, facts: Mapping[str, str], answers: Sequence[QueryAnswer]) -> None:
+    """Write the page: each query, what its mask trusts, its hits.
 
     Raises:
         OSError: it cannot be written.
     """
     title = f"Search: {len(answers)} queries" if len(answers) > 1 else "Search"
-    shown = (_shown(answer) for answer in answers)
-    page = _environment().get_template("search.html.j2")
+    shown = (_prepare_answer(answer) for answer in answers)
+    page = _build_environment().get_template("search.html.j2")
     write_page(path, page.render(title=title, facts=facts, answers=shown))
 
 
-def answer_html(answer: Answer) -> str:
-    """What one query found, as HTML to put into another page."""
-    parts = _environment().get_template("answer.html.j2").make_module()
+def render_answer(answer: QueryAnswer) -> str:
+    """Return one query and its hits as HTML to put into another page."""
+    parts = _build_environment().get_template("answer.html.j2").make_module()
     return Markup("<style>{}{}</style>{}").format(
         parts.light(),  # type: ignore[attr-defined]
         parts.style(),  # type: ignore[attr-defined]
-        parts.answered(_shown(answer)),  # type: ignore[attr-defined]
+        parts.answered(_prepare_answer(answer)),  # type: ignore[attr-defined]
     )
 
 
-def trusted_picture(picture: Image, asked: QueryEmbeddings) -> Image:
-    """A query as it is, and beside it with that dark which was not seen to be the person.
+def draw_trusted(picture: Image, query: QueryEmbeddings) -> Image:
+    """Draw a query, and next to it the query with the parts dark that do not show the person.
 
-    With bands there is a bar for each: how much the mask trusts it, against the one it trusts most.
-    A model that tells neither gives the picture alone.
+    With bands there is one bar per band: its trust, relative to the most trusted one. A model with
+    neither gives the picture only.
     """
-    height, width = SHOWN
+    height, width = QUERY_SIZE
     method = cv2.INTER_AREA if picture.shape[0] > height else cv2.INTER_CUBIC
     plain = cv2.resize(picture, (width, height), interpolation=method).astype(np.uint8)
     cells = [plain]
-    if asked.visible is not None:
-        light = cv2.resize(asked.visible[0], (width, height), interpolation=cv2.INTER_LINEAR)
+    if query.visible is not None:
+        light = cv2.resize(query.visible[0], (width, height), interpolation=cv2.INTER_LINEAR)
         shade = 0.15 + 0.85 * np.clip(light, 0, 1)
         cells.append((plain * shade[..., None]).astype(np.uint8))
-    if asked.bands is not None:
-        cells.append(_bars(asked.bands[0]))
+    if query.bands is not None:
+        cells.append(_draw_bars(query.bands[0]))
     gap = np.full((height, 6, 3), PAPER, np.uint8)
     joined = [part for cell in cells for part in (cell, gap)][:-1]
     return np.concatenate(joined, axis=1)
 
 
-def _bars(bands: np.ndarray) -> Image:
-    height = SHOWN[0]
-    canvas = np.full((height, BARS, 3), PAPER, np.uint8)
+def _draw_bars(bands: np.ndarray) -> Image:
+    height = QUERY_SIZE[0]
+    canvas = np.full((height, BAR_PIXELS, 3), PAPER, np.uint8)
     edges = np.linspace(0, height, len(bands) + 1).round().astype(int)
     for share, top, bottom in zip(bands / bands.max(), edges[:-1], edges[1:], strict=True):
         canvas[top + 2 : bottom - 2] = EMPTY
-        canvas[top + 2 : bottom - 2, : round(BARS * float(share))] = BAR
+        canvas[top + 2 : bottom - 2, : round(BAR_PIXELS * float(share))] = BAR
     return canvas
 
 
-def _shown(answer: Answer) -> _Shown:
-    told = ""
-    if answer.asked.visible is not None or answer.asked.bands is not None:
-        told = "Dark: not seen to be the person, so not trusted."
-    if answer.asked.bands is not None:
-        told += " Bars: how much each band counts."
-    thumbnails = [thumbnail(hit.image) for hit in answer.hits]
-    picture = trusted_picture(answer.picture, answer.asked)
-    return _Shown(answer.image, picture, told, answer.hits, thumbnails)
+def _prepare_answer(answer: QueryAnswer) -> _RenderedAnswer:
+    caption = ""
+    if answer.query.visible is not None or answer.query.bands is not None:
+        caption = "Dark: not seen to be the person, so not trusted."
+    if answer.query.bands is not None:
+        caption += " Bars: how much each band counts."
+    thumbnails = [load_thumbnail(hit.image) for hit in answer.hits]
+    picture = draw_trusted(answer.picture, answer.query)
+    return _RenderedAnswer(answer.image, picture, caption, answer.hits, thumbnails)
 
 
-def thumbnail(image: str) -> Image | None:
-    """A picture of an index, small; None if it is gone or no picture any more."""
+def load_thumbnail(image: str) -> Image | None:
+    """Return a small picture of an index; None if it is gone or no picture any more."""
     root, _, name = image.rpartition("/")
     try:
         picture = read_image(root or "/", name)
     except DataError:
         return None
-    scale = THUMBNAIL / max(picture.shape[:2])
+    scale = THUMBNAIL_PIXELS / max(picture.shape[:2])
     if scale >= 1:
         return picture
     size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
-def chance_text(probability: float) -> str:
-    """A probability in percent; never 0 or 100, which nobody knows."""
+def format_probability(probability: float) -> str:
+    """Return a probability in percent; never 0 or 100, which no calibration can know."""
     if probability < 0.001:
         return "< 0.1 %"
     if probability > 0.999:
@@ -131,9 +135,9 @@ def chance_text(probability: float) -> str:
     return f"{100 * probability:.1f} %" if probability < 0.1 else f"{100 * probability:.0f} %"
 
 
-def _environment() -> jinja2.Environment:
+def _build_environment() -> jinja2.Environment:
     environment = templates()
-    environment.filters["chance"] = chance_text
+    environment.filters["chance"] = format_probability
     environment.filters["time"] = show_time
     environment.filters["name"] = lambda image: image.rpartition("/")[2]
     return environment

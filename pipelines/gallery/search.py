@@ -20,34 +20,34 @@ from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import refuse_unusable, to_columns
 from pipelines.gallery.calibration import read_calibration
 from pipelines.gallery.index import (
-    loaded_model,
-    local_folder,
-    model_source,
-    model_version,
+    load_source_model,
     open_index,
-    remote_index,
+    open_remote_index,
+    read_model_version,
+    resolve_local_folder,
+    resolve_model_source,
 )
 from pipelines.gallery.shards import Shards
-from pipelines.inference.onnx_model import graph_beside
+from pipelines.inference.onnx_model import default_graph_path
 from pipelines.inference.queries import (
     SHOWN_FRAMES,
     QueryEmbeddings,
     embed_queries,
-    fused,
-    one_of,
-    side_by_side,
+    fuse_queries,
+    select_query,
+    tile_frames,
 )
 from pipelines.registry.references import is_registered
 from pipelines.runtime.progress import bar
 
 log = logging.getLogger(__name__)
 
-BATCH = 64  # queries embedded and searched for at a time
+BATCH_QUERIES = 64  # queries embedded and searched for at a time
 ENGINES = ("torch", "onnx")
 
 
 class Hit(NamedTuple):
-    """One picture found.
+    """One picture of the index that is like a query.
 
     Attributes:
         image: its path or URI.
@@ -66,20 +66,20 @@ class Hit(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What queries found.
+    """The results of queries.
 
     Attributes:
         hits: of each query, best first.
-        scored: how many images each query was scored with; of an exact search all that it may find.
+        scored: how many images each query was scored with; all that `where` admits if exact.
     """
 
     hits: list[list[Hit]]
     scored: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchRequest:
-    """What to look for and where; see `dpmpp search --help`."""
+    """The options of `dpmpp search`; see its `--help`."""
 
     index: str
     query: str
@@ -107,24 +107,26 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
     """
     if request.top < 1:
         raise DataError(f"--top {request.top}: at least 1 is needed")
-    root, paths = _query_files(request.query)
+    root, paths = _list_query_files(request.query)
     searcher = Searcher(request.index, request.model, request.base_rate, request.shards,
                         request.address, request.engine, request.approximate)  # fmt: skip
-    found: list[tuple[str, Image, QueryEmbeddings, list[Hit]]] = []
+    answers: list[tuple[str, Image, QueryEmbeddings, list[Hit]]] = []
     scored = 0
     if request.tracklet:
-        picture, asked = searcher.ask_as_one(root, paths)
-        (best_of_it,), scored = searcher.find(asked, request.top, request.where)
-        found, paths = [(root, picture, asked, best_of_it)], []
+        picture, query = searcher.embed_as_one(root, paths)
+        (hits,), scored = searcher.find(query, request.top, request.where)
+        answers, paths = [(root, picture, query, hits)], []
     with bar("searched", len(paths)) as shown:
-        for start in range(0, len(paths), BATCH):
-            part = paths[start : start + BATCH]
+        for start in range(0, len(paths), BATCH_QUERIES):
+            part = paths[start : start + BATCH_QUERIES]
             pictures = [read_image(root, path) for path in part]
-            asked = searcher.ask(pictures, part)
-            hits, scored = searcher.find(asked, request.top, request.where)
-            images = [f"{root}/{path}" for path in part]
-            found += [(images[i], pictures[i], one_of(asked, i), hits[i]) for i in range(len(part))]
-            shown.update(len(found))
+            query = searcher.embed(pictures, part)
+            best, scored = searcher.find(query, request.top, request.where)
+            answers += [
+                (f"{root}/{path}", pictures[i], select_query(query, i), best[i])
+                for i, path in enumerate(part)
+            ]
+            shown.update(len(answers))
     result: dict[str, Any] = {
         "index": redact(request.index),
         "images": len(searcher.index),
@@ -133,14 +135,15 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
         "model": redact(searcher.source),
         "base_rate": searcher.base_rate,
         "queries": [
-            {"image": image, "hits": [hit._asdict() for hit in hits]} for image, _, _, hits in found
+            {"image": image, "hits": [hit._asdict() for hit in hits]}
+            for image, _, _, hits in answers
         ],
     }
     if request.html is not None:
-        from pipelines.gallery.pages import Answer, write_search_page
+        from pipelines.gallery.pages import QueryAnswer, write_search_page
 
-        answers = [Answer(*one) for one in found]
-        write_search_page(Path(request.html), searcher.facts(request.where, scored), answers)
+        pages = [QueryAnswer(*answer) for answer in answers]
+        write_search_page(Path(request.html), searcher.describe(request.where, scored), pages)
         result["html"] = str(Path(request.html).absolute())
     return result
 
@@ -152,7 +155,7 @@ class Searcher:
         uri: a folder or `s3://bucket/prefix`.
         model: where the index's model is now, if not where it was.
         base_rate: share of pairs of the same person, for the probabilities; None = as calibrated.
-        shards: Ray workers that search the segments side by side; 0 = this process.
+        shards: Ray workers that search the segments in parallel; 0 = this process.
         address: of a Ray cluster; None = one is started here for shards.
         engine: what runs the model: `torch`, or `onnx` = the file of `dpmpp export` in its folder.
         approximate: score only the images whose sketches score best; see `dpmpp_core.index.search`.
@@ -175,12 +178,12 @@ class Searcher:
             raise DataError(f"--shards {shards}: 0 or more are needed")
         self.uri = resolve_path(uri)
         remote = shards and "://" in uri
-        self.index = remote_index(self.uri) if remote else open_index(self.uri)
+        self.index = open_remote_index(self.uri) if remote else open_index(self.uri)
         if approximate:
-            refuse_without_sketches(self.index, uri)
+            require_sketches(self.index, uri)
         self._approximate = approximate
-        own = self.index.manifest
-        self.source = model_source(model or own.source)
+        manifest = self.index.manifest
+        self.source = resolve_model_source(model or manifest.source)
         if engine not in ENGINES:
             raise ConfigError(f"--engine {engine}: one of {', '.join(ENGINES)} is needed")
         if engine == "onnx":
@@ -189,10 +192,10 @@ class Searcher:
                     f"--engine onnx: {self.source} is in the registry, which keeps no graph: name "
                     "the file of `dpmpp export` with --model"
                 )
-            self.source = graph_beside(self.source)
+            self.source = default_graph_path(self.source)
         self._check(self.source)
-        self._model = loaded_model(self.source)
-        self._calibration = read_calibration(self.uri, own.model.weights_sha256)
+        self._model = load_source_model(self.source)
+        self._calibration = read_calibration(self.uri, manifest.model.weights_sha256)
         if base_rate is not None and self._calibration is None:
             raise DataError(f"{uri} is not calibrated: `dpmpp index calibrate` does it")
         stated = self._calibration.base_rate if self._calibration else None
@@ -200,94 +203,94 @@ class Searcher:
         if self.base_rate is not None and not 0 < self.base_rate < 1:
             raise DataError(f"--base-rate {base_rate}: a share above 0 and below 1 is needed")
         self._count, self._address = shards, address
-        self._shards = self._started() if shards else None
+        self._shards = self._start_shards() if shards else None
 
-    def _started(self) -> Shards:
+    def _start_shards(self) -> Shards:
         return Shards(self.uri, self.index, self._count, self._address, self._approximate)
 
     def _check(self, source: str) -> None:
         try:
-            version = model_version(source)
+            version = read_model_version(source)
         except WeightsError as error:
             raise WeightsError(f"{error}; name the folder of the index's model: --model") from None
         self.index.check(version, f"the model {source}")
 
-    def ask(self, pictures: Sequence[Image], names: Sequence[str]) -> QueryEmbeddings:
-        """Features and masks of pictures, uint8 [H, W, 3] RGB of any size.
+    def embed(self, pictures: Sequence[Image], names: Sequence[str]) -> QueryEmbeddings:
+        """Return features and masks of pictures, uint8 [H, W, 3] RGB of any size.
 
         Raises:
-            WeightsError: one without usable features; says its name.
+            WeightsError: one without usable features; contains its name.
         """
-        asked = embed_queries(self._model, pictures)
-        refuse_unusable(to_columns(asked.features, asked.masks), names)
-        return asked
+        query = embed_queries(self._model, pictures)
+        refuse_unusable(to_columns(query.features, query.masks), names)
+        return query
 
-    def ask_as_one(self, root: str, paths: Sequence[str]) -> tuple[Image, QueryEmbeddings]:
+    def embed_as_one(self, root: str, paths: Sequence[str]) -> tuple[Image, QueryEmbeddings]:
         """Pictures of one person as one query: they side by side, and what `fuse` makes of them."""
         pictures: list[Image] = []
         parts: list[QueryEmbeddings] = []
-        for start in range(0, len(paths), BATCH):
-            names = paths[start : start + BATCH]
+        for start in range(0, len(paths), BATCH_QUERIES):
+            names = paths[start : start + BATCH_QUERIES]
             frames = [read_image(root, path) for path in names]
-            parts.append(self.ask(frames, names))
+            parts.append(self.embed(frames, names))
             pictures += frames[: SHOWN_FRAMES - len(pictures)]
-        return side_by_side(pictures), fused(parts)
+        return tile_frames(pictures), fuse_queries(parts)
 
-    def find(self, asked: QueryEmbeddings, top: int, where: Where) -> Results:
-        """The best of the index for each query; an index that grew is searched as it is now."""
+    def find(self, query: QueryEmbeddings, top: int, where: Where) -> Results:
+        """Return the best of the index, as it is now, for each query."""
         for last in (False, False, True):
             self._refresh()
             try:
-                found, rows = self._search(asked, top, where)
+                found, rows = self._search(query, top, where)
                 return Results(self._hits(found, rows), found.scored)
-            except FileNotFoundError:  # compacted this moment
+            except FileNotFoundError:  # compacted at this moment
                 if last:
                     raise DataError(f"{self.uri} is compacted again and again") from None
         raise AssertionError
 
-    def facts(self, where: Where, scored: int) -> dict[str, str]:
-        """What the page says of the search; `scored` as of `Results`."""
-        told = {"index": redact(self.uri), "images": f"{len(self.index):,}"}
+    def describe(self, where: Where, scored: int) -> dict[str, str]:
+        """Return the facts of a search that a page shows; `scored` as of `Results`."""
+        shown = {"index": redact(self.uri), "images": f"{len(self.index):,}"}
         if self._approximate:
-            told["search"] = f"approximate: {scored:,} images scored"
-        told["model"] = self.index.manifest.model.weights_sha256[:16]
+            shown["search"] = f"approximate: {scored:,} images scored"
+        shown["model"] = self.index.manifest.model.weights_sha256[:16]
         if where.cameras is not None:
-            told["cameras"] = ", ".join(map(str, sorted(where.cameras)))
+            shown["cameras"] = ", ".join(map(str, sorted(where.cameras)))
         if where.since is not None:
-            told["from (UTC)"] = show_time(where.since)
+            shown["from (UTC)"] = show_time(where.since)
         if where.until is not None:
-            told["until (UTC)"] = show_time(where.until)
+            shown["until (UTC)"] = show_time(where.until)
         if self._calibration is not None and self.base_rate is not None:
             c = self._calibration
-            told["probability"] = (
+            shown["probability"] = (
                 f"if {100 * self.base_rate:g} % of the pairs looked at show the same person; "
                 f"fitted on {c.same:,} pairs of the same person and {c.different:,} of two, "
                 f"of {c.persons} persons"
             )
         else:
-            told["probability"] = "not told: the index is not calibrated (dpmpp index calibrate)"
-        return told
+            shown["probability"] = "none: the index is not calibrated (dpmpp index calibrate)"
+        return shown
 
     def _refresh(self) -> None:
-        """Open the index anew if somebody wrote to it; one on S3 stays as it was."""
+        """Open the index again if it was changed; one on S3 stays as it was."""
         if "://" in self.uri:
             return
-        now = GalleryIndex.open(local_folder(self.uri))
+        now = GalleryIndex.open(resolve_local_folder(self.uri))
         now.check(self.index.manifest.model, "the query")
         if now.manifest != self.index.manifest:
             self.index = now
-            self._shards = self._started() if self._shards else None
+            self._shards = self._start_shards() if self._shards else None
 
-    def _search(self, asked: QueryEmbeddings, top: int, where: Where) -> tuple[Found, pa.Table]:
+    def _search(self, query: QueryEmbeddings, top: int, where: Where) -> tuple[Found, pa.Table]:
         if self._shards is not None:
-            return self._shards.search(asked, top, where)
-        found = search(self.index, asked.features, asked.masks, top, where, None, self._approximate)
+            return self._shards.search(query, top, where)
+        found = search(self.index, query.features, query.masks, top, where, None, self._approximate)
         return found, self.index.take(found.positions[found.positions >= 0])
 
     def _hits(self, found: Found, rows: pa.Table) -> list[list[Hit]]:
-        """rows: those of the positions that are there, query by query."""
-        there = found.positions >= 0
-        scores = found.scores[there].astype(np.float64)
+        """Return the hits of each query; `rows` has those of valid positions, query by query."""
+        valid = found.positions >= 0
+        scores = found.scores[valid].astype(np.float64)
         chances: list[float] | list[None] = [None] * len(scores)
         if self._calibration is not None:
             chances = self._calibration.probability(scores, self.base_rate).tolist()
@@ -296,11 +299,11 @@ class Searcher:
             Hit(row["image"], float(score), chance, row["pid"], row["camid"], row["time"])
             for row, score, chance in zip(columns, scores, chances, strict=True)
         ]
-        ends = np.cumsum(there.sum(axis=1)).tolist()
+        ends = np.cumsum(valid.sum(axis=1)).tolist()
         return [hits[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def refuse_without_sketches(index: GalleryIndex, uri: str) -> None:
+def require_sketches(index: GalleryIndex, uri: str) -> None:
     """Raise DataError if an index holds images, but no sketches to search by."""
     if len(index) and not index.sketched:
         raise DataError(
@@ -309,12 +312,12 @@ def refuse_without_sketches(index: GalleryIndex, uri: str) -> None:
         )
 
 
-def _query_files(query: str) -> tuple[str, list[str]]:
-    """A root and the images below it: one, or all of a folder."""
-    place = resolve_path(query)
-    if "://" in place or Path(place).is_dir():
-        listing = list_files(place)
+def _list_query_files(query: str) -> tuple[str, list[str]]:
+    """Return a root and the images below it: one, or all of a folder."""
+    path = resolve_path(query)
+    if "://" in path or Path(path).is_dir():
+        listing = list_files(path)
         return listing.root.rstrip("/"), [x.path for x in find_sightings(listing).images]
-    if not Path(place).is_file():
+    if not Path(path).is_file():
         raise DataError(f"{query}: no such picture or folder")
-    return str(Path(place).parent), [Path(place).name]
+    return str(Path(path).parent), [Path(path).name]

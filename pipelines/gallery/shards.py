@@ -1,4 +1,4 @@
-"""Ray workers that hold the segments of an index among them and search them side by side."""
+"""Ray workers that share the segments of an index and search them in parallel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.gallery.index import fetch_segment
 from pipelines.inference.queries import QueryEmbeddings
 from pipelines.runtime.resources import connect
 
-MAX_RESTARTS = 3  # times that a shard's worker is started again
+MAX_RESTARTS = 3  # of a shard's worker
 
 
 @ray.remote(
@@ -27,8 +27,7 @@ MAX_RESTARTS = 3  # times that a shard's worker is started again
     scheduling_strategy="SPREAD",
 )
 class Shard:
-    """A worker that searches some segments. When it is killed Ray starts it again, and what it was
-    asked for with it."""
+    """A worker that searches some segments; Ray restarts a killed one, and retries its calls."""
 
     def __init__(self, uri: str, manifest: dict[str, Any], files: Sequence[str]) -> None:
         self._uri, self._manifest, self._files = uri, manifest, files
@@ -43,15 +42,17 @@ class Shard:
         model: ModelVersion,
         approximate: bool,
     ) -> Found:
+        """Return the k best of these segments."""
         index = self._index()
         index.check(model, "the query")
         return search(index, features, masks, k, where, self._files, approximate)
 
     def take(self, positions: np.ndarray) -> pa.Table:
+        """Return the rows at these positions."""
         return self._index().take(positions)
 
     def _index(self) -> GalleryIndex:
-        """Open it at the first search, so that whoever searches gets the error."""
+        """Open the index at the first search, so that the caller gets the error."""
         if self._opened is None:
             from dpmpp_core.index.manifest import Manifest
 
@@ -67,10 +68,10 @@ class Shard:
 
 
 class Shards:
-    """Workers that hold an index's segments among them.
+    """Workers that share an index's segments.
 
-    Scores depend on nothing but the pair, and each shard lists its k best, so the k best of all are
-    those that one machine finds.
+    Scores depend only on the pair, and each shard lists its k best, so the k best of all are those
+    of a search on one machine.
     """
 
     def __init__(
@@ -83,18 +84,21 @@ class Shards:
     ) -> None:
         connect(address, ClusterConfig())
         self._index, self._approximate = index, approximate
-        self._files = _divided(index, count)
+        self._files = _divide_segments(index, count)
         manifest = index.manifest.model_dump()
         self._workers = [
             Shard.remote(uri, manifest, files)  # type: ignore[attr-defined]
             for files in self._files
         ]
 
-    def search(self, asked: QueryEmbeddings, k: int, where: Where) -> tuple[Found, pa.Table]:
-        """The k best of each query, and the rows found, query by query."""
-        question = ray.put(asked.features), ray.put(asked.masks)
-        how = k, where, self._index.manifest.model, self._approximate
-        parts = [worker.search.remote(*question, *how) for worker in self._workers]
+    def search(self, query: QueryEmbeddings, k: int, where: Where) -> tuple[Found, pa.Table]:
+        """Return the k best of each query, and their rows, query by query."""
+        features, masks = ray.put(query.features), ray.put(query.masks)
+        model, approximate = self._index.manifest.model, self._approximate
+        parts = [
+            worker.search.remote(features, masks, k, where, model, approximate)
+            for worker in self._workers
+        ]
         found = best(ray.get(parts), k)
         wanted = found.positions[found.positions >= 0]
         owners = self._owners(wanted)
@@ -110,7 +114,7 @@ class Shards:
         return found, pa.concat_tables(tables).take(pa.array(order))
 
     def _owners(self, positions: np.ndarray) -> np.ndarray:
-        """Which worker has each position."""
+        """Return the number of the worker that has each position."""
         segments = self._index.manifest.segments
         ends = np.cumsum([segment.rows for segment in segments])
         shard_of = {file: number for number, files in enumerate(self._files) for file in files}
@@ -118,8 +122,8 @@ class Shards:
         return owners[np.searchsorted(ends, positions, side="right")]
 
 
-def _divided(index: GalleryIndex, count: int) -> list[list[str]]:
-    """Files of segments for each of at most `count` shards, about as many rows in each."""
+def _divide_segments(index: GalleryIndex, count: int) -> list[list[str]]:
+    """Divide segments among at most `count` shards, about as many rows each; return their files."""
     shards: list[list[str]] = [[] for _ in range(count)]
     loads = [0] * count
     for segment in sorted(index.manifest.segments, key=lambda s: -s.rows):

@@ -1,1 +1,1 @@
-"""Embed images with PyTorch or ONNX."""
+"""Embed images with PyTorch or ONNX: `embed_images`, `embed_queries`, `export`, `OnnxModel`."""

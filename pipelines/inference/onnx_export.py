@@ -1,7 +1,6 @@
-"""A trained model as one ONNX file.
+"""Export a trained model as one ONNX file.
 
-It is here and not in the core, whose dependencies stay those of the method: onnx, onnxscript and
-onnxruntime are an extra, `onnx`.
+onnx, onnxscript and onnxruntime are the extra `onnx`; the core depends on none of them.
 """
 
 from __future__ import annotations
@@ -32,32 +31,31 @@ from dpmpp_core.retrieval import to_columns
 from pipelines.inference.onnx_model import FORMAT, INPUT, SUFFIX, OnnxModel, import_package
 
 TOLERANCE = 1e-4
-CHECKED = (1, 3, 64, 32)  # pictures of each batch that is compared: a hundred
-LARGEST = 1_900_000_000  # bytes of weights: a Protobuf message, so an ONNX file, ends at 2 GiB
+CHECKED_BATCHES = (1, 3, 64, 32)  # images of each batch that is compared
+MAX_WEIGHT_BYTES = 1_900_000_000  # a Protobuf message, so an ONNX file, ends at 2 GiB
 
 
 def export(model: Path, out: Path) -> dict[str, Any]:
     """Write a saved model as one ONNX graph, checked against the model itself.
 
-    Input `images`, uint8 [N, height, width, 3] RGB, N free: pictures resized already and nothing
-    else, since the graph normalises them. Outputs `feature_SPACE` and `mask_SPACE`, float32
-    [N, width], of every metric space. The file's metadata tell `weights_sha256`, `spaces`, `height`
-    and `width`. It appears at `out` once a hundred drawn people, in batches of several sizes, gave
-    what the model gives.
+    Input `images`, uint8 [N, height, width, 3] RGB, N free, resized but not normalised: the graph
+    does that. Outputs `feature_SPACE` and `mask_SPACE`, float32 [N, width], of every metric space.
+    The file's metadata hold `weights_sha256`, `spaces`, `height` and `width`. It appears at `out`
+    once its outputs agree with the model's for a hundred drawn people in batches of several sizes.
 
     Args:
-        model: folder of a saved model.
-        out: the file, replaced where there is one.
+        model: Folder of a saved model.
+        out: The file, replaced where there is one.
 
     Returns:
-        what the command prints: `onnx`, `weights_sha256`, `spaces`, `height`, `width`, `bytes`,
+        What the command prints: `onnx`, `weights_sha256`, `spaces`, `height`, `width`, `bytes`,
         `images` compared, `max_abs_difference` over all outputs.
 
     Raises:
-        ArgumentError: `out` is no file to be written.
-        ConfigError: the extra is not installed.
-        WeightsError: as `load_model`; too large for one file; or the graph gives other numbers than
-            the model by more than 1e-4: says where and by how much, and nothing is written.
+        ArgumentError: `out` is not a file name of the format.
+        ConfigError: The extra is not installed.
+        WeightsError: As `load_model`; the model is too large for one file; or an output differs
+            from the model's by more than 1e-4, and nothing is written.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         import_package(package)
@@ -65,7 +63,7 @@ def export(model: Path, out: Path) -> dict[str, Any]:
         raise ArgumentError(f"--out {out}: name the file to be written, NAME{SUFFIX}")
     loaded = load_model(model)
     size = sum(p.numel() * p.element_size() for p in loaded.state_dict().values())
-    if size > LARGEST:
+    if size > MAX_WEIGHT_BYTES:
         raise WeightsError(f"{model}: {size / 1e9:.1f} GB of weights; one ONNX file holds 2 GB")
     card = read_card(model, NAME)
     facts = {
@@ -80,7 +78,7 @@ def export(model: Path, out: Path) -> dict[str, Any]:
     }
     with write_atomically(out) as unfinished:
         _write(loaded, unfinished, facts)
-        difference = _refuse_another(loaded, OnnxModel(unfinished), out)
+        difference = _compare_outputs(loaded, OnnxModel(unfinished), out)
     return {
         "onnx": str(out),
         "weights_sha256": facts["weights_sha256"],
@@ -88,13 +86,13 @@ def export(model: Path, out: Path) -> dict[str, Any]:
         "height": loaded.data.height,
         "width": loaded.data.width,
         "bytes": out.stat().st_size,
-        "images": sum(CHECKED),
+        "images": sum(CHECKED_BATCHES),
         "max_abs_difference": difference,
     }
 
 
 class _Graph(nn.Module):
-    """What is exported: pixels in, the columns of `to_columns` out, in their order."""
+    """The exported module: pixels in, the columns of `to_columns` out, in their order."""
 
     scale: Tensor
     shift: Tensor
@@ -115,15 +113,15 @@ class _Graph(nn.Module):
 
 
 def _columns(model: ReidModel) -> list[str]:
-    """Names of the graph's outputs, in their order."""
+    """Return the names of the graph's outputs, in their order."""
     return list(to_columns(model.spaces, model.spaces))
 
 
 def _write(model: ReidModel, path: Path, facts: Mapping[str, str]) -> None:
     example = torch.zeros(2, model.data.height, model.data.width, 3, dtype=torch.uint8)
-    loud = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
-    levels = [logger.level for logger in loud]
-    for logger in loud:
+    verbose = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
+    levels = [logger.level for logger in verbose]
+    for logger in verbose:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -141,20 +139,20 @@ def _write(model: ReidModel, path: Path, facts: Mapping[str, str]) -> None:
             program.model.metadata_props.update(facts)
             program.save(path, external_data=False)
     finally:
-        for logger, level in zip(loud, levels, strict=True):
+        for logger, level in zip(verbose, levels, strict=True):
             logger.setLevel(level)
 
 
-def _refuse_another(model: ReidModel, written: OnnxModel, out: Path) -> float:
-    """The largest difference over all outputs; WeightsError beyond TOLERANCE."""
-    people = _people(sum(CHECKED))
+def _compare_outputs(model: ReidModel, exported: OnnxModel, out: Path) -> float:
+    """Return the largest difference over all outputs; raise WeightsError beyond TOLERANCE."""
+    people = _draw_people(sum(CHECKED_BATCHES))
     largest, start = 0.0, 0
-    for count in CHECKED:
+    for count in CHECKED_BATCHES:
         batch = people[start : start + count]
         start += count
-        wanted, given = (m.embed(batch, count) for m in (model, written))
-        columns = to_columns(given.features, given.masks)
-        for name, values in to_columns(wanted.features, wanted.masks).items():
+        expected, actual = (m.embed(batch, count) for m in (model, exported))
+        columns = to_columns(actual.features, actual.masks)
+        for name, values in to_columns(expected.features, expected.masks).items():
             difference = float(np.abs(values - columns[name]).max())
             if not difference <= TOLERANCE:  # NaN too
                 raise WeightsError(
@@ -166,8 +164,8 @@ def _refuse_another(model: ReidModel, written: OnnxModel, out: Path) -> float:
 
 
 @cache
-def _people(count: int) -> list[npt.NDArray[np.uint8]]:
-    """Drawn people: what the model is shown should look like what it is made for."""
+def _draw_people(count: int) -> list[npt.NDArray[np.uint8]]:
+    """Draw people, so that the compared inputs resemble those the model is for."""
     config = DemoConfig(train_identities=count, test_identities=2, cameras=2, train_images=1)
     shots = [shot for shot in plan_shots(config) if shot.folder == "bounding_box_train"]
     by_camera = [[shot for shot in shots if shot.camid == camera] for camera in (1, 2)]

@@ -19,8 +19,8 @@ INPUT = "images"
 FORMAT = "dpmpp-1"
 
 
-def graph_beside(model: str) -> str:
-    """Where the graph of the model in a folder is, unless told otherwise."""
+def default_graph_path(model: str) -> str:
+    """Return the default path of the graph of a saved model."""
     return model if model.endswith(SUFFIX) else f"{model.rstrip('/')}/{NAME}{SUFFIX}"
 
 
@@ -28,18 +28,18 @@ class OnnxModel:
     """An exported model; `embed` as that of `ReidModel`.
 
     Args:
-        path: the file.
-        threads: of onnxruntime; 0 = as many as there are cores.
+        path: The file.
+        threads: Threads of onnxruntime; 0 = as many as there are cores.
 
     Attributes:
-        weights_sha256: of the model that was exported.
-        spaces: metric space -> width.
-        bands: horizontal bands of the person, 0 = none.
-        data: the size of its pictures.
+        weights_sha256: Hash of the exported model's weights.
+        spaces: Metric space -> width.
+        bands: Number of horizontal bands of the person, 0 = none.
+        data: The size of its images.
 
     Raises:
-        ConfigError: the extra is not installed.
-        WeightsError: no such file, a damaged one, or one that `export` did not write.
+        ConfigError: The extra is not installed.
+        WeightsError: The file is missing, damaged, or not written by `export`.
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
@@ -49,11 +49,11 @@ class OnnxModel:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-        providers = [name for name in wanted if name in runtime.get_available_providers()]
+        preferred = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        providers = [name for name in preferred if name in runtime.get_available_providers()]
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime raises kinds of its own, all meaning: unreadable
+        except Exception as error:  # onnxruntime has many exception types for unreadable files
             problem = " ".join(str(error).split())
             raise WeightsError(f"{path} does not load as an ONNX model: {problem[:200]}") from None
         self._names = [output.name for output in self._session.get_outputs()]
@@ -73,7 +73,7 @@ class OnnxModel:
             raise WeightsError(f"{path}: its outputs are not those of the spaces it names")
 
     def embed(self, images: Any, batch: int = 64) -> Embedded:
-        """Embed pictures; arguments, result and errors are those of `ReidModel.embed`."""
+        """Embed images; arguments, result and errors are those of `ReidModel.embed`."""
         if isinstance(images, (str, Path)):
             images = [images]
         parts = [

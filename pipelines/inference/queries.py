@@ -1,4 +1,4 @@
-"""Pictures as queries: what a model, or an exported one, tells of them, one by one or fused."""
+"""Embed images as queries, one by one or fused, with a model or an exported one."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ SHOWN_FRAMES = 16  # of a tracklet
 
 @dataclass(frozen=True)
 class QueryEmbeddings:
-    """Q queries.
+    """Embeddings of Q queries.
 
     Attributes:
-        features, masks: metric space -> float32 [Q, D].
-        visible: float32 [Q, rows, columns] in (0, 1), is this patch seen to be the person? None
-            for a model that does not tell.
+        features: Metric space -> float32 [Q, D].
+        masks: Metric space -> float32 [Q, D].
+        visible: float32 [Q, rows, columns] in (0, 1), whether each patch shows the person; None
+            for a model without a visibility head.
         bands: float32 [Q, bands], how much the mask trusts each band of the person, from the top;
             None for a model without bands.
     """
@@ -39,13 +40,11 @@ class QueryEmbeddings:
 
 @torch.inference_mode()
 def embed_queries(model: ReidModel | OnnxModel, pictures: Sequence[Image]) -> QueryEmbeddings:
-    """Features and masks of pictures [H, W, 3], and what the model saw of the person in them.
-
-    An exported model does not tell which patches it took for the person.
-    """
+    """Embed pictures [H, W, 3]; an exported model has no output for `visible`."""
     if isinstance(model, OnnxModel):
-        made = model.embed(pictures)
-        return QueryEmbeddings(made.features, made.masks, None, _by_band(made.masks, model.bands))
+        result = model.embed(pictures)
+        bands = _average_by_band(result.masks, model.bands)
+        return QueryEmbeddings(result.features, result.masks, None, bands)
     size = model.data.height, model.data.width
     batch = np.stack([resize(picture, *size) for picture in pictures])
     device = next(model.parameters()).device
@@ -57,18 +56,18 @@ def embed_queries(model: ReidModel | OnnxModel, pictures: Sequence[Image]) -> Qu
         features={space: x.float().cpu().numpy() for space, x in features.items()},
         masks=masks,
         visible=None if visible is None else visible.sigmoid().float().cpu().numpy(),
-        bands=_by_band(masks, model.config.bands),
+        bands=_average_by_band(masks, model.config.bands),
     )
 
 
-def _by_band(masks: Mapping[str, np.ndarray], bands: int) -> np.ndarray | None:
+def _average_by_band(masks: Mapping[str, np.ndarray], bands: int) -> np.ndarray | None:
     if not bands:
         return None
     return masks[BANDS].reshape(len(masks[BANDS]), bands, -1).mean(axis=2)
 
 
-def fused(parts: Sequence[QueryEmbeddings]) -> QueryEmbeddings:
-    """All queries as one."""
+def fuse_queries(parts: Sequence[QueryEmbeddings]) -> QueryEmbeddings:
+    """Fuse all queries into one."""
     spaces = parts[0].features
     features, masks = (
         {s: np.concatenate([getattr(part, kind)[s] for part in parts]) for s in spaces}
@@ -80,8 +79,8 @@ def fused(parts: Sequence[QueryEmbeddings]) -> QueryEmbeddings:
     return QueryEmbeddings(*fuse(features, masks, rows), visible=None, bands=bands)
 
 
-def side_by_side(pictures: Sequence[Image]) -> Image:
-    """Frames in a square grid, each 128 high and 64 wide; empty cells are white."""
+def tile_frames(pictures: Sequence[Image]) -> Image:
+    """Arrange frames in a square grid, each 128 high and 64 wide; empty cells are white."""
     across = math.isqrt(len(pictures) - 1) + 1
     grid = np.full((across, across, 128, 64, 3), 255, np.uint8)
     for number, picture in enumerate(pictures):
@@ -89,12 +88,12 @@ def side_by_side(pictures: Sequence[Image]) -> Image:
     return grid.transpose(0, 2, 1, 3, 4).reshape(128 * across, 64 * across, 3)
 
 
-def one_of(asked: QueryEmbeddings, i: int) -> QueryEmbeddings:
-    """Query i alone."""
+def select_query(queries: QueryEmbeddings, i: int) -> QueryEmbeddings:
+    """Return query i alone."""
     row = slice(i, i + 1)
     return QueryEmbeddings(
-        {space: x[row] for space, x in asked.features.items()},
-        {space: x[row] for space, x in asked.masks.items()},
-        None if asked.visible is None else asked.visible[row],
-        None if asked.bands is None else asked.bands[row],
+        {space: x[row] for space, x in queries.features.items()},
+        {space: x[row] for space, x in queries.masks.items()},
+        None if queries.visible is None else queries.visible[row],
+        None if queries.bands is None else queries.bands[row],
     )

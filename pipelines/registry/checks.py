@@ -1,4 +1,4 @@
-"""A registered version before its gate: gather what the checks need, ask them one by one."""
+"""Run the checks of a gate on a registered version, and load and measure what they need."""
 
 from __future__ import annotations
 
@@ -27,24 +27,23 @@ from dpmpp_core.gate import (
     rolled_back_check,
 )
 from pipelines.registry import record
-from pipelines.registry.client import FILES, Registry, files_sha256, megabytes
+from pipelines.registry.client import FILES, Registry, hash_files, measure_megabytes
 from pipelines.registry.promotion_log import ROLLED_BACK
 from pipelines.registry.record import Record
-from pipelines.registry.verify import VerificationResult, measure
+from pipelines.registry.verify import verify_version
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Verdict:
-    """What a gate said of a version.
+    """The result of a gate's checks of a version.
 
     Attributes:
         version: its number.
-        champion: the number of what it was compared with; None = there is none.
-        checks: in the order in which they were made; after one that makes the others meaningless
-            there are no more.
-        notes: what a reader of the checks has to know besides.
+        champion: the number of the version that it was compared with; None = there is none.
+        checks: in the order in which they ran; one that makes the others meaningless is the last.
+        notes: remarks for readers of the checks.
         card: the version's model card, if it has one.
     """
 
@@ -56,9 +55,11 @@ class Verdict:
 
     @property
     def refused_by(self) -> list[str]:
+        """Names of the failed checks."""
         return refused_by(self.checks)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields that a promotion prints and stores; the card is not one of them."""
         return {
             "version": self.version,
             "champion": self.champion,
@@ -77,13 +78,17 @@ def run_promotion_checks(
     data: str | None = None,
     records_only: bool = False,
 ) -> Verdict:
-    """Hold a version against a gate.
+    """Check a version against a gate.
 
     Args:
+        registry: that of the version.
+        gate: the checks and their bounds.
+        version: the version to promote.
+        champion: what it is compared with; None = there is none.
         folder: an empty one, for the versions' files.
         data: where the evaluation's images are; None = where they were.
-        records_only: load nothing: what the record says is taken as it is, and a champion that
-            was measured on other images is not compared.
+        records_only: load no model: the recorded figures are taken as they are, and a champion
+            that was measured on other images is not compared.
 
     Raises:
         RegistryError: the registry does not answer.
@@ -93,26 +98,26 @@ def run_promotion_checks(
     verdict = Verdict(number, None if champion is None else int(champion.version))
     checks = verdict.checks
     files = registry.download(number, folder)
-    checks.append(files_check(files_sha256(files), version.tags.get(FILES)))
+    checks.append(files_check(hash_files(files), version.tags.get(FILES)))
     checks.append(rolled_back_check(version.tags.get(ROLLED_BACK)))
     if not checks[0].passed:
-        return verdict  # nothing that these files say can be trusted
-    beside = files / "artifacts" / record.FOLDER
-    own, verdict.card = Record.read(beside), (beside / record.CARD).read_text()
+        return verdict  # nothing in these files can be trusted
+    record_folder = files / "artifacts" / record.FOLDER
+    own, verdict.card = Record.read(record_folder), (record_folder / record.CARD).read_text()
     checks.append(dataset_check(own.facts["dataset_id"], gate.dataset))
     checks += floor_checks(own.queries, gate.floors)
     if gate.mask_std is not None:
         checks += mask_checks(own.measured["masks"], gate.mask_std)
     if gate.size_mb is not None:
-        checks.append(budget_check("size", megabytes(files), gate.size_mb, "MB"))
+        checks.append(budget_check("size", measure_megabytes(files), gate.size_mb, "MB"))
     root = data or own.facts["root"]
     if gate.reproduce is not None and not records_only:
-        _load(checks, files, own, root, gate)
+        _verify(checks, files, own, root, gate)
         if checks[-1].name == "images":
             return verdict  # nor could a champion be measured on them
     other: Sets | None = None
     if champion is not None and gate.no_worse:
-        other, note = _champion(registry, champion, own, folder, root, records_only)
+        other, note = _read_champion(registry, champion, own, folder, root, records_only)
         verdict.notes += [note] if note else []
         if other is None:
             return verdict
@@ -120,25 +125,25 @@ def run_promotion_checks(
     return verdict
 
 
-def _load(checks: list[Check], files: Path, own: Record, root: str, gate: Gate) -> None:
-    """Load the version in a new process; what comes of it is appended to `checks`."""
+def _verify(checks: list[Check], files: Path, own: Record, root: str, gate: Gate) -> None:
+    """Load and measure the version in a new process; append the checks of it."""
     assert gate.reproduce is not None
     count = len(own.images)
     try:
-        found: VerificationResult = measure(files, own.images, root)
+        verified = verify_version(files, own.images, root)
     except DataError as error:
         checks.append(images_check(count, f"{error} (--data names another place)"))
         return
     except WeightsError as error:
         checks.append(load_check(str(error)))
         return
-    checks += [images_check(count, None), load_check(None, found.seconds)]
-    checks += reproduce_checks(own.queries, found.queries, gate.reproduce)
+    checks += [images_check(count, None), load_check(None, verified.seconds)]
+    checks += reproduce_checks(own.queries, verified.queries, gate.reproduce)
     if gate.latency_ms is not None:
-        checks.append(budget_check("latency", found.latency_ms, gate.latency_ms, "ms"))
+        checks.append(budget_check("latency", verified.latency_ms, gate.latency_ms, "ms"))
 
 
-def _champion(
+def _read_champion(
     registry: Registry,
     champion: ModelVersion,
     own: Record,
@@ -146,13 +151,13 @@ def _champion(
     root: str,
     records_only: bool,
 ) -> tuple[Sets | None, str]:
-    """What the champion's queries found on the version's images, and how that is known.
+    """Return the champion's figures by query on the version's images, and a note on their origin.
 
-    None where records alone do not tell.
+    None where records alone do not hold them.
     """
     number = int(champion.version)
     files = registry.download(number, folder)
-    if files_sha256(files) != champion.tags.get(FILES):
+    if hash_files(files) != champion.tags.get(FILES):
         raise WeightsError(
             f"the files of the champion, version {number}, are not those that were registered: "
             "nothing can be compared with it; go back with `--rollback`, or name another champion"
@@ -163,11 +168,11 @@ def _champion(
     if records_only:
         return None, (
             f"the champion, version {number}, was measured on other images: records do not compare "
-            "them, a promotion measures it anew"
+            "them, a promotion measures it again"
         )
-    note = f"the champion, version {number}, was measured on other images: measured anew on these"
+    note = f"the champion, version {number}, was measured on other images: measured again on these"
     log.info(note)
     try:
-        return measure(files, own.images, root).queries, note
+        return verify_version(files, own.images, root).queries, note
     except WeightsError as error:
         raise WeightsError(f"the champion, version {number}: {error}") from None

@@ -23,15 +23,15 @@ from pipelines.runtime.tracking import SQLITE, open_client, without_login
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 WEIGHTS, FILES = "weights_sha256", "files_sha256"
-MADE_BY_LOADING = "registered_model_meta"  # which MLflow adds to what it downloads
-# A promotion must end, one way or the other: seconds, not MLflow's minutes.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+LOADING_ARTIFACT = "registered_model_meta"  # MLflow adds it to a download
+# A promotion must end within seconds; MLflow retries for minutes.
+REQUEST_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 
 log = logging.getLogger(__name__)
 
 
 class RegistryError(UserError):
-    """The registry did not answer, or refused what was asked."""
+    """The registry did not answer, or refused a request."""
 
 
 class Registry:
@@ -47,16 +47,16 @@ class Registry:
     """
 
     def __init__(self, uri: str, name: str) -> None:
-        for variable, value in PATIENCE.items():
+        for variable, value in REQUEST_LIMITS.items():
             os.environ.setdefault(variable, value)
         self.uri, self.name = without_login(uri), name
         if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
             raise ConfigError(
-                f"no registry at {uri}: `dpmpp run` makes one, or name another with --tracking-uri "
-                "or in DPMPP_TRACKING_URI"
+                f"no registry at {uri}: `dpmpp run` creates one, or name another with "
+                "--tracking-uri or in DPMPP_TRACKING_URI"
             )
         mlflow.set_tracking_uri(self.uri)
-        with answering(self.uri):
+        with translate_errors(self.uri):
             self.client = open_client(self.uri)
             if not self.client.search_registered_models(f"name = '{name}'"):
                 names = [model.name for model in self.client.search_registered_models()]
@@ -64,12 +64,12 @@ class Registry:
                 raise ConfigError(f"the registry {self.uri} has no model {name!r}{hint}")
 
     def aliases(self) -> dict[str, int]:
-        """Alias -> version number, as they are now."""
-        found = self.client.get_registered_model(self.name).aliases
-        return {alias: int(version) for alias, version in found.items()}
+        """Return alias -> version number, as they are now."""
+        aliases = self.client.get_registered_model(self.name).aliases
+        return {alias: int(version) for alias, version in aliases.items()}
 
     def version(self, number: int) -> ModelVersion:
-        """A version; ConfigError where there is none."""
+        """Return a version; raise ConfigError if there is none."""
         try:
             return self.client.get_model_version(self.name, str(number))
         except MlflowException as error:
@@ -77,28 +77,29 @@ class Registry:
                 raise
             raise ConfigError(f"{self.name} has no version {number}") from None
 
-    def point(self, alias: str, number: int | None) -> None:
-        """Let an alias point at a version, or at none: one call, one transaction."""
+    def set_alias(self, alias: str, number: int | None) -> None:
+        """Set an alias to a version, or delete it (None); one call, one transaction."""
         if number is not None:
             self.client.set_registered_model_alias(self.name, alias, str(number))
         elif alias in self.aliases():
             self.client.delete_registered_model_alias(self.name, alias)
 
-    def tag(self, number: int, key: str, value: str) -> None:
+    def set_tag(self, number: int, key: str, value: str) -> None:
+        """Set a tag of a version."""
         self.client.set_model_version_tag(self.name, str(number), key, value)
 
     def download(self, number: int, folder: Path) -> Path:
-        """All files of a version, below `folder`."""
+        """Download all files of a version below `folder`; return their folder."""
         target = folder / f"v{number}"
         target.mkdir()
-        found = mlflow.artifacts.download_artifacts(
+        files = mlflow.artifacts.download_artifacts(
             f"models:/{self.name}/{number}", dst_path=str(target), tracking_uri=self.uri
         )
-        return Path(found)
+        return Path(files)
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
+def translate_errors(uri: str) -> Iterator[None]:
     """Turn what MLflow raises into a RegistryError of one line."""
     try:
         yield
@@ -106,17 +107,17 @@ def answering(uri: str) -> Iterator[None]:
         raise RegistryError(f"the registry {uri}: {one_line(str(error))[:300]}") from error
 
 
-def files_sha256(folder: Path) -> str:
-    """SHA-256 (hex) over name and content of every file of a version, in name order."""
+def hash_files(folder: Path) -> str:
+    """Return the SHA-256 (hex) of names and contents of a version's files, in name order."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name != MADE_BY_LOADING:
+        if name != LOADING_ARTIFACT:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{content} {name}\n".encode())
     return digest.hexdigest()
 
 
-def megabytes(folder: Path) -> float:
-    """Size of all files, 10^6 bytes."""
+def measure_megabytes(folder: Path) -> float:
+    """Return the size of all files, 10^6 bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

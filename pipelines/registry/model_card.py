@@ -1,4 +1,4 @@
-"""The model card of a version: what it is, how good and how sure, from what, and what it is not."""
+"""Write the model card of a version: origin, data, figures with intervals, intended use, limits."""
 
 from __future__ import annotations
 
@@ -18,47 +18,51 @@ from dpmpp_core.redaction import one_line
 from pipelines.registry.record import CARD, Record
 from pipelines.reporting.tables import bounded, hidden_rows
 
-LAST = "## Configuration"
-DESCRIPTION = 5000  # characters that the registry keeps of a version's description
-INTENDED = (
+LAST_HEADING = "## Configuration"
+MAX_DESCRIPTION_CHARS = 5000  # that MLflow keeps
+INTENDED_USE = (
     "Ranking pictures of persons by likeness to a query, for people who then look themselves."
 )
 LIMITS = (
     "A rank identifies nobody: the figures are of queries whose person is in the gallery.",
     "Figures hold for the data above. Other cameras, places, clothes or years are another matter.",
-    "The intervals tell of other persons, not of another training: this is one seed.",
+    "The intervals are over other persons, not over other trainings: this is one seed.",
     "Differences between groups of people were not measured: decide nothing about people by it.",
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 
-def model_card(record: Record, config: Config, client: MlflowClient) -> str:
-    """The card as Markdown."""
+def render_model_card(record: Record, config: Config, client: MlflowClient) -> str:
+    """Return the card as Markdown."""
     parts = [
-        _head(record, config),
-        _data(record, config),
-        _figures(record.measured),
-        _ablation(record, client),
-        ["## Intended use and limits", "", config.tracking.intended_use or INTENDED, "",
+        _format_header(record, config),
+        _format_data(record, config),
+        _format_figures(record.measured),
+        _format_ablation(record, client),
+        ["## Intended use and limits", "", config.tracking.intended_use or INTENDED_USE, "",
          *(f"- {limit}" for limit in LIMITS)],
-        [LAST, "", "```yaml", config.to_yaml().strip(), "```"],
+        [LAST_HEADING, "", "```yaml", config.to_yaml().strip(), "```"],
     ]  # fmt: skip
     return "\n".join("\n".join([*part, ""]) for part in parts if part)
 
 
-def with_section(card: str, section: str) -> str:
-    """The card with one more section, before its last, long one."""
-    return card.replace(LAST, f"{section}\n{LAST}", 1)
+def insert_section(card: str, section: str) -> str:
+    """Return the card with one more section, before its last, long one."""
+    return card.replace(LAST_HEADING, f"{section}\n{LAST_HEADING}", 1)
 
 
-def description(card: str) -> str:
-    """The card as far as it fits a version's description; whole, it is beside the model."""
-    text, cut = card[: card.index(LAST)], f"... whole: {CARD} in `record`"
-    return text if len(text) <= DESCRIPTION else text[: DESCRIPTION - len(cut)] + cut
+def shorten_card(card: str) -> str:
+    """Return the card, cut to fit a version's description; the whole is next to the model."""
+    text, cut = card[: card.index(LAST_HEADING)], f"... whole: {CARD} in `record`"
+    return (
+        text
+        if len(text) <= MAX_DESCRIPTION_CHARS
+        else text[: MAX_DESCRIPTION_CHARS - len(cut)] + cut
+    )
 
 
-def _head(record: Record, config: Config) -> list[str]:
+def _format_header(record: Record, config: Config) -> list[str]:
     facts = record.facts
     packages = ", ".join(f"{k} {v}" for k, v in facts["environment"]["packages"].items())
     model = config.model
@@ -74,18 +78,18 @@ def _head(record: Record, config: Config) -> list[str]:
         + ", ".join(f"`{key}`" for key in facts["stages"].values()),
         f"- Person masks of the training: {config.saliency.provider}"
         + (f", `{facts['saliency']}`" if facts.get("saliency") else ""),
-        f"- Made with Python {facts['environment']['python']}, {packages}",
+        f"- Built with Python {facts['environment']['python']}, {packages}",
     ]
 
 
-def _data(record: Record, config: Config) -> list[str]:
+def _format_data(record: Record, config: Config) -> list[str]:
     facts = record.facts
     counts = [
         f"- {name}: " + ", ".join(f"{number:,} {what}" for what, number in values.items())
         for name, values in facts["counts"].items()
         if values
     ]
-    licence = config.tracking.data_licence or "unknown: nobody stated it (`tracking.data_licence`)"
+    licence = config.tracking.data_licence or "unknown: not stated (`tracking.data_licence`)"
     return [
         "## Data",
         "",
@@ -96,8 +100,8 @@ def _data(record: Record, config: Config) -> list[str]:
     ]
 
 
-def _figures(measured: Mapping[str, Any]) -> list[str]:
-    """Figures with their intervals, beside baselines; and by share hidden, where it is known."""
+def _format_figures(measured: Mapping[str, Any]) -> list[str]:
+    """Return figures with intervals and baselines; and by occlusion ratio, where it is known."""
     lines = [
         "## Figures",
         "",
@@ -107,11 +111,11 @@ def _figures(measured: Mapping[str, Any]) -> list[str]:
         "| queries | | mAP | rank-1 |",
         "|---|---|---:|---:|",
     ]
-    said = {"masked": "with mask", "unmasked": "no mask", "gain": "what the mask adds"}
+    labels = {"masked": "with mask", "unmasked": "no mask", "gain": "what the mask adds"}
     for name, kinds in measured["intervals"].items():
         for kind, values in kinds.items():
             shown = (bounded(values[figure], kind == "gain") for figure in ("mAP", "rank1"))
-            lines.append(f"| {name} | {said[kind]} | {' | '.join(shown)} |")
+            lines.append(f"| {name} | {labels[kind]} | {' | '.join(shown)} |")
         for baseline, values in measured["metrics"]["baselines"][name].items():
             shown = (format_percent(values[figure]) for figure in ("mAP", "rank1"))
             lines.append(f"| {name} | {baseline} | {' | '.join(shown)} |")
@@ -122,16 +126,16 @@ def _figures(measured: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _ablation(record: Record, client: MlflowClient) -> list[str]:
-    """What the parts of the method are worth on the same data, if that was measured."""
+def _format_ablation(record: Record, client: MlflowClient) -> list[str]:
+    """Return the results of the ablation on the same data, if there is one."""
     experiment = client.get_run(record.facts["run_id"]).info.experiment_id
     query = (
         f"tags.`dpmpp.data` = '{record.facts['dataset_id']}' and tags.`dpmpp.run` LIKE 'ablation-%'"
     )
-    found = client.search_runs([experiment], query, max_results=1)
-    if not found:
+    runs = client.search_runs([experiment], query, max_results=1)
+    if not runs:
         return ["## Ablation", "", "None was run on this data (`dpmpp ablate`)."]
-    run_id = found[0].info.run_id
+    run_id = runs[0].info.run_id
     try:
         table = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/table.json"))
     except (MlflowException, OSError, ValueError) as error:
@@ -139,11 +143,11 @@ def _ablation(record: Record, client: MlflowClient) -> list[str]:
         return ["## Ablation", "", f"Run `{run_id}`; its table cannot be read."]
     lines = ["## Ablation", "", f"On the same data, run `{run_id}`; mAP with mask, %.", ""]
     for name, sets in table["variants"].items():
-        values = "; ".join(f"{s} {_spread(v['masked']['mAP'])}" for s, v in sets.items())
+        values = "; ".join(f"{s} {_format_spread(v['masked']['mAP'])}" for s, v in sets.items())
         lines.append(f"- {name}: {values}")
     return lines
 
 
-def _spread(values: list[float]) -> str:
+def _format_spread(values: list[float]) -> str:
     mean = f"{100 * float(np.mean(values)):.1f}"
     return mean if len(values) < 2 else f"{mean} ± {100 * float(np.std(values, ddof=1)):.1f}"

@@ -1,11 +1,10 @@
-"""`candidate` -> `champion` in MLflow's registry, through a gate; and back."""
+"""Promote `candidate` to `champion` in MLflow's registry, through a gate, and roll it back."""
 
 from __future__ import annotations
 
 import json
 import logging
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,18 +23,18 @@ from pipelines.registry.client import (
     FILES,
     PREVIOUS,
     Registry,
-    answering,
-    files_sha256,
+    hash_files,
+    translate_errors,
 )
-from pipelines.registry.model_card import description, with_section
+from pipelines.registry.model_card import insert_section, shorten_card
 from pipelines.registry.promotion_log import (
-    LEASE,
+    LEASE_SECONDS,
     PROMOTE,
     ROLLBACK,
-    Journal,
     Move,
     PromotionConflictError,
-    owner,
+    PromotionLog,
+    describe_owner,
 )
 from pipelines.registry.record import CARD
 from pipelines.runtime.storage import Storage
@@ -44,9 +43,9 @@ from pipelines.runtime.tracking import resolve_tracking
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromotionRequest:
-    """What a user asks for; see `dpmpp promote --help`."""
+    """The options of `dpmpp promote`; see its `--help`."""
 
     name: str
     version: int | None = None
@@ -56,28 +55,28 @@ class PromotionRequest:
     tracking_uri: str | None = None
     dry_run: bool = False
     records_only: bool = False
-    lease: float = LEASE
+    lease: float = LEASE_SECONDS
 
 
 def promote(request: PromotionRequest) -> dict[str, Any]:
-    """Judge a version and, if it passes, make it the champion; the result that `--json` prints.
+    """Check a version and, if it passes the gate, set it as champion; return what `--json` prints.
 
-    `refused` in the result says in one line why it is not the champion now. The verdict is stored
-    as an MLflow run, and on the version as tags, unless it is a dry run.
+    `refused` in the result is the reason, in one line, why it is not the champion now. Unless it is
+    a dry run, the verdict is stored as an MLflow run and as tags of the version.
 
     Raises:
-        UserError: gate or version are none; the registry or the champion cannot be used.
+        UserError: no such gate or version; the registry or the champion cannot be used.
     """
     gate = load_gate(request.gate)
-    registry, journal = _open(request)
-    with answering(registry.uri), tempfile.TemporaryDirectory() as folder:
+    registry, promotions = _open_registry(request)
+    with translate_errors(registry.uri), tempfile.TemporaryDirectory() as folder:
         try:
             if not request.dry_run:
-                journal.repair()
-        except PromotionConflictError as lost:
-            return {"name": request.name, "refused": str(lost)}
+                promotions.repair()
+        except PromotionConflictError as conflict:
+            return {"name": request.name, "refused": str(conflict)}
         aliases = registry.aliases()
-        version = _asked(registry, request, aliases)
+        version = _select_version(registry, request, aliases)
         number, champion = int(version.version), aliases.get(CHAMPION)
         result: dict[str, Any] = {
             "name": request.name,
@@ -87,58 +86,61 @@ def promote(request: PromotionRequest) -> dict[str, Any]:
         if number == champion and not request.records_only:
             return result | {"version": number, "champion": number, "changed": False}
         other = None if champion in (None, number) else registry.version(champion)
-        arguments = registry, gate, version, other, Path(folder), request.data
-        verdict = run_promotion_checks(*arguments, request.records_only)
-        result |= verdict.as_json() | {"champion": champion, "changed": False}
+        verdict = run_promotion_checks(
+            registry, gate, version, other, Path(folder), request.data, request.records_only
+        )
+        result |= verdict.to_json() | {"champion": champion, "changed": False}
         if not request.dry_run:
-            result["run_id"] = _store(registry, version, verdict, gate, request)
+            result["run_id"] = _store_verdict(registry, version, verdict, gate, request)
         if verdict.refused_by:
             why = ", ".join(verdict.refused_by)
             return result | {"refused": f"{request.name} version {number} refused by: {why}"}
         if request.dry_run:
             return result
         move = Move(PROMOTE, champion, aliases.get(PREVIOUS), number)
-        return result | _moved(lambda: journal.move(move), move)
+        return result | _apply(promotions, move)
 
 
-def rollback(request: PromotionRequest) -> dict[str, Any]:
-    """Make the previous champion the champion again, and this one the previous.
+def roll_back(request: PromotionRequest) -> dict[str, Any]:
+    """Swap the champion with the previous one; return what `--json` prints.
 
-    What is taken back is tagged, and a gate refuses it from then on.
+    The version that is rolled back is tagged, and a gate refuses it from then on.
 
     Raises:
         UserError: there is no previous champion, or its files are not those that were registered.
     """
-    registry, journal = _open(request)
-    with answering(registry.uri), tempfile.TemporaryDirectory() as folder:
+    registry, promotions = _open_registry(request)
+    with translate_errors(registry.uri), tempfile.TemporaryDirectory() as folder:
         try:
             if not request.dry_run:
-                journal.repair()
-        except PromotionConflictError as lost:
-            return {"name": request.name, "refused": str(lost)}
+                promotions.repair()
+        except PromotionConflictError as conflict:
+            return {"name": request.name, "refused": str(conflict)}
         aliases = registry.aliases()
         champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
         if champion is None or previous is None or champion == previous:
             raise ConfigError(f"{request.name} has no previous champion to go back to")
         files = registry.download(previous, Path(folder))
         result = {"name": request.name, "version": previous, "champion": champion, "changed": False}
-        if files_sha256(files) != registry.version(previous).tags.get(FILES):
+        if hash_files(files) != registry.version(previous).tags.get(FILES):
             return result | {
                 "refused": f"the files of version {previous} are not those that were registered"
             }
         if request.dry_run:
             return result
         move = Move(ROLLBACK, champion, previous, previous)
-        return result | _moved(lambda: journal.move(move), move)
+        return result | _apply(promotions, move)
 
 
-def _open(request: PromotionRequest) -> tuple[Registry, Journal]:
+def _open_registry(request: PromotionRequest) -> tuple[Registry, PromotionLog]:
     uri, _ = resolve_tracking(request.tracking_uri, Storage(request.storage))
     registry = Registry(uri, request.name)
-    return registry, Journal(registry, request.lease)
+    return registry, PromotionLog(registry, request.lease)
 
 
-def _asked(registry: Registry, request: PromotionRequest, aliases: dict[str, int]) -> ModelVersion:
+def _select_version(
+    registry: Registry, request: PromotionRequest, aliases: dict[str, int]
+) -> ModelVersion:
     number = request.version or aliases.get(CANDIDATE)
     if number is None:
         raise ConfigError(
@@ -148,22 +150,22 @@ def _asked(registry: Registry, request: PromotionRequest, aliases: dict[str, int
     return registry.version(number)
 
 
-def _moved(move: Callable[[], None], made: Move) -> dict[str, Any]:
+def _apply(promotions: PromotionLog, move: Move) -> dict[str, Any]:
     try:
-        move()
-    except PromotionConflictError as lost:
-        return {"refused": str(lost)}
-    return {"changed": True, "champion": made.to, "previous": made.champion}
+        promotions.apply(move)
+    except PromotionConflictError as conflict:
+        return {"refused": str(conflict)}
+    return {"changed": True, "champion": move.to, "previous": move.champion}
 
 
-def _store(
+def _store_verdict(
     registry: Registry,
     version: ModelVersion,
     verdict: Verdict,
     gate: Gate,
     request: PromotionRequest,
 ) -> str:
-    """The verdict as an MLflow run beside the version's own, and as tags of the version."""
+    """Store the verdict as an MLflow run and as tags of the version; return the run's id."""
     client, number = registry.client, verdict.version
     experiment = client.get_run(str(version.run_id)).info.experiment_id
     answer = "refused" if verdict.refused_by else "passed"
@@ -174,19 +176,19 @@ def _store(
     }
     run_id = client.create_run(experiment, tags=tags).info.run_id
     now = datetime.now(UTC)
-    stored = verdict.as_json() | {
+    stored = verdict.to_json() | {
         "name": registry.name,
         "gate": {"name": request.gate, **gate.model_dump(mode="json")},
         "time": now.isoformat(timespec="seconds"),
-        "by": owner(),
+        "by": describe_owner(),
     }
-    page = markdown(stored)
+    page = render_verdict(stored)
     client.log_text(run_id, redact(json.dumps(stored, indent=2)) + "\n", "verdict.json")
     client.log_text(run_id, redact(page), "verdict.md")
     if verdict.card:
-        card = with_section(verdict.card, page.replace("# ", "## ", 1))
+        card = insert_section(verdict.card, page.replace("# ", "## ", 1))
         client.log_text(run_id, redact(card), CARD)
-        client.update_model_version(registry.name, str(number), description(card))
+        client.update_model_version(registry.name, str(number), shorten_card(card))
     stamp = int(now.timestamp() * 1000)
     metrics = [
         Metric(check.name, float(check.value), stamp, 0)
@@ -200,12 +202,12 @@ def _store(
         "dpmpp.gate.refused_by": ", ".join(verdict.refused_by),
         "dpmpp.gate.run": run_id,
     }.items():
-        registry.tag(number, key, value)
+        registry.set_tag(number, key, value)
     return run_id
 
 
-def markdown(verdict: dict[str, Any]) -> str:
-    """A verdict for people."""
+def render_verdict(verdict: dict[str, Any]) -> str:
+    """Return a verdict as Markdown."""
     refused = verdict["refused_by"]
     against = "no champion" if verdict["champion"] is None else f"version {verdict['champion']}"
     lines = [
@@ -223,16 +225,16 @@ def markdown(verdict: dict[str, Any]) -> str:
         cells = (
             check["name"],
             "passed" if check["passed"] else "**failed**",
-            shown(check["value"]),
-            shown(check["threshold"]),
+            format_value(check["value"]),
+            format_value(check["threshold"]),
             check["says"].replace("|", "\\|"),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def shown(value: float | str | None) -> str:
-    """A value of a check, short."""
+def format_value(value: float | str | None) -> str:
+    """Return a short text of a check's value."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, (int, float)) else value[:16]

@@ -1,6 +1,6 @@
-"""What a registered version says of itself: how it was measured, on which images, made of what.
+"""The record of a registered version: its figures, the images they are of, its origin.
 
-A folder beside the model's own files, inside the version: whoever has the registry has it.
+It is a folder next to the model's own files, inside the version.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Record:
     Attributes:
         facts: `dataset_id`, `evaluation_id`, `root`, `layout`, `counts`, `weights_sha256`,
             `config` (its name), `seed`, `run_id`, keys of `stages`, `saliency`, `environment`.
-        measured: what `evaluate_model` stored as METRICS_FILE.
-        queries: by query set, what each query found.
+        measured: content of METRICS_FILE of the evaluation.
+        queries: by query set, the figures of each query.
         images: IMAGE_SCHEMA, queries and gallery.
     """
 
@@ -44,7 +44,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        """The record in a record's folder; WeightsError where there is none."""
+        """Read a record from its folder; raise WeightsError if there is none."""
         try:
             facts = json.loads((folder / FACTS).read_text())
             measured, queries = read_evaluation(folder)
@@ -52,13 +52,13 @@ class Record:
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             problem = " ".join(str(error).split())
             raise WeightsError(
-                f"the version has no record of its evaluation ({problem}): register it anew with "
+                f"the version has no record of its evaluation ({problem}): register it again with "
                 "`dpmpp run`"
             ) from None
         return cls(facts, measured, queries, images)
 
     def write(self, folder: Path, evaluated: Path) -> None:
-        """Write it, the tables of the evaluation copied from the folder of that stage."""
+        """Write it, with the tables copied from the folder of the evaluation."""
         folder.mkdir(parents=True)
         (folder / FACTS).write_text(json.dumps(self.facts, indent=2, sort_keys=True) + "\n")
         for name in (METRICS_FILE, QUERIES_FILE):
@@ -67,6 +67,6 @@ class Record:
 
 
 def read_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, QueryFigures]]:
-    """What `evaluate_model` measured, and what each query found."""
+    """Return the metrics of an evaluation, and by query set the figures of each query."""
     measured = json.loads((folder / METRICS_FILE).read_text())
     return measured, from_table(pq.read_table(folder / QUERIES_FILE))

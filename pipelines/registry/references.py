@@ -1,4 +1,4 @@
-"""A model that the registry names, `models:/NAME@ALIAS` or `models:/NAME/VERSION`, as a folder."""
+"""Resolve `models:/NAME@ALIAS` and `models:/NAME/VERSION`, and fetch the model's folder."""
 
 from __future__ import annotations
 
@@ -17,50 +17,53 @@ if TYPE_CHECKING:
     from pipelines.registry.client import Registry
 
 SCHEME = "models:/"
-NAMED = re.compile(r"models:/(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<version>\d+))")
-VARIABLES = ("DPMPP_TRACKING_URI", "MLFLOW_TRACKING_URI")
+MODEL_URI_PATTERN = re.compile(r"models:/(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<version>\d+))")
+TRACKING_URI_VARIABLES = ("DPMPP_TRACKING_URI", "MLFLOW_TRACKING_URI")
 
 
 def is_registered(source: str) -> bool:
-    """Whether a model is named by the registry, not by a place."""
+    """Return whether a model is named as in the registry, not by its location."""
     return source.startswith(SCHEME)
 
 
-def registry_uri() -> str:
-    """Of the environment, or the file that `dpmpp run` makes in `./runs`."""
-    named = [os.environ[variable] for variable in VARIABLES if os.environ.get(variable)]
-    return named[0] if named else f"sqlite:///{Path('runs').absolute()}/mlflow.db"
+def get_registry_uri() -> str:
+    """Return the registry of the environment, or the file that `dpmpp run` writes in `./runs`."""
+    given = [
+        os.environ[variable] for variable in TRACKING_URI_VARIABLES if os.environ.get(variable)
+    ]
+    return given[0] if given else f"sqlite:///{Path('runs').absolute()}/mlflow.db"
 
 
 def resolve_model_uri(source: str) -> str:
-    """`models:/NAME/VERSION` of a name: an alias may point elsewhere tomorrow.
+    """Return `models:/NAME/VERSION` of a name, as its alias may be moved later.
 
     Raises:
         ConfigError: no such model, alias or version, or no name of either form.
         RegistryError: the registry does not answer.
     """
-    registry, number = _opened(source)
+    registry, number = _find_version(source)
     return f"{SCHEME}{registry.name}/{number}"
 
 
 def fetch_registered(source: str) -> Path:
-    """The model folder of a version, in the cache of this node.
+    """Return the model folder of a version, in the cache of this node.
 
     Raises:
         WeightsError: the files are not those that were registered, or hold no model of ours.
         ConfigError, RegistryError: as `resolve_model_uri`.
     """
-    from pipelines.registry.client import FILES, files_sha256
+    from pipelines.registry.client import FILES, hash_files, translate_errors
 
-    registry, number = _opened(source)
+    registry, number = _find_version(source)
     stated = registry.version(number).tags.get(FILES)
     key = stated or hashlib.sha256(f"{registry.uri} {registry.name} {number}".encode()).hexdigest()
     cache = Path(tempfile.gettempdir()) / "dpmpp-cache" / "models" / key
     if not cache.is_dir():
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
-            files = _downloaded(registry, number, Path(folder))
-            if stated not in (None, files_sha256(files)):
+            with translate_errors(registry.uri):
+                files = registry.download(number, Path(folder))
+            if stated not in (None, hash_files(files)):
                 raise WeightsError(f"{source}: its files are not those that were registered")
             if not cache.is_dir():  # others fetch it at the same time
                 shutil.move(files, cache)
@@ -70,17 +73,17 @@ def fetch_registered(source: str) -> Path:
     return cards[0].parent
 
 
-def _opened(source: str) -> tuple[Registry, int]:
-    """The registry of a name, and the number of the version that it names."""
-    from pipelines.registry.client import Registry, answering
+def _find_version(source: str) -> tuple[Registry, int]:
+    """Return the registry of a model's name, and the number of the named version."""
+    from pipelines.registry.client import Registry, translate_errors
 
-    named = NAMED.fullmatch(source)
+    named = MODEL_URI_PATTERN.fullmatch(source)
     if named is None:
         raise ConfigError(
             f"{source}: a model of the registry is models:/NAME@ALIAS or models:/NAME/VERSION"
         )
-    registry = Registry(registry_uri(), named["name"])
-    with answering(registry.uri):
+    registry = Registry(get_registry_uri(), named["name"])
+    with translate_errors(registry.uri):
         if named["version"]:
             return registry, int(registry.version(int(named["version"])).version)
         aliases = registry.aliases()
@@ -88,10 +91,3 @@ def _opened(source: str) -> tuple[Registry, int]:
         there = ", ".join(sorted(aliases)) or "none"
         raise ConfigError(f"{registry.name} has no alias {named['alias']!r}; it has: {there}")
     return registry, aliases[named["alias"]]
-
-
-def _downloaded(registry: Registry, number: int, folder: Path) -> Path:
-    from pipelines.registry.client import answering
-
-    with answering(registry.uri):
-        return registry.download(number, folder)

@@ -1,7 +1,7 @@
-"""The trained model -> a version in MLflow's registry, with the alias `candidate`.
+"""Register the trained model in MLflow as a version, with the alias `candidate`.
 
-A version is whole: weights, the code that runs them, requirements, the record of its evaluation and
-a model card. It appears in the registry with all its tags or not at all.
+A version is complete: weights, the code that runs them, requirements, the record of its evaluation
+and a model card. It appears in the registry with all its tags or not at all.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from dpmpp_core.models.reid import NAME
 from dpmpp_core.models.saved import read_card
 from dpmpp_core.redaction import redact
 from pipelines.registry import record
-from pipelines.registry.client import CANDIDATE, FILES, WEIGHTS, files_sha256
-from pipelines.registry.model_card import description, model_card
+from pipelines.registry.client import CANDIDATE, FILES, WEIGHTS, hash_files
+from pipelines.registry.model_card import render_model_card, shorten_card
 from pipelines.registry.record import Record, read_evaluation
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
@@ -47,61 +47,64 @@ FORMAT = 2  # of a version's files
 
 
 def register(run: Run, prepared: Stage, metric: Stage, evaluated: Stage) -> Stage:
-    """Log and register the model of the run; move the alias `candidate` to the new version."""
+    """Register the model of the run; move the alias `candidate` to the new version."""
     name = run.config.tracking.model_name
     identity = {
         "format": FORMAT,
         "metric": metric.key,
         "evaluate": evaluated.key,
         "name": name,
-        "tracking": redact(run.tracking.uri),  # a new password is no new server
+        "tracking": redact(run.tracking.uri),  # a changed password is not another server
     }
 
     def build(folder: Path) -> dict[str, Any]:
-        made = register_version(run, prepared, evaluated, run.folder(metric) / "model")
-        number = int(made.version)
+        created = register_version(run, prepared, evaluated, run.folder(metric) / "model")
+        number = int(created.version)
         return {"model_uri": f"models:/{name}/{number}", "version": number, "alias": CANDIDATE}
 
     return run.stage("register", identity, build)
 
 
 def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> ModelVersion:
-    """Register a saved model with its evaluation; the version is the candidate then.
+    """Register a saved model with its evaluation, and set the alias `candidate` to the version.
 
     Args:
-        model: folder of the model that `evaluated` measured.
+        run: its MLflow run is the version's.
+        prepared: the data.
+        evaluated: the evaluation of the model.
+        model: folder of the model.
     """
     name = run.config.tracking.model_name
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     mlflow.set_tracking_uri(run.tracking.uri)
     client = MlflowClient(run.tracking.uri)
-    made = _record(run, prepared, evaluated, model)
-    card = model_card(made, run.config, client)
+    own = _build_record(run, prepared, evaluated, model)
+    card = render_model_card(own, run.config, client)
     with tempfile.TemporaryDirectory() as folder:
-        beside = Path(folder) / record.FOLDER
-        made.write(beside, run.folder(evaluated))
-        (beside / record.CARD).write_text(card)
-        (beside / record.CONFIG).write_text(redact(run.config.to_yaml()))
+        record_folder = Path(folder) / record.FOLDER
+        own.write(record_folder, run.folder(evaluated))
+        (record_folder / record.CARD).write_text(card)
+        (record_folder / record.CONFIG).write_text(redact(run.config.to_yaml()))
         with mlflow.start_run(run_id=run.tracking.run_id):
             logged = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("serving.py")),
-                artifacts={"model": str(model), record.FOLDER: str(beside)},
-                code_paths=[str(_code(Path(folder)))],
-                signature=_signature(made.measured["masks"]),
-                input_example=_example(),
+                artifacts={"model": str(model), record.FOLDER: str(record_folder)},
+                code_paths=[str(_copy_code(Path(folder)))],
+                signature=_build_signature(own.measured["masks"]),
+                input_example=_build_example(),
                 pip_requirements=[f"{p}=={version(p)}" for p in REQUIREMENTS],
             )
         stored = Path(folder) / "stored"
         stored.mkdir()
         mlflow.artifacts.download_artifacts(logged.model_uri, dst_path=str(stored))
-        if files_sha256(stored / "artifacts" / model.name) != files_sha256(model):
+        if hash_files(stored / "artifacts" / model.name) != hash_files(model):
             raise WeightsError(f"{logged.model_uri} is not what was stored there: register again")
         tags = {
-            WEIGHTS: made.facts["weights_sha256"],
-            FILES: files_sha256(stored),
-            "dpmpp.data": made.facts["dataset_id"],
-            "dpmpp.evaluation": made.facts["evaluation_id"],
+            WEIGHTS: own.facts["weights_sha256"],
+            FILES: hash_files(stored),
+            "dpmpp.data": own.facts["dataset_id"],
+            "dpmpp.evaluation": own.facts["evaluation_id"],
             "dpmpp.evaluate": evaluated.key,
         }
     try:
@@ -115,19 +118,19 @@ def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -
         run_id=run.tracking.run_id,
         model_id=logged.model_id,
         tags=tags,
-        description=description(card),
+        description=shorten_card(card),
     )
     client.set_registered_model_alias(name, CANDIDATE, str(created.version))
     return created
 
 
-def _record(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> Record:
+def _build_record(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> Record:
     manifest = Manifest.load(run.folder(prepared))
     images = manifest.images.filter(pc.not_equal(manifest.images["split"], "train"))
     saliency = [stage.key for stage in run.stages if stage.name == "saliency"]
     facts = {
         "dataset_id": manifest.dataset_id,
-        "evaluation_id": rows_sha256(images),  # other training images make no other evaluation
+        "evaluation_id": rows_sha256(images),  # the training images do not change the evaluation
         "root": redact(manifest.root),
         "layout": manifest.layout,
         "counts": manifest.counts(),
@@ -142,14 +145,14 @@ def _record(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> Record:
     return Record(facts, *read_evaluation(run.folder(evaluated)), images)
 
 
-def _code(folder: Path) -> Path:
-    """A copy of the package that runs the model, without the weights that training starts from."""
+def _copy_code(folder: Path) -> Path:
+    """Copy the package that runs the model, without the weights that training starts from."""
     package = Path(dpmpp_core.__file__).parent
-    left = shutil.ignore_patterns("__pycache__", "weights")
-    return Path(shutil.copytree(package, folder / package.name, ignore=left))
+    omitted = shutil.ignore_patterns("__pycache__", "weights")
+    return Path(shutil.copytree(package, folder / package.name, ignore=omitted))
 
 
-def _signature(masks: dict[str, Any]) -> ModelSignature:
+def _build_signature(masks: dict[str, Any]) -> ModelSignature:
     spaces = sorted(next(iter(masks.values())))
     columns = [f"{kind}_{space}" for kind in ("feature", "mask") for space in spaces]
     return ModelSignature(
@@ -158,8 +161,8 @@ def _signature(masks: dict[str, Any]) -> ModelSignature:
     )
 
 
-def _example() -> pd.DataFrame:
-    """A drawn picture: an example must not show anybody."""
+def _build_example() -> pd.DataFrame:
+    """Draw a picture, since an example must not show a person."""
     ramp = np.linspace(0, 255, 128, dtype=np.uint8)
     image = np.repeat(np.tile(ramp, (256, 1))[..., None], 3, axis=2)
     return pd.DataFrame({"image": [cv2.imencode(".jpg", image)[1].tobytes()]})

@@ -18,9 +18,10 @@ from dpmpp_core.retrieval import to_columns
 
 
 class DpmppModel(PythonModel):
-    """Features and masks of pictures."""
+    """A model of MLflow that returns features and masks of pictures."""
 
     def load_context(self, context: Any) -> None:
+        """Load the model from the version's files, onto the GPU if there is one."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = load_model(context.artifacts["model"], device)
 
@@ -30,10 +31,12 @@ class DpmppModel(PythonModel):
         """Embed pictures.
 
         Args:
-            model_input: column `image`: the bytes of a JPEG or PNG file a row.
+            context: of MLflow; not used.
+            model_input: column `image` with the bytes of one JPEG or PNG file per row.
+            params: of MLflow; not used.
 
         Returns:
-            columns `feature_SPACE` and `mask_SPACE`: a list of floats a row.
+            columns `feature_SPACE` and `mask_SPACE`: one list of floats per row.
 
         Raises:
             DataError: bytes that are not a picture.

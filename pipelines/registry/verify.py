@@ -1,4 +1,4 @@
-"""A registered version, measured in a new process on the images of an evaluation."""
+"""Measure a registered version in a new process, on the images of an evaluation."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from dpmpp_core.retrieval import (
     refuse_unusable,
 )
 
-READS = 8  # files at a time; from S3 it would mostly wait
-BLOCK = 256  # files read ahead
-SHOWN = 300  # characters of what a failing process said
+READ_THREADS = 8  # for S3, where a single thread mostly waits
+READ_AHEAD_FILES = 256
+MAX_ERROR_CHARS = 300  # of the last line that a failing process printed
 
 
 @dataclass(frozen=True)
 class VerificationResult:
-    """What a new process found.
+    """Figures of a version in a new process.
 
     Attributes:
-        queries: by query set, what each query found with its mask.
+        queries: by query set, the figures of each query with its mask.
         seconds: to load the model, imports included.
         latency_ms: median of single pictures.
     """
@@ -48,7 +48,7 @@ class VerificationResult:
     latency_ms: float
 
 
-def measure(version: Path, images: pa.Table, root: str) -> VerificationResult:
+def verify_version(version: Path, images: pa.Table, root: str) -> VerificationResult:
     """Load a version in a new process, embed an evaluation's images, and rank.
 
     Args:
@@ -62,54 +62,53 @@ def measure(version: Path, images: pa.Table, root: str) -> VerificationResult:
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.npz"
-        _run(version, answer, pictures(images, root))
-        with np.load(answer) as found:
-            columns = {name: found[name] for name in found.files}
+        _run_worker(version, answer, read_images(images, root))
+        with np.load(answer) as stored:
+            columns = dict(stored)
     code = str(columns.pop("code"))
     if not Path(code).resolve().is_relative_to(version.resolve()):
-        raise WeightsError("the version does not bring its own code: register it anew")
+        raise WeightsError("the version does not bring its own code: register it again")
     seconds, spent = float(columns.pop("seconds")), columns.pop("milliseconds")
     paths = images["path"].to_pylist()
     refuse_unusable(columns, paths)
-    return VerificationResult(_ranked(columns, images), seconds, float(np.median(spent)))
+    return VerificationResult(_rank_queries(columns, images), seconds, float(np.median(spent)))
 
 
-def pictures(images: pa.Table, root: str) -> Iterator[bytes]:
-    """The files of an evaluation, in order; DataError if one is not what it was."""
-    with ThreadPoolExecutor(READS if "://" in root else 1) as threads:
-        for start in range(0, len(images), BLOCK):
-            rows = images.slice(start, BLOCK)
-            found = threads.map(partial(read_bytes, root), rows["path"].to_pylist())
-            for data, row in zip(found, rows.to_pylist(), strict=True):
+def read_images(images: pa.Table, root: str) -> Iterator[bytes]:
+    """Yield the files of an evaluation in order; raise DataError if one has changed."""
+    with ThreadPoolExecutor(READ_THREADS if "://" in root else 1) as threads:
+        for start in range(0, len(images), READ_AHEAD_FILES):
+            rows = images.slice(start, READ_AHEAD_FILES)
+            contents = threads.map(partial(read_bytes, root), rows["path"].to_pylist())
+            for data, row in zip(contents, rows.to_pylist(), strict=True):
                 if hashlib.sha256(data).hexdigest() != row["sha256"]:
                     raise DataError(
                         f"{row['path']} in {root} is not the file that the version was measured "
-                        "on: measure and register anew with `dpmpp run`"
+                        "on: measure and register again with `dpmpp run`"
                     )
                 yield data
 
 
-def _run(version: Path, answer: Path, files: Iterator[bytes]) -> None:
-    """Start the program, hand it the files, wait for its end."""
-    program = Path(__file__).with_name("alone.py")
+def _run_worker(version: Path, answer: Path, files: Iterator[bytes]) -> None:
+    """Start the worker, send it the files, wait for its end."""
+    program = Path(__file__).with_name("verify_worker.py")
     command = [sys.executable, "-P", str(program), str(version), str(answer)]
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
         try:
-            _hand_over(files, process)
+            _send_files(files, process)
             code = process.wait()
         finally:
-            process.kill()  # nothing, if it has ended
+            process.kill()  # does nothing if it has ended
             process.wait()
         if code:
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines() or ["nothing said"]
-            raise WeightsError(
-                f"the version does not work in a new process: {one_line(lines[-1])[:SHOWN]}"
-            )
+            output.seek(0)
+            lines = output.read().decode(errors="replace").strip().splitlines() or ["no output"]
+            reason = one_line(lines[-1])[:MAX_ERROR_CHARS]
+            raise WeightsError(f"the version does not work in a new process: {reason}")
 
 
-def _hand_over(files: Iterator[bytes], process: subprocess.Popen[bytes]) -> None:
+def _send_files(files: Iterator[bytes], process: subprocess.Popen[bytes]) -> None:
     pipe = process.stdin
     assert pipe is not None
     try:
@@ -117,26 +116,30 @@ def _hand_over(files: Iterator[bytes], process: subprocess.Popen[bytes]) -> None
             for data in files:
                 pipe.write(struct.pack(">I", len(data)) + data)
     except BrokenPipeError:
-        pass  # it ended early, and its exit code says so
+        pass  # it ended early; its exit code is checked
 
 
-def _ranked(columns: dict[str, np.ndarray], images: pa.Table) -> dict[str, QueryFigures]:
-    gallery = _part(columns, images, pc.equal(images["split"], "gallery"))
+def _rank_queries(columns: dict[str, np.ndarray], images: pa.Table) -> dict[str, QueryFigures]:
+    gallery = _select_embeddings(columns, images, pc.equal(images["split"], "gallery"))
     queries = pc.equal(images["split"], "query")
     sets = {
-        "occluded": _part(columns, images, pc.and_(queries, images["occluded"])),
-        "holistic": _part(columns, images, pc.and_(queries, pc.invert(images["occluded"]))),
+        "occluded": _select_embeddings(columns, images, pc.and_(queries, images["occluded"])),
+        "holistic": _select_embeddings(
+            columns, images, pc.and_(queries, pc.invert(images["occluded"]))
+        ),
     }
-    found = {}
+    figures = {}
     for name, query in sets.items():
         if len(query):
             ids = query.pids, gallery.pids, query.camids, gallery.camids
             ranked = rank_features(query.features, query.masks, gallery.features, *ids)
-            found[name] = QueryFigures.of(query, ranked)
-    return found
+            figures[name] = QueryFigures.of(query, ranked)
+    return figures
 
 
-def _part(columns: dict[str, np.ndarray], images: pa.Table, chosen: pa.ChunkedArray) -> Embeddings:
+def _select_embeddings(
+    columns: dict[str, np.ndarray], images: pa.Table, chosen: pa.ChunkedArray
+) -> Embeddings:
     keep = np.asarray(chosen)
     features, masks = from_columns({name: values[keep] for name, values in columns.items()})
     rows = images.filter(chosen)

@@ -1,11 +1,11 @@
-"""A program: a registered model in a process that has nothing but its files.
+"""A program that runs a registered model in a process with nothing but the model's files.
 
-    python -P alone.py MODEL_FOLDER ANSWER.npz < pictures
+    python -P verify_worker.py MODEL_FOLDER ANSWER.npz < pictures
 
 It imports nothing of this package: what the model needs has to come with it. Pictures come on
 stdin, each as four bytes of length (big-endian) and the file's bytes. ANSWER.npz gets the columns
-that the model returns, a row a picture in order; `seconds` to load it; `milliseconds` of single
-pictures; `code`, where the model's code came from.
+that the model returns, one row per picture in order; `seconds` to load it; `milliseconds` of
+single pictures; `code`, the file that the model's code was loaded from.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-BATCH = 64
+BATCH_IMAGES = 64
 TIMED, WARM_UP = 25, 5
 
 
 def main(folder: str, answer: str) -> None:
+    """Embed the pictures of stdin, time single ones, and write the answer."""
     start = time.perf_counter()
     import mlflow
     import numpy as np
@@ -30,7 +31,7 @@ def main(folder: str, answer: str) -> None:
     seconds = time.perf_counter() - start
     parts: list[pd.DataFrame] = []
     first: list[bytes] = []
-    for batch in batches():
+    for batch in read_batches():
         first = first or batch
         parts.append(model.predict(pd.DataFrame({"image": batch})))
     spent = []
@@ -48,12 +49,12 @@ def main(folder: str, answer: str) -> None:
     np.savez(answer, code=np.array(str(code)), **columns)
 
 
-def batches() -> Iterator[list[bytes]]:
-    """Pictures of stdin, BATCH at a time."""
+def read_batches() -> Iterator[list[bytes]]:
+    """Yield the pictures of stdin, BATCH_IMAGES at a time."""
     batch: list[bytes] = []
     while head := sys.stdin.buffer.read(4):
         batch.append(sys.stdin.buffer.read(struct.unpack(">I", head)[0]))
-        if len(batch) == BATCH:
+        if len(batch) == BATCH_IMAGES:
             yield batch
             batch = []
     if batch:

@@ -1,1 +1,1 @@
-"""Figures, tables and HTML pages."""
+"""Figures, tables and HTML pages for people: `write_report`, `render` for ablations, `figures`."""

@@ -75,8 +75,9 @@ class ReportData:
     metrics: query set -> what `dpmpp_core.retrieval.evaluate` returns; and, under "baselines",
         query set -> {"histogram": {...}, "chance": {...}}. Fractions in [0, 1].
     mask_statistics: query set -> space -> what `mask_statistics` returns for it.
-    intervals, strata, multi_shot: query set -> what `intervals`, `by_hidden` and `by_cameras`
-        (under "hidden", "cameras"), and `multi_shot` of `dpmpp_core.retrieval` return.
+    intervals, strata, multi_shot: query set -> what `compute_intervals`,
+        `evaluate_by_occlusion` and `evaluate_by_camera_pair` (under "hidden", "cameras"), and
+        `evaluate_tracklets` of `dpmpp_core.retrieval` return.
     thumbnails: path of a quarantined file -> RGB picture, None where it cannot be decoded.
     pictures: shown in this order.
     history: one mapping an epoch, "epoch" and the losses.

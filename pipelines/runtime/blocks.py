@@ -10,13 +10,13 @@ import pyarrow as pa
 import ray.data
 
 from pipelines.runtime.progress import bar
-from pipelines.runtime.resources import pool
+from pipelines.runtime.resources import create_pool
 
-S3_READS_PER_TASK = 8  # at a time, since a task mostly waits for S3
+S3_READS_PER_TASK = 8  # concurrent ones, since a task mostly waits for S3
 
 
 def read_files(read: Callable[[str], Any], root: str, files: pa.Table) -> list[Any]:
-    """Return `read(path)` for each row of `files`, below `root`; several at a time from S3."""
+    """Return `read(path)` for each row of `files`, below `root`; concurrently from S3."""
     paths = files["path"].to_pylist()
     if "://" not in root:  # a second thread costs a third of the time
         return [read(path) for path in paths]
@@ -31,6 +31,7 @@ class Worker:
         self._work = work
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        """Return what the function returns for a block."""
         return self._work(block)
 
 
@@ -40,16 +41,17 @@ def map_blocks(
     """Apply `work` to each block on Ray Data workers, showing progress.
 
     Args:
-        work: returns a table whose column `done` counts finished rows.
-        workers: processes, at most; each has one CPU.
-        title: of the progress bar, over all rows of `blocks`.
+        work: Returns a table whose column `done` counts finished rows.
+        blocks: What it is applied to, one block per call.
+        workers: Maximum number of processes; each has one CPU.
+        title: Title of the progress bar, over all rows of `blocks`.
     """
     dataset = ray.data.from_arrow(blocks).map_batches(
         Worker,
         fn_constructor_args=(work,),
         batch_size=None,
         batch_format="pyarrow",
-        compute=pool(min(workers, len(blocks))),
+        compute=create_pool(min(workers, len(blocks))),
         num_cpus=1,
     )
     done = 0

@@ -21,15 +21,16 @@ LINE_SECONDS = 10.0
 
 
 class Bar:
-    """One piece of work. `update(done, note)` may be called as often as one likes."""
+    """The progress of one piece of work."""
 
     def __init__(self, title: str, total: int, progress: Progress | None) -> None:
         self._title, self._total, self._progress = title, total, progress
         self._task = progress.add_task(title, total=total, note="") if progress else None
         self._last, self._shown = time.monotonic(), 0
-        self._first: tuple[float, int] | None = None  # continued work does not start at 0
+        self._first: tuple[float, int] | None = None  # resumed work does not start at 0
 
     def update(self, done: int, note: str = "") -> None:
+        """Show that `done` items are finished; cheap enough to be called after each of them."""
         now = time.monotonic()
         start, before = self._first = self._first or (now, done)
         if self._progress is not None and self._task is not None:
@@ -62,43 +63,48 @@ def bar(title: str, total: int) -> Iterator[Bar]:
 
 @ray.remote(num_cpus=0)
 class TrainingMonitor:
-    """Where a train worker writes how far it is, and reads whether it should stop."""
+    """Actor through which a train worker reports progress and learns that it should stop."""
 
     def __init__(self) -> None:
-        self._step, self._note, self._stopping = 0, "", False
-        self._news: list[tuple[str, Any]] = []
+        self._step, self._note, self._stop_requested = 0, "", False
+        self._reports: list[tuple[int, dict[str, float]] | str] = []
 
-    def step(self, step: int, note: str) -> None:
+    def report_step(self, step: int, note: str) -> None:
+        """Record how many steps are done, with a note for the progress bar."""
         self._step, self._note = step, note
 
-    def figures(self, epoch: int, values: dict[str, float]) -> None:
-        self._news.append(("figures", (epoch, values)))
+    def report_epoch(self, epoch: int, values: dict[str, float]) -> None:
+        """Record the metrics of an epoch."""
+        self._reports.append((epoch, values))
 
-    def say(self, sentence: str) -> None:
-        self._news.append(("say", sentence))
+    def log_warning(self, message: str) -> None:
+        """Record a warning for the driver's log."""
+        self._reports.append(message)
 
-    def stop(self) -> None:
-        self._stopping = True
+    def request_stop(self) -> None:
+        """Request that the workers write a checkpoint and end."""
+        self._stop_requested = True
 
-    def stopping(self) -> bool:
-        return self._stopping
+    def stop_requested(self) -> bool:
+        """Return whether `request_stop` was called."""
+        return self._stop_requested
 
-    def read(self, seen: int) -> tuple[int, str, list[tuple[str, Any]]]:
-        """Steps done, a note, and what was reported after the first `seen` things."""
-        return self._step, self._note, self._news[seen:]
+    def read(self, seen: int) -> tuple[int, str, list[tuple[int, dict[str, float]] | str]]:
+        """Return the steps done, their note, and the reports after the first `seen`."""
+        return self._step, self._note, self._reports[seen:]
 
 
-def start_board() -> Any:
-    """A board on this node, so that it lives as long as who reads it."""
+def start_monitor() -> Any:
+    """Start a `TrainingMonitor` on this node, so that it lives as long as its reader."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return TrainingMonitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 @contextmanager
-def follow(
-    board: Any, title: str, total: int, on_figures: Callable[[int, dict[str, float]], None]
+def follow_training(
+    monitor: Any, title: str, total: int, on_epoch: Callable[[int, dict[str, float]], None]
 ) -> Iterator[None]:
-    """Show a board's progress while the block runs; hand each epoch's figures to `on_figures`."""
+    """Show a monitor's progress while the block runs; pass each epoch's metrics to `on_epoch`."""
     over = threading.Event()
 
     def watch() -> None:
@@ -107,18 +113,18 @@ def follow(
             while True:
                 ended = over.wait(1.0)  # one last look after the end
                 try:
-                    step, note, news = ray.get(board.read.remote(seen), timeout=5)
-                except Exception:  # a lost board must not stop the work it shows
+                    step, note, reports = ray.get(monitor.read.remote(seen), timeout=5)
+                except Exception:  # a lost monitor must not stop the training that it shows
                     if ended:
                         return
                     continue
-                seen += len(news)
+                seen += len(reports)
                 shown.update(step, note)
-                for kind, value in news:
-                    if kind == "figures":
-                        on_figures(*value)
+                for report in reports:
+                    if isinstance(report, str):
+                        log.warning("training: %s", report)
                     else:
-                        log.warning("training: %s", value)
+                        on_epoch(*report)
                 if ended:
                     return
 

@@ -18,45 +18,43 @@ from dpmpp_core.redaction import redact
 
 log = logging.getLogger(__name__)
 
-# A worker that dies just after it reported must not lose its checkpoint: Ray registers reports
+# A worker that dies just after a report must not lose its checkpoint: Ray registers reports
 # when it polls, every 2 s by default.
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for each other must not burn their cores
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours are in `progress`
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new one greets even where it was told to be quiet
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # `progress` shows its own
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new output prints a banner even with verbose=0
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a failed trial is logged with its reason
 }
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-# Seconds that a worker group may wait for its CPUs and GPUs. One of any size is sized by what Ray
-# knew up to a second before a node was lost, and asks again only after this time.
+# Seconds that a worker group may wait for its CPUs and GPUs. An elastic one takes its size from
+# what Ray knew up to a second before a node was lost, and is resized only after this time.
 START_SECONDS = "300"
 ELASTIC_START_SECONDS = "20"
-AUTOSCALED_SECONDS = "1800"  # what a cloud may need to bring a node, and more
+AUTOSCALED_SECONDS = "1800"  # more than a cloud needs to start a node
 PROGRESS_TIMEOUT = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
-IN_FLIGHT = 8  # blocks
-INLINE_EMBED_MAX_IMAGES = (
-    1000  # images that one process has embedded when workers would just have started
-)
-
+BLOCKS_IN_FLIGHT = 8  # per data worker
+# Starting workers takes as long as embedding so many images in this process.
+INLINE_EMBED_MAX_IMAGES = 1000
 TRIAL_BYTES = 5 * 2**30  # memory of the processes of a trial of the demo's size, measured
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who gets what, in Ray's logical CPUs and GPUs.
+    """How Ray's logical CPUs and GPUs are divided.
 
     Attributes:
-        train_workers: processes of one training run, at most.
+        train_workers: Maximum number of processes of one training run.
         train_cpus: CPUs, and so torch threads, of each.
-        train_gpu: whether each has a GPU.
-        data_workers: processes that make training batches.
-        embed_workers: processes that embed images, one CPU each.
-        trials: pipelines side by side, each with all of the above to itself.
-        embed_nodes: labels of the nodes that embed images.
-        here: images up to which they are embedded by the process that asks, without workers.
+        train_gpu: Whether each has a GPU.
+        data_workers: Processes that make training batches.
+        embed_workers: Processes that embed images, one CPU each.
+        trials: Concurrent pipelines, each with all of the above to itself.
+        embed_nodes: Labels of the nodes that embed images.
+        inline_embed_max_images: Up to so many images are embedded by the calling process.
     """
 
     train_workers: int
@@ -66,30 +64,32 @@ class Plan:
     embed_workers: int
     trials: int = 1
     embed_nodes: tuple[str, ...] = ()
-    here: int = 0
+    inline_embed_max_images: int = 0
 
     def __str__(self) -> str:
         device = "1 GPU, " if self.train_gpu else ""
-        side_by_side = f"{self.trials} trials at a time, each: " if self.trials > 1 else ""
+        trials = f"{self.trials} trials at a time, each: " if self.trials > 1 else ""
         return (
-            f"{side_by_side}{self.train_workers} train worker(s) x {device}{self.train_cpus} CPU, "
+            f"{trials}{self.train_workers} train worker(s) x {device}{self.train_cpus} CPU, "
             f"{self.data_workers} data worker(s), {self.embed_workers} embedding worker(s)"
         )
 
 
-def plan(
+def plan_resources(
     cpus: int, gpus: int, config: ClusterConfig, shared: bool, nodes: Sequence[int] = ()
 ) -> Plan:
-    """Divide `cpus` and `gpus`.
+    """Divide the physical `cpus` and `gpus` of a machine or cluster.
 
     Args:
-        cpus, gpus: what there is, real ones.
-        shared: one machine for all (local Ray). Data workers then use the CPUs that training also
-            uses, as they mostly wait; on a cluster they get CPUs of their own.
+        cpus: Number of CPUs.
+        gpus: Number of GPUs.
+        config: Sizes given by the user.
+        shared: Whether one machine runs everything (local Ray). Data workers then use the CPUs of
+            training too, as they mostly wait; on a cluster they get CPUs of their own.
         nodes: CPUs of each node that may train, as a worker must fit on one; empty = one machine.
 
     Raises:
-        ConfigError: more train workers than GPUs, or than CPUs left; shows the arithmetic.
+        ConfigError: There are more train workers than GPUs, or than CPUs left.
     """
     if config.autoscaled and not shared:
         return _plan_from_config(config)
@@ -115,16 +115,20 @@ def plan(
     train_cpus = config.train_cpus or (
         1 if use_gpu and not shared else _max_cpus_per_worker(workers, left // workers, nodes)
     )
-    embed = config.embed_workers or max(1, cpus if shared else left)
-    nodes_told = _embed_nodes(config, use_gpu)
-    here = (
-        INLINE_EMBED_MAX_IMAGES if shared and not use_gpu else 0
-    )  # elsewhere this process may lack the means
-    return Plan(workers, train_cpus, use_gpu, data, embed, embed_nodes=nodes_told, here=here)
+    return Plan(
+        train_workers=workers,
+        train_cpus=train_cpus,
+        train_gpu=use_gpu,
+        data_workers=data,
+        embed_workers=config.embed_workers or max(1, cpus if shared else left),
+        embed_nodes=_embed_nodes(config, use_gpu),
+        # A cluster's driver may have neither GPU nor CPUs.
+        inline_embed_max_images=INLINE_EMBED_MAX_IMAGES if shared and not use_gpu else 0,
+    )
 
 
 def _plan_from_config(config: ClusterConfig) -> Plan:
-    """The sizes of the configuration, which has them all, whatever nodes there are."""
+    """Return the sizes of an autoscaled cluster, all of which the configuration gives."""
     data, embed, cpus = config.data_workers, config.embed_workers, config.train_cpus
     assert data and embed and cpus and config.gpu is not None
     nodes = _embed_nodes(config, config.gpu)
@@ -132,12 +136,11 @@ def _plan_from_config(config: ClusterConfig) -> Plan:
 
 
 def _embed_nodes(config: ClusterConfig, gpu: bool) -> tuple[str, ...]:
-    """Images are embedded where the GPUs are, or else where they are read."""
-    return config.train_nodes if gpu else config.data_nodes
+    return config.train_nodes if gpu else config.data_nodes  # GPUs embed, or who reads images
 
 
 def _max_cpus_per_worker(workers: int, cpus: int, nodes: Sequence[int]) -> int:
-    """The most CPUs, at most `cpus` each, with which so many workers fit on the nodes."""
+    """Return the largest number up to `cpus` with which so many workers fit on the nodes."""
     while nodes and cpus > 1 and sum(node // cpus for node in nodes) < workers:
         cpus -= 1
     return max(1, cpus)
@@ -151,49 +154,39 @@ def plan_trials(
     shared: bool,
     nodes: Sequence[int] = (),
 ) -> Plan:
-    """Divide the same machine or cluster among pipelines that run side by side.
+    """Divide the same machine or cluster among concurrent pipelines.
 
-    A CPU of its own for each train worker is worth more than threads, so there are as many trials
-    as that allows, or as there are GPUs for; on a cluster each also has CPUs for its data workers.
-
-    Args:
-        whole: what a single pipeline gets.
-
-    Raises:
-        ConfigError: as `plan`.
+    One CPU per train worker is worth more than threads, so there are as many trials as that
+    allows, or as there are GPUs for. On a cluster each trial also has CPUs for its data workers.
+    `whole` is what a single pipeline gets; other arguments and errors are of `plan_resources`.
     """
     workers = config.train_workers
     if shared:
-        trials = min(cpus // workers, _memory() // TRIAL_BYTES)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        trials = min(cpus // workers, memory // TRIAL_BYTES)
     else:
         trials = cpus // (workers + (config.data_workers or 1) + 2)
     if whole.train_gpu:
         trials = min(trials, gpus // workers)
     if not shared and (trials < 2 or config.autoscaled):
-        # The trial's own process takes a little of a CPU. With that much too little left, Ray
-        # Data's reading tasks would wait for ever, and train workers too where it may be on their
-        # node.
+        # The trial's own process takes a part of a CPU. Without it Ray Data's reading tasks would
+        # wait for ever, and so would train workers where the trial may be placed on their node.
         train = whole.train_cpus if config.data_nodes else max(1, whole.train_cpus - 1)
         return replace(whole, train_cpus=train, embed_workers=max(1, whole.embed_workers - 1))
     if trials < 2:
         return whole
-    share = plan(cpus // trials, gpus // trials, config, shared, nodes)
+    share = plan_resources(cpus // trials, gpus // trials, config, shared, nodes)
     return replace(share, trials=trials)
-
-
-def _memory() -> int:
-    """Bytes of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def connect(address: str | None, config: ClusterConfig) -> tuple[Plan, Plan]:
     """Start a local Ray sized to this machine, or join the cluster at `address`; plan its use.
 
     Returns:
-        the plan of one pipeline, and that of one of many side by side.
+        The plan of a single pipeline, and the plan of each of several concurrent ones.
 
     Raises:
-        ConfigError: no cluster at `address`, or it is too small.
+        ConfigError: There is no cluster at `address`, or it is too small.
     """
     elastic = config.worker_counts[0] < config.train_workers
     start = ELASTIC_START_SECONDS if elastic else START_SECONDS
@@ -206,73 +199,71 @@ def connect(address: str | None, config: ClusterConfig) -> tuple[Plan, Plan]:
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # trials without results
-    # Says at every start that tokens are on, which is as it should be.
+    # It logs at every start that tokens are enabled, which is intended.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     plans = _start_local(config) if address is None else _join(address, config)
     context = ray.data.DataContext.get_current()
     throttle(context)
-    context.execution_options.label_selector = selector(config.data_nodes) or None
+    context.execution_options.label_selector = parse_labels(config.data_nodes) or None
     log.info("Ray: %s", plans[0])
     return plans
 
 
 class Throttle:
-    """Keeps Ray Data's scheduling loop from spinning.
+    """Execution callback that limits Ray Data's scheduling loop to 50 iterations per second.
 
-    The loop waits for tasks, but while finished tasks are held back for want of room downstream it
-    returns at once, over and over: 60 % of a core, taken from training. 50 rounds a second are
-    plenty, as a round handles everything that is ready.
+    While finished tasks wait for free buffers downstream, the loop spins and takes 60 % of a core
+    from training. Each iteration handles everything that is ready, so 50 are enough.
     """
 
-    def before_execution_starts(self, executor: Any) -> None: ...
-
     def on_execution_step(self, executor: Any) -> None:
+        """Delay the next iteration."""
         time.sleep(0.02)
 
-    def after_execution_succeeds(self, executor: Any) -> None: ...
+    def _ignore(self, executor: Any, error: Exception | None = None) -> None: ...
 
-    def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
+    before_execution_starts = after_execution_succeeds = after_execution_fails = _ignore
 
 
 def throttle(context: ray.data.DataContext) -> None:
-    """Set `Throttle` for the data sets made under this context."""
+    """Set `Throttle` for the data sets created under this context."""
     if Throttle not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(Throttle)  # type: ignore[arg-type]
 
 
-def pool(size: int) -> ActorPoolStrategy:
-    """So many data workers, each with its next blocks at hand.
+def create_pool(size: int) -> ActorPoolStrategy:
+    """Return a pool of `size` data workers, each with a queue of blocks.
 
-    Ray Data hands out work every tenth of a second; a worker whose blocks take less must have more
-    than one, or it idles.
+    Ray Data assigns work every tenth of a second. A worker whose blocks take less idles unless it
+    has several.
     """
-    return ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=IN_FLIGHT)
+    return ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=BLOCKS_IN_FLIGHT)
 
 
 def _start_local(config: ClusterConfig) -> tuple[Plan, Plan]:
     import torch
 
     cpus, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
-    result = plan(cpus, gpus, config, shared=True)
-    # Logical CPUs beyond the real ones, so that training, its data workers and Ray Data's own
-    # tasks can all be placed at once. A trial waits beside what it starts.
+    result = plan_resources(cpus, gpus, config, shared=True)
+    # There are more logical CPUs than physical ones, so that training, its data workers and Ray
+    # Data's own tasks can all be placed at once. A trial's process waits for what it starts.
     trials = plan_trials(result, cpus, gpus, config, shared=True)
-    logical = max(_logical(result), trials.trials * (_logical(trials) + 1))
-    # Ray's C++ parts log to the terminal what is no error for us; their log files keep the rest.
+    logical = max(_logical_cpus(result), trials.trials * (_logical_cpus(trials) + 1))
+    # Ray's C++ processes print harmless errors to the terminal; their log files keep all of them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if ray.is_initialized():  # an embedding program or a test session started it
         return result, trials
     ray.init(
         address="local",
         num_cpus=logical,
-        log_to_driver=False,  # workers tell what matters through the progress board
+        log_to_driver=False,  # workers report what matters through the `TrainingMonitor`
         logging_level=logging.WARNING,
     )
     return result, trials
 
 
-def _logical(plan: Plan) -> int:
-    """CPUs that one pipeline asks for at most at a time; 2 for Ray Data's own tasks."""
+def _logical_cpus(plan: Plan) -> int:
+    """Return the most CPUs that one pipeline requests at a time; 2 are for Ray Data's own tasks."""
     return max(plan.train_workers * plan.train_cpus + plan.data_workers, plan.embed_workers) + 2
 
 
@@ -295,27 +286,25 @@ def _join(address: str, config: ClusterConfig) -> tuple[Plan, Plan]:
         return whole, plan_trials(whole, cpus, gpus, config, False)
     nodes = _nodes(config.train_nodes, "train_nodes")
     reading = sum(_nodes(config.data_nodes, "data_nodes"))
-    whole = plan(cpus, gpus, config, False, nodes)
+    whole = plan_resources(cpus, gpus, config, False, nodes)
     whole = replace(whole, embed_workers=min(whole.embed_workers, max(1, reading)))
     return whole, plan_trials(whole, cpus, gpus, config, False, nodes)
 
 
-def selector(labels: Sequence[str]) -> dict[str, str]:
-    """`key=value` labels as Ray takes them."""
+def parse_labels(labels: Sequence[str]) -> dict[str, str]:
+    """Return `key=value` labels as a label selector of Ray."""
     return dict(label.split("=", 1) for label in labels)
 
 
 def _nodes(labels: Sequence[str], key: str) -> list[int]:
-    """CPUs of each living node with the labels; ConfigError if there is none."""
-    asked = selector(labels).items()
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    found = [node for node in alive if asked <= (node.get("Labels") or {}).items()]
-    if not found:
-        known = sorted(
-            {f"{k}={v}" for node in alive for k, v in (node.get("Labels") or {}).items()}
-        )
+    """Return the CPUs of each living node with the labels; raise ConfigError if there is none."""
+    required = parse_labels(labels).items()
+    alive = [(node, node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]]
+    matching = [node for node, own in alive if required <= own.items()]
+    if not matching:
+        known = sorted({f"{key}={value}" for _, own in alive for key, value in own.items()})
         raise ConfigError(
             f"cluster.{key}: no node of the cluster has {' and '.join(labels)}; there are "
             f"{', '.join(known) or 'none'}"
         )
-    return [int(node["Resources"].get("CPU", 0)) for node in found]
+    return [int(node["Resources"].get("CPU", 0)) for node in matching]

@@ -25,10 +25,10 @@ class Run:
     """What the stages of one run share.
 
     Attributes:
-        fresh: make every stage anew.
-        build: make what is not there; else `stage` raises Unfinished.
-        lock: taken for a stage's key while it is built; trials of a search share stages.
-        stages: the finished ones, in order.
+        fresh: Whether every stage is built, none reused.
+        build: Whether missing stages are built; else `stage` raises StageNotFoundError.
+        lock: Taken for a stage's key while it is built; trials of a search share stages.
+        stages: The finished ones, in order.
     """
 
     config: Config
@@ -41,7 +41,7 @@ class Run:
     stages: list[Stage] = field(default_factory=list)
 
     def folder(self, stage: Stage) -> Path:
-        """A local folder with the stage's files."""
+        """Return a local folder with the stage's files."""
         return self.storage.fetch(stage.key)
 
     def publish(self, key: str, files: Mapping[str, bytes]) -> None:
@@ -51,16 +51,17 @@ class Run:
                 self.storage.write(f"{key}/{name}", content)
                 path = Path(folder) / name
                 path.write_bytes(content)
-                self.tracking.artifact(path, name)
+                self.tracking.log_artifact(path)
 
     def stage(
         self, name: str, identity: Mapping[str, Any], build: Callable[[Path], dict[str, Any]]
     ) -> Stage:
-        """Find the stage of this identity or make it.
+        """Reuse the stage of this identity, or build it.
 
         Args:
-            identity: JSON-able values and configuration sections that decide the content.
-            build: fills a folder and returns the summary.
+            name: Name of the stage.
+            identity: JSON-able values and configuration sections that determine the content.
+            build: Fills a folder and returns the summary.
         """
         key = stage_key(name, identity)
         if self.fresh:
@@ -71,9 +72,9 @@ class Run:
             raise StageNotFoundError(key)
         if result is None:
             with self.lock(key):
-                result = self._find(name, key) or self._make(name, key, build)
+                result = self._find(name, key) or self._build(name, key, build)
         self.stages.append(result)
-        self.tracking.stage_ended(result)
+        self.tracking.end_stage(result)
         return result
 
     def _find(self, name: str, key: str) -> Stage | None:
@@ -84,9 +85,9 @@ class Run:
             log.info("%s: reused (%s)", name, key)
         return Stage(name, key, marker["summary"], marker["seconds"], reused=True)
 
-    def _make(self, name: str, key: str, build: Callable[[Path], dict[str, Any]]) -> Stage:
+    def _build(self, name: str, key: str, build: Callable[[Path], dict[str, Any]]) -> Stage:
         log.info("%s: started (%s)", name, key)
-        self.tracking.stage_started(name)
+        self.tracking.start_stage(name)
         start = time.monotonic()
         with self.storage.commit(key) as (folder, marker):
             summary = build(folder)

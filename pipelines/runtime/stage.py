@@ -11,7 +11,7 @@ from dpmpp_core.config import fingerprint
 
 
 class StageNotFoundError(Exception):
-    """A stage was to be found, and is not there."""
+    """A stage is not in the storage."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Stage:
     """A finished stage.
 
     Attributes:
-        name: its name.
-        key: its folder in storage; ends in the hash of everything that decides the content.
+        name: Its name.
+        key: Its folder in storage; ends in the hash of everything that determines the content.
         summary: JSON-able figures that it recorded.
-        seconds: what it took when it was made.
-        reused: whether it was found, not made, by this run.
+        seconds: How long it took to build.
+        reused: Whether an earlier run built it.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Stage:
 
 
 def stage_key(name: str, identity: Mapping[str, Any]) -> str:
-    """`stages/NAME-HASH`: the same identity and package version give the same key anywhere."""
+    """Return `stages/NAME-HASH`: the same for the same identity and package version anywhere."""
     parts = [value for item in sorted(identity.items()) for value in item]
     return f"stages/{name}-{fingerprint(name, dpmpp_core.__version__, *parts)[:16]}"
 
 
 def training_key(key: str) -> str:
-    """Where a training stage keeps its checkpoints until it is committed."""
+    """Return the folder in which a training stage keeps its checkpoints until it is committed."""
     return key.replace("stages/", "training/", 1)

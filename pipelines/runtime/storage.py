@@ -1,7 +1,7 @@
-"""Where results live: a local folder or S3, behind a few verbs.
+"""Storage of results: a local folder or S3.
 
 A key is a path below the storage's root. A folder is *committed* when it holds its marker file,
-which is written last; nothing else says whether a piece of work is done.
+which is written last; nothing else decides whether a piece of work is done.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Storage:
     """A root for results.
 
     Args:
-        uri: a folder, or `s3://bucket/prefix` (environment: AWS_ACCESS_KEY_ID,
+        uri: A folder, or `s3://bucket/prefix` (environment: AWS_ACCESS_KEY_ID,
             AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION).
     """
 
@@ -45,22 +45,22 @@ class Storage:
             self.filesystem, self.base = connect_s3(self.uri)
 
     def path(self, key: str) -> str:
-        """The key's path in `self.filesystem`."""
+        """Return the key's path in `self.filesystem`."""
         return f"{self.base}/{key}"
 
     def location(self, key: str) -> str:
-        """The key's path or URI as a user writes it."""
+        """Return the key's path or URI as a user writes it."""
         return f"{self.uri}/{key}"
 
     def marker(self, key: str) -> dict[str, Any] | None:
-        """The marker of a committed folder, or None."""
+        """Return the marker of a committed folder, or None."""
         return self.read_json(f"{key}/{MARKER}")
 
     def read_json(self, key: str) -> dict[str, Any] | None:
-        """A JSON object, or None where there is no such file.
+        """Return a JSON object, or None where there is no such file.
 
         Raises:
-            DataError: the file holds something else.
+            DataError: The file holds something else.
         """
         data = self.read(key)
         if data is None:
@@ -78,7 +78,7 @@ class Storage:
 
     @patient
     def read(self, key: str) -> bytes | None:
-        """The bytes of one file, or None where there is none; OSError as the file system has it."""
+        """Return the bytes of a file, or None where there is none; OSError if it is unreadable."""
         try:
             with self.filesystem.open_input_file(self.path(key)) as stream:
                 return stream.read()
@@ -87,21 +87,21 @@ class Storage:
 
     @patient
     def files(self, key: str) -> list[str]:
-        """Keys of the files in a folder, sorted; none where there is no folder."""
+        """Return the sorted keys of the files in a folder; none where there is no folder."""
         selector = fs.FileSelector(self.path(key), allow_not_found=True)
-        found = self.filesystem.get_file_info(selector)
-        return sorted(f"{key}/{i.base_name}" for i in found if i.type == fs.FileType.File)
+        infos = self.filesystem.get_file_info(selector)
+        return sorted(f"{key}/{i.base_name}" for i in infos if i.type == fs.FileType.File)
 
     @patient
     def has_files(self) -> bool:
-        """Whether there is anything below the root."""
+        """Return whether there are files below the root."""
         everything = fs.FileSelector(self.base, allow_not_found=True, recursive=True)
-        found = self.filesystem.get_file_info(everything)
-        return any(info.type == fs.FileType.File for info in found)
+        infos = self.filesystem.get_file_info(everything)
+        return any(info.type == fs.FileType.File for info in infos)
 
     @patient
     def write(self, key: str, data: bytes) -> None:
-        """Write one file so that a reader sees the old one, the new one, never a part."""
+        """Write one file atomically: a reader gets the old or the new one, never a part."""
         if self.is_local:
             with write_atomically(Path(self.path(key))) as file:
                 file.write_bytes(data)
@@ -114,7 +114,7 @@ class Storage:
         """Fill a folder and its marker: nothing appears under `key` unless the block ends well.
 
         Yields:
-            a local folder to write into, and the dictionary that becomes the marker.
+            A local folder to write into, and the dictionary that becomes the marker.
         """
         if self.is_local:
             target = Path(self.path(key))
@@ -148,7 +148,7 @@ class Storage:
         )
 
     def fetch(self, key: str) -> Path:
-        """A local folder with the contents of a committed one; on S3, a copy kept on this node."""
+        """Return a local folder with the contents of a committed one; on S3, this node's copy."""
         if self.is_local:
             return Path(self.path(key))
         cache = self.cached(key)
@@ -166,10 +166,10 @@ class Storage:
         return cache
 
     def fetch_file(self, key: str) -> Path:
-        """A local file with the contents of one that never changes; on S3, a copy on this node.
+        """Return a local file with the contents of an immutable one; on S3, this node's copy.
 
         Raises:
-            DataError: there is no such file.
+            DataError: There is no such file.
         """
         if self.is_local:
             return Path(self.path(key))
@@ -183,7 +183,7 @@ class Storage:
         return cache
 
     def cached(self, key: str) -> Path:
-        """Where this node keeps its copy of a key on S3."""
+        """Return the path of this node's copy of a key on S3."""
         return Path(tempfile.gettempdir()) / "dpmpp-cache" / self.path(key)
 
     @patient

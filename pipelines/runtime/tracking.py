@@ -1,7 +1,6 @@
-"""MLflow: one run a pipeline, a nested run a stage. Only the driver talks to it.
+"""MLflow: one run per pipeline, one nested run per stage, written by the driver alone.
 
-With an explicit client and run ids, so that a killed driver can be followed by another one that
-goes on with the same run.
+Client and run ids are explicit, so that after a kill another driver can continue the same run.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import fcntl
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -39,16 +37,15 @@ class Tracking:
     """The MLflow runs of one pipeline.
 
     Args:
-        uri: tracking URI, `sqlite:///FILE` or `http://...`. A login in an http URI goes into the
-            environment, where MLflow's client looks for it, since that prints and records its URI.
-            Whatever is recorded goes through `redact`.
-        artifacts: artifact root of an experiment that has to be created; None = the server's.
+        uri: Tracking URI, `sqlite:///FILE` or `http://...`. A login in an http URI moves to the
+            environment, where MLflow's client reads it, since the client records its URI.
+        artifacts: Artifact root of an experiment that has to be created; None = the server's.
 
-    Stages that end before `begin` are recorded when it is called: a run's identity holds that of
-    its data, which the first stages find out.
+    Everything recorded passes through `redact`. Stages that end before `begin` are recorded when
+    it is called: a run's identity depends on its data, which the first stages determine.
 
     Raises:
-        ConfigError: an http URI with parameters.
+        ConfigError: An http URI has parameters.
     """
 
     def __init__(self, uri: str, artifacts: str | None = None) -> None:
@@ -65,12 +62,13 @@ class Tracking:
         """Open the pipeline's run: the one of the same identity if there is one, else a new one.
 
         Args:
-            identity: the run's identity.
+            config: Configuration, of which the run's parameters are taken.
+            identity: The run's identity.
             data: `id`, `root` and `counts` of the data set.
-            fresh: always a new one.
+            fresh: Always create a new one.
 
         Returns:
-            the MLflow run id.
+            The MLflow run id.
         """
         mlflow.set_tracking_uri(self.uri)
         self._client = client = open_client(self.uri)
@@ -79,25 +77,26 @@ class Tracking:
         if old and not fresh:
             self.run_id = old[0].info.run_id
             client.update_run(self.run_id, status="RUNNING")
-            self._end_stale_stages()
+            for run in self._stage_runs(" and attributes.status = 'RUNNING'"):  # of a killed driver
+                client.set_terminated(run.info.run_id, "KILLED")
         else:
             self.run_id = self._new_run(config, identity, data)
         for stage in self._waiting:
-            self.stage_ended(stage)
+            self.end_stage(stage)
         self._waiting.clear()
         return self.run_id
 
     def _experiment(self, name: str) -> str:
-        """The id of an experiment, made where there is none; another run may make it meanwhile."""
-        found = self._open.get_experiment_by_name(name)
-        if found is None:
+        """Return an experiment's id; create it where missing, unless another run is faster."""
+        experiment = self._open.get_experiment_by_name(name)
+        if experiment is None:
             try:
                 return self._open.create_experiment(name, artifact_location=self._artifacts)
             except MlflowException as error:
-                found = self._open.get_experiment_by_name(name)
-                if found is None:
+                experiment = self._open.get_experiment_by_name(name)
+                if experiment is None:
                     raise error
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
     def _new_run(self, config: Config, identity: str, data: Mapping[str, Any]) -> str:
         client = self._open
@@ -127,11 +126,7 @@ class Tracking:
         query = f"tags.`mlflow.parentRunId` = '{self.run_id}'" + condition
         return list(self._open.search_runs([self._experiment_id], query, max_results=1000))
 
-    def _end_stale_stages(self) -> None:
-        for run in self._stage_runs(" and attributes.status = 'RUNNING'"):
-            self._open.set_terminated(run.info.run_id, "KILLED")
-
-    def stage_started(self, name: str) -> None:
+    def start_stage(self, name: str) -> None:
         """Open the stage's nested run."""
         if self.run_id is not None:
             self._stage_run = self._new_stage_run(name)
@@ -140,21 +135,19 @@ class Tracking:
         tags = {"mlflow.runName": name, "mlflow.parentRunId": str(self.run_id), STAGE_TAG: name}
         return self._open.create_run(self._experiment_id, tags=tags).info.run_id
 
-    def figures(self, step: int, values: Mapping[str, float]) -> None:
-        """Log figures of the stage that is under way, at an epoch."""
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log metrics of the running stage at a step, such as an epoch."""
         if self._stage_run is not None:
-            now = int(time.time() * 1000)
-            metrics = [Metric(name, value, now, step) for name, value in values.items()]
-            self._open.log_batch(self._stage_run, metrics=metrics)
+            self._open.log_batch(self._stage_run, metrics=_to_metrics(values, step))
 
-    def alarm(self, name: str, sentence: str) -> None:
-        """Tag the stage that is under way and the pipeline's run, for a search to find them."""
+    def set_warning_tag(self, name: str, message: str) -> None:
+        """Tag the running stage and the pipeline's run, so that MLflow can filter for them."""
         if self._stage_run is not None:
             for run in (self._stage_run, str(self.run_id)):
-                self._open.set_tag(run, f"dpmpp.{name}", redact(sentence))
+                self._open.set_tag(run, f"dpmpp.{name}", redact(message))
 
-    def stage_ended(self, stage: Stage) -> None:
-        """Record a finished stage; one that this run already recorded is left alone."""
+    def end_stage(self, stage: Stage) -> None:
+        """Record a finished stage, once per run."""
         if self.run_id is None:
             self._waiting.append(stage)
             return
@@ -167,14 +160,13 @@ class Tracking:
         client = self._open
         client.set_tag(run, KEY_TAG, stage.key)
         client.set_tag(run, REUSED_TAG, str(stage.reused).lower())
-        now = int(time.time() * 1000)
         numbers = {**flat_numbers(stage.summary), "seconds": stage.seconds}
-        client.log_batch(run, metrics=[Metric(k, v, now, 0) for k, v in numbers.items()])
+        client.log_batch(run, metrics=_to_metrics(numbers))
         client.log_text(run, redact(json.dumps(stage.summary, indent=2)), "summary.json")
         client.set_terminated(run, "FINISHED")
         self._stage_run = None
 
-    def trial(
+    def log_trial(
         self, search: str, name: str, params: Mapping[str, str], figures: Mapping[str, Any]
     ) -> None:
         """Record a finished trial below the pipeline's run, once."""
@@ -184,16 +176,12 @@ class Tracking:
         client = self._open
         run = self._new_stage_run(name)
         client.set_tag(run, KEY_TAG, key)
-        now = int(time.time() * 1000)
-        client.log_batch(
-            run,
-            params=[Param(k, redact(v)) for k, v in params.items()],
-            metrics=[Metric(k, v, now, 0) for k, v in flat_numbers(figures).items()],
-        )
+        logged = [Param(name, redact(value)) for name, value in params.items()]
+        client.log_batch(run, params=logged, metrics=_to_metrics(flat_numbers(figures)))
         client.set_terminated(run, "FINISHED")
 
     def end(self, status: str) -> None:
-        """Close what is open: FINISHED, FAILED or KILLED."""
+        """Close the open runs with a status: FINISHED, FAILED or KILLED."""
         if self._client is None or self.run_id is None:
             return
         if self._stage_run is not None:
@@ -201,18 +189,13 @@ class Tracking:
             self._stage_run = None
         self._client.set_terminated(self.run_id, status)
 
-    def metrics(self, values: Mapping[str, Any]) -> None:
+    def log_final_metrics(self, values: Mapping[str, Any]) -> None:
         """Log final numbers on the pipeline's run; nested names are joined by `/`."""
-        now = int(time.time() * 1000)
-        metrics = [Metric(k, v, now, 0) for k, v in flat_numbers(values).items()]
-        self._open.log_batch(str(self.run_id), metrics=metrics)
+        self._open.log_batch(str(self.run_id), metrics=_to_metrics(flat_numbers(values)))
 
-    def artifact(self, path: Path, name: str) -> None:
-        """Store a file with the pipeline's run under `name`."""
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / name
-            copy.write_bytes(path.read_bytes())
-            self._open.log_artifact(str(self.run_id), str(copy))
+    def log_artifact(self, path: Path) -> None:
+        """Store a file with the pipeline's run under its name."""
+        self._open.log_artifact(str(self.run_id), str(path))
 
     @property
     def _open(self) -> MlflowClient:
@@ -221,8 +204,13 @@ class Tracking:
         return self._client
 
 
+def _to_metrics(values: Mapping[str, float], step: int = 0) -> list[Metric]:
+    now = int(time.time() * 1000)
+    return [Metric(name, value, now, step) for name, value in values.items()]
+
+
 def without_login(uri: str) -> str:
-    """An http URI without its login, which becomes MLFLOW_TRACKING_USERNAME and _PASSWORD."""
+    """Return an http URI without its login, now MLFLOW_TRACKING_USERNAME and _PASSWORD."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return uri
@@ -240,7 +228,7 @@ def without_login(uri: str) -> str:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """A client whose database is there: several that make a new SQLite file at once break it."""
+    """Return a client whose database exists: concurrent creations would break a SQLite file."""
     if not uri.startswith(SQLITE):
         return MlflowClient(uri)
     file = Path(uri.removeprefix(SQLITE))
@@ -254,7 +242,7 @@ def open_client(uri: str) -> MlflowClient:
 
 
 def environment() -> dict[str, Any]:
-    """Python, packages and machine: what a figure depends on."""
+    """Return what a figure depends on: Python, packages and machine."""
     packages = {}
     for name in PACKAGES:
         try:
@@ -270,7 +258,7 @@ def environment() -> dict[str, Any]:
 
 
 def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Finite numbers of a nested mapping, names joined by `/`."""
+    """Return the numbers of a nested mapping that are not NaN, names joined by `/`."""
     flat: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -281,14 +269,14 @@ def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float
 
 
 def look_up(values: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key."""
+    """Return the value of a dotted key."""
     for part in key.split("."):
         values = values[part]
     return values
 
 
 def resolve_tracking(uri: str | None, storage: Storage) -> tuple[str, str | None]:
-    """Tracking URI and artifact root: a SQLite file in the work folder unless told otherwise."""
+    """Return tracking URI and artifact root; by default a SQLite file in the work folder."""
     if uri is not None:
         return uri, None
     folder = Path(storage.base if storage.is_local else "runs").absolute()

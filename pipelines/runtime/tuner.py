@@ -12,22 +12,24 @@ from ray.tune.experiment import Trial
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import DataError
 from dpmpp_core.redaction import redact
-from pipelines.runtime.resources import selector
+from pipelines.runtime.resources import parse_labels
 from pipelines.runtime.storage import Storage
 
 TRIAL_CPUS = 0.1  # the trial itself only waits for the workers that it starts
 
 
 class Observer(tune.Callback):
-    """Hands trials on to this process; holds nothing, since Tune stores its callbacks pickled."""
+    """Pass trials to this process; stateless, since Tune stores its callbacks pickled."""
 
     watch: Callable[[Sequence[Trial]], None] | None = None  # of the class
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Call `watch` with all trials."""
         if Observer.watch is not None:
             Observer.watch(trials)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Call `watch` a last time."""
         if all(trial.is_finished() for trial in trials):  # Tune ends all at Ctrl-C
             self.on_step_end(0, trials)
 
@@ -41,10 +43,10 @@ def build_tuner(
     param_space: dict[str, Any] | None = None,
     stop: dict[str, Any] | None = None,
 ) -> tune.Tuner:
-    """Return a Tuner whose state lies under `key`, restored where there is one.
+    """Return a Tuner whose state is stored under `key`, restored where there is one.
 
-    What is restored is pickled, so this trusts the storage as Ray itself does. A restored Tuner
-    has the configurations that it began with; only the trainable is the given one.
+    The state is pickled, so this trusts the storage as Ray itself does. A restored Tuner keeps
+    its first configurations; only the trainable is the given one.
     """
     path, filesystem = storage.path(key), None if storage.is_local else storage.filesystem
     placed = tune.with_resources(trainable, trial_resources(cluster))
@@ -77,7 +79,8 @@ def run_tuner(tuner: tune.Tuner, watch: Callable[[Sequence[Trial]], None]) -> No
     """Run the trials of a Tuner to their end, or to Ctrl-C, which Tune answers by returning.
 
     Args:
-        watch: called with all trials, several times a second.
+        tuner: From `build_tuner`.
+        watch: Called with all trials, several times a second.
     """
     Observer.watch = watch
     try:
@@ -87,18 +90,17 @@ def run_tuner(tuner: tune.Tuner, watch: Callable[[Sequence[Trial]], None]) -> No
 
 
 def trial_resources(config: ClusterConfig) -> tune.PlacementGroupFactory:
-    """Return what a trial's own process takes, and where.
+    """Return the resources of a trial's own process.
 
-    On a node that trains it would leave less than the CPUs that a train worker needs.
+    They are taken from data nodes, so that train workers can use whole nodes.
     """
-    where: dict[str, Any] = {}
-    if config.data_nodes:
-        where = {"bundle_label_selector": [selector(config.data_nodes)]}
+    labels = parse_labels(config.data_nodes)
+    where: dict[str, Any] = {"bundle_label_selector": [labels]} if labels else {}
     return tune.PlacementGroupFactory([{"CPU": TRIAL_CPUS}], **where)
 
 
 def failure_reason(trial: Trial) -> str:
-    """Return why a trial failed, on one line; empty for one that did not."""
+    """Return why a trial failed, in one line; empty unless it failed."""
     if trial.status != Trial.ERROR:
         return ""
     file = Path(trial.error_file or "")  # on this machine, and in the storage a little later

@@ -12,27 +12,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpmpp_core.data.hidden import occlusion_ratios
 from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.occlusion_ratios import occlusion_ratios
 from dpmpp_core.errors import DataError
 from dpmpp_core.models.reid import NAME
 from dpmpp_core.models.saved import read_card
 from dpmpp_core.retrieval import (
     Embeddings,
     QueryFigures,
-    by_cameras,
-    by_hidden,
-    chance,
+    compute_chance,
+    compute_intervals,
+    evaluate_by_camera_pair,
+    evaluate_by_occlusion,
     evaluate_ranking,
-    figures,
-    intervals,
+    evaluate_tracklets,
     mask_statistics,
     masked_similarity,
-    multi_shot,
-    rankings,
+    rank_by_mode,
+    summarise_rankings,
 )
 from dpmpp_core.retrieval.queries import to_table
-from pipelines.inference.embed import embed_sets
+from pipelines.inference.embed import ModelLocation, embed_manifest_rows
 from pipelines.inference.embeddings_file import save_embeddings
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
 from pipelines.runtime.run import Run
@@ -44,21 +44,16 @@ FORMAT = 2  # of the files
 log = logging.getLogger(__name__)
 
 
-def evaluate_model(run: Run, prepared: Stage, model_storage: str, model_key: str) -> Stage:
-    """Measure a model on a prepared data set.
-
-    Args:
-        model_storage, model_key: storage URI and stage key of the trained model; with an empty key
-            the URI is a model folder, or a file of `dpmpp export`.
-    """
+def evaluate_model(run: Run, prepared: Stage, model: ModelLocation) -> Stage:
+    """Measure a model on a prepared data set."""
     manifest = Manifest.load(run.folder(prepared))
     config = run.config
     queries = dict(query_sets(manifest))
-    hidden = {name: _hidden(manifest.root, rows) for name, rows in queries.items()}
+    hidden = {name: _occlusion_ratios(manifest.root, rows) for name, rows in queries.items()}
     identity = {
         "format": FORMAT,
         "dataset": manifest.dataset_id,
-        "model": model_key or _weights(model_storage),
+        "model": model.key or _weights_hash(model.storage),
         "batch": config.evaluation.batch,
         "seed": config.seed,
         "shots": config.evaluation.shots,
@@ -69,28 +64,26 @@ def evaluate_model(run: Run, prepared: Stage, model_storage: str, model_key: str
 
     def build(folder: Path) -> dict[str, Any]:
         sets = queries | {"gallery": manifest.subset("gallery")}
-        parts = embed_sets(
-            manifest, sets, model_storage, model_key, run.plan, config.evaluation.batch
-        )
-        measured, found = _measure(parts, hidden, config.evaluation.shots, config.seed)
-        for name, (part, _) in parts.items():
-            save_embeddings(part, folder / f"{name}.safetensors")
-        pq.write_table(to_table(found), folder / QUERIES_FILE)
+        embedded = embed_manifest_rows(manifest, sets, model, run.plan, config.evaluation.batch)
+        measured, by_query = _measure(embedded, hidden, config.evaluation.shots, config.seed)
+        for name, (embeddings, _) in embedded.items():
+            save_embeddings(embeddings, folder / f"{name}.safetensors")
+        pq.write_table(to_table(by_query), folder / QUERIES_FILE)
         (folder / METRICS_FILE).write_text(json.dumps(measured, indent=2))
         return {name: values for name, values in measured.items() if name != "cmc"}
 
     return run.stage("evaluate", identity, build)
 
 
-def _weights(model: str) -> str:
-    """Hash of a saved model's weights: another model in the same folder is another model."""
+def _weights_hash(model: str) -> str:
+    """Return the hash of a saved model's weights, since its folder may get another model."""
     if model.endswith(SUFFIX):
         return f"onnx {OnnxModel(model, threads=1).weights_sha256}"
     return str(read_card(Path(model), NAME).get("weights_sha256"))
 
 
-def _hidden(root: str, rows: pa.Table) -> np.ndarray:
-    """Share hidden of each query; NaN where no file beside the data says it."""
+def _occlusion_ratios(root: str, rows: pa.Table) -> np.ndarray:
+    """Return the occlusion ratio of each query; NaN where the data has no file of them."""
     paths = rows["path"].to_pylist()
     try:
         return occlusion_ratios(root, paths)
@@ -100,7 +93,7 @@ def _hidden(root: str, rows: pa.Table) -> np.ndarray:
 
 
 def query_sets(manifest: Manifest) -> list[tuple[str, pa.Table]]:
-    """The query sets that the data has: `occluded`, `holistic`."""
+    """Return those of the query sets `occluded` and `holistic` that have queries."""
     sets = [
         ("occluded", manifest.subset("query", occluded=True)),
         ("holistic", manifest.subset("query", occluded=False)),
@@ -109,50 +102,46 @@ def query_sets(manifest: Manifest) -> list[tuple[str, pa.Table]]:
 
 
 def _measure(
-    parts: dict[str, tuple[Embeddings, np.ndarray]],
+    embedded: dict[str, tuple[Embeddings, np.ndarray]],
     hidden: dict[str, np.ndarray],
     shots: tuple[int, ...],
     seed: int,
-) -> tuple[dict[str, Any], dict[str, QueryFigures]]:
-    """`metrics` by query set, with `baselines`; `masks` statistics; `cmc` curves; `intervals`;
-    `strata`: `hidden` as `by_hidden`, `cameras` as `by_cameras`; `multi_shot`, if asked for. And
-    what each query found with its mask."""
-    gallery, gallery_colours = parts["gallery"]
-    metrics: dict[str, Any] = {}
+) -> tuple[dict[str, dict[str, Any]], dict[str, QueryFigures]]:
+    """Return the content of METRICS_FILE, and the figures of each query with its mask.
+
+    METRICS_FILE holds by query set `metrics`, also with `baselines`; statistics of the `masks`;
+    `cmc` curves; `intervals`; `strata` (`hidden` as `evaluate_by_occlusion`, `cameras` as
+    `evaluate_by_camera_pair`); `multi_shot` if there are `shots`.
+    """
+    gallery, gallery_colours = embedded["gallery"]
+    names = ["metrics", "masks", "cmc", "intervals", "strata", *(["multi_shot"] if shots else [])]
+    measured: dict[str, dict[str, Any]] = {name: {} for name in names}
     baselines: dict[str, Any] = {}
-    masks: dict[str, Any] = {}
-    cmc: dict[str, Any] = {}
-    sure: dict[str, Any] = {}
-    strata: dict[str, Any] = {}
-    tracklets: dict[str, Any] = {}
-    found: dict[str, QueryFigures] = {}
-    for name, (query, colours) in parts.items():
+    by_query: dict[str, QueryFigures] = {}
+    for name, (query, colours) in embedded.items():
         if name == "gallery":
             continue
-        ranked = rankings(query, gallery, seed)
-        metrics[name] = figures(ranked)
-        found[name] = QueryFigures.of(query, ranked["masked"])
-        masks[name] = mask_statistics(query.masks)
-        sure[name] = intervals(ranked, query.pids)
-        strata[name] = {
-            "hidden": by_hidden(ranked["masked"], hidden[name], query.pids),
-            "cameras": by_cameras(query, gallery),
+        ranked = rank_by_mode(query, gallery, seed)
+        measured["metrics"][name] = summarise_rankings(ranked)
+        by_query[name] = QueryFigures.of(query, ranked["masked"])
+        measured["masks"][name] = mask_statistics(query.masks)
+        measured["intervals"][name] = compute_intervals(ranked, query.pids)
+        measured["strata"][name] = {
+            "hidden": evaluate_by_occlusion(ranked["masked"], hidden[name], query.pids),
+            "cameras": evaluate_by_camera_pair(query, gallery),
         }
         if shots:
-            tracklets[name] = multi_shot(query, gallery, shots, seed)
+            measured["multi_shot"][name] = evaluate_tracklets(query, gallery, shots, seed)
         ids = (query.pids, gallery.pids, query.camids, gallery.camids)
         histogram = evaluate_ranking(masked_similarity(colours, None, gallery_colours), *ids)
-        chance_map, chance_rank1 = chance(*ids)
         baselines[name] = {
             "histogram": histogram.metrics(),
-            "chance": {"mAP": chance_map, "rank1": chance_rank1},
+            "chance": dict(zip(("mAP", "rank1"), compute_chance(*ids), strict=True)),
         }
-        cmc[name] = {
+        measured["cmc"][name] = {
             "with mask": ranked["masked"].cmc.tolist(),
             "no mask": ranked["unmasked"].cmc.tolist(),
             "histogram": histogram.cmc.tolist(),
         }
-    metrics["baselines"] = baselines
-    measured = {"metrics": metrics, "masks": masks, "cmc": cmc}
-    measured |= {"intervals": sure, "strata": strata}
-    return measured | ({"multi_shot": tracklets} if shots else {}), found
+    measured["metrics"]["baselines"] = baselines
+    return measured, by_query

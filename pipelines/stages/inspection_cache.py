@@ -1,8 +1,8 @@
-"""The inspection record: what is known of the files of a data folder, kept between runs.
+"""Cache of inspected files of a data folder, kept between runs.
 
-It lies in storage in parts, `inspected/HASH/part-ID.parquet`. Whoever has looked at some files adds
-a part, whole or not at all; what a part says of a file holds until size or time of change differ.
-It knows nothing of persons and splits, so that a folder read in another layout is not read anew.
+It is stored in parts, `inspected/HASH/part-ID.parquet`, each written atomically by the worker that
+inspected the files. A row is valid until the file's size or modification time differs. Persons and
+splits are not in it, so that a folder in another layout needs no second inspection.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ FILE_SCHEMA = pa.schema(
     ]
 )
 FILE = FILE_SCHEMA.names
-FOUND = ("width", "height", "bytes", "sha256", "reason", "detail")  # by `inspect_file`
-FOUND_SCHEMA = pa.schema([INSPECTED_SCHEMA.field(name) for name in FOUND])
-RECORD_SCHEMA = pa.schema([*FILE_SCHEMA, *FOUND_SCHEMA])
-MANY = 64  # parts; more are merged
+RESULTS = ("width", "height", "bytes", "sha256", "reason", "detail")  # of `inspect_file`
+RESULT_SCHEMA = pa.schema([INSPECTED_SCHEMA.field(name) for name in RESULTS])
+CACHE_SCHEMA = pa.schema([*FILE_SCHEMA, *RESULT_SCHEMA])
+MAX_PARTS = 64  # more are merged
 PART_ROWS = 200_000  # of a merged part, some 15 MB
-THREADS = 16  # that fetch parts at a time
+THREADS = 16  # that fetch parts concurrently
 
 
 class InspectionCache:
-    """The inspection record of one data folder, for the driver and for workers anywhere.
+    """Inspection results of one data folder, for the driver and for workers on any node.
 
     Args:
-        root: the data folder, absolute.
+        storage: Where the parts are kept.
+        root: The data folder, absolute.
     """
 
     def __init__(self, storage: Storage, root: str) -> None:
@@ -53,28 +54,29 @@ class InspectionCache:
         self.key = f"inspected/{fingerprint(root, dpmpp_core.__version__)[:16]}"
 
     def add(self, rows: pa.Table) -> None:
-        """Write rows of RECORD_SCHEMA as one part."""
+        """Write rows of CACHE_SCHEMA as one part."""
         sink = io.BytesIO()
         pq.write_table(rows, sink, compression="zstd", write_page_checksum=True)
         self._storage.write(f"{self.key}/part-{uuid.uuid4().hex}.parquet", sink.getvalue())
 
     def read(self) -> pa.Table:
-        """All rows, of RECORD_SCHEMA, one a file and state of it; damaged parts are warned of."""
+        """Return rows of CACHE_SCHEMA, one per file and state; log damaged parts."""
         files = self._storage.files(self.key)
         return self._read([file for file in files if file.endswith(".parquet")])
 
     def keep(self, files: pa.Table) -> pa.Table:
-        """Drop what is not true of `files` (FILE_SCHEMA) any more, and merge many parts to few.
+        """Delete rows that are no longer valid for `files` (FILE_SCHEMA), and merge many parts.
 
-        Rows of files that are gone, changed or could not be read go: what kept a file from being
-        read may be over. Returns the rows that stay, of RECORD_SCHEMA.
+        Rows of files that are gone, changed or were unreadable are deleted: such a file may be
+        readable now. Returns the remaining rows, of CACHE_SCHEMA.
         """
         there = self._storage.files(self.key)
         parts = [file for file in there if file.endswith(".parquet")]
-        found = self._read(parts)
-        readable = found.filter(pc.not_equal(found["reason"], UNREADABLE))
+        rows = self._read(parts)
+        readable = rows.filter(pc.not_equal(rows["reason"], UNREADABLE))
         kept = readable.join(files.select(FILE), FILE, join_type="left semi")
-        if len(kept) < len(found) or len(parts) > MANY or parts != there:  # half of a killed write
+        # Another file than parts is left of a killed write.
+        if len(kept) < len(rows) or len(parts) > MAX_PARTS or parts != there:
             kept = kept.sort_by("path")
             for start in range(0, len(kept), PART_ROWS):
                 self.add(kept.slice(start, PART_ROWS))
@@ -82,29 +84,29 @@ class InspectionCache:
                 self._storage.delete(file)
         return kept
 
-    def forget(self) -> None:
-        """Remove the whole record."""
+    def clear(self) -> None:
+        """Delete all rows."""
         self._storage.delete(self.key)
 
     def _read(self, parts: list[str]) -> pa.Table:
         with ThreadPoolExecutor(THREADS) as pool:
             tables = pool.map(self._read_part, parts)
-        rows = pa.concat_tables([RECORD_SCHEMA.empty_table(), *tables])
-        # A task that was run twice left two parts.
+        rows = pa.concat_tables([CACHE_SCHEMA.empty_table(), *tables])
+        # A task that ran twice has written two parts.
         numbers = pa.array(np.arange(len(rows)))
         first = rows.select(FILE).append_column("row", numbers).group_by(FILE)
         return rows.take(first.aggregate([("row", "min")])["row_min"])
 
     def _read_part(self, part: str) -> pa.Table:
         data = self._storage.read(part)
-        if data is None:  # merged by another run just now
-            return RECORD_SCHEMA.empty_table()
+        if data is None:  # another run merged it just now
+            return CACHE_SCHEMA.empty_table()
         try:
             return pq.read_table(
-                pa.BufferReader(data), schema=RECORD_SCHEMA, page_checksum_verification=True
+                pa.BufferReader(data), schema=CACHE_SCHEMA, page_checksum_verification=True
             )
         except (OSError, ValueError, pa.ArrowException) as error:
             where = self._storage.location(part)
-            log.warning("%s is damaged (%s): its images are looked at again", where, error)
+            log.warning("%s is damaged (%s): its images are inspected again", where, error)
             self._storage.delete(part)
-            return RECORD_SCHEMA.empty_table()
+            return CACHE_SCHEMA.empty_table()

@@ -1,7 +1,7 @@
 """Pre-training a small CLIP on generated people (see `dpmpp_core.tasks.pretrain`).
 
-Its last stages are those of any model: the encoder without any mask is a saved model, and
-`evaluate` measures it on the people held out.
+Its last stages are those of any model: the encoder without a mask is a saved model, and `evaluate`
+measures it on held-out people.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHOWN_CAPTIONS = 6
 
 
 def pretrain(run: Run, prepared: Stage, saliency: Stage) -> Stage:
-    """Learn the weights; leaves them in half precision with a card, and a model to measure."""
+    """Learn the weights; store them in half precision with a card, and a model to measure."""
     config = run.config
     identity = {
         "dataset": prepared.summary["dataset_id"],
@@ -54,7 +54,7 @@ def pretrain(run: Run, prepared: Stage, saliency: Stage) -> Stage:
         task, summary = fit(run, "pretrain", training_set, prepared.key, key)
         assert isinstance(task, PretrainTask)
         state = {name: value.half().contiguous() for name, value in task.clip.state_dict().items()}
-        weights = folder / weights_name(run)
+        weights = folder / _weights_name(run)
         save_file(state, weights)
         digest = weights_sha256(state)
         card = _card(run, prepared, summary, digest)
@@ -69,7 +69,7 @@ def pretrain(run: Run, prepared: Stage, saliency: Stage) -> Stage:
     return run.stage("pretrain", identity, build)
 
 
-def weights_name(run: Run) -> str:
+def _weights_name(run: Run) -> str:
     return f"{run.config.model.backbone}.safetensors"
 
 
@@ -91,23 +91,22 @@ def _card(run: Run, prepared: Stage, summary: dict[str, Any], digest: str) -> di
     }
 
 
-def captions(run: Run, prepared: Stage, pretrained: Stage, evaluated: Stage) -> Stage:
-    """Do the captions of persons held out find their pictures, and pictures their captions?"""
+def measure_captions(run: Run, prepared: Stage, pretrained: Stage, evaluated: Stage) -> Stage:
+    """Measure retrieval between the captions and the images of held-out persons, both ways."""
     config = run.config
     identity = {"pretrained": pretrained.key, "evaluated": evaluated.key}
 
     def build(folder: Path) -> dict[str, Any]:
         manifest = Manifest.load(run.folder(prepared))
         gallery = load_embeddings(run.folder(evaluated) / "gallery.safetensors")
-        said = read_captions(manifest.root, list(gallery.paths))
-        texts = sorted(set(said))
+        by_image = read_captions(manifest.root, list(gallery.paths))
+        texts = sorted(set(by_image))
         clip = build_clip(config.model, config.data.height, config.data.width, load_weights=False)
-        state = read_tensors(run.folder(pretrained) / weights_name(run))
-        clip.load_state_dict(state)
+        clip.load_state_dict(read_tensors(run.folder(pretrained) / _weights_name(run)))
         words = encode_captions(clip, config.model.backbone, texts).numpy()
         joint = gallery.features["joint"]
         scores = words @ (joint / np.linalg.norm(joint, axis=1, keepdims=True)).T
-        right = np.array(texts)[:, None] == np.array(said)[None]
+        right = np.array(texts)[:, None] == np.array(by_image)[None]
         figures = caption_retrieval(scores, right)
         rows = np.linspace(0, len(texts) - 1, min(SHOWN_CAPTIONS, len(texts))).astype(int)
         picture = caption_lists(

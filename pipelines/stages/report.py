@@ -1,4 +1,4 @@
-"""What a person looks at after a run: the report and its pictures."""
+"""The report of a run and its pictures."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def build_report(
         return {"pictures": len(pictures)}
 
     stage = run.stage("report", identity, build)
-    run.tracking.artifact(run.folder(stage) / "report.html", "report.html")
+    run.tracking.log_artifact(run.folder(stage) / "report.html")
     return stage
 
 
@@ -133,7 +133,7 @@ def _retrieval_pictures(
     def load(path: str) -> Image:
         return read_image(manifest.root, path)
 
-    made = [
+    pictures = [
         Picture(
             "CMC curves",
             "Share of queries whose person is among the first k of the ranking.",
@@ -141,32 +141,32 @@ def _retrieval_pictures(
         )
     ]
     for name, query in queries.items():
-        made.append(
+        pictures.append(
             Picture(
                 f"Ranked lists of {name} queries",
                 "Left the query, then the best of the gallery, with and without its mask. Green: "
-                "the same person. Red: somebody else. The upper half are right at rank 1, the "
+                "the same person. Red: another person. The upper half are right at rank 1, the "
                 "lower half are not, as far as there are such queries.",
                 ranked_lists(query, gallery, _examples(query, gallery), load),
             )
         )
         masks = {space: mask for space, mask in query.masks.items() if mask.std() > 0}
         if masks:
-            made.append(
+            pictures.append(
                 Picture(
                     f"Masks of {name} queries",
                     "Which dimensions of the identity space each query trusts.",
                     mask_picture(masks),
                 )
             )
-    return made
+    return pictures
 
 
 def _robustness_picture(stage: Stage) -> Picture:
     measured = stage.summary["measured"]
     parts = {part: bands for part, bands in measured.items() if part != CLEAN_QUERIES}
     missed = sum(band["missed"] for bands in parts.values() for band in bands.values())
-    left_out = f" {missed} times the wanted share of a query could not be hidden." if missed else ""
+    left_out = f" {missed} times the share could not be reached for a query." if missed else ""
     changed = " A donor's silhouette also changes the scene around the person."
     return Picture(
         "Robustness",
@@ -177,7 +177,7 @@ def _robustness_picture(stage: Stage) -> Picture:
 
 
 def _examples(query: Embeddings, gallery: Embeddings) -> list[int]:
-    """Queries right at rank 1 and queries wrong, half each where possible, evenly picked."""
+    """Return queries right at rank 1 and wrong ones, half each if possible, evenly spaced."""
     rows = range(len(query))
     best, _ = top_matches(query, gallery, 1, "masked", rows)
     right = gallery.pids[best[:, 0]] == query.pids
@@ -186,7 +186,7 @@ def _examples(query: Embeddings, gallery: Embeddings) -> list[int]:
     for wanted in (right, ~right):
         index = np.flatnonzero(wanted)
         picks = np.linspace(0, len(index) - 1, min(half, len(index))).round().astype(int)
-        chosen += index[picks].tolist() if len(index) else []
+        chosen += index[picks].tolist()
     return chosen
 
 
@@ -211,12 +211,12 @@ def _training_pictures(
     return [
         Picture(
             "Person masks",
-            "Training images; what is not called person is darkened.",
+            "Training images; everything outside the person mask is darkened.",
             contact_sheet(shaded, [Path(path).stem for path in some], 8),
         ),
         Picture(
             "Training batch",
-            "The first images that training saw: augmented, and partly hidden behind the scene of "
+            "The first images of the training: augmented, and partly hidden behind the scene of "
             "another image of the batch.",
             contact_sheet([batch["images"][i] for i in shown], [captions[i] for i in shown], 8),
         ),
@@ -226,7 +226,7 @@ def _training_pictures(
 
 
 def _pairs_picture(maker: StepMaker) -> list[Picture]:
-    """How occlusions of the first step were made; nothing where none was."""
+    """Show how occlusions of the first step are composed; nothing where there are none."""
     cells: list[Image] = []
     captions: list[str] = []
     for pair in maker.mixed_pairs(0)[:SHOWN_PAIRS]:
@@ -237,12 +237,13 @@ def _pairs_picture(maker: StepMaker) -> list[Picture]:
             pair.mixed,
             _shade(pair.mixed, pair.visible),
         ]
-        captions += ["recipient", "donor", "its person", f"{pair.hidden:.0%} hidden", "still seen"]
+        hidden = f"{pair.occlusion_ratio:.0%} hidden"
+        captions += ["recipient", "donor", "its person", hidden, "still visible"]
     if not cells:
         return []
     text = (
-        "The recipient, rolled sideways, is seen where the donor's person was; the donor's scene "
-        "hides the rest."
+        "The recipient, rolled sideways, is visible where the donor's person was; the donor's "
+        "scene hides the rest."
     )
     return [Picture("Pairs and their transfer", text, contact_sheet(cells, captions, 10))]
 
@@ -254,7 +255,7 @@ def _shade(image: Image, mask: npt.NDArray[np.bool_]) -> Image:
 
 
 def _thumbnails(manifest: Manifest, quarantine: list[Quarantined]) -> dict[str, Image | None]:
-    """Pictures of the first files of each reason, where they can be decoded."""
+    """Return pictures of the first files that were left out; None where one is unreadable."""
     thumbnails: dict[str, Image | None] = {}
     for row in quarantine[:200]:
         try:

@@ -1,4 +1,4 @@
-"""Stage 0: one person mask an image of the data set, by Ray Data, learned first if asked for."""
+"""Stage 0: one person mask per image of the data set, by a model trained first if configured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.person_masks import person_masks
 from dpmpp_core.models.saliency import SaliencyModel, save_saliency
 from dpmpp_core.occlusion.saliency import mask_iou
-from pipelines.inference.embed import embed
+from pipelines.inference.embed import embed_images
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage, stage_key
 from pipelines.stages.train import train_saliency
@@ -30,9 +30,12 @@ MODEL = "model"  # folder of the learned saliency model in the stage's
 
 
 class FindPersons:
-    """Data worker: paths -> masks, with the provider that the configuration names.
+    """Data worker: paths -> masks, with the configured provider.
 
-    `model` is the object reference of the trained saliency model, for `sps`.
+    Args:
+        root: The data folder.
+        config: The run's configuration.
+        model: Reference of the trained saliency model, for `sps`.
     """
 
     def __init__(self, root: str, config: Config, model: ray.ObjectRef | None) -> None:
@@ -42,14 +45,15 @@ class FindPersons:
         self._root, self._data = root, config.data
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the column `mask` of the images `path`."""
         paths = [str(path) for path in batch["path"]]
         size = self._data.height, self._data.width
         images = np.stack([resize(read_image(self._root, path, size), *size) for path in paths])
         return {"row": batch["row"], "mask": self._find(images, paths)}
 
 
-def saliency(run: Run, prepared: Stage) -> Stage:
-    """Find and store the person masks of all images: test images are occluded by them too."""
+def compute_person_masks(run: Run, prepared: Stage) -> Stage:
+    """Compute and store the person masks of all images; test images are occluded by them too."""
     manifest = Manifest.load(run.folder(prepared))
     config = run.config
     grid = transfer_grid(config)
@@ -65,7 +69,7 @@ def saliency(run: Run, prepared: Stage) -> Stage:
             trained = ray.put(model)
         paths = sorted(set(manifest.images["path"].to_pylist()))
         arguments = (manifest.root, config, trained)
-        columns = embed(
+        columns = embed_images(
             paths, FindPersons, arguments, run.plan, config.evaluation.batch, "person masks"
         )
         masks = columns["mask"].astype(bool)
@@ -92,7 +96,7 @@ def saliency(run: Run, prepared: Stage) -> Stage:
 
 
 def _identity(run: Run, manifest: Manifest) -> dict[str, Any]:
-    """What decides the masks: each provider reads another part of the configuration."""
+    """Return what determines the masks; each provider reads another part of the configuration."""
     config, section = run.config, run.config.saliency
     identity: dict[str, Any] = {
         "dataset": manifest.dataset_id,

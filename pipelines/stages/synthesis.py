@@ -1,4 +1,4 @@
-"""`dpmpp synthesize`: a data set whose queries are hidden as much as one asks for."""
+"""`dpmpp synthesize`: a data set whose queries are hidden to a requested degree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
 from dpmpp_core.errors import ArgumentError, DataError
 from pipelines.reporting.figures import contact_sheet, save_png
 from pipelines.runtime.progress import bar
-from pipelines.runtime.resources import pool
+from pipelines.runtime.resources import create_pool
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import Storage
@@ -47,30 +47,30 @@ SCHEMA = pa.schema(
         ("part", pa.string()),  # any: what the donor's silhouette leaves out
     ]
 )
-MADE = pa.schema(
+RESULT_SCHEMA = pa.schema(
     [("row", pa.int64()), ("jpeg", pa.binary()), *(SCHEMA.field(i) for i in range(2, len(SCHEMA)))]
 )
 HIDEABLE = ("query", "train")
 FOLDERS = {"train": "bounding_box_train", "gallery": "bounding_box_test", "query": "query"}
 HOLISTIC = "query_holistic"
-ROWS = 64  # pictures a task
+TASK_IMAGES = 64
 JPEG_QUALITY = 95
-SHOWN = 8  # people on the contact sheet
+SHEET_PEOPLE = 8  # people on the contact sheet
 
 
 @dataclass(frozen=True)
 class SynthesisRequest:
-    """What a user asks for.
+    """Options of `dpmpp synthesize`.
 
     Attributes:
-        out: a new or empty folder, or `s3://bucket/prefix`; `{date}` in it becomes today's (UTC).
-        bands: shares hidden.
-        splits: what is hidden, of HIDEABLE.
-        part: of the person that is hidden.
+        out: A new or empty folder, or `s3://bucket/prefix`; `{date}` in it becomes today's (UTC).
+        bands: Shares hidden.
+        splits: Splits whose images are hidden, of HIDEABLE.
+        part: Part of the person that is hidden.
 
     Raises:
-        ArgumentError: an unknown split or part.
-        DataError: `out` is in use.
+        ArgumentError: A split or part is unknown.
+        DataError: `out` has files.
     """
 
     out: str
@@ -96,51 +96,51 @@ class SynthesisRequest:
 
 
 def synthesize(
-    run: Run, prepared: Stage, saliency: Stage, order: SynthesisRequest
+    run: Run, prepared: Stage, saliency: Stage, request: SynthesisRequest
 ) -> dict[str, Any]:
     """Write an occluded data set in Market-1501 layout (ours).
 
-    `query/` holds every clean query hidden once a band, `query_holistic/` the clean ones,
-    `bounding_box_test/` the gallery and `bounding_box_train/` the training images, with their
-    hidden versions beside them if asked for. Donors are training images or backgrounds, never test
-    images. `synthesis.parquet` (SCHEMA) has a row a file, `synthesis.png` shows some. The same seed
-    gives the same bytes on any number of workers. Nothing appears at `out` before all is written.
+    `query/` holds every clean query hidden once per band, `query_holistic/` the clean ones,
+    `bounding_box_test/` the gallery, and `bounding_box_train/` the training images, with their
+    hidden versions if requested. Donors are training images or backgrounds, never test images.
+    `synthesis.parquet` (SCHEMA) has a row per file, `synthesis.png` shows some. The same seed
+    gives the same bytes on any number of workers. `out` appears when everything is written.
 
     Raises:
-        DataError: no training images, no clean queries, or no picture for any band.
+        DataError: There are no training images, no clean queries, or no image of any band.
     """
     manifest = Manifest.load(run.folder(prepared))
     rows = manifest.images.append_column("row", pa.array(range(len(manifest.images))))
-    hidden = {split: clean_rows(manifest, rows, split) for split in order.splits}
+    hidden = {split: select_clean_rows(manifest, rows, split) for split in request.splits}
     if not len(manifest.subset("train")):
         raise DataError(f"{manifest.root} has no training images, from which occlusions are taken")
     offset = int(manifest.layout != "market1501")  # there, person 0 is nobody
     folders = dict(FOLDERS)
-    if "query" in order.splits:
+    if "query" in request.splits:
         folders["query"] = HOLISTIC
     training_set = TrainingSet(run.config, run.storage.uri, prepared.key, saliency.key)
 
-    with _place(order.out) as folder:
-        records = _copy(manifest, rows, folder, folders, offset)
+    with _output_folder(request.out) as folder:
+        records = _copy_images(manifest, rows, folder, folders, offset)
         for split, table in hidden.items():
             (folder / FOLDERS[split]).mkdir(exist_ok=True)
-            made = _occluded(training_set, table, order, run.plan.embed_workers)
-            records += _write(made, table, folder, FOLDERS[split], offset)
+            results = _hide_images(training_set, table, request, run.plan.embed_workers)
+            records += _write_images(results, table, folder, FOLDERS[split], offset)
         records.sort(key=lambda record: record["path"])
         pq.write_table(pa.Table.from_pylist(records, SCHEMA), folder / TABLE)
-        summary = _summary(records, order, hidden)
+        summary = _summarise(records, request, hidden)
         if not any(band["images"] for band in summary["bands"].values()):
-            raise DataError(f"no picture could be hidden by {', '.join(map(str, order.bands))} %")
-        save_png(folder / SHEET, _sheet(folder, records, order.bands))
+            raise DataError(f"no picture could be hidden by {', '.join(map(str, request.bands))} %")
+        save_png(folder / SHEET, _draw_sheet(folder, records, request.bands))
     for name, band in summary["bands"].items():
         if band["missed"]:
             log.warning("%d pictures could not be hidden by %s %%", band["missed"], name)
-    return {"root": order.out, **summary}
+    return {"root": request.out, **summary}
 
 
 @contextmanager
-def _place(out: str) -> Iterator[Path]:
-    """A folder to fill, which appears at `out` when the block ends well."""
+def _output_folder(out: str) -> Iterator[Path]:
+    """Yield a folder to fill, which appears at `out` when the block ends well."""
     if "://" not in out:
         with new_folder(Path(out)) as folder:
             yield folder
@@ -151,11 +151,11 @@ def _place(out: str) -> Iterator[Path]:
         marker["name"] = "synthesis"
 
 
-def clean_rows(manifest: Manifest, rows: pa.Table, split: str) -> pa.Table:
-    """The rows of a split whose persons are whole, as far as the data set says.
+def select_clean_rows(manifest: Manifest, rows: pa.Table, split: str) -> pa.Table:
+    """Return the rows of a split whose persons are not occluded according to the data set.
 
     Raises:
-        DataError: there are none.
+        DataError: There are none.
     """
     kept = rows.filter(pc.and_(pc.equal(rows["split"], split), pc.invert(rows["occluded"])))
     if not len(kept):
@@ -166,74 +166,79 @@ def clean_rows(manifest: Manifest, rows: pa.Table, split: str) -> pa.Table:
     return kept
 
 
-class HidePictures:
-    """Data worker: rows and bands -> encoded pictures; null where no donor fits."""
+class HideImages:
+    """Data worker: rows and bands -> encoded images; null where no donor fits."""
 
     def __init__(self, training_set: TrainingSet, part: Part) -> None:
         self._synthesiser, self._part = training_set.synthesiser(), part
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self._hide(**item) for item in table.to_pylist()], MADE)
+        """Return rows of RESULT_SCHEMA."""
+        return pa.Table.from_pylist(
+            [self._hide(**item) for item in table.to_pylist()], RESULT_SCHEMA
+        )
 
     def _hide(self, row: int, low: int, high: int) -> dict[str, Any]:
-        made = self._synthesiser.make(row, Band(low, high), self._part)
+        sample = self._synthesiser.make(row, Band(low, high), self._part)
         result: dict[str, Any] = {"row": row, "band": str(Band(low, high)), "part": self._part}
-        if made is None:
+        if sample is None:
             return result
         coding = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-        jpeg = cv2.imencode(".jpg", cv2.cvtColor(made.image, cv2.COLOR_RGB2BGR), coding)[1]
-        how = {"donor": made.donor, "shift": made.shift, "oiou": made.oiou, "hidden": made.hidden}
-        return result | {"jpeg": jpeg.tobytes(), **how}
+        jpeg = cv2.imencode(".jpg", cv2.cvtColor(sample.image, cv2.COLOR_RGB2BGR), coding)[1]
+        result |= {"donor": sample.donor, "shift": sample.shift, "oiou": sample.oiou}
+        return result | {"hidden": sample.occlusion_ratio, "jpeg": jpeg.tobytes()}
 
 
-def _occluded(
-    training_set: TrainingSet, table: pa.Table, order: SynthesisRequest, workers: int
+def _hide_images(
+    training_set: TrainingSet, table: pa.Table, request: SynthesisRequest, workers: int
 ) -> list[dict[str, Any]]:
-    """Rows of `HidePictures` for every row of the table and band, in no certain order."""
+    """Return the rows of `HideImages` for every row of the table and band, unordered."""
     items = [
         {"row": row, "low": band.low, "high": band.high}
         for row in table["row"].to_pylist()
-        for band in order.bands
+        for band in request.bands
     ]
-    tables = [pa.Table.from_pylist(items[i : i + ROWS]) for i in range(0, len(items), ROWS)]
+    tables = [
+        pa.Table.from_pylist(items[i : i + TASK_IMAGES]) for i in range(0, len(items), TASK_IMAGES)
+    ]
     dataset = ray.data.from_arrow(tables).map_batches(
-        HidePictures,
-        fn_constructor_args=(training_set, order.part),
+        HideImages,
+        fn_constructor_args=(training_set, request.part),
         batch_size=None,
         batch_format="pyarrow",
-        compute=pool(min(workers, len(tables))),
+        compute=create_pool(min(workers, len(tables))),
         num_cpus=1,
     )
-    made: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     with bar("pictures hidden", len(items)) as shown:
         for part in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             assert isinstance(part, pa.Table)
-            made += part.to_pylist()
-            shown.update(len(made))
-    return made
+            results += part.to_pylist()
+            shown.update(len(results))
+    return results
 
 
-def _write(
-    made: list[dict[str, Any]], table: pa.Table, folder: Path, place: str, offset: int
+def _write_images(
+    results: list[dict[str, Any]], table: pa.Table, folder: Path, place: str, offset: int
 ) -> list[dict[str, Any]]:
-    """Write the pictures into `folder / place`; the rows of SCHEMA."""
+    """Write the images into `folder / place`; return the rows of SCHEMA."""
     sources = {source["row"]: source for source in table.to_pylist()}
     records = []
-    for item in made:
+    for item in results:
         if item["jpeg"] is None:
             continue
         source = sources[item["row"]]
-        path = f"{place}/{_name(source, offset)}_{item['band']}.jpg"
+        path = f"{place}/{_file_stem(source, offset)}_{item['band']}.jpg"
         (folder / path).write_bytes(item["jpeg"])
         how = {name: item[name] for name in ("donor", "shift", "oiou", "hidden", "band", "part")}
         records.append({"path": path, "source": source["path"], **how})
     return records
 
 
-def _copy(
+def _copy_images(
     manifest: Manifest, rows: pa.Table, folder: Path, folders: dict[str, str], offset: int
 ) -> list[dict[str, Any]]:
-    """Copy all images but occluded queries, under names that the layout's reader understands."""
+    """Copy all images except occluded queries, under names of the Market-1501 layout."""
     taken = rows.filter(
         pc.invert(pc.and_(pc.equal(rows["split"], "query"), rows["occluded"]))
     ).to_pylist()
@@ -243,47 +248,53 @@ def _copy(
     with bar("pictures copied", len(taken)) as shown:
         for row in taken:
             ending = Path(row["path"]).suffix.lower()
-            path = f"{folders[row['split']]}/{_name(row, offset)}{ending}"
+            path = f"{folders[row['split']]}/{_file_stem(row, offset)}{ending}"
             (folder / path).write_bytes(read_bytes(manifest.root, row["path"]))
             records.append({"path": path, "source": row["path"]})
             shown.update(len(records))
     return records
 
 
-def _name(row: dict[str, Any], offset: int) -> str:
+def _file_stem(row: dict[str, Any], offset: int) -> str:
     return f"{row['pid'] + offset:04d}_c{row['camid']}_{row['row']:06d}"
 
 
-def _summary(
-    records: list[dict[str, Any]], order: SynthesisRequest, hidden: dict[str, pa.Table]
+def _summarise(
+    records: list[dict[str, Any]], request: SynthesisRequest, hidden: dict[str, pa.Table]
 ) -> dict[str, Any]:
-    """Files by folder; by band the pictures made, those that found no donor, the mean hidden."""
-    asked = sum(map(len, hidden.values()))
+    """Count files by folder, and by band images, images without a donor, mean share hidden."""
+    requested = sum(map(len, hidden.values()))
     bands = {}
-    for name in map(str, order.bands):
+    for name in map(str, request.bands):
         shares = [record["hidden"] for record in records if record.get("band") == name]
         mean = float(np.mean(shares)) if shares else None
-        bands[name] = {"images": len(shares), "missed": asked - len(shares), "hidden_mean": mean}
+        bands[name] = {
+            "images": len(shares),
+            "missed": requested - len(shares),
+            "hidden_mean": mean,
+        }
     files = Counter(record["path"].partition("/")[0] for record in records)
     return {"files": dict(sorted(files.items())), "bands": bands}
 
 
-def _sheet(folder: Path, records: list[dict[str, Any]], bands: tuple[Band, ...]) -> Any:
-    """People by bands; a white cell where no donor was found."""
+def _draw_sheet(folder: Path, records: list[dict[str, Any]], bands: tuple[Band, ...]) -> Any:
+    """Draw people by bands, with a white cell where no donor fits."""
     hidden: dict[str, dict[str, dict[str, Any]]] = {}
     clean = {record["source"]: record["path"] for record in records if not record.get("band")}
     for record in records:
         if record.get("band"):
             hidden.setdefault(record["source"], {})[record["band"]] = record
     sources = sorted(hidden)
-    picked = np.linspace(0, len(sources) - 1, min(SHOWN, len(sources))).round().astype(int)
+    picked = np.linspace(0, len(sources) - 1, min(SHEET_PEOPLE, len(sources))).round().astype(int)
     images, captions = [], []
     for source in (sources[i] for i in picked):
         images.append(read_image(str(folder), clean[source]))
         captions.append("clean")
         for name in map(str, bands):
-            made = hidden[source].get(name)
+            sample = hidden[source].get(name)
             blank = np.full_like(images[-1], 255)
-            images.append(read_image(str(folder), made["path"]) if made else blank)
-            captions.append(f"{100 * made['hidden']:.0f} % hidden" if made else f"none for {name}")
+            images.append(read_image(str(folder), sample["path"]) if sample else blank)
+            captions.append(
+                f"{100 * sample['hidden']:.0f} % hidden" if sample else f"none for {name}"
+            )
     return contact_sheet(images, captions, 1 + len(bands))

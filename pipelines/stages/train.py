@@ -1,4 +1,4 @@
-"""Stages 0, 1 and 2: what is trained, from what, and what is left."""
+"""Stages 0, 1 and 2: what is trained, from what, and what is stored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipelines.training.training_set import TrainingSet
 
 
 def train_saliency(run: Run, prepared: Stage, key: str) -> tuple[SaliencyModel, dict[str, Any]]:
-    """Stage 0: learn where the person is; the model and a summary for the stage of that key."""
+    """Train stage 0, which learns where the person is; return model and summary for the stage."""
     training_set = TrainingSet(run.config, run.storage.uri, prepared.key, None, "saliency")
     task, summary = fit(run, "saliency", training_set, prepared.key, key)
     assert isinstance(task, SaliencyTask)
@@ -36,10 +36,7 @@ CHECKPOINT = "checkpoint"
 
 
 def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -> Stage:
-    """Stage 1: learn the identities' prompts; leaves `texts.safetensors`.
-
-    On one worker whatever the cluster.
-    """
+    """Train stage 1, the identities' prompts, on one worker; store `texts.safetensors`."""
     config = run.config
     identity = {
         "features": features.key,
@@ -62,41 +59,40 @@ def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -
     return run.stage("prompts", identity, build)
 
 
-def _backgrounds(root: str | None) -> str | None:
-    """Fingerprint of the folder of backgrounds: other pictures make another model."""
-    return listing_fingerprint(list_files(root)) if root else None
-
-
 def train_metric(
     run: Run, prepared: Stage, saliency: Stage, prompts: Stage | None, until: int | None = None
 ) -> Stage:
-    """Stage 2: learn encoder, mask generator and prototypes; leaves the model folder.
+    """Train stage 2, encoder, mask generator and prototypes; store the model folder.
 
     Args:
-        prompts: None for a backbone without text.
-        until: leave it after so many epochs, the end of one of the equal parts of `metric.rates`,
-            with a checkpoint. It begins with the one that the part before left; trainings whose
-            rates part later share what they have in common.
+        run: The run that the stage is part of.
+        prepared: The data.
+        saliency: The person masks.
+        prompts: The prototypes; None for a backbone without text.
+        until: End after so many epochs, at the end of one of the equal segments of `metric.rates`,
+            with a checkpoint. The segment starts from the checkpoint of the one before; trainings
+            whose rates differ later share their first segments.
     """
     config = run.config
     inputs = prompts.key if prompts else ""
+    backgrounds = config.occlusion.backgrounds
     identity = {
         "dataset": prepared.summary["dataset_id"],
         "saliency": saliency.key,
         "prompts": inputs,
         "model": config.model,
         "weights": weights_fingerprint(config.model),
-        "metric": config.metric if until is None else rates_until(config.metric, until),
+        "metric": config.metric if until is None else restrict_rates(config.metric, until),
         "augment": config.augment,
         "occlusion": config.occlusion,
-        "backgrounds": _backgrounds(config.occlusion.backgrounds),
+        "backgrounds": listing_fingerprint(list_files(backgrounds)) if backgrounds else None,
         "size": [config.data.height, config.data.width, config.data.mean, config.data.std],
         "seed": config.seed,
         "workers": run.plan.train_workers,
     } | ({} if until is None else {"until": until})
     key = stage_key("metric", identity)
 
-    def part(folder: Path) -> TrainingSegment | None:
+    def segment(folder: Path) -> TrainingSegment | None:
         if until is None:
             return None
         before = until - config.metric.epochs // len(config.metric.rates)
@@ -107,7 +103,7 @@ def train_metric(
 
     def build(folder: Path) -> dict[str, Any]:
         training_set = TrainingSet(config, run.storage.uri, prepared.key, saliency.key)
-        task, summary = fit(run, "metric", training_set, inputs, key, part(folder))
+        task, summary = fit(run, "metric", training_set, inputs, key, segment(folder))
         assert isinstance(task, MetricTask)
         facts = {
             "dataset": prepared.summary["dataset_id"],
@@ -126,8 +122,8 @@ def train_metric(
     return run.stage("metric", identity, build)
 
 
-def rates_until(section: MetricConfig, until: int) -> MetricConfig:
-    """The section with what of its rates matters in the first epochs; the last one goes on."""
+def restrict_rates(section: MetricConfig, until: int) -> MetricConfig:
+    """Return the section with only the rates of its first epochs, the last of them repeated."""
     rates = section.rates
     used = rates[: -(-until * len(rates) // section.epochs)]
     return section.model_copy(update={"rates": used + used[-1:] * (len(rates) - len(used))})

@@ -1,8 +1,8 @@
 """Training batches from Ray Data: a pipeline for each train worker, one row per training step.
 
-A row is the number of a step until a data worker replaces it with the arrays of that step. Ray Data
-pays for each task and each block, not for each row. So a task makes several steps, one after the
-other, and a block holds several (`results/step-stream.md` of the benchmarks).
+A row is the number of a step until a data worker replaces it with the arrays of that step. Ray
+Data's overhead is per task and per block, not per row. So a task makes several steps, one after
+the other, and a block holds several (`results/step-stream.md` of the benchmarks).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import ray.train
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataIterator, Dataset, ExecutionResources
 
-from pipelines.runtime.resources import selector, throttle
+from pipelines.runtime.resources import parse_labels, throttle
 from pipelines.training.training_set import TrainingSet
 
 DATASET = "steps"  # its name in Ray Train
@@ -25,7 +25,6 @@ STEPS_PER_TASK = 16
 BLOCK_BYTES = 64 * 2**20
 NO_PROGRESS_TIMEOUT_S = 3600  # training may take minutes per step, and then takes no batch
 UNUSED = ("rows", "camids")  # arrays of a step that no task reads
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 Arrays = dict[str, NDArray[Any]]
@@ -35,8 +34,10 @@ class MakeBatches:
     """Replace step numbers by one train worker's share of the batches; runs on a data worker.
 
     Args:
-        first: step of row 0.
-        rank, world: which share of how many; see `StepMaker.make`.
+        training_set: Where the images are.
+        first: Step of row 0.
+        rank: Number of the share; see `StepMaker.make`.
+        world: Number of shares.
     """
 
     def __init__(self, training_set: TrainingSet, first: int, rank: int, world: int) -> None:
@@ -45,6 +46,7 @@ class MakeBatches:
         self._first, self._rank, self._world = first, rank, world
 
     def __call__(self, rows: Arrays) -> Iterator[Arrays]:
+        """Yield the arrays of each step, with a leading dimension of 1."""
         for row in rows["id"]:
             batch = self._maker.make(self._first + int(row), self._rank, self._world)
             yield {name: value[None] for name, value in batch.items() if name not in UNUSED}
@@ -67,9 +69,10 @@ class BatchPlan:
     """What the pipelines of all train workers have in common.
 
     Attributes:
-        total: steps of the whole training.
-        data_workers: processes that make batches, for all train workers together, one CPU each.
-        steps_per_execution: after so many the pipelines are executed afresh, since Ray Data keeps
+        training_set: Where the images are.
+        total: Steps of the whole training.
+        data_workers: Processes that make batches, for all train workers together, one CPU each.
+        steps_per_execution: After so many the pipelines are executed again, since Ray Data keeps
             some kB per task until the end of an execution.
     """
 
@@ -79,11 +82,11 @@ class BatchPlan:
     steps_per_execution: int = 50_000
 
     def end(self, first: int) -> int:
-        """Step, excluded, with which an execution ends that starts at step `first`."""
+        """Return the step, excluded, at which an execution from step `first` on ends."""
         return min(self.total, first + self.steps_per_execution)
 
     def pipeline(self, first: int, rank: int = 0, world: int = 1) -> Dataset:
-        """Batches of the steps from `first` on, in order, for train worker `rank` of `world`."""
+        """Return the batches of the steps from `first` on for train worker `rank` of `world`."""
         steps = self.end(first) - first
         workers = max(1, self.data_workers // world + (rank < self.data_workers % world))
         dataset = ray.data.range(
@@ -102,9 +105,9 @@ class BatchPlan:
         context.target_max_block_size = block = min(BLOCK_BYTES, task_bytes)
         context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
         context.execution_options.preserve_order = True
-        nodes = selector(self.training_set.config.cluster.data_nodes)
+        nodes = parse_labels(self.training_set.config.cluster.data_nodes)
         context.execution_options.label_selector = nodes or None
-        # For each data worker one block that it makes and one that waits, and two to read.
+        # Each data worker makes one block while another waits; two are being read.
         context.execution_options.resource_limits = ExecutionResources.for_limits(
             object_store_memory=2 * (workers + 1) * block
         )
@@ -118,7 +121,8 @@ class BatchesPerRank(ray.train.DataConfig):
     `configure` for each worker group, so that a restart or another number of workers is a new plan.
 
     Args:
-        first_step: returns the step at which the training continues.
+        plan: What the pipelines have in common.
+        first_step: Returns the step at which the training continues.
     """
 
     def __init__(self, plan: BatchPlan, first_step: Callable[[], int]) -> None:

@@ -1,7 +1,7 @@
-"""Checkpoints of a training: there as a whole or not at all, and checked before they are used.
+"""Checkpoints of a training: written atomically, and verified before they are used.
 
 A checkpoint is two files, `step-000000120.pt` and then `step-000000120.json`, its marker, with the
-SHA-256 of the first. Ray Train's own checkpoints know no hash and no way back from a damaged one.
+SHA-256 of the first. Ray Train's own checkpoints have no hash and no fallback for a damaged one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipelines.runtime.storage import Storage
 
 log = logging.getLogger(__name__)
 
-KEPT = 2  # newest ones; the one of the lowest loss is kept beside them
+KEPT = 2  # newest ones; the one of the lowest loss is kept too
 State = dict[str, Any]
 
 
@@ -30,55 +30,60 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Args:
-        key: their folder in storage.
-        say: takes a sentence that the user should see, from whatever process this is.
+        storage: Where they are kept.
+        key: Their folder in storage.
+        warn: Logs a warning for the user, from any process.
     """
 
-    def __init__(self, storage: Storage, key: str, say: Callable[[str], Any] = log.warning) -> None:
-        self._storage, self._key, self._say = storage, key, say
+    def __init__(
+        self, storage: Storage, key: str, warn: Callable[[str], Any] = log.warning
+    ) -> None:
+        self._storage, self._key, self._warn = storage, key, warn
 
     def newest(self) -> int:
-        """Step of the newest sound checkpoint, 0 where there is none.
+        """Return the step of the newest undamaged checkpoint, 0 where there is none.
 
-        A damaged one is named aloud and set aside, its marker removed, and the one before it taken.
+        Damaged ones are logged, and their markers deleted.
         """
         for step in sorted(self._markers(), reverse=True):
             try:
                 self._read(step)
                 return step
             except ValueError as fault:
-                self._say(f"{fault}; going back to the checkpoint before it")
+                self._warn(f"{fault}; going back to the checkpoint before it")
                 self._storage.delete(self._marker(step))
         return 0
 
     def load(self, step: int) -> State:
-        """The state saved at that step, on the CPU; ValueError if it is damaged."""
+        """Return the state saved at a step, on the CPU; ValueError if it is damaged."""
         data = io.BytesIO(self._read(step))
         return torch.load(data, map_location="cpu", weights_only=True)
 
-    def take_over(self, key: str) -> None:
-        """Begin with the newest checkpoint of another folder, unless there is one here already."""
-        other = Checkpoints(self._storage, key, self._say)
+    def copy_newest_from(self, key: str) -> None:
+        """Copy the newest checkpoint of another folder, unless there is one here already."""
+        other = Checkpoints(self._storage, key, self._warn)
         step = 0 if self._markers() else other.newest()
         if step:
             state, marker = other._read(step), self._storage.read(other._marker(step))
             self._storage.write(self._state(step), state)
             self._storage.write(self._marker(step), marker or b"")
 
-    def keep(self, step: int, folder: Path) -> None:
-        """Copy the checkpoint of that step to a local folder."""
+    def copy_to(self, step: int, folder: Path) -> None:
+        """Copy the checkpoint of a step to a local folder."""
         folder.mkdir(parents=True, exist_ok=True)
         for key in (self._state(step), self._marker(step)):
             (folder / Path(key).name).write_bytes(self._storage.read(key) or b"")
 
     def save(self, step: int, data: bytes, loss: float) -> None:
-        """Store a `serialize_state` state, and delete those that are not kept.
+        """Store a checkpoint, and delete those that are not kept.
 
         Args:
-            loss: what decides which is the best; NaN = unknown.
+            step: Steps done.
+            data: From `serialize_state`.
+            loss: Determines which checkpoint is the best; NaN = unknown.
 
         Raises:
-            OSError: it could not be written, nothing is left of it.
+            OSError: It could not be written, and nothing is left of it.
         """
         marker = {"step": step, "loss": loss, "sha256": hashlib.sha256(data).hexdigest()}
         self._storage.write(self._state(step), data)
@@ -95,17 +100,17 @@ class Checkpoints:
                 self._storage.delete(self._state(step))
 
     def _markers(self) -> dict[int, dict[str, Any]]:
-        found = {}
+        markers = {}
         for key in self._storage.files(self._key):
             if not key.endswith(".json"):
                 continue
             try:
                 marker = self._storage.read_json(key) or {}
-                found[int(marker["step"])] = marker
+                markers[int(marker["step"])] = marker
             except (DataError, KeyError, ValueError):
-                self._say(f"{self._storage.location(key)} is damaged: its checkpoint is not used")
+                self._warn(f"{self._storage.location(key)} is damaged: its checkpoint is not used")
                 self._storage.delete(key)
-        return found
+        return markers
 
     def _read(self, step: int) -> bytes:
         marker = self._storage.read_json(self._marker(step)) or {}
@@ -125,30 +130,30 @@ class Checkpoints:
 
 
 def serialize_state(state: State) -> bytes:
-    """A state as it is at this moment, later steps leave it alone."""
+    """Return a copy of a state, which later steps do not change."""
     data = io.BytesIO()
     torch.save(state, data)
     return data.getvalue()
 
 
 class Writer:
-    """Writes checkpoints beside the training, one at a time.
+    """Write checkpoints during training, one at a time.
 
-    One that cannot be written is said and forgotten: the training goes on, and is worth more.
+    A failure to write one is logged and the training continues, since it is worth more.
     """
 
-    def __init__(self, checkpoints: Checkpoints, say: Callable[[str], Any]) -> None:
-        self._checkpoints, self._say = checkpoints, say
+    def __init__(self, checkpoints: Checkpoints, warn: Callable[[str], Any]) -> None:
+        self._checkpoints, self._warn = checkpoints, warn
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether the one before is still being written."""
+        """Whether a checkpoint is still being written."""
         return self._writing is not None and not self._writing.done()
 
     def start(self, step: int, state: State, loss: float) -> None:
-        """Take the state as it is now, and write it while the training goes on."""
+        """Copy the state now, and write it while the training continues."""
         self.wait()
         self._writing = self._pool.submit(self._write, step, serialize_state(state), loss)
 
@@ -156,17 +161,17 @@ class Writer:
         try:
             self._checkpoints.save(step, data, loss)
         except OSError as error:
-            self._say(
-                f"the checkpoint of step {step} could not be written ({error}); training goes on "
-                "and writes the next one when it is due"
+            self._warn(
+                f"the checkpoint of step {step} could not be written ({error}); training "
+                "continues and writes the next one when it is due"
             )
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Wait until nothing is being written."""
         if self._writing is not None:
             self._writing.result()
 
     def finish(self, step: int, state: State, loss: float) -> None:
-        """Write the last one; OSError if that cannot be done."""
+        """Write the last checkpoint; OSError if that fails."""
         self.wait()
         self._checkpoints.save(step, serialize_state(state), loss)

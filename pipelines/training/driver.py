@@ -1,4 +1,4 @@
-"""Training on Ray Train, seen from the driver: start it, follow it, take what it learned."""
+"""Training on Ray Train, on the side of the driver."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from ray.train.torch import TorchTrainer
 
 from dpmpp_core.errors import TrainingError
 from dpmpp_core.tasks.task import Task
-from pipelines.runtime.progress import follow, start_board
-from pipelines.runtime.resources import selector
+from pipelines.runtime.progress import follow_training, start_monitor
+from pipelines.runtime.resources import parse_labels
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import training_key
 from pipelines.training.batches import DATASET, BatchesPerRank, BatchPlan
 from pipelines.training.shards import pack_images
 from pipelines.training.training_set import TrainingSet
-from pipelines.training.worker import Job, train_loop
+from pipelines.training.worker import Job, LoopResult, train_loop
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainingSegment:
-    """A training that is left under way, for another one to go on with.
+    """A part of a training, which another segment continues.
 
     Attributes:
-        epochs: after which it is left.
-        start: folder, in storage, of the checkpoint that it begins with; empty = the beginning.
-        keep: local folder for its last checkpoint.
+        epochs: Number of epochs after which it ends.
+        start: Folder, in storage, of the checkpoint it starts from; empty = from the beginning.
+        keep: Local folder for its last checkpoint.
     """
 
     epochs: int
@@ -52,50 +52,56 @@ def fit(
     training_set: TrainingSet,
     inputs: str,
     key: str,
-    part: TrainingSegment | None = None,
+    segment: TrainingSegment | None = None,
 ) -> tuple[Task, dict[str, Any]]:
     """Train on Ray Train, from the newest checkpoint if there is one.
 
     Args:
-        kind: which task, see `Job`.
-        key: of the stage; its checkpoints live beside it until it is committed.
-        part: train no more than this; None = all.
+        run: The run that the stage is part of.
+        kind: Which task, see `Job`.
+        training_set: Where the images are.
+        inputs: As in `Job`.
+        key: Key of the stage; checkpoints are kept until it is committed.
+        segment: Train only this part; None = all.
 
     Returns:
-        the trained task, and a summary for the stage.
+        The trained task, and a summary for the stage.
 
     Raises:
-        TrainingError: the loss was not finite; names the step and its images.
-        KeyboardInterrupt: stopped before the end; the next call goes on from there.
+        TrainingError: The loss was not finite; names the step and its images.
+        KeyboardInterrupt: Stopped before the end; the next call resumes there.
     """
     name = training_key(key)
-    board = start_board()
-    job = Job(kind, training_set, inputs, f"{name}/checkpoints", run.plan.train_cpus, board)
+    monitor = start_monitor()
+    job = Job(kind, training_set, inputs, f"{name}/checkpoints", run.plan.train_cpus, monitor)
     task = job.task()
-    epochs = part.epochs if part else task.epochs
+    epochs = segment.epochs if segment else task.epochs
     total = task.steps_per_epoch * epochs
-    if part and part.start:
-        job.open_checkpoints().take_over(part.start)
+    if segment and segment.start:
+        job.open_checkpoints().copy_newest_from(segment.start)
     if kind != "prompts":  # prompts learn from features that fit in memory
         pack_images(run, training_set)
-    with follow(board, f"{kind} steps", total, _watch(run, task)), _request_graceful_stop(board):
+    with (
+        follow_training(monitor, f"{kind} steps", total, _log_epochs(run, task)),
+        _request_graceful_stop(monitor),
+    ):
         while True:  # one execution of the batches after the other
-            ended = _fit_or_stop(_trainer(run, job, name, total))
-            if ended["step"] == total or ended["stopped"] or ended["fault"] is not None:
+            result = _fit_or_stop(_build_trainer(run, job, name, total))
+            if result.step == total or result.stopped or result.fault is not None:
                 break
-    if ended["fault"] is not None:
-        raise TrainingError(_fault(job, task, ended["fault"]))
-    if ended["step"] < total:
+    if result.fault is not None:
+        raise TrainingError(_describe_fault(job, task, result.fault))
+    if result.step < total:
         raise KeyboardInterrupt
     checkpoints = job.open_checkpoints()
     state = checkpoints.load(total)
     task.load_trained_state(state["task"])
-    if part:
-        checkpoints.keep(total, part.keep)
+    if segment:
+        checkpoints.copy_to(total, segment.keep)
     run.storage.delete(name)
     history = state["history"]
     alarms: dict[str, str] = {}
-    for figures in (*history[:1], *history[-1:]):  # what a report should say
+    for figures in (*history[:1], *history[-1:]):  # a report lists those of both ends
         alarms |= task.alarms(figures["epoch"], figures)
     return task, {
         "steps": total,
@@ -105,7 +111,7 @@ def fit(
     }
 
 
-def _trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:
+def _build_trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:
     plan, storage, cluster = run.plan, run.storage, run.config.cluster
     workers: int | tuple[int, int] = plan.train_workers
     if cluster.worker_counts[0] < plan.train_workers:
@@ -119,7 +125,7 @@ def _trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:
     resources = {"CPU": plan.train_cpus} | ({"GPU": 1} if plan.train_gpu else {})
     return TorchTrainer(
         train_loop,  # type: ignore[arg-type]
-        train_loop_config={
+        train_loop_config={  # `LoopConfig`
             "job": job,
             "total": total,
             "plan": steps,
@@ -129,7 +135,7 @@ def _trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:
             num_workers=workers,  # type: ignore[arg-type]  # mypy reads the older Ray Train
             use_gpu=plan.train_gpu,
             resources_per_worker=resources,
-            label_selector=selector(cluster.train_nodes) or None,  # type: ignore[call-arg]
+            label_selector=parse_labels(cluster.train_nodes) or None,  # type: ignore[call-arg]
         ),
         run_config=RunConfig(
             name=name,
@@ -142,60 +148,57 @@ def _trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:
     )
 
 
-def _fault(job: Job, task: Task, step: int) -> str:
-    """What to tell of a step, counted from 0, whose loss is no number."""
-    epoch, at = divmod(step, task.steps_per_epoch)
+def _describe_fault(job: Job, task: Task, step: int) -> str:
+    """Return an error message for a step, counted from 0, whose loss is not finite."""
+    epoch, epoch_step = divmod(step, task.steps_per_epoch)
     saved = job.open_checkpoints().newest()
-    sentence = (
+    message = (
         f"{job.kind}: the loss of step {step + 1} (epoch {epoch + 1}) is not finite; the last "
         f"checkpoint, of step {saved}, is kept. Lower the learning rates, set "
         "metric.precision=fp32, or look at the images of the step"
     )
     if job.kind == "prompts":
-        return sentence
+        return message
     _, paths, _, _ = job.training_set.rows()
-    rows = sorted(set(job.training_set.plan().rows(epoch, at).tolist()))
-    return f"{sentence}: {', '.join(paths[row] for row in rows)}"
+    rows = sorted(set(job.training_set.plan().rows(epoch, epoch_step).tolist()))
+    return f"{message}: {', '.join(paths[row] for row in rows)}"
 
 
 @contextmanager
-def _request_graceful_stop(board: Any) -> Iterator[None]:
-    """While training, SIGTERM asks the workers to write a checkpoint and end."""
+def _request_graceful_stop(monitor: Any) -> Iterator[None]:
+    """On SIGTERM inside the block, request that the workers write a checkpoint and end."""
     if threading.current_thread() is not threading.main_thread():  # a trial of a search
         yield
         return
 
-    def ask(number: int, frame: Any) -> None:
+    def request(number: int, frame: Any) -> None:
         log.warning("stopping: the workers write a checkpoint first")
-        board.stop.remote()
+        monitor.request_stop.remote()
 
-    before = signal.signal(signal.SIGTERM, ask)
+    before = signal.signal(signal.SIGTERM, request)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _watch(run: Run, task: Task) -> Callable[[int, dict[str, float]], None]:
-    """Takes each epoch's figures to MLflow, and the first alarm of each name to the log too."""
+def _log_epochs(run: Run, task: Task) -> Callable[[int, dict[str, float]], None]:
+    """Return a callback: epoch metrics to MLflow, the first alarm of each name to the log too."""
     raised: set[str] = set()
 
-    def on_figures(epoch: int, figures: dict[str, float]) -> None:
-        run.tracking.figures(epoch, figures)
+    def on_epoch(epoch: int, figures: dict[str, float]) -> None:
+        run.tracking.log_metrics(epoch, figures)
         for name, sentence in task.alarms(epoch, figures).items():
             if name not in raised:
                 raised.add(name)
                 log.warning("training: %s", sentence)
-                run.tracking.alarm(name, sentence)
+                run.tracking.set_warning_tag(name, sentence)
 
-    return on_figures
+    return on_epoch
 
 
-def _fit_or_stop(trainer: TorchTrainer) -> dict[str, Any]:
-    """Run `train_loop` and return what it returns; Ctrl-C stays Ctrl-C.
-
-    Ray Train answers Ctrl-C by ending the run, then the process.
-    """
+def _fit_or_stop(trainer: TorchTrainer) -> LoopResult:
+    """Run `train_loop`; on Ctrl-C raise KeyboardInterrupt, where Ray Train would exit."""
     before = signal.getsignal(signal.SIGINT)
     try:
         return trainer.fit().return_value  # type: ignore[attr-defined]  # mypy reads older ones

@@ -1,4 +1,4 @@
-"""The file of person masks: what stage 0 leaves and everything after it reads."""
+"""The file of person masks, which stage 0 writes and all later stages read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATCH = 16  # pixels; the grid of the patch transfer, whatever the encoder's str
 
 
 def transfer_grid(config: Config) -> tuple[int, int]:
-    """Rows and columns of the patches that masks and transfers are made of."""
+    """Return the rows and columns of the patches of masks and transfers."""
     return config.data.height // PATCH, config.data.width // PATCH
 
 
@@ -29,10 +29,10 @@ def save_masks(folder: Path, paths: list[str], masks: npt.NDArray[np.bool_]) -> 
 
 
 def load_masks(folder: Path, paths: list[str], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Masks bool [N, rows, columns] of the images `paths`, in their order.
+    """Return the masks bool [N, rows, columns] of the images `paths`, in their order.
 
     Raises:
-        DataError: the file is missing or damaged, lacks an image, or is of another grid.
+        DataError: The file is missing or damaged, lacks an image, or has another grid.
     """
     try:
         table = pq.read_table(folder / FILE)

@@ -1,4 +1,4 @@
-"""Training images -> few large files in storage, by Ray Data; see `dpmpp_core.data.packed`."""
+"""Pack training images into few large files in storage; see `dpmpp_core.data.packed`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hashlib import sha256
 import pyarrow as pa
 
 from dpmpp_core.data.files import read_bytes
-from dpmpp_core.data.packed import ROWS, pack
+from dpmpp_core.data.packed import SHARD_ROWS, pack
 from dpmpp_core.errors import DataError
 from pipelines.runtime.blocks import map_blocks, read_files
 from pipelines.runtime.run import Run
@@ -17,10 +17,10 @@ from pipelines.training.training_set import TrainingSet
 
 
 def pack_images(run: Run, training_set: TrainingSet) -> None:
-    """Write the shards of a training set that are not there yet, if it is to be read from such.
+    """Write the missing shards of a training set, if it is read from shards.
 
     Raises:
-        DataError: an image is not the one that `prepare` looked at.
+        DataError: An image was changed since `prepare`.
     """
     root, table = training_set.table()
     if not training_set.is_packed(root):
@@ -29,9 +29,9 @@ def pack_images(run: Run, training_set: TrainingSet) -> None:
     there = set(run.storage.files(training_set.shards))
     blocks = [
         pa.table({"shard": [shard] * len(rows), **{n: rows[n] for n in ("path", "sha256")}})
-        for shard, start in enumerate(range(0, len(table), ROWS))
+        for shard, start in enumerate(range(0, len(table), SHARD_ROWS))
         if training_set.shard(shard) not in there
-        for rows in [table.slice(start, ROWS).combine_chunks()]
+        for rows in [table.slice(start, SHARD_ROWS).combine_chunks()]
     ]
     if not blocks:
         return

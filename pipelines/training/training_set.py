@@ -1,4 +1,4 @@
-"""The training images as a worker on any node finds them: rows, plan of the steps, step maker."""
+"""The training images on any node: rows, plan of the steps, step maker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dpmpp_core.data.donors import CACHE_BYTES
 from dpmpp_core.data.manifest import Manifest, load_split
 from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.data.plan import StepPlan, class_labels
-from dpmpp_core.data.steps import StepMaker
+from dpmpp_core.data.steps import StepMaker, TrainingImages
 from dpmpp_core.data.synthesis import Synthesiser
 from pipelines.runtime.storage import Storage
 from pipelines.training.masks import load_masks, transfer_grid
@@ -22,14 +22,15 @@ from pipelines.training.masks import load_masks, transfer_grid
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Where a worker on any node finds the training images.
+    """Training images for workers on any node.
 
     Attributes:
-        config: the run's configuration.
+        config: The run's configuration.
         storage: URI of the storage.
-        prepared, saliency: keys of those stages; without masks (stage 0 itself trains) nothing is
-            mixed and nothing erased.
-        section: the configuration's section that says how large a batch is.
+        prepared: Key of the stage `prepare`.
+        saliency: Key of the stage `saliency`; None while stage 0 itself trains. Without masks
+            nothing is mixed and nothing erased.
+        section: Section of the configuration that holds the batch size.
     """
 
     config: Config
@@ -39,13 +40,13 @@ class TrainingSet:
     section: Literal["saliency", "metric", "pretrain"] = "metric"
 
     def table(self) -> tuple[str, pa.Table]:
-        """Root and rows of the training images in the manifest."""
+        """Return the root and the rows of the training images in the manifest."""
         return load_split(Storage(self.storage).fetch(self.prepared), "train")
 
     def is_packed(self, root: str) -> bool:
-        """Whether its images, which are below `root`, are read from shards."""
-        wanted = self.config.data.pack
-        return "://" in root if wanted is None else wanted
+        """Return whether its images, which are below `root`, are read from shards."""
+        pack = self.config.data.pack
+        return "://" in root if pack is None else pack
 
     @property
     def shards(self) -> str:
@@ -53,7 +54,7 @@ class TrainingSet:
         return f"packed/{self.prepared.rpartition('/')[2]}"
 
     def shard(self, number: int) -> str:
-        """Key of a shard."""
+        """Return the key of a shard."""
         return f"{self.shards}/shard-{number:05}.arrow"
 
     def _packed(self, root: str, paths: list[str]) -> PackedImages | None:
@@ -63,23 +64,23 @@ class TrainingSet:
         return PackedImages(paths, lambda number: storage.fetch_file(self.shard(number)))
 
     def rows(self) -> tuple[str, list[str], np.ndarray, np.ndarray]:
-        """Root, paths, class labels int64 [N] and cameras int64 [N] of the training images."""
+        """Return root, paths, class labels int64 [N] and cameras int64 [N] of the images."""
         root, table = self.table()
         labels, _ = class_labels(table["pid"].to_numpy())
         return root, table["path"].to_pylist(), labels, table["camid"].to_numpy()
 
     def classes(self) -> int:
-        """Number of training identities."""
+        """Return the number of training identities."""
         return int(self.rows()[2].max()) + 1
 
     def captions(self) -> list[str]:
-        """What is said about each training identity, in the order of the class labels."""
+        """Return the caption of each training identity, in the order of the class labels."""
         root, paths, labels, _ = self.rows()
         _, first = np.unique(labels, return_index=True)
         return read_captions(root, [paths[row] for row in first])
 
     def plan(self) -> StepPlan:
-        """The identity-balanced batches of every epoch."""
+        """Return the identity-balanced batches of every epoch."""
         _, _, labels, camids = self.rows()
         return self._plan(labels, camids)
 
@@ -88,7 +89,7 @@ class TrainingSet:
         return StepPlan(labels, camids, section.identities, section.images, self.config.seed)
 
     def step_maker(self, cache_bytes: int = CACHE_BYTES) -> StepMaker:
-        """What makes the arrays of a step, on the machine that calls this; see `StepMaker`."""
+        """Build what makes the arrays of a step, on the calling machine; see `StepMaker`."""
         root, paths, labels, camids = self.rows()
         grid = transfer_grid(self.config)
         plan = self._plan(labels, camids)
@@ -98,21 +99,16 @@ class TrainingSet:
         else:
             masks = np.zeros((len(paths), *grid), np.bool_)  # empty masks are never paired
             augment = augment.model_copy(update={"erase": 0.0})
+        images = TrainingImages(root, paths, labels, camids, masks, self._packed(root, paths))
         return StepMaker(
-            root,
-            paths,
-            labels,
-            camids,
-            masks,
+            images,
             plan,
             data,
             augment,
             occlusion,
-            grid,
             cache_bytes,
             twins=self.has_twins,
-            covered=self.has_covered,
-            packed=self._packed(root, paths),
+            synthetic_occlusion=self.has_synthetic_occlusion,
         )
 
     @property
@@ -121,19 +117,19 @@ class TrainingSet:
         return self.section == "metric" and self.config.metric.loss.visibility > 0
 
     @property
-    def has_covered(self) -> bool:
+    def has_synthetic_occlusion(self) -> bool:
         """Whether a step also holds images behind synthetic occluders."""
         return self.section == "metric" and self.config.model.bands > 0
 
     def step_bytes(self) -> int:
-        """Bytes of the images of a whole step."""
+        """Return the bytes of the images of a whole step."""
         section, data = getattr(self.config, self.section), self.config.data
         images = section.identities * section.images
-        images += self.has_twins * images + self.has_covered * images // 2
+        images += self.has_twins * images + self.has_synthetic_occlusion * images // 2
         return images * data.height * data.width * 3
 
     def synthesiser(self) -> Synthesiser:
-        """What hides any image of the manifest behind training images."""
+        """Build what hides any image of the manifest behind training images."""
         assert self.saliency is not None
         manifest = Manifest.load(Storage(self.storage).fetch(self.prepared))
         paths = manifest.images["path"].to_pylist()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import ray
@@ -24,26 +24,27 @@ from dpmpp_core.tasks.prompts import PromptTask
 from dpmpp_core.tasks.saliency import SaliencyTask
 from dpmpp_core.tasks.step import train_step
 from dpmpp_core.tasks.task import Task
-from pipelines.runtime import telemetry as metrics
 from pipelines.runtime.storage import Storage
+from pipelines.runtime.telemetry import StepTimer, publish_mask_metrics, publish_metrics
 from pipelines.training.batches import DATASET, BatchPlan
 from pipelines.training.checkpoints import Checkpoints, State, Writer
 from pipelines.training.training_set import TrainingSet
 
-PULSE_SECONDS = 1.0  # how often the workers agree on what to do beside training
+SYNC_SECONDS = 1.0  # between two synchronisations of the workers
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a train worker needs, on whatever node it wakes up.
+    """What a train worker needs, on any node.
 
     Attributes:
         kind: `saliency`, `prompts`, `metric` or `pretrain`.
-        inputs: key of the stage whose files the task starts from: manifest, cached features, text
+        training_set: Where the images are.
+        inputs: Key of the stage whose files the task starts from: manifest, cached features, text
             prototypes; empty for a backbone without text.
-        checkpoints: key of the folder of the checkpoints.
-        threads: torch threads of a worker.
-        board: the progress board's actor handle.
+        checkpoints: Key of the folder of the checkpoints.
+        threads: Torch threads of a worker.
+        monitor: Handle of the `TrainingMonitor` actor.
     """
 
     kind: str
@@ -51,9 +52,10 @@ class Job:
     inputs: str
     checkpoints: str
     threads: int
-    board: Any
+    monitor: Any
 
     def task(self) -> Task:
+        """Build the task, untrained."""
         config = self.training_set.config
         if self.kind == "prompts":
             cached = self._load("features.safetensors")
@@ -73,21 +75,21 @@ class Job:
         return read_tensors(Storage(self.training_set.storage).fetch(self.inputs) / name)
 
     def open_checkpoints(self) -> Checkpoints:
-        """The checkpoints; what there is to say of them goes to the board."""
-        return Checkpoints(Storage(self.training_set.storage), self.checkpoints, self.say)
+        """Return the checkpoints, whose warnings go to the monitor."""
+        return Checkpoints(Storage(self.training_set.storage), self.checkpoints, self.log_warning)
 
     def first_step(self) -> int:
-        """Step at which the training continues: that of the newest checkpoint."""
+        """Return the step of the newest checkpoint, at which the training continues."""
         return self.open_checkpoints().newest()
 
-    def say(self, sentence: str) -> None:
-        """Show the user a sentence, from any process."""
-        self.board.say.remote(sentence)
+    def log_warning(self, message: str) -> None:
+        """Log a warning on the driver, from any process."""
+        self.monitor.log_warning.remote(message)
 
-    def asked_to_stop(self) -> bool:
-        """Whether the driver was told to end; False where it cannot be asked."""
+    def stop_requested(self) -> bool:
+        """Return whether the driver requests the end; False where it cannot be reached."""
         try:
-            return ray.get(self.board.stopping.remote(), timeout=5)
+            return ray.get(self.monitor.stop_requested.remote(), timeout=5)
         except (ray.exceptions.RayError, TimeoutError):
             return False
 
@@ -97,9 +99,9 @@ class Position:
     """How far a training is.
 
     Attributes:
-        step: steps done.
-        history: figures of each epoch that is over.
-        sums: of the steps since then.
+        step: Steps done.
+        history: Metrics of each finished epoch.
+        sums: Sums of the metrics of the steps since then.
     """
 
     step: int = 0
@@ -107,16 +109,33 @@ class Position:
     sums: dict[str, Any] = field(default_factory=dict)
 
 
-def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
-    """Train from the newest checkpoint to the end, or to where the workers agree to stop.
+class LoopConfig(TypedDict):
+    """Arguments of `train_loop`; `plan` is None where the task plans its batches itself."""
 
-    Returns:
-        `step`, how many are done and saved; `stopped`, whether the driver asked for the end;
-        `fault`, the number of a step, counted from 0, whose loss was not finite, or None. Nothing
-        is saved after a fault.
+    job: Job
+    total: int
+    plan: BatchPlan | None
+    checkpoint_seconds: float
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """How `train_loop` ended.
+
+    Attributes:
+        step: Steps done and saved.
+        stopped: Whether the driver requested the end.
+        fault: Number, from 0, of a step whose loss was not finite; nothing is saved after it.
     """
-    job: Job = settings["job"]
-    total: int = settings["total"]
+
+    step: int
+    stopped: bool = False
+    fault: int | None = None
+
+
+def train_loop(settings: LoopConfig) -> LoopResult:
+    """Train from the newest checkpoint to the end, or to where the workers agree to stop."""
+    job, total, plan = settings["job"], settings["total"], settings["plan"]
     torch.set_num_threads(job.threads)
     device = get_device()
     # On CPUs plain attention takes a sixth less time than the fused kernels, whose backward pass
@@ -131,67 +150,85 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     task.compile_parts()
     optimiser = task.optimiser()
     checkpoints = job.open_checkpoints()
-    at = _resume(checkpoints, task, optimiser, rank)
-    if at.step >= total:  # killed between the last step and the end of the stage
-        return {"step": at.step, "stopped": False, "fault": None}
-    plan: BatchPlan | None = settings["plan"]
-    end = plan.end(at.step) if plan else total
+    position = _resume(checkpoints, task, optimiser, rank)
+    if position.step >= total:  # killed between the last step and the end of the stage
+        return LoopResult(position.step)
+    end = plan.end(position.step) if plan else total
     model: torch.nn.Module = task
     if world > 1:
         model = DistributedDataParallel(task, find_unused_parameters=not task.updates_all)
 
-    writer = Writer(checkpoints, job.say) if rank == 0 else None
-    pulse = _ControlSync(job, writer, at.step, settings["checkpoint_seconds"])
-    clock, pace = _StepTimer(), metrics.Rate(at.step)
+    writer = Writer(checkpoints, job.log_warning) if rank == 0 else None
+    sync = _ControlSync(job, writer, position.step, settings["checkpoint_seconds"])
+    timers = step_timer, epoch_timer = StepTimer(position.step), StepTimer(position.step)
+    step_end = time.monotonic()
     first_fault = torch.zeros((), dtype=torch.float64, device=device)
     if isinstance(task, PromptTask):  # plans its batches in memory
-        batches = task.batches(at.step)
+        batches = task.batches(position.step)
     for batch in batches:
-        if "step" in batch and batch["step"] != at.step:
-            raise RuntimeError(f"a batch of step {int(batch['step'])} came for step {at.step}")
-        pace.wait(clock.waited())
+        if "step" in batch and batch["step"] != position.step:
+            raise RuntimeError(f"batch of step {int(batch['step'])} at step {position.step}")
+        for timer in timers:
+            timer.add_wait(time.monotonic() - step_end)
         on_device = {name: value.to(device) for name, value in batch.items()}
-        on_device["step"] = torch.tensor(at.step)
-        torch.manual_seed(_seed(task.config.seed, at.step, rank))
-        figures = train_step(task, model, optimiser, on_device, at.step)
-        at.sums = {name: at.sums.get(name, 0.0) + value for name, value in figures.items()}
-        # Never asks the device: the answer is read at the next pulse.
+        on_device["step"] = torch.tensor(position.step)
+        torch.manual_seed(_step_seed(task.config.seed, position.step, rank))
+        figures = train_step(task, model, optimiser, on_device, position.step)
+        position.sums = {
+            name: position.sums.get(name, 0.0) + value for name, value in figures.items()
+        }
+        # Stays on the device, without a synchronisation per step.
         bad = (~figures["loss"].isfinite()) & (first_fault == 0)
-        first_fault = torch.where(bad, float(total - at.step), first_fault)
-        at.step += 1
-        clock.worked()
-        epoch_over = at.step % task.steps_per_epoch == 0
-        if not (epoch_over or at.step == end or pulse.due(at.step)):
+        first_fault = torch.where(bad, float(total - position.step), first_fault)
+        position.step += 1
+        step_end = time.monotonic()
+        epoch_over = position.step % task.steps_per_epoch == 0
+        if not (epoch_over or position.step == end or sync.due(position.step)):
             continue
-        agreed = pulse.agree(at.step, first_fault)
-        if agreed.fault:
-            return {"step": at.step, "stopped": False, "fault": total - int(agreed.fault)}
+        decision = sync.decide(position.step, first_fault)
+        if decision.fault:
+            return LoopResult(position.step, fault=total - int(decision.fault))
         if rank == 0:
-            loss = figures["loss"].item()
-            job.board.step.remote(at.step, f"loss {loss:.3f}")
-            metrics.show(job.kind, {**pace.read(at.step), "dpmpp_loss": loss})
-            metrics.show(job.kind, {"dpmpp_train_steps_total": total})
-            metrics.show_masks(job.kind, {k: v.item() for k, v in figures.items() if "mask_" in k})
+            _report_step(job, position.step, total, figures, step_timer)
         if epoch_over:
-            _end_epoch(job, task, optimiser, at, clock, rank)
-        ends = at.step == end or agreed.stop
-        if ends or agreed.save:
-            state = _state(task, optimiser, at)
+            _end_epoch(job, task, optimiser, position, epoch_timer, rank)
+        ends = position.step == end or decision.stop
+        if ends or decision.save:
+            state = _training_state(task, optimiser, position)
             if writer is not None:
-                (writer.finish if ends else writer.start)(at.step, state, _loss(at))
+                write = writer.finish if ends else writer.start
+                loss = position.history[-1]["loss"] if position.history else float("nan")
+                write(position.step, state, loss)
         if ends:
-            return {"step": at.step, "stopped": agreed.stop, "fault": None}
-    raise RuntimeError(f"the batches ended at step {at.step} of {end}")
+            return LoopResult(position.step, decision.stop)
+    raise RuntimeError(f"the batches ended at step {position.step} of {end}")
+
+
+def _report_step(
+    job: Job, step: int, total: int, figures: dict[str, torch.Tensor], timer: StepTimer
+) -> None:
+    loss, times = figures["loss"].item(), timer.read(step)
+    job.monitor.report_step.remote(step, f"loss {loss:.3f}")
+    gauges = {
+        "dpmpp_loss": loss,
+        "dpmpp_train_step": step,
+        "dpmpp_train_steps_total": total,
+        "dpmpp_train_steps_per_second": times.steps_per_second,
+        "dpmpp_data_wait_share": times.data_wait_share,
+    }
+    publish_metrics(job.kind, gauges)
+    masks = {name: value.item() for name, value in figures.items() if "mask_" in name}
+    publish_mask_metrics(job.kind, masks)
 
 
 def start_batches(shard: DataIterator) -> Iterator[dict[str, torch.Tensor]]:
     """Start the pipeline behind a shard and return its batches, tensors on the CPU.
 
-    The pipeline's processes start now, while the caller builds its model. Arrays are as in
-    `StepMaker.make`, less UNUSED.
+    The pipeline's processes start now, while the caller builds its model. Arrays are those of
+    `StepMaker.make` without UNUSED.
 
     Raises:
-        DataError: an image cannot be read; names the file.
+        DataError: An image cannot be read; names the file.
     """
     batches = iter(
         shard.iter_torch_batches(
@@ -218,9 +255,9 @@ def _to_tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 def _resume(
     checkpoints: Checkpoints, task: Task, optimiser: torch.optim.Optimizer, rank: int
 ) -> Position:
-    """Go back to the newest checkpoint; the first worker says which one that is."""
+    """Restore the newest checkpoint; the first worker decides which one that is."""
     newest = torch.tensor([float(checkpoints.newest() if rank == 0 else 0)], device=get_device())
-    step = int(_largest(newest)[0])
+    step = int(_reduce_max(newest)[0])
     if step == 0:
         return Position()
     state = checkpoints.load(step)
@@ -230,13 +267,13 @@ def _resume(
 
 
 @dataclass(frozen=True)
-class Agreed:
+class Decision:
     """What all workers do after a step.
 
     Attributes:
-        fault: 0, or a number that says which step's loss was not finite.
-        save: write a checkpoint.
-        stop: write one and end.
+        fault: 0, or total steps minus the step whose loss was not finite.
+        save: Write a checkpoint.
+        stop: Write a checkpoint and end.
     """
 
     fault: float
@@ -245,89 +282,89 @@ class Agreed:
 
 
 class _ControlSync:
-    """About once a second the workers look up from training, all after the same step.
+    """Let the workers decide together, all after the same step, about once a second.
 
     Args:
-        writer: the first worker's; None elsewhere.
-        step: where the training starts.
-        every: seconds between checkpoints.
+        job: What is trained.
+        writer: That of the first worker; None elsewhere.
+        step: Step at which the training starts.
+        every: Seconds between checkpoints.
     """
 
     def __init__(self, job: Job, writer: Writer | None, step: int, every: float) -> None:
         self._job, self._writer, self._every = job, writer, every
         self._next, self._last = step + 1, step
-        self._looked = self._saved = time.monotonic()
+        self._synced = self._saved = time.monotonic()
         self._preempted = False
 
     def due(self, step: int) -> bool:
+        """Return whether the workers synchronise after this step."""
         return step >= self._next
 
-    def agree(self, step: int, fault: torch.Tensor) -> Agreed:
-        """Ask everybody; `fault` is float64 on the device."""
+    def decide(self, step: int, fault: torch.Tensor) -> Decision:
+        """Return the decision of all workers; `fault` is float64 on the device."""
         now = time.monotonic()
         save = stop = ahead = 0.0
         if self._writer is not None:
-            stop = float(self._job.asked_to_stop())
+            stop = float(self._job.stop_requested())
             save = float(now - self._saved >= self._every and not self._writer.busy)
-            seconds = max(1e-6, now - self._looked) / max(1, step - self._last)
-            ahead = max(1, min(100, int(PULSE_SECONDS / seconds)))
+            seconds = max(1e-6, now - self._synced) / max(1, step - self._last)
+            ahead = max(1, min(100, int(SYNC_SECONDS / seconds)))
         leaving = ray.train.get_preemption_info() is not None
-        told = torch.tensor([save, stop, ahead], dtype=torch.float64, device=fault.device)
-        found, save, stop, ahead = _largest(torch.cat([fault[None], told]))
-        due = bool(save) or (leaving and not self._preempted)  # once, when a node is to go
+        own = torch.tensor([save, stop, ahead], dtype=torch.float64, device=fault.device)
+        any_fault, save, stop, ahead = _reduce_max(torch.cat([fault[None], own]))
+        due = bool(save) or (leaving and not self._preempted)  # once per preempted node
         self._preempted = leaving
         if due:
             self._saved = now
-        self._looked, self._last, self._next = now, step, step + int(ahead)
-        return Agreed(found, due, bool(stop))
+        self._synced, self._last, self._next = now, step, step + int(ahead)
+        return Decision(any_fault, due, bool(stop))
 
 
-def _largest(values: torch.Tensor) -> list[float]:
-    """The largest of each value over the workers."""
+def _reduce_max(values: torch.Tensor) -> list[float]:
+    """Return the largest of each value over the workers."""
     if dist.is_initialized():
         dist.all_reduce(values, dist.ReduceOp.MAX)
     return values.tolist()
 
 
-def _seed(seed: int, step: int, rank: int) -> int:
-    """Seed of what a network draws in a step, such as dropped paths."""
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of what a network draws in a step, such as dropped paths."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
 
 
-def _state(task: Task, optimiser: torch.optim.Optimizer, at: Position) -> State:
-    """All that a training is. Random numbers and rates are functions of the step."""
+def _training_state(task: Task, optimiser: torch.optim.Optimizer, position: Position) -> State:
+    """Return all that a checkpoint holds; random numbers and rates are functions of the step."""
     return {
         "task": task.trained_state(),
         "optimiser": optimiser.state_dict(),
-        "step": at.step,
-        "history": at.history,
-        "sums": _means(at.sums, 1),
+        "step": position.step,
+        "history": position.history,
+        "sums": _average_over_workers(position.sums, 1),
     }
-
-
-def _loss(at: Position) -> float:
-    return at.history[-1]["loss"] if at.history else float("nan")
 
 
 def _end_epoch(
     job: Job,
     task: Task,
     optimiser: torch.optim.Optimizer,
-    at: Position,
-    clock: _StepTimer,
+    position: Position,
+    timer: StepTimer,
     rank: int,
 ) -> None:
-    epoch = at.step // task.steps_per_epoch
-    means = _means(at.sums, task.steps_per_epoch)
-    means |= {"lr": optimiser.param_groups[0]["lr"], **clock.read()}
-    at.history.append({"epoch": epoch, **{k: round(v, 6) for k, v in means.items()}})
-    at.sums = {}
+    epoch = position.step // task.steps_per_epoch
+    means = _average_over_workers(position.sums, task.steps_per_epoch)
+    times = timer.read(position.step)
+    means |= {"lr": optimiser.param_groups[0]["lr"], "seconds": times.seconds}
+    means["data_wait_share"] = times.data_wait_share
+    position.history.append({"epoch": epoch, **{k: round(v, 6) for k, v in means.items()}})
+    position.sums = {}
     if rank == 0:
-        job.board.figures.remote(epoch, means)
+        job.monitor.report_epoch.remote(epoch, means)
 
 
-def _means(sums: dict[str, torch.Tensor], steps: int) -> dict[str, float]:
-    """Sums over `steps`, as means over the workers, whose shares of a loss may differ."""
+def _average_over_workers(sums: dict[str, torch.Tensor], steps: int) -> dict[str, float]:
+    """Return sums over `steps` as means over the workers, whose shares of a loss may differ."""
     if not sums:
         return {}
     values = torch.stack(list(sums.values())) / steps
@@ -335,30 +372,3 @@ def _means(sums: dict[str, torch.Tensor], steps: int) -> dict[str, float]:
         dist.all_reduce(values)
         values /= dist.get_world_size()
     return dict(zip(sums, values.tolist(), strict=True))
-
-
-class _StepTimer:
-    """Seconds waited for batches and seconds worked, since the last reading."""
-
-    def __init__(self) -> None:
-        self._mark = time.monotonic()
-        self._waited = self._worked = 0.0
-
-    def _lap(self) -> float:
-        now = time.monotonic()
-        lap, self._mark = now - self._mark, now
-        return lap
-
-    def waited(self) -> float:
-        """The wait that ends now, in seconds."""
-        lap = self._lap()
-        self._waited += lap
-        return lap
-
-    def worked(self) -> None:
-        self._worked += self._lap()
-
-    def read(self) -> dict[str, float]:
-        waited, worked = self._waited, self._worked
-        self._waited = self._worked = 0.0
-        return {"seconds": waited + worked, "data_wait_share": waited / max(1e-9, waited + worked)}

@@ -15,8 +15,8 @@ from typing import Any
 import dpmpp_core
 from dpmpp_core.config import Config, fingerprint, load_config
 from dpmpp_core.config.space import as_overrides, load_space
-from dpmpp_core.data.hidden import occlusion_ratios
 from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.occlusion_ratios import occlusion_ratios
 from dpmpp_core.data.validation import hold_out
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.redaction import redact
@@ -25,7 +25,7 @@ from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.tracking import look_up
 from pipelines.stages.robustness import has_clean_queries
-from pipelines.stages.saliency import saliency
+from pipelines.stages.saliency import compute_person_masks
 from pipelines.tuning.report import SearchProgress, importances, render
 from pipelines.tuning.schedulers import REDUCTION
 from pipelines.tuning.spaces import (
@@ -38,14 +38,14 @@ from pipelines.tuning.spaces import (
 )
 from pipelines.tuning.stage_locks import start_stage_locks
 from pipelines.tuning.trials import OBJECTIVES, SearchContext, log_trial, run_search
-from pipelines.workflows.pipeline import (
+from pipelines.workflows.session import (
     Options,
     begin,
-    learn_prompts,
     open_session,
     prepared_data,
     with_backgrounds,
 )
+from pipelines.workflows.trial_pool import learn_prompts
 
 log = logging.getLogger(__name__)
 
@@ -140,14 +140,14 @@ def search(options: Options, request: TuningRequest) -> dict[str, Any]:
         request.brackets,
         request.seed,
     )
-    with open_session(options, [base], "evaluate") as (run, source, side_by_side):
+    with open_session(options, [base]) as (run, source, side_by_side):
         grows = base.cluster.autoscaled and options.address is not None
         plan = _limit_trials(side_by_side, request.max_concurrent, grows)
         prepared = prepared_data(run, source)
         validation = hold_out_identities(run, prepared, request)
         name = f"tune-{base.name}-{_identity(base, validation, request, spec)}"
         begin(run, prepared, name)
-        hiding = saliency(run, validation)
+        hiding = compute_person_masks(run, validation)
         learn_prompts(run, validation, hiding)  # here, where its progress is shown
         locks = start_stage_locks()
         context = SearchContext(base, validation, hiding, run.storage.uri, plan, spec, locks)
@@ -262,7 +262,9 @@ def _publish(
         files[file] = redact(config.to_yaml()).encode()
     run.publish(name, files)
     if front:
-        run.tracking.metrics({f"best_{key}": value for key, value in front[0].last.items()})
+        run.tracking.log_final_metrics(
+            {f"best_{key}": value for key, value in front[0].last.items()}
+        )
     return {
         "search": name,
         "run_id": run.tracking.run_id,

@@ -26,6 +26,7 @@ from dpmpp_core.config import Config, MetricConfig
 from dpmpp_core.config.space import apply_changes
 from dpmpp_core.data.synthesis import PARTS, Band
 from dpmpp_core.errors import DataError
+from pipelines.inference.embed import ModelLocation
 from pipelines.reporting.figures import CLEAN_QUERIES
 from pipelines.runtime.resources import Plan, throttle
 from pipelines.runtime.run import Run
@@ -33,13 +34,14 @@ from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 from pipelines.runtime.tuner import build_tuner, failure_reason, run_tuner
-from pipelines.stages.robustness import robustness
-from pipelines.stages.saliency import saliency
+from pipelines.stages.robustness import measure_robustness
+from pipelines.stages.saliency import compute_person_masks
 from pipelines.tuning.report import SearchProgress
 from pipelines.tuning.schedulers import EPOCHS, FACTOR, FIRST_RUNG, MEMBER, Asha, Population
 from pipelines.tuning.spaces import NUMBER, RATES, SearchSpec, State, TrialRecord, build_searcher
 from pipelines.tuning.stage_locks import hold
-from pipelines.workflows.pipeline import learn_prompts, train_and_evaluate, with_backgrounds
+from pipelines.workflows.session import with_backgrounds
+from pipelines.workflows.trial_pool import learn_prompts, train_and_evaluate
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +80,14 @@ class SearchContext:
         storage = Storage(self.storage)
         with lock("training", self.plan.trials):
             run = Run(config, storage, Tracking(""), self.plan, lock=lock)
-            masks = saliency(run, self.validation)
+            masks = compute_person_masks(run, self.validation)
             prompts = learn_prompts(run, self.validation, masks)
             metric, evaluated = train_and_evaluate(run, self.validation, masks, prompts, until)
             base = replace(run, config=self.base)  # so that every trial's queries are hidden alike
-            stages = self.validation, self.hiding, evaluated
-            hidden = robustness(base, *stages, storage.uri, metric.key, OCCLUSION_BANDS, PARTS)
+            model = ModelLocation(storage.uri, metric.key)
+            hidden = measure_robustness(
+                base, self.validation, self.hiding, evaluated, model, OCCLUSION_BANDS, PARTS
+            )
         return objectives(evaluated.summary["metrics"], hidden.summary["measured"])
 
 
@@ -241,7 +245,7 @@ def log_trial(run: Run, name: str, record: TrialRecord) -> None:
     changes = {key: str(value) for key, value in record.changes.items()}
     figures = {**record.last, "epochs": max(record.rungs, default=0)}
     params = {**changes, "state": record.state}
-    run.tracking.trial(name, f"trial {record.number}", params, figures)
+    run.tracking.log_trial(name, f"trial {record.number}", params, figures)
 
 
 def _run_trial(config: dict[str, Any], context: SearchContext) -> None:

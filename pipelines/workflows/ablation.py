@@ -11,30 +11,30 @@ from dpmpp_core.config import Config, load_config
 from dpmpp_core.config.grid import Grid, load_grid
 from dpmpp_core.data.synthesis import BANDS, PARTS
 from dpmpp_core.redaction import redact
-from dpmpp_core.retrieval import rankings
+from dpmpp_core.retrieval import rank_by_mode
+from pipelines.inference.embed import ModelLocation
 from pipelines.inference.embeddings_file import load_embeddings
 from pipelines.reporting.ablation_table import TABLE, Ablation, Measured, by_variant, render
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
-from pipelines.stages.robustness import has_clean_queries, robustness
-from pipelines.stages.saliency import saliency
-from pipelines.workflows.pipeline import (
+from pipelines.stages.robustness import has_clean_queries, measure_robustness
+from pipelines.stages.saliency import compute_person_masks
+from pipelines.workflows.session import (
     Options,
     begin,
     identity,
-    learn_prompts,
     open_session,
     prepared_data,
     with_backgrounds,
 )
-from pipelines.workflows.trial_pool import Trial, run_trials
+from pipelines.workflows.trial_pool import Trial, learn_prompts, run_trials
 
 QUERY_SETS = ("occluded", "holistic")
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AblationRequest:
     """What to compare.
 
@@ -52,38 +52,43 @@ class AblationRequest:
 
 
 def ablate(options: Options, request: AblationRequest) -> dict[str, Any]:
-    """Train and measure every variant with every seed; the result that `--json` prints.
+    """Train and measure every variant with every seed; return what `--json` prints.
 
     Finished trials are reused. What several trials start from - manifest, person masks, features,
-    prompts - is made once, by this process. A trial that fails is left out of the table and named.
+    prompts - is built once, by this process. A trial that fails is left out of the table and named.
 
     Raises:
         UserError: grid, configuration, weights or data.
     """
     grid = load_grid(request.grid)
     grid.check(request.variants)
-    cases = _cases(grid, options, request)
+    cases = _configs(grid, options, request)
     full = cases[grid.full, request.seeds[0]]
-    with open_session(options, [full, *cases.values()], "evaluate") as (run, source, side_by_side):
+    with open_session(options, [full, *cases.values()]) as (run, source, side_by_side):
         prepared = prepared_data(run, source)
         name = f"ablation-{identity(prepared, *cases.values())}"
         begin(run, prepared, name)
-        trials = {case: _trial(run, prepared, case, config) for case, config in cases.items()}
+        trials = {case: _build_trial(run, prepared, case, config) for case, config in cases.items()}
         log.info("Ray: %s", side_by_side)
         failed = run_trials(list(trials.values()), run.storage, side_by_side)
         done = {case: trial for case, trial in trials.items() if trial.name not in failed}
-        measured = [_measured(run, *case, trial) for case, trial in done.items()]
+        measured = [_measure(run, *case, trial) for case, trial in done.items()]
         for one in measured:
             changes = {"variant": one.variant, "seed": str(one.seed)}
-            run.tracking.trial(name, f"{one.variant} {one.seed}", changes, one.figures)
+            run.tracking.log_trial(name, f"{one.variant} {one.seed}", changes, one.figures)
         drawn = [(v, request.seeds[0]) for v in grid.curves if (v, request.seeds[0]) in done]
         drawn = drawn if has_clean_queries(prepared) else []
-        curves = {v: _curve(run, done[v, seed], options) for v, seed in drawn}
-        return _written(run, prepared, name, grid, measured, curves, failed, options, request)
+        curves = {v: _measure_curve(run, done[v, seed], options) for v, seed in drawn}
+        command, counts = _command(options, request), prepared.summary["counts"]
+        ablation = Ablation(command, grid, measured, curves, failed, counts)
+        run.publish(name, render(ablation) if measured else {})
+        return _result(run, prepared, name, ablation) | {"seeds": list(request.seeds)}
 
 
-def _cases(grid: Grid, options: Options, request: AblationRequest) -> dict[tuple[str, int], Config]:
-    """(variant, seed) -> configuration, in the grid's order; all are validated."""
+def _configs(
+    grid: Grid, options: Options, request: AblationRequest
+) -> dict[tuple[str, int], Config]:
+    """Map (variant, seed) to its validated configuration, in the grid's order."""
     chosen = {*request.variants, grid.plain, grid.full} if request.variants else {*grid.variants}
     cases = {}
     for name in (name for name in grid.variants if name in chosen):
@@ -94,16 +99,16 @@ def _cases(grid: Grid, options: Options, request: AblationRequest) -> dict[tuple
     return cases
 
 
-def _trial(run: Run, prepared: Stage, case: tuple[str, int], config: Config) -> Trial:
-    """The case with the stages that it shares with others, which are made here."""
+def _build_trial(run: Run, prepared: Stage, case: tuple[str, int], config: Config) -> Trial:
+    """Return the case with the stages that it shares with others, which are built here."""
     shared = replace(run, config=config)  # the same list of stages, MLflow run and storage
-    masks = saliency(shared, prepared)
+    masks = compute_person_masks(shared, prepared)
     prompts = learn_prompts(shared, prepared, masks)
     return Trial(f"{case[0]} {case[1]}", config, prepared, masks, prompts)
 
 
-def _measured(run: Run, variant: str, seed: int, trial: Trial) -> Measured:
-    """The finished trial, ranked anew from its embeddings: queries, not only means."""
+def _measure(run: Run, variant: str, seed: int, trial: Trial) -> Measured:
+    """Rank a finished trial again from its embeddings: the table needs each query."""
     metric, evaluated = trial.stages(run.storage, run.plan)
     folder = run.folder(evaluated)
     gallery = load_embeddings(folder / "gallery.safetensors")
@@ -111,57 +116,42 @@ def _measured(run: Run, variant: str, seed: int, trial: Trial) -> Measured:
     for name in QUERY_SETS:
         if (folder / f"{name}.safetensors").exists():
             query = load_embeddings(folder / f"{name}.safetensors")
-            ranked[name], pids[name] = rankings(query, gallery, seed), query.pids
+            ranked[name], pids[name] = rank_by_mode(query, gallery, seed), query.pids
     seconds = metric.seconds + evaluated.seconds
     figures = {"seconds": seconds, **evaluated.summary["metrics"]}
     digest, warnings = metric.summary["weights_sha256"], metric.summary["warnings"]
     return Measured(variant, seed, ranked, pids, figures, seconds, digest, warnings)
 
 
-def _curve(run: Run, trial: Trial, options: Options) -> dict[str, Any]:
-    """How the trial's model falls as more and more of the person is hidden, by part."""
+def _measure_curve(run: Run, trial: Trial, options: Options) -> dict[str, Any]:
+    """Measure the trial's model while more and more of the person is occluded, by part."""
     metric, evaluated = trial.stages(run.storage, run.plan)
-    own = replace(run, config=trial.config)
-    model = run.storage.uri, metric.key
-    hides = options.bands, options.parts
-    made = robustness(own, trial.prepared, trial.masks, evaluated, *model, *hides)
-    return made.summary["measured"]
+    curve = measure_robustness(
+        replace(run, config=trial.config), trial.prepared, trial.masks, evaluated,
+        ModelLocation(run.storage.uri, metric.key), options.bands, options.parts,
+    )  # fmt: skip
+    return curve.summary["measured"]
 
 
-def _written(
-    run: Run,
-    prepared: Stage,
-    name: str,
-    grid: Grid,
-    measured: list[Measured],
-    curves: dict[str, Any],
-    failed: dict[str, str],
-    options: Options,
-    request: AblationRequest,
-) -> dict[str, Any]:
-    """Table and pictures in the storage and in MLflow; the command's result."""
-    counts = prepared.summary["counts"]
-    command = _command(options, request)
-    made = Ablation(command, grid, measured, curves, failed, counts)
-    run.publish(name, render(made) if measured else {})
+def _result(run: Run, prepared: Stage, name: str, ablation: Ablation) -> dict[str, Any]:
+    measured = ablation.measured
     return {
         "ablation": name,
         "run_id": run.tracking.run_id,
         "tracking_uri": redact(run.tracking.uri),
         "dataset_id": prepared.summary["dataset_id"],
-        "counts": counts,
-        "seeds": list(request.seeds),
-        "variants": by_variant(made),
+        "counts": ablation.counts,
+        "variants": by_variant(ablation),
         "weights_sha256": {f"{m.variant} {m.seed}": m.weights_sha256 for m in measured},
         "warnings": [f"{m.variant} {m.seed}: {w}" for m in measured for w in m.warnings],
-        "failed": failed,
+        "failed": ablation.failed,
         "folder": run.storage.location(name),
         "table": run.storage.location(f"{name}/{TABLE}"),
     }
 
 
 def _command(options: Options, request: AblationRequest) -> str:
-    """What makes the same table again."""
+    """Return the command that builds the same table again."""
     words = ["dpmpp ablate", *options.overrides, f"--config {options.config}"]
     words += [] if request.grid == "method" else [f"--grid {request.grid}"]
     words += [] if options.data is None else [f"--data {Path(options.data).name}"]

@@ -1,286 +1,271 @@
-"""The whole pipeline, a list of stages: read this file first."""
+"""The pipeline, declared as a list of stages: read this file first.
+
+It imports what a stage needs when the stage runs: the command line shows the stages at once.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
+if TYPE_CHECKING:
+    from dpmpp_core.config import Config
+    from pipelines.inference.embed import ModelLocation
+    from pipelines.runtime.run import Run
+    from pipelines.runtime.stage import Stage
+    from pipelines.stages.prepare import Source
+    from pipelines.workflows.session import Options
 
-from dpmpp_core.config import Config, ModelConfig, fingerprint, load_config
-from dpmpp_core.data.donors import list_backgrounds
-from dpmpp_core.data.files import resolve_path
-from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
-from dpmpp_core.errors import ConfigError, DataError
-from dpmpp_core.models.clip import check_weights, find_tokenizer, grid_size, has_text
-from dpmpp_core.models.reid import NAME
-from dpmpp_core.models.saved import read_card
-from dpmpp_core.redaction import redact
-from pipelines.inference.embed import features
-from pipelines.inference.onnx_model import SUFFIX, OnnxModel
-from pipelines.registry.register import register
-from pipelines.runtime.resources import Plan, connect
-from pipelines.runtime.run import Run
-from pipelines.runtime.stage import Stage
-from pipelines.runtime.storage import Storage
-from pipelines.runtime.tracking import Tracking, resolve_tracking
-from pipelines.stages.evaluate import evaluate_model
-from pipelines.stages.prepare import Source, demo_data, find_data, prepare
-from pipelines.stages.pretrain import captions, pretrain
-from pipelines.stages.report import build_report
-from pipelines.stages.robustness import has_clean_queries, robustness
-from pipelines.stages.saliency import saliency
-from pipelines.stages.synthesis import SynthesisRequest, synthesize
-from pipelines.stages.train import train_metric, train_prompts
-from pipelines.training.masks import PATCH
 
-log = logging.getLogger(__name__)
+@dataclass
+class Pipeline:
+    """A pipeline while it runs.
 
-STAGES = (
-    "prepare", "saliency", "features", "prompts", "metric", "evaluate", "robustness", "report",
-    "register",
-)  # fmt: skip
+    Attributes:
+        until: the stage that was requested.
+        source: the listed data; None = the demo set.
+        done: the finished stages by name.
+        extra: results that belong to no stage's folder.
+    """
+
+    run: Run
+    options: Options
+    until: str
+    source: Source | None
+    done: dict[str, Stage] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a user asks for; see `dpmpp run --help`."""
+class StageSpec:
+    """A stage as the pipeline declares it.
 
-    data: str | None = None
-    config: str = "demo"
-    overrides: list[str] = field(default_factory=list)
-    storage: str = "runs"
-    tracking_uri: str | None = None
-    address: str | None = None
-    fresh: bool = False
-    model: str | None = None
-    bands: tuple[Band, ...] = BANDS
-    parts: tuple[Part, ...] = PARTS
-
-
-def run_pipeline(
-    options: Options, until: str = "register", order: SynthesisRequest | None = None
-) -> dict[str, Any]:
-    """Run the stages up to `until`, reusing what is done; the result that `--json` prints.
-
-    With an `order`, an occluded data set is written after the person masks, and nothing else done.
-
-    Everything a user can get wrong is looked at before anything starts or is written.
-
-    Raises:
-        UserError: configuration, weights or data.
+    Attributes:
+        help: what it does, for the command line and the documentation.
+        run: takes the pipeline with the finished stages; None = there was nothing to do.
+        needs: the stages whose results it reads, or that come before it.
+        applies: whether the stage is part of a pipeline with this configuration, these options and
+            this requested stage; if not, it is left out together with its needs.
     """
-    config = with_backgrounds(load_config(options.config, options.overrides))
-    with open_session(options, [config], until) as (run, source, _):
-        made = _stages(run, source, until, options, order)
-        return _result(run) | made
+
+    name: str
+    help: str
+    run: Callable[[Pipeline], Stage | None]
+    needs: tuple[str, ...] = ()
+    applies: Callable[[Config, Options, str], bool] = lambda config, options, until: True
 
 
-@contextmanager
-def open_session(
-    options: Options, configs: Sequence[Config], until: str
-) -> Iterator[tuple[Run, Source | None, Plan]]:
-    """Look at all that a user can get wrong, then connect; MLflow's run ends as the block does.
+def _prepare(p: Pipeline) -> Stage:
+    from dpmpp_core.errors import DataError
+    from pipelines.workflows.session import begin, identity, prepared_data
 
-    Args:
-        configs: what is going to be run, each `with_backgrounds`. The first one is the run's own;
-            all are of one data set.
-
-    Yields:
-        the run, the data unless it is the demo set, and the plan of pipelines side by side.
-
-    Raises:
-        UserError: configuration, weights or data.
-    """
-    for config in configs:
-        _check(config, options, until)
-    config = configs[0]
-    source = find_data(config.data, options.data) if options.data else None
-    storage = Storage(options.storage)
-    tracking = Tracking(*resolve_tracking(options.tracking_uri, storage))
-    plan, side_by_side = connect(options.address, config.cluster)
-    run = Run(config, storage, tracking, plan, options.fresh)
-    try:
-        yield run, source, side_by_side
-        tracking.end("FINISHED")
-    except KeyboardInterrupt:
-        tracking.end("KILLED")
-        raise
-    except BaseException:
-        tracking.end("FAILED")
-        raise
-
-
-def prepared_data(run: Run, source: Source | None) -> Stage:
-    """The manifest of the data, or of the demo set, which is drawn where it is not there."""
-    return prepare(run, source or find_data(run.config.data, _demo_root(run)))
-
-
-def _stages(
-    run: Run, source: Source | None, until: str, options: Options, order: SynthesisRequest | None
-) -> dict[str, Any]:
-    """The pipeline. Each stage takes the ones before it that it reads.
-
-    Returns what is no stage's: the occluded data set that was ordered.
-    """
-    prepared = prepared_data(run, source)
-    begin(run, prepared, identity(prepared, run.config))
-    if until == "prepare":
-        return {}
-    if order is not None:
-        return {"synthesis": synthesize(run, prepared, saliency(run, prepared), order)}
-    if options.model is not None:
-        folder = str(Path(options.model).absolute())
-        evaluated = evaluate_model(run, prepared, folder, "")
-        if until == "robustness":
-            masks = saliency(run, prepared)
-            hides = options.bands, options.parts
-            robustness(run, prepared, masks, evaluated, folder, "", *hides)
-        return {}
-    if prepared.summary["counts"].get("train", {}).get("images", 0) == 0:
+    prepared = prepared_data(p.run, p.source)
+    begin(p.run, prepared, identity(prepared, p.run.config))
+    trains = p.until not in ("prepare", "synthesis") and p.options.model is None
+    if trains and prepared.summary["counts"].get("train", {}).get("images", 0) == 0:
         raise DataError(
             f"{prepared.summary['root']} ({prepared.summary['layout']}) has no training images: "
             "measure an existing model on it with `dpmpp evaluate --model FOLDER`"
         )
-    masks = saliency(run, prepared)
-    if until == "pretrain":
-        pretrained = pretrain(run, prepared, masks)
-        evaluated = evaluate_model(run, prepared, run.storage.uri, pretrained.key)
-        captions(run, prepared, pretrained, evaluated)
-    elif until != "saliency":
-        _train_and_measure(run, prepared, masks, until, options)
-    return {}
+    return prepared
 
 
-def _train_and_measure(
-    run: Run, prepared: Stage, masks: Stage, until: str, options: Options
-) -> None:
-    prompts = learn_prompts(run, prepared, masks)
-    if until == "prompts":
-        return
-    if until == "metric":
-        train_metric(run, prepared, masks, prompts)
-        return
-    metric, evaluated = train_and_evaluate(run, prepared, masks, prompts)
-    run.tracking.metrics(evaluated.summary["metrics"])
-    if until == "evaluate":
-        return
-    curve = None
-    if until == "robustness" or (run.config.evaluation.robustness and has_clean_queries(prepared)):
-        model = run.storage.uri, metric.key
-        hides = options.bands, options.parts
-        curve = robustness(run, prepared, masks, evaluated, *model, *hides)
-    if until == "robustness":
-        return
-    build_report(run, prepared, masks, metric, evaluated, curve)
-    if until == "report":
-        return
-    register(run, prepared, metric, evaluated)
+def _saliency(p: Pipeline) -> Stage:
+    from pipelines.stages.saliency import compute_person_masks
+
+    return compute_person_masks(p.run, p.done["prepare"])
 
 
-def learn_prompts(run: Run, prepared: Stage, masks: Stage) -> Stage | None:
-    """Stage 1, for a backbone that has text."""
-    if not has_text(run.config.model):
+def _features(p: Pipeline) -> Stage:
+    from pipelines.inference.embed import cache_features
+
+    return cache_features(p.run, p.done["prepare"])
+
+
+def _prompts(p: Pipeline) -> Stage:
+    from pipelines.stages.train import train_prompts
+
+    return train_prompts(p.run, p.done["prepare"], p.done["saliency"], p.done["features"])
+
+
+def _metric(p: Pipeline) -> Stage:
+    from pipelines.stages.train import train_metric
+
+    return train_metric(p.run, p.done["prepare"], p.done["saliency"], p.done.get("prompts"))
+
+
+def _pretrain(p: Pipeline) -> Stage:
+    from pipelines.stages.pretrain import pretrain
+
+    return pretrain(p.run, p.done["prepare"], p.done["saliency"])
+
+
+def _evaluate(p: Pipeline) -> Stage:
+    from pipelines.stages.evaluate import evaluate_model
+
+    evaluated = evaluate_model(p.run, p.done["prepare"], _model(p))
+    if "metric" in p.done:
+        p.run.tracking.log_final_metrics(evaluated.summary["metrics"])
+    return evaluated
+
+
+def _captions(p: Pipeline) -> Stage:
+    from pipelines.stages.pretrain import measure_captions
+
+    return measure_captions(p.run, p.done["prepare"], p.done["pretrain"], p.done["evaluate"])
+
+
+def _robustness(p: Pipeline) -> Stage | None:
+    from pipelines.stages.robustness import has_clean_queries, measure_robustness
+
+    done, options = p.done, p.options
+    if p.until != "robustness" and not has_clean_queries(done["prepare"]):
         return None
-    return train_prompts(run, prepared, masks, features(run, prepared))
+    return measure_robustness(
+        p.run, done["prepare"], done["saliency"], done["evaluate"], _model(p),
+        options.bands, options.parts,
+    )  # fmt: skip
 
 
-def train_and_evaluate(
-    run: Run, prepared: Stage, masks: Stage, prompts: Stage | None, until: int | None = None
-) -> tuple[Stage, Stage]:
-    """Stage 2, or its first epochs, and the evaluation of its model."""
-    metric = train_metric(run, prepared, masks, prompts, until)
-    return metric, evaluate_model(run, prepared, run.storage.uri, metric.key)
+def _report(p: Pipeline) -> Stage:
+    from pipelines.stages.report import build_report
+
+    done = p.done
+    return build_report(
+        p.run, done["prepare"], done["saliency"], done["metric"], done["evaluate"],
+        done.get("robustness"),
+    )  # fmt: skip
 
 
-def _demo_root(run: Run) -> str:
-    return run.storage.location(demo_data(run).key) + "/data"
+def _register(p: Pipeline) -> Stage:
+    from pipelines.registry.register import register
+
+    return register(p.run, p.done["prepare"], p.done["metric"], p.done["evaluate"])
 
 
-def with_backgrounds(config: Config) -> Config:
-    """The configuration with backgrounds that are there and that workers elsewhere find."""
-    root = config.occlusion.backgrounds
-    if not root:
-        return config
-    list_backgrounds(resolve_path(root))
-    occlusion = config.occlusion.model_copy(update={"backgrounds": resolve_path(root)})
-    return config.model_copy(update={"occlusion": occlusion})
+def _synthesis(p: Pipeline) -> None:
+    from pipelines.stages.synthesis import synthesize
+
+    assert p.options.synthesis is not None
+    masks = p.done["saliency"]
+    p.extra["synthesis"] = synthesize(p.run, p.done["prepare"], masks, p.options.synthesis)
 
 
-def _check(config: Config, options: Options, until: str) -> None:
-    """Refuse what would fail later."""
-    if options.model is None:
-        looks = config.saliency.provider in ("sps", "attention")  # with the starting encoder
-        needing = "saliency" if looks else "features"
-        if until == "pretrain" or STAGES.index(until) >= STAGES.index(needing):
-            _check_model(config.model, until)
-    elif options.model.endswith(SUFFIX):
-        OnnxModel(options.model)
-    else:
-        read_card(Path(options.model), NAME)
-    grid_size(config.model, config.data.height, config.data.width)
-    if config.data.height % PATCH or config.data.width % PATCH:
+def _model(p: Pipeline) -> ModelLocation:
+    """Return the location of the model that is measured."""
+    from pipelines.inference.embed import ModelLocation
+
+    if p.options.model is not None:
+        return ModelLocation(str(Path(p.options.model).absolute()))
+    trained = p.done["metric" if "metric" in p.done else "pretrain"]
+    return ModelLocation(p.run.storage.uri, trained.key)
+
+
+def _has_text(config: Config, options: Options, until: str) -> bool:
+    from dpmpp_core.models.clip import has_text
+
+    return has_text(config.model)
+
+
+def _trains_metric(config: Config, options: Options, until: str) -> bool:
+    return options.model is None and not _pretrains(config, options, until)
+
+
+def _pretrains(config: Config, options: Options, until: str) -> bool:
+    return until in ("pretrain", "captions")
+
+
+def _measures_robustness(config: Config, options: Options, until: str) -> bool:
+    return until == "robustness" or config.evaluation.robustness
+
+
+STAGES = (
+    StageSpec("prepare", "Check the images and write the manifest.", _prepare),
+    StageSpec("saliency", "Compute the person masks (stage 0).", _saliency, ("prepare",)),
+    StageSpec("features", "Embed the training images with the encoder that training starts from.",
+              _features, ("prepare",), _has_text),
+    StageSpec("prompts", "Learn the text prototypes (stage 1).",
+              _prompts, ("prepare", "saliency", "features"), _has_text),
+    StageSpec("metric", "Train the model (stage 2).",
+              _metric, ("prepare", "saliency", "prompts"), _trains_metric),
+    StageSpec("pretrain", "Train a small CLIP on generated people.",
+              _pretrain, ("prepare", "saliency"), _pretrains),
+    StageSpec("evaluate", "Measure a model: the one trained on the data, or any saved one.",
+              _evaluate, ("prepare", "metric", "pretrain")),
+    StageSpec("captions", "Measure how well the pretrained CLIP matches captions to images.",
+              _captions, ("pretrain", "evaluate")),
+    StageSpec("robustness", "Measure a model on clean queries occluded more and more: mAP and "
+              "rank-1 by part and share.",
+              _robustness, ("prepare", "evaluate", "saliency"), _measures_robustness),
+    StageSpec("report", "Write the report; nothing is registered.",
+              _report, ("prepare", "saliency", "metric", "evaluate", "robustness")),
+    StageSpec("register", "Register the model in MLflow, as the candidate.",
+              _register, ("prepare", "metric", "evaluate", "report")),
+    StageSpec("synthesis", "Write a data set with occluded queries, in Market-1501 layout.",
+              _synthesis, ("prepare", "saliency")),
+)  # fmt: skip
+STAGE = {spec.name: spec for spec in STAGES}
+
+
+def plan_stages(config: Config, options: Options, until: str) -> list[StageSpec]:
+    """Return `until` and the stages that it needs, each one after its own needs."""
+    planned: dict[str, StageSpec] = {}
+
+    def add(spec: StageSpec) -> None:
+        if spec.name not in planned and spec.applies(config, options, until):
+            for name in spec.needs:
+                add(STAGE[name])
+            planned[spec.name] = spec
+
+    add(STAGE[until])
+    return list(planned.values())
+
+
+def run_pipeline(options: Options, until: str = "register") -> dict[str, Any]:
+    """Run `until` and the stages that it needs, reusing finished ones.
+
+    Everything that a user can get wrong is checked before anything is started or written.
+
+    Returns:
+        what `--json` prints.
+
+    Raises:
+        UserError: configuration, weights or data.
+    """
+    from dpmpp_core.config import load_config
+    from dpmpp_core.errors import ConfigError
+    from pipelines.workflows.session import open_session, with_backgrounds
+
+    config = with_backgrounds(load_config(options.config, options.overrides))
+    if until in ("features", "prompts") and not _has_text(config, options, until):
         raise ConfigError(
-            f"data.height and data.width: whole multiples of {PATCH} pixels are needed"
-        )
-    for workers in config.cluster.worker_counts:
-        _check_shares(config, workers)
-
-
-def _check_shares(config: Config, workers: int) -> None:
-    """Refuse batches that so many train workers cannot share."""
-    parts = config.metric.accumulate
-    shared = {"metric.identities": config.metric.identities}
-    if config.saliency.provider == "sps":
-        shared["saliency.identities"] = config.saliency.identities
-    for key, identities in shared.items():
-        if identities % workers:
-            raise ConfigError(
-                f"{key} {identities} cannot be shared by {workers} train workers "
-                "(cluster.train_workers, cluster.min_train_workers): make it a multiple"
-            )
-    if config.metric.identities % (workers * parts):
-        raise ConfigError(
-            f"metric.identities {config.metric.identities} cannot be taken in metric.accumulate "
-            f"{parts} parts by each of {workers} train workers (cluster.train_workers, "
-            f"cluster.min_train_workers): make it a multiple of {workers * parts}"
-        )
-
-
-def _check_model(config: ModelConfig, until: str) -> None:
-    if has_text(config):
-        find_tokenizer(config.backbone)
-    elif until in ("features", "prompts"):
-        raise ConfigError(
-            f"model.backbone {config.backbone} has no text tower, so there are no prompts to "
+            f"model.backbone {config.model.backbone} has no text tower, so there are no prompts to "
             "learn: go on with `dpmpp train`, or take an open_clip backbone"
         )
-    check_weights(config)
-
-
-def begin(run: Run, prepared: Stage, name: str) -> None:
-    """Say what is odd about the data, and open the MLflow run of that name."""
-    summary = prepared.summary
-    for warning in summary["warnings"]:
-        log.warning("data: %s", warning)
-    data = {"id": summary["dataset_id"], "root": summary["root"], "counts": summary["counts"]}
-    run.tracking.begin(run.config, name, data, run.fresh)
-
-
-def identity(prepared: Stage, *configs: Config) -> str:
-    """`NAME-HASH`, the hash of the configurations and the data."""
-    values = [c.model_dump(mode="json", exclude={"name", "cluster", "tracking"}) for c in configs]
-    digest = fingerprint(*values, prepared.summary["dataset_id"])
-    return f"{configs[0].name}-{digest[:12]}"
+    planned = plan_stages(config, options, until)
+    encoder_users = {"features", "metric", "pretrain"}
+    if config.saliency.provider in ("sps", "attention"):
+        encoder_users.add("saliency")
+    loads_encoder = not encoder_users.isdisjoint(spec.name for spec in planned)
+    with open_session(options, [config], loads_encoder) as (run, source, _):
+        pipeline = Pipeline(run, options, until, source)
+        for spec in planned:
+            stage = spec.run(pipeline)
+            if stage is not None:
+                pipeline.done[spec.name] = stage
+        return _result(run) | pipeline.extra
 
 
 def _result(run: Run) -> dict[str, Any]:
-    """One machine-readable object; absent stages leave their keys out."""
+    """Return one machine-readable object, and write it; absent stages leave their keys out."""
+    import pyarrow.parquet as pq
+
+    from dpmpp_core.redaction import redact
+    from pipelines.workflows.session import identity
+
     by_name = {stage.name: stage for stage in run.stages}
     prepared = by_name["prepare"]
     quarantine = pq.read_table(run.folder(prepared) / "quarantine.parquet").to_pylist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dpmpp_core.config import load_config
@@ -17,16 +17,17 @@ from dpmpp_core.protocols import FIGURES, Protocol, load_protocol, needs, protoc
 from dpmpp_core.tasks.first_epoch import Window, outside_first_epoch
 from pipelines.runtime.storage import Storage
 from pipelines.stages.prepare import find_data
-from pipelines.workflows.pipeline import Options, run_pipeline
+from pipelines.workflows.pipeline import run_pipeline
+from pipelines.workflows.session import Options
 
 log = logging.getLogger(__name__)
 
 PLACES = ("cluster.", "tracking.")  # configuration that changes no figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReproductionRequest:
-    """What a user asks for; see `dpmpp reproduce --help`."""
+    """The options of `dpmpp reproduce`; see its `--help`."""
 
     protocol: str
     data: str | None
@@ -38,52 +39,58 @@ class ReproductionRequest:
     tracking_uri: str | None = None
     address: str | None = None
 
-    def training(self, protocol: Protocol, seed: int) -> Options:
-        """The run that trains, and tests where that is the same folder."""
-        overrides = [*self.overrides, f"seed={seed}"]
-        places = self.storage, self.tracking_uri, self.address
-        return Options(self.data, protocol.recipe, overrides, *places)
+    def training_options(self, protocol: Protocol, seed: int) -> Options:
+        """Return those of the run that trains, and tests where that is the same folder."""
+        return Options(
+            data=self.data,
+            config=protocol.recipe,
+            overrides=[*self.overrides, f"seed={seed}"],
+            storage=self.storage,
+            tracking_uri=self.tracking_uri,
+            address=self.address,
+        )
 
-    def testing(self, recipe: str, seed: int, model: str | None) -> Options:
-        """The run that tests on another folder; changes of `data.*` are the training folder's."""
-        kept = [item for item in self.overrides if not item.strip().startswith("data.")]
-        overrides = [*kept, f"seed={seed}"]
-        places = self.storage, self.tracking_uri, self.address
-        return Options(self.test_data, recipe, overrides, *places, model=model)
+    def test_options(self, protocol: Protocol, seed: int, model: str | None) -> Options:
+        """Return those of the run that tests on another folder, without the changes of `data.*`."""
+        assert protocol.test is not None
+        options = self.training_options(protocol, seed)
+        kept = [item for item in options.overrides if not item.strip().startswith("data.")]
+        recipe = protocol.test.recipe
+        return replace(options, data=self.test_data, config=recipe, overrides=kept, model=model)
 
 
 def list_protocols() -> dict[str, Any]:
-    """Every protocol by name: its data, published figures and estimated needs."""
-    listed = {}
+    """Return every protocol by name: its data, published figures and estimated needs."""
+    protocols = {}
     for name in protocol_names():
         protocol = load_protocol(name)
-        listed[name] = {
+        protocols[name] = {
             **protocol.model_dump(mode="json"),
             "bracket": {figure: protocol.bracket(figure) for figure in FIGURES},
-            "needed": _needed(protocol),
+            "needed": _describe_needs(protocol),
             "estimated": needs(protocol).model_dump(),
         }
-    return listed
+    return protocols
 
 
-def _needed(protocol: Protocol) -> str:
-    """The folders that the command takes, by what they hold."""
+def _describe_needs(protocol: Protocol) -> str:
+    """Return the folders that the command takes, by what they hold."""
     folders = {"--data": protocol.dataset}
     if protocol.test is not None:
         folders["--test-data"] = protocol.test.dataset
-    said = []
+    needed = []
     for option, dataset in folders.items():
         counts = PUBLISHED[dataset]
         images = ", ".join(f"{number:,} {split}" for split, (number, _) in counts.items())
-        said.append(f"{option} {dataset} ({images} images)")
-    return ", ".join(said)
+        needed.append(f"{option} {dataset} ({images} images)")
+    return ", ".join(needed)
 
 
 def reproduce(request: ReproductionRequest) -> dict[str, Any]:
-    """Train and test with every seed, and set the figures beside the published ones.
+    """Train and test with every seed, and compare the figures with the published ones.
 
-    Finished stages are reused, so the same command goes on where it was stopped. Nothing is trained
-    before configuration, weights, both folders and their counts have been looked at.
+    Finished stages are reused, so the same command continues where it was stopped. Nothing is
+    trained before configuration, weights, both folders and their counts are checked.
 
     Returns:
         what `--json` prints, also stored as `reproduce/PROTOCOL.json`; figures in percent.
@@ -93,8 +100,8 @@ def reproduce(request: ReproductionRequest) -> dict[str, Any]:
             ones, unless `any_counts`.
     """
     protocol = load_protocol(request.protocol)
-    _check(request, protocol)
-    differences = _differences(request, protocol)
+    _check_request(request, protocol)
+    differences = _count_differences(request, protocol)
     if differences and not request.any_counts:
         raise DataError(
             f"{protocol.title}: not the published data: {'; '.join(differences)}. Complete the "
@@ -104,16 +111,16 @@ def reproduce(request: ReproductionRequest) -> dict[str, Any]:
         log.warning("counts: %s", difference)
     runs = []
     for seed in request.seeds:
-        runs.append(_one_seed(request, protocol, seed))
+        runs.append(_run_seed(request, protocol, seed))
         log.info("seed %d: rank-1 %.1f, mAP %.1f", seed, runs[-1]["rank1"], runs[-1]["mAP"])
-    result = _compared(request, protocol, runs, differences)
+    result = _summarise(request, protocol, runs, differences)
     storage = Storage(request.storage)
     storage.write(f"reproduce/{request.protocol}.json", json.dumps(result, indent=2).encode())
     return result
 
 
-def _check(request: ReproductionRequest, protocol: Protocol) -> None:
-    """Refuse what a listing of the folders and the configuration can tell."""
+def _check_request(request: ReproductionRequest, protocol: Protocol) -> None:
+    """Refuse what listings of the folders and the configuration show to be wrong."""
     if any(item.partition("=")[0].strip() == "seed" for item in request.overrides):
         raise ConfigError("seed is set by --seeds here, as in --seeds 0,1,2")
     config = load_config(protocol.recipe, request.overrides)
@@ -130,24 +137,23 @@ def _check(request: ReproductionRequest, protocol: Protocol) -> None:
                 f"{request.protocol}: --test-data is missing, the folder that is tested on "
                 f"({protocol.test.dataset})"
             )
-        options = request.testing(protocol.test.recipe, request.seeds[0], None)
+        options = request.test_options(protocol, request.seeds[0], None)
         test_config = load_config(options.config, options.overrides)
         find_data(test_config.data, request.test_data)
     check_weights(config.model)
 
 
-def _differences(request: ReproductionRequest, protocol: Protocol) -> list[str]:
-    """Sentences on where the folders differ from the published counts. Reads every image.
+def _count_differences(request: ReproductionRequest, protocol: Protocol) -> list[str]:
+    """Return sentences on where the folders differ from the published counts; read every image.
 
     Raises:
         DataError: the query set that is compared is empty.
     """
-    seed, test = request.seeds[0], protocol.test
-    looked = [(request.training(protocol, seed), protocol.dataset)]
-    if test is not None:
-        looked.append((request.testing(test.recipe, seed, None), test.dataset))
-    found = []
-    for options, dataset in looked:
+    seed, differences = request.seeds[0], []
+    folders = [(request.training_options(protocol, seed), protocol.dataset)]
+    if protocol.test is not None:
+        folders.append((request.test_options(protocol, seed, None), protocol.test.dataset))
+    for options, dataset in folders:
         prepared = run_pipeline(options, until="prepare")
         folder = Storage(request.storage).fetch(prepared["stages"][-1]["key"])
         manifest = Manifest.load(folder)
@@ -156,18 +162,18 @@ def _differences(request: ReproductionRequest, protocol: Protocol) -> list[str]:
         if sentences and left_out:
             listed = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
             sentences.append(f"left out of the counts: {listed}")
-        found += [f"{dataset}: {sentence}" for sentence in sentences]
+        differences += [f"{dataset}: {sentence}" for sentence in sentences]
     if not manifest.subset("query", occluded=protocol.queries == "occluded").num_rows:
         raise DataError(f"{manifest.root} has no {protocol.queries} queries, which are compared")
-    return found
+    return differences
 
 
-def _one_seed(request: ReproductionRequest, protocol: Protocol, seed: int) -> dict[str, Any]:
+def _run_seed(request: ReproductionRequest, protocol: Protocol, seed: int) -> dict[str, Any]:
     """Train and test once."""
-    trained = run_pipeline(request.training(protocol, seed), until="report")
+    trained = run_pipeline(request.training_options(protocol, seed), until="report")
     tested = trained
     if protocol.test is not None:
-        options = request.testing(protocol.test.recipe, seed, trained["model"])
+        options = request.test_options(protocol, seed, trained["model"])
         tested = run_pipeline(options, until="evaluate")
     figures = tested["metrics"][protocol.queries]["masked"]
     return {
@@ -178,12 +184,12 @@ def _one_seed(request: ReproductionRequest, protocol: Protocol, seed: int) -> di
         "seconds": sum(stage["seconds"] for stage in trained["stages"]),
         **{figure: 100 * figures[figure] for figure in FIGURES},
         "metrics": tested["metrics"],
-        "first_epoch": _first_epoch(request, trained),
+        "first_epoch": _check_first_epoch(request, trained),
     }
 
 
-def _first_epoch(request: ReproductionRequest, trained: dict[str, Any]) -> dict[str, Any]:
-    """`losses` and `windows` of stage 2's first epoch, and what is `outside`, in sentences."""
+def _check_first_epoch(request: ReproductionRequest, trained: dict[str, Any]) -> dict[str, Any]:
+    """Return `losses`, `windows` and sentences on what is `outside`, of stage 2's first epoch."""
     (key,) = (stage["key"] for stage in trained["stages"] if stage["name"] == "metric")
     marker = Storage(request.storage).marker(key)
     assert marker is not None, key
@@ -196,12 +202,13 @@ def _first_epoch(request: ReproductionRequest, trained: dict[str, Any]) -> dict[
     }
 
 
-def _compared(
+def _summarise(
     request: ReproductionRequest,
     protocol: Protocol,
     runs: list[dict[str, Any]],
     differences: list[str],
 ) -> dict[str, Any]:
+    """Return the result of the command: mean and spread over seeds, verdict, caveats."""
     ours = {}
     for figure in FIGURES:
         values = [run[figure] for run in runs]

@@ -15,6 +15,8 @@ import ray.data
 from ray import tune
 
 from dpmpp_core.config import Config
+from dpmpp_core.models.clip import has_text
+from pipelines.inference.embed import ModelLocation, cache_features
 from pipelines.runtime.progress import bar
 from pipelines.runtime.resources import Plan, throttle
 from pipelines.runtime.run import Run
@@ -22,11 +24,27 @@ from pipelines.runtime.stage import Stage, StageNotFoundError
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 from pipelines.runtime.tuner import build_tuner, failure_reason, run_tuner
-from pipelines.workflows.pipeline import train_and_evaluate
+from pipelines.stages.evaluate import evaluate_model
+from pipelines.stages.train import train_metric, train_prompts
 
 log = logging.getLogger(__name__)
 
 FOLDER = "tune"
+
+
+def learn_prompts(run: Run, prepared: Stage, masks: Stage) -> Stage | None:
+    """Run stage 1 and the features that it needs; None for a backbone without text."""
+    if not has_text(run.config.model):
+        return None
+    return train_prompts(run, prepared, masks, cache_features(run, prepared))
+
+
+def train_and_evaluate(
+    run: Run, prepared: Stage, masks: Stage, prompts: Stage | None, until: int | None = None
+) -> tuple[Stage, Stage]:
+    """Run stage 2, or its first `until` epochs, and the evaluation of its model."""
+    metric = train_metric(run, prepared, masks, prompts, until)
+    return metric, evaluate_model(run, prepared, ModelLocation(run.storage.uri, metric.key))
 
 
 @dataclass(frozen=True)
@@ -40,15 +58,16 @@ class Trial:
     prompts: Stage | None
 
     def stages(self, storage: Storage, plan: Plan, build: bool = False) -> tuple[Stage, Stage]:
-        """The trial's model and its evaluation; Unfinished if they are to be found, not built.
+        """Return the trial's model and its evaluation; nothing is logged, as only the driver does.
 
-        Silent: only the driver talks to MLflow.
+        Raises:
+            StageNotFoundError: not finished, and `build` is off.
         """
         run = Run(self.config, storage, Tracking(""), plan, build=build)
         return train_and_evaluate(run, self.prepared, self.masks, self.prompts)
 
-    def missing(self, storage: Storage, plan: Plan) -> str | None:
-        """Key of the first stage that is not there, None for a finished trial."""
+    def first_missing(self, storage: Storage, plan: Plan) -> str | None:
+        """Return the key of the first stage that is not there; None for a finished trial."""
         try:
             self.stages(storage, plan)
         except StageNotFoundError as stage:
@@ -57,15 +76,15 @@ class Trial:
 
 
 def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[str, str]:
-    """Build what is not finished, `plan.trials` at a time; name -> why it failed.
+    """Build what is not finished, `plan.trials` at a time; return name -> reason of failures.
 
-    Seed by seed, so that a search that is cut short has compared all with the first seeds. Trials
-    that come to the same are run once. One that fails does not stop the others.
+    Seed by seed, so that a comparison cut short has all variants with the first seeds. Trials with
+    the same stages are run once. One that fails does not stop the others.
 
     Raises:
         KeyboardInterrupt: stopped before all were done.
     """
-    missing = {trial.name: trial.missing(storage, plan) for trial in trials}
+    missing = {trial.name: trial.first_missing(storage, plan) for trial in trials}
     finished = sum(key is None for key in missing.values())
     log.info("trials: %d of %d are finished already", finished, len(trials))
     alike = {missing[trial.name]: trial for trial in trials if missing[trial.name] is not None}
@@ -99,8 +118,8 @@ def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[st
 
         run_tuner(tuner, watch)
     failed = {name: reasons[key] for name, key in missing.items() if key in reasons}
-    if any(t.name not in failed and t.missing(storage, plan) for t in pending):
-        raise KeyboardInterrupt  # Tune answers Ctrl-C by returning what there is
+    if any(t.name not in failed and t.first_missing(storage, plan) for t in pending):
+        raise KeyboardInterrupt  # on Ctrl-C Tune returns what there is
     for name, reason in failed.items():
         log.warning("trials: %s failed: %s", name, reason)
     storage.delete(FOLDER)

@@ -24,8 +24,14 @@ from dpmpp_core.data.files import list_files
 from dpmpp_core.data.sightings import find_sightings
 from dpmpp_core.models.reid import load_model
 from dpmpp_core.retrieval import to_columns
-from dpmpp_core.retrieval.calibration import Pairs, figures, fit_scores, pair_weights, score_pairs
-from pipelines.gallery.calibration import two_sides
+from dpmpp_core.retrieval.calibration import (
+    Pairs,
+    compute_calibration_figures,
+    fit_scores,
+    score_pairs,
+    weigh_pairs,
+)
+from pipelines.gallery.calibration import split_queries_and_gallery
 from pipelines.runtime.tracking import environment
 from tests.bench.timing import RESULTS
 
@@ -38,7 +44,7 @@ def logistic(scores: np.ndarray, same: np.ndarray, asked: np.ndarray) -> np.ndar
 
 
 def beta(scores: np.ndarray, same: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    weights = pair_weights(same, 0.5)
+    weights = weigh_pairs(same, 0.5)
 
     def logit(x: np.ndarray, values: np.ndarray) -> np.ndarray:
         share = np.clip((values + 1) / 2, 1e-6, 1 - 1e-6)
@@ -53,7 +59,7 @@ def beta(scores: np.ndarray, same: np.ndarray, asked: np.ndarray) -> np.ndarray:
 
 def isotonic(scores: np.ndarray, same: np.ndarray, asked: np.ndarray) -> np.ndarray:
     fit = IsotonicRegression(y_min=EDGE, y_max=1 - EDGE, out_of_bounds="clip")
-    return fit.fit(scores, same, pair_weights(same, 0.5)).predict(asked)
+    return fit.fit(scores, same, weigh_pairs(same, 0.5)).predict(asked)
 
 
 WAYS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
@@ -94,7 +100,7 @@ def pairs_of(data: str, model: str) -> Pairs:
     found = find_sightings(list_files(data))
     images = [x for x in found.images if x.pid is not None and x.split != "train"]
     made = load_model(model).embed([Path(data) / image.path for image in images])
-    return score_pairs(*two_sides(images, to_columns(made.features, made.masks)))
+    return score_pairs(*split_queries_and_gallery(images, to_columns(made.features, made.masks)))
 
 
 def measured(
@@ -109,7 +115,10 @@ def measured(
         same.append(pairs.same[tested])
     p, truth = np.clip(np.concatenate(told), 1e-9, 1 - 1e-9), np.concatenate(same)
     odds = p / (1 - p) * RATE / (1 - RATE)
-    even, stated = figures(p, truth, 0.5), figures(odds / (1 + odds), truth, RATE)
+    even, stated = (
+        compute_calibration_figures(p, truth, 0.5),
+        compute_calibration_figures(odds / (1 + odds), truth, RATE),
+    )
     return [even["log_loss"], even["ece"], stated["log_loss"], stated["ece"]]
 
 

@@ -24,7 +24,7 @@ from dpmpp_core.config import Config, load_config
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import read_manifest
 from dpmpp_core.data.plan import StepPlan, class_labels
-from dpmpp_core.data.steps import StepMaker
+from dpmpp_core.data.steps import StepMaker, TrainingImages
 from dpmpp_core.demo import generate
 from dpmpp_core.models.encoder import ImageEncoder
 from dpmpp_core.models.person_masks import SpectralMasks
@@ -57,8 +57,8 @@ class Stages:
         grid = data.height // PATCH, data.width // PATCH
         masks = SpectralMasks(grid, config.saliency.target_ratio)(images, paths)
         maker = StepMaker(
-            root, paths, labels, camids, masks, plan, data, config.augment, config.occlusion,
-            grid,
+            TrainingImages(root, paths, labels, camids, masks),
+            plan, data, config.augment, config.occlusion,
         )  # fmt: skip
         wanted = ("images", "labels", "donor_labels", "visible", "rows")
         self.batches: list[Batch] = []
@@ -98,7 +98,7 @@ def train(task: Task, batches: Iterable[Batch]) -> dict[str, float]:
         loss = torch.stack(list(losses.values())).sum()
         optimiser.zero_grad()
         loss.backward()
-        task.keep_gradients("joint")
+        task.filter_gradients("joint")
         optimiser.step()
         for name, value in {"loss": loss, **losses, **report}.items():
             sums[name] = sums.get(name, 0.0) + value.item()

@@ -38,11 +38,12 @@ from dpmpp_core.config import load_config
 from dpmpp_core.data.annotations import ANNOTATIONS, unpack_mask
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.models.bands import SPACE as BANDS
-from dpmpp_core.retrieval.evaluation import MODES, Embeddings, rankings
+from dpmpp_core.retrieval.evaluation import MODES, Embeddings, rank_by_mode
 from dpmpp_core.retrieval.masks import mask_statistics
 from pipelines.inference.embeddings_file import load_embeddings
 from pipelines.runtime.tracking import environment
-from pipelines.workflows.pipeline import Options, run_pipeline
+from pipelines.workflows.pipeline import run_pipeline
+from pipelines.workflows.session import Options
 from tests.bench.mask_following import EXCHANGES, Figures, Floats, following, gain_table, picture
 from tests.bench.seeds import spread
 from tests.bench.timing import RESULTS
@@ -83,7 +84,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, overrides: list[str], seed: int) -> Measured:
     """Everything of one training seed."""
     overrides = [*overrides, f"seed={seed}"]
-    options = Options(None, arguments.config, overrides, arguments.storage)
+    options = Options(config=arguments.config, overrides=overrides, storage=arguments.storage)
     result = run_pipeline(options, until="evaluate")
     keys = {stage["name"]: stage["key"] for stage in result["stages"]}
     storage = Path(arguments.storage)
@@ -131,7 +132,7 @@ def only(part: Embeddings, space: str) -> Embeddings:
 
 def precisions(query: Embeddings, gallery: Embeddings) -> dict[str, Floats]:
     """Mode -> average precision of each query [Q]; of permuted masks the mean of 10 exchanges."""
-    ranked = [rankings(query, gallery, seed) for seed in range(EXCHANGES)]
+    ranked = [rank_by_mode(query, gallery, seed) for seed in range(EXCHANGES)]
     return {mode: np.mean([r[mode].average_precision for r in ranked], axis=0) for mode in MODES}
 
 

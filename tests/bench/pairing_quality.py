@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dpmpp_core.config import AugmentConfig, DemoConfig, OcclusionConfig
 from dpmpp_core.data.annotations import ANNOTATIONS, unpack_mask
-from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_mask
+from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_masks
 from dpmpp_core.data.images import read_image
 from dpmpp_core.data.plan import Draw, StepPlan, class_labels, stream
 from dpmpp_core.demo.generate import generate
@@ -87,9 +87,7 @@ def outcomes(
         rows = np.concatenate([rows, drawn])
         draws = [stream(plan.seed, epoch, step, i, Draw.GEOMETRY) for i in range(len(rows))]
         moves = [Geometry.draw(AugmentConfig(), draw) for draw in draws]
-        moved = np.stack(
-            [apply_to_mask(masks[r], g, 10, 256, 128) for r, g in zip(rows, moves, strict=True)]
-        )
+        moved = apply_to_masks(masks[rows], moves, 10, 256, 128)
         if bank is None:
             donors = (np.arange(batch) + rng.integers(1, batch, batch)) % batch
             shifts = rng.integers(0, GRID[1], batch)

@@ -27,12 +27,12 @@ from pipelines.runtime.blocks import map_blocks
 from pipelines.runtime.resources import ENVIRONMENT, throttle
 from pipelines.runtime.storage import Storage
 from pipelines.stages.inspection_cache import (
+    CACHE_SCHEMA,
     FILE_SCHEMA,
-    FOUND_SCHEMA,
-    RECORD_SCHEMA,
+    RESULT_SCHEMA,
     InspectionCache,
 )
-from pipelines.stages.prepare import block_rows
+from pipelines.stages.prepare import task_images
 from tests.bench.timing import write
 
 CLUSTER_WORKERS = 64
@@ -59,7 +59,7 @@ def main() -> None:
 
 def replay(images: int, workers: int, folder: str) -> list[str]:
     todo = files(images)
-    size = block_rows(images, CLUSTER_WORKERS)
+    size = task_images(images, CLUSTER_WORKERS)
     blocks = [todo.slice(start, size).combine_chunks() for start in range(0, images, size)]
     del todo
 
@@ -91,7 +91,7 @@ def files(count: int) -> pa.Table:
 
 
 def made_up(block: pa.Table) -> pa.Table:
-    """What looking at the files might have found, RECORD_SCHEMA."""
+    """What looking at the files might have found, CACHE_SCHEMA."""
     number = block["mtime_ns"].to_numpy()
     found = {
         "width": np.full(len(block), 64),
@@ -101,8 +101,8 @@ def made_up(block: pa.Table) -> pa.Table:
         "reason": [""] * len(block),
         "detail": [""] * len(block),
     }
-    columns = [pa.array(found[field.name], field.type) for field in FOUND_SCHEMA]
-    return pa.table([*block.columns, *columns], RECORD_SCHEMA)
+    columns = [pa.array(found[field.name], field.type) for field in RESULT_SCHEMA]
+    return pa.table([*block.columns, *columns], CACHE_SCHEMA)
 
 
 def watched(work: Callable[[], Any]) -> tuple[float, dict[str, float]]:

@@ -60,7 +60,7 @@ def main() -> None:
 
 def images_table(count: int) -> list[str]:
     """Images a second of one and of two workers: looked at, looked at again, and person masks."""
-    from pipelines.inference.embed import embed
+    from pipelines.inference.embed import embed_images
     from pipelines.runtime.resources import connect
     from pipelines.runtime.storage import Storage
     from pipelines.stages.prepare import find_data, inspect_all
@@ -98,7 +98,7 @@ def images_table(count: int) -> list[str]:
 
             def find(source: Any, share: Any = share) -> None:
                 paths = [entry.path for entry in source.scan.entries]
-                embed(paths, FindPersons, (source.root, config, None), share, 64, "")
+                embed_images(paths, FindPersons, (source.root, config, None), share, 64, "")
 
             timed("saliency", workers, find)
     return [

@@ -27,7 +27,8 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.occlusion.saliency import mask_iou
 from pipelines.runtime.tracking import environment
 from pipelines.training.masks import load_masks, transfer_grid
-from pipelines.workflows.pipeline import Options, run_pipeline
+from pipelines.workflows.pipeline import run_pipeline
+from pipelines.workflows.session import Options
 
 RESULTS = Path(__file__).parent / "results"
 PROVIDERS = ("spectral", "attention", "sps", "given")
@@ -64,7 +65,12 @@ def main() -> None:
 
 def find(arguments: argparse.Namespace, overrides: list[str], provider: str) -> Found:
     overrides = [*overrides, f"saliency.provider={provider}"]
-    options = Options(arguments.data, arguments.config, overrides, arguments.storage)
+    options = Options(
+        data=arguments.data,
+        config=arguments.config,
+        overrides=overrides,
+        storage=arguments.storage,
+    )
     result = run_pipeline(options, until="saliency")
     stages = {stage["name"]: stage for stage in result["stages"]}
     storage = Path(arguments.storage)

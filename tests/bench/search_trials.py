@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 
 from dpmpp_core.config import Config, load_config
 from dpmpp_core.config.space import as_overrides
-from dpmpp_core.data.hidden import occlusion_ratios
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import read_manifest
+from dpmpp_core.data.occlusion_ratios import occlusion_ratios
 from dpmpp_core.data.plan import StepPlan, class_labels
-from dpmpp_core.data.steps import StepMaker
+from dpmpp_core.data.steps import StepMaker, TrainingImages
 from dpmpp_core.data.synthesis import PARTS, Synthesiser
 from dpmpp_core.data.validation import hold_out
 from dpmpp_core.demo import generate
@@ -143,9 +143,12 @@ class Workshop:
         camids, section = self._camids[rows], config.metric
         plan = StepPlan(labels, camids, section.identities, section.images, config.seed)
         maker = StepMaker(
-            self.manifest.root, [self._paths[row] for row in rows], labels, camids,
-            self._person_masks(config)[rows], plan, config.data, config.augment, config.occlusion,
-            transfer_grid(config), covered=config.model.bands > 0,
+            TrainingImages(
+                self.manifest.root, [self._paths[row] for row in rows], labels, camids,
+                self._person_masks(config)[rows],
+            ),
+            plan, config.data, config.augment, config.occlusion,
+            synthetic_occlusion=config.model.bands > 0,
         )  # fmt: skip
         torch.manual_seed(config.seed)
         task = MetricTask(config, self.texts, self.scale, plan.steps_per_epoch)

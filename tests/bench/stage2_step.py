@@ -109,7 +109,7 @@ def step_of(name: str, batch: dict[str, Tensor]) -> Callable[[], None]:
         for phase in task.phases:
             optimiser.zero_grad()
             losses_of(phase).backward()
-            task.keep_gradients(phase)
+            task.filter_gradients(phase)
             optimiser.step()
 
     return step

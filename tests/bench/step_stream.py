@@ -27,11 +27,11 @@ from pipelines.runtime.run import Run
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 from pipelines.stages.prepare import find_data, prepare
-from pipelines.stages.saliency import saliency
+from pipelines.stages.saliency import compute_person_masks
 from pipelines.training.batches import UNUSED, BatchPlan
 from pipelines.training.training_set import TrainingSet
 from pipelines.training.worker import start_batches
-from pipelines.workflows.pipeline import _demo_root
+from pipelines.workflows.session import demo_root
 from tests.bench.timing import write
 
 WARM_UP = 30  # steps: processes started, buffers full
@@ -127,8 +127,8 @@ def measured_sets(folder: str) -> dict[str, Measured]:
     config = load_config("demo", ["saliency.provider=spectral", "cluster.data_workers=4"])
     plan, _ = connect(None, config.cluster)
     run = Run(config, Storage(folder), Tracking(""), plan)
-    prepared = prepare(run, find_data(config.data, _demo_root(run)))
-    masks = saliency(run, prepared)
+    prepared = prepare(run, find_data(config.data, demo_root(run)))
+    masks = compute_person_masks(run, prepared)
     found = {}
     for name, (probability, cache) in CASES.items():
         occlusion = config.occlusion.model_copy(update={"probability": probability})

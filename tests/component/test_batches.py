@@ -19,13 +19,13 @@ from pipelines.runtime.run import Run
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 from pipelines.stages.prepare import find_data, prepare
-from pipelines.stages.saliency import saliency
+from pipelines.stages.saliency import compute_person_masks
 from pipelines.stages.train import train_metric
 from pipelines.training import driver as fit
 from pipelines.training.batches import BatchesPerRank, BatchPlan
 from pipelines.training.training_set import TrainingSet
 from pipelines.training.worker import start_batches
-from pipelines.workflows.pipeline import learn_prompts
+from pipelines.workflows.trial_pool import learn_prompts
 from tests.support.configs import SMALL
 
 STEPS = 36  # two tasks and a part of one
@@ -42,7 +42,7 @@ def training_set(
     storage = Storage(str(tmp_path_factory.mktemp("runs")))
     run = Run(config, storage, Tracking(""), plan)
     prepared = prepare(run, find_data(config.data, str(small_demo)))
-    return TrainingSet(config, storage.uri, prepared.key, saliency(run, prepared).key)
+    return TrainingSet(config, storage.uri, prepared.key, compute_person_masks(run, prepared).key)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_a_training_in_several_executions_is_the_training_in_one(
         monkeypatch.setattr(fit, "BatchPlan", partial(BatchPlan, steps_per_execution=steps))
         run = Run(config, Storage(str(tmp_path / folder)), Tracking(""), plan)
         prepared = prepare(run, find_data(config.data, str(small_demo)))
-        masks = saliency(run, prepared)
+        masks = compute_person_masks(run, prepared)
         stage = train_metric(run, prepared, masks, learn_prompts(run, prepared, masks))
         assert stage.summary["steps"] == 12
         digests.append(stage.summary["weights_sha256"])

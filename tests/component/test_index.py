@@ -25,11 +25,18 @@ from dpmpp_core.errors import ConfigError, DataError, WeightsError
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, Where, search
 from dpmpp_core.models.reid import CARD_FILE, load_model
 from pipelines.gallery.calibration import calibrate_index, read_calibration
-from pipelines.gallery.index import Images, add, build, compact, delete, fetch_model
+from pipelines.gallery.index import (
+    ImageSource,
+    add_images,
+    build_index,
+    compact_index,
+    delete_images,
+    fetch_model,
+)
 from pipelines.gallery.search import Searcher, SearchRequest, run_search
 from pipelines.gallery.shards import Shards
 from pipelines.inference.queries import QueryEmbeddings
-from pipelines.registry.client import FILES, files_sha256
+from pipelines.registry.client import FILES, hash_files
 from pipelines.runtime.tracking import open_client
 from tests.support.models import saved_model
 from tests.support.s3_server import S3Server
@@ -48,8 +55,8 @@ def index(
 ) -> Path:
     """The gallery of the small demo set, calibrated on its queries."""
     folder = tmp_path_factory.mktemp("index") / "index"
-    build(str(folder), str(model), "float32", Images(str(small_demo), "gallery"))
-    calibrate_index(str(folder), Images(str(small_demo)), 0.05)
+    build_index(str(folder), str(model), "float32", ImageSource(str(small_demo), "gallery"))
+    calibrate_index(str(folder), ImageSource(str(small_demo)), 0.05)
     return folder
 
 
@@ -66,7 +73,9 @@ def test_a_folder_is_indexed_and_only_what_is_new_is_added_later(
     labels = tmp_path / "labels.csv"
     labels.write_text("path,camid,time\n3.jpg,7,2026-11-27\n")
     folder = tmp_path / "index"
-    made = build(str(folder), str(model), "float32", Images(str(data), labels=str(labels)))
+    made = build_index(
+        str(folder), str(model), "float32", ImageSource(str(data), labels=str(labels))
+    )
     assert (made["added"], made["images"], made["cameras"]) == (9, 9, [7])
     reasons = {row["path"]: row["reason"] for row in made["quarantined"]}
     assert reasons == {"cut.jpg": "truncated", "notes.txt": "not_an_image_name"}
@@ -80,10 +89,12 @@ def test_a_folder_is_indexed_and_only_what_is_new_is_added_later(
 
     (data / "cut.jpg").write_bytes(pictures[9].read_bytes())
     (data / "4.jpg").write_bytes(pictures[10].read_bytes())
-    grown = add(str(folder), Images(str(data)))
+    grown = add_images(str(folder), ImageSource(str(data)))
     assert (grown["added"], grown["replaced"], grown["known"], grown["images"]) == (2, 1, 8, 10)
-    monkeypatch.setattr(pipelines.gallery.index, "embedded", None)  # nothing is opened any more
-    again = add(str(folder), Images(str(data)))
+    monkeypatch.setattr(
+        pipelines.gallery.index, "stream_embeddings", None
+    )  # nothing is opened any more
+    again = add_images(str(folder), ImageSource(str(data)))
     assert (again["added"], again["known"]) == (0, 10)
 
 
@@ -95,7 +106,7 @@ def registered(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Ml
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     client = open_client(f"sqlite:///{folder}/mlflow.db")
     client.create_registered_model("people")
-    client.create_model_version("people", str(files), tags={FILES: files_sha256(files)})
+    client.create_model_version("people", str(files), tags={FILES: hash_files(files)})
     client.set_registered_model_alias("people", "champion", "1")
     return client
 
@@ -104,8 +115,8 @@ def test_a_model_of_the_registry_is_named_by_its_alias_and_kept_by_its_version(
     cluster: None, model: Path, small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = registered(model, tmp_path, monkeypatch)
-    pictures = Images(str(small_demo), "query")
-    made = build(str(tmp_path / "index"), "models:/people@champion", "float32", pictures)
+    pictures = ImageSource(str(small_demo), "query")
+    made = build_index(str(tmp_path / "index"), "models:/people@champion", "float32", pictures)
     assert made["model"] == "models:/people/1" and made["added"] > 0
     client.set_registered_model_alias("people", "champion", "1")
     query = str(next((small_demo / "query").glob("*.jpg")))
@@ -136,11 +147,11 @@ def test_files_of_the_registry_that_were_changed_are_refused(
 def test_another_model_is_refused_by_name(index: Path, small_demo: Path, tmp_path: Path) -> None:
     other = saved_model(tmp_path / "other", seed=1)
     sha256 = json.loads((other / "model.json").read_text())["weights_sha256"][:12]
-    images = Images(str(small_demo), "query")
+    images = ImageSource(str(small_demo), "query")
     with pytest.raises(WeightsError, match=sha256):
-        add(str(index), images, str(other))
+        add_images(str(index), images, str(other))
     with pytest.raises(WeightsError, match=sha256):
-        build(str(index), str(other), "float32", images)
+        build_index(str(index), str(other), "float32", images)
     with pytest.raises(WeightsError, match=sha256):
         Searcher(str(index), str(other))
 
@@ -176,7 +187,7 @@ def test_a_killed_add_leaves_the_old_index_and_the_same_command_ends_it(
 ) -> None:
     """Killed as its second lot is about to be named; the first one counts."""
     folder = tmp_path / "index"
-    build(str(folder), str(model), "float32", Images(str(small_demo), "query"))
+    build_index(str(folder), str(model), "float32", ImageSource(str(small_demo), "query"))
     before = len(GalleryIndex.open(folder))
     address = ray.get_runtime_context().gcs_address
     done = subprocess.run(
@@ -191,7 +202,7 @@ def test_a_killed_add_leaves_the_old_index_and_the_same_command_ends_it(
     }
     assert (search(left, features, None, before).positions >= 0).all()
 
-    ended = add(str(folder), Images(str(small_demo), "gallery"))
+    ended = add_images(str(folder), ImageSource(str(small_demo), "gallery"))
     assert ended["known"] == 8
     names = GalleryIndex.open(folder).images()["image"].to_pylist()
     gallery = list((small_demo / "bounding_box_test").glob("*.jpg"))
@@ -336,9 +347,9 @@ def test_an_open_search_sees_what_is_added_and_deleted(index: Path, small_demo: 
     picture = np.zeros((128, 64, 3), np.uint8)
     asked = searcher.ask([picture], ["black"])
     first = searcher.find(asked, 1, Where()).hits[0][0]
-    delete(str(index), [first.image], [])
+    delete_images(str(index), [first.image], [])
     assert searcher.find(asked, 1, Where()).hits[0][0].image != first.image
-    add(str(index), Images(str(small_demo), "gallery"))
+    add_images(str(index), ImageSource(str(small_demo), "gallery"))
     assert searcher.find(asked, 1, Where()).hits[0][0].image == first.image
 
 
@@ -350,8 +361,8 @@ def test_shards_search_an_index_that_is_compacted_meanwhile(
     asked = searcher.ask([np.zeros((128, 64, 3), np.uint8)], ["black"])
     first, second, third = searcher.find(asked, 3, Where()).hits[0]
     stale = searcher.index
-    delete(str(folder), [first.image], [])
-    compact(str(folder))
+    delete_images(str(folder), [first.image], [])
+    compact_index(str(folder))
     # Workers are started on what is gone once they look for it.
     states = iter([stale])
     real = GalleryIndex.open
@@ -369,7 +380,7 @@ def test_an_index_on_s3_is_searched_by_shards(
     server.start()
     try:
         folder = shutil.copytree(index, server_folder / "index")
-        compact(str(folder), approximate=True)
+        compact_index(str(folder), approximate=True)
         for file in [*folder.glob("*.json"), *folder.glob("segments/*")]:
             key = f"people/{file.relative_to(folder)}"
             server.client().upload_file(str(file), "results", key)

@@ -14,20 +14,24 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 import dpmpp_core
+from dpmpp_core.config import load_config
 from dpmpp_core.data.synthesis import BANDS, PARTS
 from pipelines.inference.onnx_export import export
-from pipelines.runtime.resources import plan
+from pipelines.runtime.resources import plan_resources
 from pipelines.runtime.run import Run
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
-from pipelines.training.driver import _watch
-from pipelines.workflows.pipeline import STAGES, Options, run_pipeline
+from pipelines.training.driver import _log_epochs
+from pipelines.workflows.pipeline import plan_stages, run_pipeline
+from pipelines.workflows.session import Options
 from tests.support.configs import SMALL
 from tests.support.tasks import metric_task
 
+STAGES = [spec.name for spec in plan_stages(load_config("demo", SMALL), Options(), "register")]
+
 
 def test_the_result_holds_what_the_readme_promises(result: dict[str, Any], runs: Path) -> None:
-    assert [stage["name"] for stage in result["stages"]] == list(STAGES)
+    assert [stage["name"] for stage in result["stages"]] == STAGES
     assert re.fullmatch(r"[0-9a-f]{64}", result["weights_sha256"])
     assert result["quarantined"] == []
     for query_set in ("occluded", "holistic"):
@@ -134,10 +138,10 @@ def test_a_dead_mask_reaches_the_log_and_mlflow_once(
     task = metric_task("metric.epochs=4", "metric.warmup_epochs=1")
     tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db", tmp_path.as_uri())
     tracking.begin(task.config, "dead", {"id": "0" * 64, "root": "data", "counts": {}})
-    tracking.stage_started("metric")
+    tracking.start_stage("metric")
     config = task.config
-    one = plan(cpus=2, gpus=0, config=config.cluster, shared=True)
-    on_figures = _watch(Run(config, Storage(str(tmp_path)), tracking, one), task)
+    one = plan_resources(cpus=2, gpus=0, config=config.cluster, shared=True)
+    on_figures = _log_epochs(Run(config, Storage(str(tmp_path)), tracking, one), task)
     for epoch in range(1, 5):
         figures = {"mask_visual_std_samples": 0.003, "mask_joint_std_samples": 0.2}
         on_figures(epoch, figures)

@@ -15,11 +15,12 @@ from pipelines.runtime.stage import StageNotFoundError
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 from pipelines.stages.prepare import find_data, prepare
-from pipelines.stages.saliency import saliency
+from pipelines.stages.saliency import compute_person_masks
 from pipelines.stages.train import train_metric
 from pipelines.tuning.search import TuningRequest, search
 from pipelines.tuning.spaces import RATES
-from pipelines.workflows.pipeline import Options, learn_prompts
+from pipelines.workflows.session import Options
+from pipelines.workflows.trial_pool import learn_prompts
 from tests.support.configs import SMALL
 
 
@@ -32,7 +33,7 @@ def test_a_training_in_parts_is_the_training_in_one(
     plan, _ = connect(None, config.cluster)
     run = Run(config, Storage(str(tmp_path)), Tracking(""), plan)
     prepared = prepare(run, find_data(config.data, str(small_demo)))
-    masks = saliency(run, prepared)
+    masks = compute_person_masks(run, prepared)
     inputs = prepared, masks, learn_prompts(run, prepared, masks)
     whole = train_metric(run, *inputs)
     parts = train_metric(run, *inputs, until=2)  # makes the first part too

@@ -11,7 +11,8 @@ import pytest
 from dpmpp_core.config import load_config
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.tracking import Tracking
-from pipelines.workflows.pipeline import Options, run_pipeline
+from pipelines.workflows.pipeline import run_pipeline
+from pipelines.workflows.session import Options
 
 SECRET, TOKEN = "wJalrXUtnFEMI", "hf_aBcDeFgHiJ"
 URI = f"s3://AKIA:{SECRET}@bucket/x"
@@ -29,10 +30,10 @@ def test_mlflow_has_no_secret_in_params_tags_inputs_and_artifacts(
     config = load_config("demo", [f"occlusion.backgrounds={URI}", f"model.checkpoint=/x/{TOKEN}"])
     tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db", (tmp_path / "artifacts").as_uri())
     tracking.begin(config, "demo-1", {"id": "abc", "root": URI, "counts": {}})
-    tracking.stage_started("metric")
-    tracking.alarm("lost", f"{URI} with {TOKEN} is out of reach")
-    tracking.stage_ended(Stage("metric", "stages/metric-1", {"root": URI, "n": 1}, 1.0, False))
-    tracking.trial("grid", "plain", {"backgrounds": URI, "token": TOKEN}, {"mAP": 0.5})
+    tracking.start_stage("metric")
+    tracking.set_warning_tag("lost", f"{URI} with {TOKEN} is out of reach")
+    tracking.end_stage(Stage("metric", "stages/metric-1", {"root": URI, "n": 1}, 1.0, False))
+    tracking.log_trial("grid", "plain", {"backgrounds": URI, "token": TOKEN}, {"mAP": 0.5})
     tracking.end("FINISHED")
     written = everything(tmp_path)
     assert SECRET.encode() not in written and TOKEN.encode() not in written

@@ -12,7 +12,8 @@ import pytest
 
 import dpmpp_core
 from dpmpp_core.errors import ConfigError
-from pipelines.workflows.pipeline import Options, run_pipeline
+from pipelines.workflows.pipeline import run_pipeline
+from pipelines.workflows.session import Options
 from tests.support.configs import SMALL
 
 OVERRIDES = [*SMALL, "model.backbone=timm/test_vit", "model.pretrained=null", "metric.lr=1e-3",
@@ -23,7 +24,12 @@ OVERRIDES = [*SMALL, "model.backbone=timm/test_vit", "model.pretrained=null", "m
 def test_one_space_goes_from_images_to_the_registry(
     cluster: None, small_demo: Path, tmp_path: Path
 ) -> None:
-    options = Options(str(small_demo), "market1501_vit", OVERRIDES, str(tmp_path))
+    options = Options(
+        data=str(small_demo),
+        config="market1501_vit",
+        overrides=OVERRIDES,
+        storage=str(tmp_path),
+    )
     result = run_pipeline(options)
     names = [stage["name"] for stage in result["stages"]]
     assert names == ["prepare", "saliency", "metric", "evaluate", "report", "register"]
@@ -43,14 +49,19 @@ def test_one_space_goes_from_images_to_the_registry(
         np.stack(served["feature_visual"]), direct.features["visual"], atol=1e-5
     )
     measured = run_pipeline(
-        Options(str(small_demo), storage=str(tmp_path / "other"), model=result["model"]),
+        Options(data=str(small_demo), storage=str(tmp_path / "other"), model=result["model"]),
         until="evaluate",
     )
     assert measured["metrics"]["occluded"] == result["metrics"]["occluded"]
 
 
 def test_prompts_without_a_text_tower_are_refused_at_once(small_demo: Path, tmp_path: Path) -> None:
-    options = Options(str(small_demo), "market1501_vit", OVERRIDES, str(tmp_path / "runs"))
+    options = Options(
+        data=str(small_demo),
+        config="market1501_vit",
+        overrides=OVERRIDES,
+        storage=str(tmp_path / "runs"),
+    )
     with pytest.raises(ConfigError, match=r"timm/test_vit has no text tower, .*dpmpp train"):
         run_pipeline(options, until="prompts")
     assert not (tmp_path / "runs").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.deploy.render import Object, render
+from pipelines.deploy.render import Object, render_overlay
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "infra" / "k8s"
@@ -18,7 +18,7 @@ NEAR = ROOT.parent / "shared" / "k8s" / "kuberay-1.7.0"
 
 @cache
 def rendered(overlay: str) -> list[Object]:
-    return render(MANIFESTS, overlay)
+    return render_overlay(MANIFESTS, overlay)
 
 
 @pytest.fixture(scope="session")

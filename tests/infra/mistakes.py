@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.deploy.render import Object, one
+from pipelines.deploy.render import Object, get_object
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Mistake:
 
 
 def cluster(objects: list[Object]) -> dict[str, Any]:
-    return one(objects, "RayCluster", "dpmpp")["spec"]
+    return get_object(objects, "RayCluster", "dpmpp")["spec"]
 
 
 def group(objects: list[Object], number: int) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def head(objects: list[Object]) -> dict[str, Any]:
 
 
 def job(objects: list[Object], name: str = "train") -> dict[str, Any]:
-    return one(objects, "RayJob", f"dpmpp-{name}")["spec"]
+    return get_object(objects, "RayJob", f"dpmpp-{name}")["spec"]
 
 
 def rename(objects: list[Object], kind: str, name: str) -> None:
@@ -46,13 +46,13 @@ def rename(objects: list[Object], kind: str, name: str) -> None:
 
 
 def of_config(objects: list[Object], old: str, new: str) -> None:
-    data = one(objects, "ConfigMap", "dpmpp-config")["data"]
+    data = get_object(objects, "ConfigMap", "dpmpp-config")["data"]
     assert old in data["config.yaml"]
     data["config.yaml"] = data["config.yaml"].replace(old, new)
 
 
 def policy(objects: list[Object]) -> dict[str, Any]:
-    return one(objects, "NetworkPolicy", "ray")["spec"]
+    return get_object(objects, "NetworkPolicy", "ray")["spec"]
 
 
 def add_both_clusters(o: list[Object]) -> None:
@@ -81,14 +81,14 @@ MISTAKES = [
     Mistake("the same mount twice",
             lambda o: ray(o, 1)["volumeMounts"].append(dict(ray(o, 1)["volumeMounts"][0])),
             r"volumeMounts: /tmp stands here 2 times", True),
-    Mistake("unknown version", lambda o: one(o, "RayCluster").update(apiVersion="ray.io/v2"),
+    Mistake("unknown version", lambda o: get_object(o, "RayCluster").update(apiVersion="ray.io/v2"),
             r"no version v2 \(it has v1", True),
     Mistake("field of a network policy", lambda o: policy(o).update(ingres=[]),
             r"unknown field 'ingres'; did you mean 'ingress'"),
     Mistake("field of a deployment",
-            lambda o: one(o, "Deployment")["spec"]["template"]["spec"].update(container=[]),
+            lambda o: get_object(o, "Deployment")["spec"]["template"]["spec"].update(container=[]),
             r"unknown field 'container'; did you mean 'containers'"),
-    Mistake("unknown kind", lambda o: one(o, "Deployment").update(kind="Deploymnet"),
+    Mistake("unknown kind", lambda o: get_object(o, "Deployment").update(kind="Deploymnet"),
             r"no schema of apps/v1 Deploymnet"),
     # What the operator would refuse.
     Mistake("long name of a cluster", lambda o: rename(o, "RayCluster", "a" * 54), r"takes 53"),
@@ -134,14 +134,14 @@ MISTAKES = [
             lambda o: head(o)["template"]["spec"]["containers"][0]["env"].append(
                 {"name": "REDIS_PASSWORD", "value": ""}),
             r"REDIS_PASSWORD belongs into gcsFaultToleranceOptions"),
-    Mistake("an old switch", lambda o: one(o, "RayCluster")["metadata"].update(
+    Mistake("an old switch", lambda o: get_object(o, "RayCluster")["metadata"].update(
                 annotations={"ray.io/ft-enabled": "true"}),
             r"ft-enabled: belongs into gcsFaultToleranceOptions"),
     Mistake("Ray without tokens", lambda o: cluster(o).update(rayVersion="2.9.0"),
             r"tokens need Ray 2.52"),
-    Mistake("hour 25", lambda o: one(o, "RayCronJob")["spec"].update(schedule="0 25 * * *"),
+    Mistake("hour 25", lambda o: get_object(o, "RayCronJob")["spec"].update(schedule="0 25 * * *"),
             r"'25' in '0 25 \* \* \*' is not between 0 and 23"),
-    Mistake("four fields", lambda o: one(o, "RayCronJob")["spec"].update(schedule="0 2 * *"),
+    Mistake("four fields", lambda o: get_object(o, "RayCronJob")["spec"].update(schedule="0 2 * *"),
             r"has not five fields"),
     # What we would regret.
     Mistake("mount without volume",
@@ -173,7 +173,7 @@ MISTAKES = [
                 {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "120"}),
             r"below 150: Ray drains the node for 120 seconds"),
     Mistake("configuration that is not there",
-            lambda o: o.remove(one(o, "ConfigMap", "dpmpp-config")),
+            lambda o: o.remove(get_object(o, "ConfigMap", "dpmpp-config")),
             r"no ConfigMap 'dpmpp-config'"),
     Mistake("unknown configuration key", lambda o: of_config(o, "embed_workers", "embed_worker"),
             r"unknown configuration key 'cluster.embed_worker'; did you mean"),

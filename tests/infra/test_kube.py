@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from dpmpp_core.errors import ConfigError
-from pipelines.deploy.jobs import template
+from pipelines.deploy.jobs import build_job
 from pipelines.deploy.kube import Kubernetes
-from pipelines.deploy.render import Object, one
+from pipelines.deploy.render import Object, get_object
 from tests.infra.conftest import rendered
 from tests.support.kube_api import KubeApi
 
@@ -40,7 +40,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeApi]:
 
 def submit(**changes: Any) -> dict[str, Any]:
     objects = rendered("local")
-    job = template(objects, "train", ["metric.epochs=5"])
+    job = build_job(objects, "train", ["metric.epochs=5"])
     return Kubernetes("dpmpp").submit(job, objects, changes.get("kuberay", "1.7.0"))
 
 
@@ -57,7 +57,7 @@ def test_a_job_is_created_once(api: KubeApi) -> None:
     first = submit()
     created = api.objects[f"{JOBS}/{first['job']}"]
     assert created["spec"]["entrypoint"].endswith("metric.epochs=5")
-    assert created["spec"]["rayClusterSpec"] == one(rendered("local"), "RayCluster")["spec"]
+    assert created["spec"]["rayClusterSpec"] == get_object(rendered("local"), "RayCluster")["spec"]
     assert not first["found"]
     second = submit()
     assert second["found"] and second["job"] == first["job"]
@@ -111,7 +111,7 @@ def test_what_the_server_refuses_is_said_in_its_words(api: KubeApi) -> None:
 
 def test_a_rule_of_ours_stops_a_job_that_the_server_would_take(api: KubeApi) -> None:
     objects = rendered("local")
-    job = template(objects, "train", [])
+    job = build_job(objects, "train", [])
     del job["spec"]["activeDeadlineSeconds"]
     with pytest.raises(ConfigError, match="a job that hangs would hold its nodes"):
         Kubernetes("dpmpp").submit(job, objects, "1.7.0")

@@ -16,11 +16,11 @@ import typer
 import dpmpp_core
 from dpmpp_core.errors import ConfigError
 from pipelines.cli import app
-from pipelines.deploy.check import problems
-from pipelines.deploy.jobs import template
-from pipelines.deploy.policy import config_of
-from pipelines.deploy.render import Object, one, render
-from pipelines.deploy.rules import jobs
+from pipelines.deploy.check import find_problems
+from pipelines.deploy.jobs import build_job
+from pipelines.deploy.policy import get_config_text
+from pipelines.deploy.render import Object, get_object, render_overlay
+from pipelines.deploy.rules import iter_jobs
 from tests.infra.conftest import MANIFESTS, OVERLAYS, ROOT, rendered
 from tests.infra.mistakes import MISTAKES, Mistake
 
@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_is_valid(overlay: str, crds: Path) -> None:
-    assert [str(problem) for problem in problems(rendered(overlay), crds)] == []
+    assert [str(problem) for problem in find_problems(rendered(overlay), crds)] == []
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
@@ -43,7 +43,7 @@ def test_a_mistake_is_found_and_explained(mistake: Mistake, request: pytest.Fixt
     objects = copy.deepcopy(rendered("local"))
     mistake.make(objects)
     try:
-        found = [str(problem) for problem in problems(objects, crds)]
+        found = [str(problem) for problem in find_problems(objects, crds)]
     except ConfigError as error:
         found = [str(error)]
     assert any(re.search(mistake.said, problem) for problem in found), found
@@ -52,11 +52,11 @@ def test_a_mistake_is_found_and_explained(mistake: Mistake, request: pytest.Fixt
 def test_every_job_has_the_cluster_of_its_overlay() -> None:
     for overlay in OVERLAYS:
         objects = rendered(overlay)
-        spec = one(objects, "RayCluster")["spec"]
-        found = [job for thing in objects for _, job in jobs(thing)]
+        spec = get_object(objects, "RayCluster")["spec"]
+        found = [job for thing in objects for _, job in iter_jobs(thing)]
         assert len(found) == 7
         assert all(job["rayClusterSpec"] == spec for job in found)
-        nightly = one(objects, "RayCronJob")["spec"]["jobTemplate"]
+        nightly = get_object(objects, "RayCronJob")["spec"]["jobTemplate"]
         assert not nightly.get("suspend")
 
 
@@ -84,7 +84,7 @@ def test_versions_stand_in_one_place() -> None:
     assert written == []
     for overlay in OVERLAYS:
         objects = rendered(overlay)
-        assert one(objects, "RayCluster")["spec"]["rayVersion"] == told["RAY_VERSION"]
+        assert get_object(objects, "RayCluster")["spec"]["rayVersion"] == told["RAY_VERSION"]
         images = set(re.findall(r"'image': '([^']*dpmpp[^']*)'", str(objects)))
         assert {image.rpartition(":")[2] for image in images} == {told["TAG"]}
         assert len(images) == 1
@@ -93,8 +93,8 @@ def test_versions_stand_in_one_place() -> None:
 def test_the_model_to_promote_is_the_one_that_is_registered() -> None:
     for overlay in OVERLAYS:
         objects = rendered(overlay)
-        command = one(objects, "RayJob", "dpmpp-promote")["spec"]["entrypoint"]
-        text = config_of(objects) or ""
+        command = get_object(objects, "RayJob", "dpmpp-promote")["spec"]["entrypoint"]
+        text = get_config_text(objects) or ""
         named = re.search(r"model_name: (\S+?)}?$", text, re.MULTILINE)
         assert named is not None
         assert command.startswith(f"dpmpp promote {named[1]} ")
@@ -110,7 +110,7 @@ def options_of(command: str) -> set[str] | None:
 
 def test_every_entrypoint_is_a_command_with_these_options() -> None:
     for thing in rendered("local"):
-        for _, job in jobs(thing):
+        for _, job in iter_jobs(thing):
             program, command, *rest = shlex.split(job["entrypoint"])
             assert program == "dpmpp"
             options = options_of(command)
@@ -130,37 +130,37 @@ def test_overlays_take_secrets_by_name_only() -> None:
 
 def test_a_submission_is_named_for_what_it_runs() -> None:
     objects = rendered("local")
-    first = template(objects, "train", ["metric.epochs=5"])
-    assert first == template(objects, "train", ["metric.epochs=5"])
+    first = build_job(objects, "train", ["metric.epochs=5"])
+    assert first == build_job(objects, "train", ["metric.epochs=5"])
     assert first["spec"]["entrypoint"].endswith("--json metric.epochs=5")
     assert "suspend" not in first["spec"]
-    other = template(objects, "train", ["metric.epochs=6"])
+    other = build_job(objects, "train", ["metric.epochs=6"])
     assert first["metadata"]["name"] != other["metadata"]["name"]
     with pytest.raises(ConfigError, match="the submitter's shell"):
-        template(objects, "train", ["name=$(id)"])
+        build_job(objects, "train", ["name=$(id)"])
 
 
 def test_unknown_names_are_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'gpuu'; did you mean 'gpu'"):
-        render(MANIFESTS, "gpuu")
+        render_overlay(MANIFESTS, "gpuu")
     with pytest.raises(ConfigError, match=r"'dpmpp-trian'; did you mean 'dpmpp-train'"):
-        template(rendered("local"), "trian", [])
+        build_job(rendered("local"), "trian", [])
     with pytest.raises(ConfigError, match="holds no overlays"):
-        render(tmp_path, "gpu")
+        render_overlay(tmp_path, "gpu")
 
 
 def test_what_kustomize_refuses_is_told(tmp_path: Path) -> None:
     (tmp_path / "kustomization.yaml").write_text("resources: [nothing.yaml]")
     with pytest.raises(ConfigError, match=r"kustomize refuses it: .*nothing\.yaml"):
-        render(MANIFESTS, str(tmp_path))
+        render_overlay(MANIFESTS, str(tmp_path))
 
 
 def test_validate_ends_with_1_where_something_is_wrong(tmp_path: Path) -> None:
     bad: list[Object] = copy.deepcopy(rendered("local"))
-    one(bad, "RayCluster")["spec"]["workerGroupSpecs"][1]["minReplicas"] = 9
-    from pipelines.deploy.render import as_yaml
+    get_object(bad, "RayCluster")["spec"]["workerGroupSpecs"][1]["minReplicas"] = 9
+    from pipelines.deploy.render import dump_yaml
 
-    (tmp_path / "all.yaml").write_text(as_yaml(bad))
+    (tmp_path / "all.yaml").write_text(dump_yaml(bad))
     (tmp_path / "kustomization.yaml").write_text("resources: [all.yaml]")
     done = subprocess.run(
         [Path(sys.executable).with_name("dpmpp"), "deploy", "validate", "--overlay", tmp_path],
@@ -179,4 +179,4 @@ def test_alerts_and_dashboard_ask_for_figures_that_there_are() -> None:
     asked = set(re.findall(r"ray_(dpmpp_\w+)", text))
     assert asked <= set(NAMES)
     assert {"dpmpp_train_step", "dpmpp_data_wait_share", "dpmpp_mask_std"} <= asked
-    assert len(render(MANIFESTS, str(folder))) == 3
+    assert len(render_overlay(MANIFESTS, str(folder))) == 3

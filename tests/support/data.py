@@ -9,7 +9,7 @@ import numpy as np
 
 from dpmpp_core.config import AugmentConfig, DataConfig, OcclusionConfig
 from dpmpp_core.data.plan import StepPlan
-from dpmpp_core.data.steps import StepMaker
+from dpmpp_core.data.steps import StepMaker, TrainingImages
 
 DATA = DataConfig(height=64, width=32)
 GRID = (4, 2)
@@ -45,16 +45,11 @@ def maker(folder, occlusion=BOUNDS, augment=None, cache_bytes=2**20, seed=7, twi
     labels, camids = np.arange(30) % 6, np.arange(30) % 5
     masks = np.random.default_rng(1).random((30, *GRID)) < 0.7
     return StepMaker(
-        root=str(folder),
-        paths=[f"{row}.png" for row in range(30)],
-        labels=labels,
-        camids=camids,
-        masks=masks,
+        TrainingImages(str(folder), [f"{row}.png" for row in range(30)], labels, camids, masks),
         plan=StepPlan(labels, camids, 4, 2, seed),
         data=DATA,
         augment=augment or AugmentConfig(),
         occlusion=occlusion,
-        grid=GRID,
         cache_bytes=cache_bytes,
         twins=twins,
     )

@@ -17,12 +17,13 @@ from mlflow.tracking import MlflowClient
 
 from dpmpp_core.config import load_config
 from dpmpp_core.models.reid import ReidModel, load_model, save_model, start_clip
-from pipelines.registry.promotion import PromotionRequest, promote, rollback
+from pipelines.inference.embed import ModelLocation
+from pipelines.registry.promotion import PromotionRequest, promote, roll_back
 from pipelines.registry.register import register_version
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.stages.evaluate import evaluate_model
-from pipelines.workflows.pipeline import Options, begin, open_session, prepared_data
+from pipelines.workflows.session import Options, begin, open_session, prepared_data
 from tests.support.configs import SMALL
 from tests.support.mlflow_server import MlflowServer
 
@@ -79,7 +80,7 @@ class Lab:
         """Measure a model, as `dpmpp evaluate` does, and register it as `dpmpp run` does."""
         run, prepared = run or self.run, prepared or self.prepared
         model = model or self.model
-        evaluated = evaluate_model(run, prepared, str(model), "")
+        evaluated = evaluate_model(run, prepared, ModelLocation(str(model)))
         tracking = run.config.tracking.model_copy(update={"model_name": name})
         named = replace(run, config=run.config.model_copy(update={"tracking": tracking}))
         return int(register_version(named, prepared, evaluated, model).version)
@@ -98,8 +99,8 @@ class Lab:
     def promote(self, name: str, **asked: Any) -> dict[str, Any]:
         return promote(self.request(name, **asked))
 
-    def rollback(self, name: str, **asked: Any) -> dict[str, Any]:
-        return rollback(self.request(name, **asked))
+    def roll_back(self, name: str, **asked: Any) -> dict[str, Any]:
+        return roll_back(self.request(name, **asked))
 
     def known(self, name: str) -> bool:
         return bool(self.client.search_registered_models(f"name = '{name}'"))
@@ -126,13 +127,13 @@ def lab(data: Path, server: MlflowServer, folder: Path) -> Iterator[Lab]:
     """A lab whose server runs already; its model is what the package's weights give untrained."""
     config = load_config("demo", SMALL)
     storage = str(folder / "runs")
-    options = Options(str(data), overrides=SMALL, storage=storage, tracking_uri=server.uri)
+    options = Options(data=str(data), overrides=SMALL, storage=storage, tracking_uri=server.uri)
     model = ReidModel(config.model, config.data, start_clip(config))
     assert model.bands is not None
     with torch.no_grad():
         model.bands.patches[-1].weight *= 30  # an eye that learnt nothing has no opinion
     save_model(model, folder / "start")
-    with open_session(options, [config], "register") as (run, source, _):
+    with open_session(options, [config]) as (run, source, _):
         prepared = prepared_data(run, source)
         begin(run, prepared, f"lab-{folder.name}")
         yield Lab(server, options, run, prepared, folder / "start", folder)

@@ -19,7 +19,7 @@ import pytest
 
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex
 from dpmpp_core.models.reid import load_model
-from pipelines.gallery.index import model_version
+from pipelines.gallery.index import read_model_version
 from tests.support.models import saved_model
 from tests.support.s3_server import free_port
 
@@ -47,7 +47,7 @@ def page() -> Iterator[Any]:
 def index(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("app")
     model = saved_model(folder / "model")
-    index = GalleryIndex.create(folder / "index", model_version(str(model)), str(model))
+    index = GalleryIndex.create(folder / "index", read_model_version(str(model)), str(model))
     images = sorted((small_demo / "bounding_box_test").glob("*.jpg"))
     count = len(images)
     columns = {

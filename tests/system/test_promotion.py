@@ -24,10 +24,10 @@ import pytest
 
 import dpmpp_core
 from dpmpp_core.errors import ConfigError, UserError
-from pipelines.registry.client import FILES, Registry, RegistryError, files_sha256
-from pipelines.registry.promotion_log import Journal, Move, PromotionConflictError
+from pipelines.registry.client import FILES, Registry, RegistryError, hash_files
+from pipelines.registry.promotion_log import Move, PromotionConflictError, PromotionLog
 from pipelines.runtime.tracking import environment
-from pipelines.workflows.pipeline import open_session, prepared_data
+from pipelines.workflows.session import open_session, prepared_data
 from tests.support.mlflow_server import MlflowServer
 from tests.support.promotion_lab import Lab, Network, deaden_masks, lab, sets_alias
 
@@ -153,7 +153,7 @@ def test_rollback_restores_the_champion_and_what_it_took_back_stays_out(
     at.register(name)
     at.promote(name, gate=quick(at))
     with pytest.raises(ConfigError, match="no previous champion"):
-        at.rollback(name)
+        at.roll_back(name)
     table.add("`--rollback` without a previous champion", "exit 2, said in a line; nothing changed")
     at.register(name)
     second = at.promote(name, gate=quick(at))
@@ -163,7 +163,7 @@ def test_rollback_restores_the_champion_and_what_it_took_back_stays_out(
     assert at.promote(name)["changed"] is False
     table.add("the champion promoted again", "said so; nothing changed")
 
-    assert at.rollback(name)["changed"]
+    assert at.roll_back(name)["changed"]
     assert at.aliases(name) == {"candidate": 2, "champion": 1, "previous": 2}
     table.add("`--rollback`", "version 1 is the champion again, version 2 the previous one")
     again = at.promote(name, gate=quick(at))
@@ -207,7 +207,7 @@ def test_of_many_movers_one_wins_whatever_their_timing(at: Lab, table: Table) ->
 
         def go(move: Move = move, ended: list[str] = ended) -> None:
             try:
-                Journal(Registry(at.server.uri, name)).move(move)
+                PromotionLog(Registry(at.server.uri, name)).apply(move)
                 ended.append("won")
             except PromotionConflictError as error:
                 ended.append(str(error))
@@ -363,11 +363,11 @@ def test_a_champion_moved_by_hand_while_judging_is_not_overruled(at: Lab, table:
         at.register(name)
     at.promote(name, version=1, gate=quick(at))
     at.client.set_registered_model_alias(name, "champion", "2")
-    journal = Journal(Registry(at.server.uri, name))
+    journal = PromotionLog(Registry(at.server.uri, name))
     with pytest.raises(
         PromotionConflictError, match="the champion is version 2 now, it was version 1"
     ):
-        journal.move(Move("promote", 1, None, 3))
+        journal.apply(Move("promote", 1, None, 3))
     assert at.aliases(name)["champion"] == 2 and at.tickets(name) == ["done", "lost"]
     table.add("champion moved by hand after the gate", "exit 3: judged against another champion")
 
@@ -460,13 +460,13 @@ def test_a_version_that_was_not_registered_by_this_program_is_refused(
     at.client.delete_model_version_tag(name, "1", FILES)
     answer = at.promote(name)
     assert answer["refused_by"] == ["files"]
-    assert "register it anew" in answer["checks"][0]["says"]
+    assert "register it again" in answer["checks"][0]["says"]
     table.add("registered without hashes and record", why(answer))
 
 
 def retag(at: Lab, name: str, version: int) -> None:
     """Who may write the registry makes its hash fit the changed files."""
-    digest = files_sha256(at.stored(name, version))
+    digest = hash_files(at.stored(name, version))
     at.client.set_model_version_tag(name, str(version), FILES, digest)
 
 
@@ -518,7 +518,7 @@ def test_other_images_are_noticed_and_the_champion_measured_on_them(
     at.promote(name, gate=quick(at))
     gone = next((data / "bounding_box_test").glob("*.jpg"))
     gone.unlink()
-    with open_session(options, [at.run.config], "register") as (other, source, _):
+    with open_session(options, [at.run.config]) as (other, source, _):
         other = replace(other, tracking=at.run.tracking)
         prepared = prepared_data(other, source)
         at.register(name, run=other, prepared=prepared)
@@ -541,7 +541,7 @@ def test_other_images_are_noticed_and_the_champion_measured_on_them(
     table.add("the images are not where they were", why(answer))
 
     answer = at.promote(name, data=str(where))
-    assert answer["changed"] and "measured anew on these" in answer["notes"][0]
+    assert answer["changed"] and "measured again on these" in answer["notes"][0]
     assert [c["passed"] for c in answer["checks"] if c["name"].startswith("no worse")] == [True] * 2
     table.add(
         "other evaluation images than the champion's; `--data` says where they are",

@@ -20,9 +20,9 @@ while len(list(folder.glob("ready-*"))) < int(sys.argv[3]):
     time.sleep(0.01)
 tracking = Tracking(f"sqlite:///{folder}/mlflow.db", folder.as_uri())
 run = tracking.begin(load_config("demo"), f"demo-{number}", {"id": "0", "root": "d", "counts": {}})
-tracking.stage_started("metric")
+tracking.start_stage("metric")
 for step in range(20):
-    tracking.figures(step, {"loss": 1.0 / (1 + step)})
+    tracking.log_metrics(step, {"loss": 1.0 / (1 + step)})
 tracking.end("FINISHED")
 tracking._open.create_registered_model(f"model-{number}")
 print(run)

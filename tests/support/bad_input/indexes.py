@@ -12,7 +12,7 @@ import pyarrow as pa
 from dpmpp_core.data.sightings import read_labels
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, search
 from pipelines.gallery.calibration import read_calibration
-from pipelines.gallery.index import Images, add, local_folder
+from pipelines.gallery.index import ImageSource, add_images, resolve_local_folder
 from tests.support.bad_input.row import Row
 from tests.support.bad_input.stored import row
 
@@ -94,10 +94,10 @@ ROWS: list[Row] = [
                 lambda f: read_calibration(str(f), "a" * 64)),
         r"DataError: .*calibration\.json is damaged"),
     row("an index whose model is gone",
-        changed(nothing, lambda f: add(str(f), Images(str(f)))),
+        changed(nothing, lambda f: add_images(str(f), ImageSource(str(f)))),
         r"WeightsError: .*model holds no model\.json"),
     row("an index to be written to that is a URI",
-        lambda folder: lambda: local_folder("s3://bucket/index"),
+        lambda folder: lambda: resolve_local_folder("s3://bucket/index"),
         r"DataError: s3://bucket/index: an index is written to in a local folder"),
     row("labels without a column of paths", labels(b"file,pid\na.jpg,1\n"),
         r"DataError: labels\.csv: its first line"),

@@ -150,7 +150,7 @@ def test_masks_must_differ_between_queries_where_there_are_any():
 
 def test_the_other_checks_say_what_they_were_given():
     assert files_check("a", "a").passed and not files_check("a", "b").passed
-    assert "register it anew" in files_check("a", None).says
+    assert "register it again" in files_check("a", None).says
     assert rolled_back_check(None).passed and rolled_back_check("").passed
     assert not rolled_back_check("2026 by somebody").passed
     assert dataset_check("abcdef", None).passed and dataset_check("abcdef", "abc").passed

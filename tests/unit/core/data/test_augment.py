@@ -8,7 +8,7 @@ from dpmpp_core.config import AugmentConfig
 from dpmpp_core.data.augment import (
     Geometry,
     apply_to_image,
-    apply_to_mask,
+    apply_to_masks,
     camera_jitter,
     random_erase,
 )
@@ -30,7 +30,7 @@ def test_mask_of_a_painted_image_is_the_mask_of_the_augmented_image(geometry, se
     after = apply_to_image(painted, geometry, PAD)[:, :, 0]
     painted_pixels = after.reshape(16, 16, 8, 16).sum(axis=(1, 3), dtype=int)
     expected = painted_pixels >= 128
-    assert np.array_equal(apply_to_mask(mask, geometry, PAD, 256, 128), expected)
+    assert np.array_equal(apply_to_masks(mask[None], [geometry], PAD, 256, 128)[0], expected)
 
 
 @given(geometries(pad=40))

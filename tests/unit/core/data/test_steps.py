@@ -7,11 +7,11 @@ import torch
 from pydantic import ValidationError
 
 from dpmpp_core.config import AugmentConfig, DataConfig, OcclusionConfig
-from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_mask
+from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_masks
 from dpmpp_core.data.donors import Donors, ImageCache
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.plan import Draw, StepPlan, class_labels, stream
-from dpmpp_core.data.steps import BACKGROUND, NO_OCCLUSION, StepMaker
+from dpmpp_core.data.steps import BACKGROUND, NO_OCCLUSION, StepMaker, TrainingImages
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.losses.triplet import batch_hard_triplet
@@ -232,7 +232,7 @@ def test_a_bank_holds_its_share_of_backgrounds_and_no_row_twice(folder, streets)
     assert (bank.backgrounds >= 0).sum() == 5 and len(set(bank.rows)) == 20
     assert len({(g.flip, g.dy, g.dx) for g in bank.geometries}) > 10
     for k in range(20):
-        expected = apply_to_mask(masks[bank.rows[k]], bank.geometries[k], 4, 64, 32)
+        expected = apply_to_masks(masks[bank.rows[k]][None], [bank.geometries[k]], 4, 64, 32)[0]
         assert np.array_equal(bank.masks[k], expected)
         assert donors.picture(bank, k).shape == (64, 32, 3)
         assert donors.source(bank, k).startswith(str(streets)) == (bank.backgrounds[k] >= 0)
@@ -258,16 +258,17 @@ def test_image_sizes_that_are_no_multiple_of_the_patches_are_refused(folder):
     labels = np.arange(4)
     with pytest.raises(ConfigError, match="multiples of 16"):
         StepMaker(
-            str(folder),
-            [f"{row}.png" for row in range(4)],
-            labels,
-            labels,
-            np.ones((4, *GRID), bool),
+            TrainingImages(
+                str(folder),
+                [f"{n}.png" for n in range(4)],
+                labels,
+                labels,
+                np.ones((4, *GRID), bool),
+            ),
             StepPlan(labels, labels, 2, 2, 0),
             DataConfig(height=70, width=32),
             AugmentConfig(),
             BOUNDS,
-            GRID,
         )
 
 
@@ -280,16 +281,11 @@ def test_real_person_images_are_mixed_at_the_configured_rate(samples):
     masks = np.stack([spectral_saliency(x, (16, 8), 0.3) for x in pixels])
     plan = StepPlan(labels, camids, 8, 4, 0)
     steps = StepMaker(
-        str(root),
-        paths,
-        labels,
-        camids,
-        masks,
+        TrainingImages(str(root), paths, labels, camids, masks),
         plan,
         DataConfig(),
         AugmentConfig(),
         OcclusionConfig(),
-        (16, 8),
     )
     made = [steps.make(s) for s in range(plan.steps_per_epoch)]
     mixed = np.concatenate([m["donor_labels"] for m in made]) >= 0

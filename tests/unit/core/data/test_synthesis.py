@@ -50,14 +50,14 @@ def test_every_band_is_hit_and_the_picture_shows_what_is_noted(root):
             if made is None:
                 continue
             hits += 1
-            assert band.low - 1e-9 <= 100 * made.hidden < band.high
+            assert band.low - 1e-9 <= 100 * made.occlusion_ratio < band.high
             donor = int(made.donor.removesuffix(".png"))
             assert donor >= TESTED  # never another test image
             colours = made.image.reshape(8, 16, 4, 16, 3)[:, 0, :, 0, 0]
             assert set(np.unique(colours)) <= {row + 1, donor + 1}
             rolled = np.roll(masks[row], made.shift, axis=1)
             left = (rolled & (colours == row + 1)).sum() / masks[row].sum()
-            assert left == pytest.approx(1 - made.hidden)
+            assert left == pytest.approx(1 - made.occlusion_ratio)
     assert hits >= 0.5 * TESTED * len(BANDS)
 
 
@@ -70,14 +70,14 @@ def test_a_part_is_hidden_behind_the_scene_of_a_training_image(root):
                 if made is None:
                     assert masks[row].sum() < 10
                     continue
-                assert band.low - 1e-9 <= 100 * made.hidden < band.high
+                assert band.low - 1e-9 <= 100 * made.occlusion_ratio < band.high
                 assert made.oiou is None
                 donor = int(made.donor.removesuffix(".png"))
                 assert donor >= TESTED
                 colours = made.image.reshape(8, 16, 4, 16, 3)[:, 0, :, 0, 0]
                 assert set(np.unique(colours)) == {row + 1, donor + 1}
                 seen = masks[row] & (colours == row + 1)
-                assert seen.sum() == pytest.approx((1 - made.hidden) * masks[row].sum())
+                assert seen.sum() == pytest.approx((1 - made.occlusion_ratio) * masks[row].sum())
 
 
 def test_a_picture_depends_on_seed_image_band_and_part_alone(root):
@@ -89,7 +89,12 @@ def test_a_picture_depends_on_seed_image_band_and_part_alone(root):
         assert (a is None) == (b is None)
         if a is not None and b is not None:
             assert np.array_equal(a.image, b.image)
-            assert (a.donor, a.shift, a.oiou, a.hidden) == (b.donor, b.shift, b.oiou, b.hidden)
+            assert (a.donor, a.shift, a.oiou, a.occlusion_ratio) == (
+                b.donor,
+                b.shift,
+                b.oiou,
+                b.occlusion_ratio,
+            )
     seeds = [synthesiser(root, seed).make(1, Band(20, 50)).donor for seed in range(5)]
     assert len(set(seeds)) > 1
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpmpp_core.data.manifest import Manifest
-from dpmpp_core.data.validation import OCCLUDED, hold_out
+from dpmpp_core.data.validation import MIN_OCCLUSION_RATIO, hold_out
 from dpmpp_core.errors import DataError
 from tests.support.data import row
 
@@ -69,7 +69,7 @@ def test_what_is_held_out_of_a_person_does_not_depend_on_others() -> None:
 def test_a_query_known_to_be_hidden_counts_as_occluded() -> None:
     whole = manifest({pid: [1, 2] for pid in range(8)})
     names = whole.images["path"].to_pylist()
-    hidden = np.array([OCCLUDED if int(name[-1]) else 0.0 for name in names])
+    hidden = np.array([MIN_OCCLUSION_RATIO if int(name[-1]) else 0.0 for name in names])
     held = hold_out(whole, 0.5, 0, hidden)
     assert len(held.subset("query")) == 4
     for item in held.subset("query").to_pylist():

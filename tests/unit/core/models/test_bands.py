@@ -29,7 +29,7 @@ def taps(seed=0, rows=ROWS):
 def test_a_band_is_the_weighed_mean_of_its_own_rows():
     module, x = bands(), taps()
     made = module(x)
-    weight = module.see(x).sigmoid()
+    weight = module.predict_visibility(x).sigmoid()
     for sample in range(2):
         for band in range(BANDS):
             total, pooled = 0.0, torch.zeros(WIDTH)
@@ -93,7 +93,7 @@ def test_usual_amounts_are_learned_in_training_alone():
     assert (module.usual == 0.5).all()
     for _ in range(200):
         module.train()(x)
-    seen = module.see(x).sigmoid().unflatten(1, (BANDS, 2)).mean(dim=(0, 2, 3))
+    seen = module.predict_visibility(x).sigmoid().unflatten(1, (BANDS, 2)).mean(dim=(0, 2, 3))
     torch.testing.assert_close(module.usual, seen.detach(), atol=1e-4, rtol=1e-3)
 
 

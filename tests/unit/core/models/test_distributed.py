@@ -76,7 +76,7 @@ def pass_on(batch, phase, average=False):
         model = nn.parallel.DistributedDataParallel(task, find_unused_parameters=unused)
     loss = total(model(batch, phase)[0])
     loss.backward()
-    task.keep_gradients(phase)
+    task.filter_gradients(phase)
     kept = {n: p.grad for n, p in task.named_parameters() if p.grad is not None}
     return Outcome(loss.item(), kept)
 

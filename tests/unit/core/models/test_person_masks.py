@@ -182,7 +182,7 @@ def test_an_image_without_mask_is_named(tmp_path):
         GivenMasks(str(tmp_path), (16, 8))(pictures(), PATHS)
     other = tmp_path / "other"
     draw(other, {PATHS[0]: 1 * half_person()})
-    with pytest.raises(DataError, match=r"no mask of query/b\.jpg: masks/query/b\.jpg\.png"):
+    with pytest.raises(DataError, match=r"missing mask for query/b\.jpg: masks/query/b\.jpg\.png"):
         GivenMasks(str(other), (16, 8))(pictures(), PATHS)
 
 

@@ -116,11 +116,11 @@ def test_pairs_obey_every_bound(masks, seed, min_oiou, ratios, min_donor, top_sh
                     candidates.append((scores[i, j, s], j, s, hidden))
         if not candidates:
             assert (pairs.donor[i], pairs.shift[i]) == (-1, 0)
-            assert pairs.oiou[i] == pairs.hidden[i] == 0
+            assert pairs.oiou[i] == pairs.occlusion_ratio[i] == 0
             continue
         values = sorted((c[0] for c in candidates), reverse=True)
         floor = values[max(1, int(np.ceil(top_share * len(values)))) - 1]
-        drawn = (pairs.oiou[i], pairs.donor[i], pairs.shift[i], pairs.hidden[i])
+        drawn = (pairs.oiou[i], pairs.donor[i], pairs.shift[i], pairs.occlusion_ratio[i])
         assert drawn in candidates and drawn[0] >= floor
 
 
@@ -139,7 +139,7 @@ def test_a_bank_that_is_the_batch_lends_as_the_batch(masks, seed):
     batch = draw_pairs(masks, EVERYTHING, np.random.default_rng(seed))
     itself = np.eye(len(masks), dtype=bool)
     bank = draw_pairs(masks, EVERYTHING, np.random.default_rng(seed), masks.copy(), itself)
-    for name in ("donor", "shift", "oiou", "hidden"):
+    for name in ("donor", "shift", "oiou", "occlusion_ratio"):
         assert np.array_equal(getattr(bank, name), getattr(batch, name))
 
 
@@ -185,7 +185,7 @@ def test_a_placement_is_the_best_that_hides_the_wanted_share(masks, tens, seed):
     assert found.oiou == pytest.approx(max(candidates.values()))
     assert candidates[found.donor, found.shift] == pytest.approx(found.oiou)
     seen = visible_patches(person, donors[found.donor], found.shift).sum()
-    assert found.hidden == pytest.approx(1 - seen / person.sum())
+    assert found.occlusion_ratio == pytest.approx(1 - seen / person.sum())
 
 
 def test_nobody_is_placed_where_nobody_is():
@@ -219,7 +219,9 @@ def test_visible_patches_are_what_is_not_hidden():
     assert len(mixed) > 10
     for i in mixed:
         visible = visible_patches(masks[i], masks[pairs.donor[i]], pairs.shift[i])
-        assert 1 - visible.sum() / masks[i].sum() == pytest.approx(pairs.hidden[i], abs=1e-6)
+        assert 1 - visible.sum() / masks[i].sum() == pytest.approx(
+            pairs.occlusion_ratio[i], abs=1e-6
+        )
 
 
 def images(seed=0):

@@ -14,9 +14,9 @@ from dpmpp_core.retrieval.calibration import (
     Fit,
     Pairs,
     calibrate,
+    compute_thresholds,
     fit_scores,
     score_pairs,
-    thresholds,
 )
 
 TRUE = Fit(slope=6.0, offset=-1.5)
@@ -72,7 +72,7 @@ def test_a_threshold_lets_no_more_pass_than_it_says():
     rng = np.random.default_rng(1)
     scores = np.round(rng.normal(size=5000), 2) / 5  # with ties
     same = rng.random(5000) < 0.3
-    found = thresholds(scores, same)
+    found = compute_thresholds(scores, same)
     assert [t.false_accept <= rate for t, rate in zip(found, (0.1, 0.03, 0.01), strict=False)]
     for row in found:
         assert row.false_accept == (scores[~same] >= row.score).mean()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dpmpp_core.config.grid import Grid
-from dpmpp_core.retrieval import MODES, Embeddings, paired_difference, rankings
+from dpmpp_core.retrieval import MODES, Embeddings, paired_difference, rank_by_mode
 from pipelines.reporting.ablation_table import TABLE, Ablation, Measured, by_variant, render
 
 PIDS = np.repeat(np.arange(30), 4)
@@ -67,7 +67,7 @@ def ablation(gains: dict[str, float]) -> Ablation:
                 paths = [str(i) for i in range(len(PIDS))]
                 return Embeddings({"v": x.astype(np.float32)}, masks, PIDS, camids, paths)
 
-            ranked = {"occluded": rankings(some(0), some(1), seed)}
+            ranked = {"occluded": rank_by_mode(some(0), some(1), seed)}
             measured.append(Measured(name, seed, ranked, {"occluded": PIDS}, {}, 1.0, "0", []))
     return Ablation("dpmpp ablate", grid, measured, {}, {"x 0": "it broke"}, {"train": 1})
 

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import (
     Embeddings,
-    chance,
+    compute_chance,
+    compute_stripe_histogram,
     evaluate,
     evaluate_ranking,
     feature_ranks,
     mask_statistics,
     masked_similarity,
     permuted_masks,
-    rankings,
+    rank_by_mode,
     static_mask,
-    stripe_histogram,
     top_matches,
 )
 from dpmpp_core.retrieval.evaluation import EXCHANGES
@@ -106,9 +106,9 @@ def test_masks_of_both_sides_weigh_the_gallery_by_their_product() -> None:
 
 def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     query, gallery = pair()
-    whole = rankings(query, gallery, seed=0)
+    whole = rank_by_mode(query, gallery, seed=0)
     monkeypatch.setattr(feature_ranks, "BLOCK_QUERIES", 2)
-    for mode, result in rankings(query, gallery, seed=0).items():
+    for mode, result in rank_by_mode(query, gallery, seed=0).items():
         np.testing.assert_array_equal(result.average_precision, whole[mode].average_precision)
         np.testing.assert_array_equal(result.cmc, whole[mode].cmc)
 
@@ -224,22 +224,22 @@ def test_top_matches_modes_and_row_choice() -> None:
 def test_stripe_histogram_is_a_unit_per_stripe_and_blind_to_position_within() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (96, 32, 3), dtype=np.uint8)
-    feature = stripe_histogram(image)
+    feature = compute_stripe_histogram(image)
     assert feature.dtype == np.float32 and feature.shape == (768,)
     np.testing.assert_allclose(np.square(feature).reshape(6, -1).sum(1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(feature, stripe_histogram(image[:, ::-1]))
-    assert feature @ stripe_histogram(image[::-1]) < feature @ feature
+    np.testing.assert_array_equal(feature, compute_stripe_histogram(image[:, ::-1]))
+    assert feature @ compute_stripe_histogram(image[::-1]) < feature @ feature
 
 
 def test_stripe_histogram_reads_rgb_and_keeps_stripes_apart() -> None:
     red, blue = np.zeros((60, 20, 3), np.uint8), np.zeros((60, 20, 3), np.uint8)
     red[..., 0], blue[..., 2] = 200, 200
-    assert stripe_histogram(red) @ stripe_histogram(blue) == 0
-    assert stripe_histogram(red).argmax() // 16 == 0  # hue 0 of 180, in eight bins
-    assert stripe_histogram(blue).argmax() // 16 == 5  # hue 120
+    assert compute_stripe_histogram(red) @ compute_stripe_histogram(blue) == 0
+    assert compute_stripe_histogram(red).argmax() // 16 == 0  # hue 0 of 180, in eight bins
+    assert compute_stripe_histogram(blue).argmax() // 16 == 5  # hue 120
     half = red.copy()
     half[30:] = blue[30:]
-    assert stripe_histogram(half) @ stripe_histogram(red) / 6 == pytest.approx(0.5)
+    assert compute_stripe_histogram(half) @ compute_stripe_histogram(red) / 6 == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_stripe_histogram_reads_rgb_and_keeps_stripes_apart() -> None:
 )
 def test_stripe_histogram_refuses_other_images(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="image"):
-        stripe_histogram(image)
+        compute_stripe_histogram(image)
 
 
 def test_chance_is_what_random_scores_reach() -> None:
@@ -262,7 +262,7 @@ def test_chance_is_what_random_scores_reach() -> None:
     drawn = [
         evaluate_ranking(rng.random((10, 40)), q_pids, g_pids, q_cams, g_cams) for _ in range(1000)
     ]
-    mean_ap, rank1 = chance(q_pids, g_pids, q_cams, g_cams)
+    mean_ap, rank1 = compute_chance(q_pids, g_pids, q_cams, g_cams)
     assert mean_ap == pytest.approx(np.mean([r.mAP for r in drawn]), abs=0.004)
     assert rank1 == pytest.approx(np.mean([r.cmc[0] for r in drawn]), abs=0.012)
 
@@ -270,5 +270,5 @@ def test_chance_is_what_random_scores_reach() -> None:
 def test_chance_needs_a_positive() -> None:
     one, two, cams = np.array([1]), np.array([2]), np.array([0])
     with pytest.raises(DataError):
-        chance(one, two, cams, cams)
-    assert chance(one, one, cams, cams + 1) == (1.0, 1.0)
+        compute_chance(one, two, cams, cams)
+    assert compute_chance(one, one, cams, cams + 1) == (1.0, 1.0)

@@ -7,17 +7,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpmpp_core.data.hidden import occlusion_ratios
+from dpmpp_core.data.occlusion_ratios import occlusion_ratios
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import (
     Embeddings,
-    by_cameras,
-    by_hidden,
+    compute_intervals,
+    evaluate_by_camera_pair,
+    evaluate_by_occlusion,
     evaluate_ranking,
-    intervals,
     masked_similarity,
     paired_bootstrap,
-    rankings,
+    rank_by_mode,
 )
 
 
@@ -35,7 +35,7 @@ def embedded(count, seed, cameras=3, persons=7):
 
 
 QUERY, GALLERY = embedded(40, 1, persons=9), embedded(60, 2)
-RANKED = rankings(QUERY, GALLERY, seed=0)
+RANKED = rank_by_mode(QUERY, GALLERY, seed=0)
 
 
 def scored(rows):
@@ -47,7 +47,7 @@ def scored(rows):
 
 def test_the_pair_of_cameras_decides_the_positives_and_all_others_distract(monkeypatch):
     monkeypatch.setattr("dpmpp_core.retrieval.strata.BLOCK_SCORES", 7 * 60)  # blocks of 7
-    table = by_cameras(QUERY, GALLERY)
+    table = evaluate_by_camera_pair(QUERY, GALLERY)
     scores = np.concatenate([scored(slice(i, i + 7)) for i in range(0, 40, 7)])
     pairs = {(row["query_camera"], row["gallery_camera"]): row for row in table}
     assert list(pairs) == sorted(pairs) and len(pairs) == 6  # 3 x 3 without the same camera
@@ -68,7 +68,7 @@ def test_the_pair_of_cameras_decides_the_positives_and_all_others_distract(monke
 
 
 def test_intervals_are_those_of_the_bootstrap_and_their_means_the_figures():
-    sure = intervals(RANKED, QUERY.pids)
+    sure = compute_intervals(RANKED, QUERY.pids)
     masked, unmasked = RANKED["masked"], RANKED["unmasked"]
     assert sure["masked"]["mAP"]["mean"] == pytest.approx(masked.mAP)
     assert sure["unmasked"]["rank1"]["mean"] == pytest.approx(unmasked.rank(1))
@@ -84,7 +84,7 @@ def test_queries_go_into_the_bucket_of_their_share():
     hidden = np.linspace(0, 1, len(QUERY))
     hidden[3] = np.nan
     result = RANKED["masked"]
-    table = by_hidden(result, hidden, QUERY.pids)
+    table = evaluate_by_occlusion(result, hidden, QUERY.pids)
     valid = ~np.isnan(result.average_precision) & ~np.isnan(hidden)
     assert sum(row["queries"] for row in table.values()) == valid.sum()
     for name, row in table.items():
@@ -95,15 +95,15 @@ def test_queries_go_into_the_bucket_of_their_share():
         first = result.first_match_rank[inside] == 1
         assert row["rank1"]["mean"] == pytest.approx(first.mean())
     assert list(table)[-1] == "90-100"
-    assert by_hidden(result, np.full(len(QUERY), np.nan), QUERY.pids) == {}
-    assert list(by_hidden(result, np.full(len(QUERY), 0.3), QUERY.pids)) == ["30-40"]
+    assert evaluate_by_occlusion(result, np.full(len(QUERY), np.nan), QUERY.pids) == {}
+    assert list(evaluate_by_occlusion(result, np.full(len(QUERY), 0.3), QUERY.pids)) == ["30-40"]
 
 
 def test_one_person_has_a_mean_and_no_interval():
     own = np.flatnonzero(QUERY.pids == 2)[:1]
     share = np.full(len(QUERY), np.nan)
     share[own] = 0.25
-    row = by_hidden(RANKED["masked"], share, QUERY.pids)["20-30"]
+    row = evaluate_by_occlusion(RANKED["masked"], share, QUERY.pids)["20-30"]
     assert row["mAP"]["mean"] == RANKED["masked"].average_precision[own[0]]
     assert row["mAP"]["low"] is None and row["mAP"]["high"] is None
 

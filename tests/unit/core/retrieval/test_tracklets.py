@@ -11,9 +11,9 @@ from dpmpp_core.retrieval import (
     Embeddings,
     draw_tracklets,
     evaluate_ranking,
+    evaluate_tracklets,
     fuse,
     masked_similarity,
-    multi_shot,
 )
 
 SPACES = ("visual", "bands")
@@ -147,7 +147,7 @@ def people(count, each, camid, noise, seed):
 
 def test_more_frames_help_where_noise_is_what_hides():
     query, gallery = people(12, 8, 1, 4.0, 1), people(12, 3, 2, 1.0, 2)
-    measured = multi_shot(query, gallery, (1, 2, 4, 8, 16), seed=0)
+    measured = evaluate_tracklets(query, gallery, (1, 2, 4, 8, 16), seed=0)
     assert list(measured) == ["1", "2", "4", "8"]  # nobody has 16
     fused = [measured[k]["fused"]["mAP"] for k in measured]
     assert fused == sorted(fused) and fused[-1] > fused[0] + 0.1
@@ -164,7 +164,7 @@ def test_more_frames_help_where_noise_is_what_hides():
 def test_late_fusion_is_the_mean_of_the_frames_scores(monkeypatch):
     query, gallery = people(6, 4, 1, 4.0, 1), people(6, 3, 2, 1.0, 2)
     monkeypatch.setattr("dpmpp_core.retrieval.tracklets.BLOCK_SCORES", 80)  # blocks of 2
-    measured = multi_shot(query, gallery, (2,), seed=5)["2"]
+    measured = evaluate_tracklets(query, gallery, (2,), seed=5)["2"]
     rows = draw_tracklets(query.pids, query.camids, 2, 5)
     alone = masked_similarity(query.features, query.masks, gallery.features).numpy()
     first = rows[:, 0]
@@ -177,9 +177,9 @@ def test_late_fusion_is_the_mean_of_the_frames_scores(monkeypatch):
 
 def test_persons_who_are_not_in_the_gallery_are_left_out():
     query, gallery = people(4, 2, 1, 1.0, 1), people(2, 3, 2, 1.0, 2)
-    measured = multi_shot(query, gallery, (2,), seed=0)["2"]
+    measured = evaluate_tracklets(query, gallery, (2,), seed=0)["2"]
     assert 0 <= measured["fused"]["mAP"] <= 1 and measured["tracklets"] == 2
     stranger = Embeddings(
         gallery.features, gallery.masks, gallery.pids + 100, gallery.camids, gallery.paths
     )
-    assert multi_shot(query, stranger, (1, 2), seed=0) == {}
+    assert evaluate_tracklets(query, stranger, (1, 2), seed=0) == {}

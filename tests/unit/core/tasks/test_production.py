@@ -41,7 +41,7 @@ def step(task, given):
     optimiser = task.optimiser()
     losses, report = task(given)
     torch.stack(list(losses.values())).sum().backward()
-    task.keep_gradients("joint")
+    task.filter_gradients("joint")
     optimiser.step()
     assert all(value.isfinite() for value in (*losses.values(), *report.values()))
     return losses

@@ -46,7 +46,7 @@ def test_each_pass_steps_its_own_parameters():
         losses, _ = task(batch, phase)
         optimiser.zero_grad()
         total(losses).backward()
-        task.keep_gradients(phase)
+        task.filter_gradients(phase)
         optimiser.step()
         assert moved(task, before) == steps
     assert set(losses) == {"masked_visual", "masked_joint"}
@@ -58,7 +58,7 @@ def test_the_mask_pass_has_the_generator_s_gradient_of_the_masked_losses():
     losses, _ = whole(batch, "joint")
     (losses["masked_visual"] + losses["masked_joint"]).backward()
     total(task(batch, "mask")[0]).backward()
-    task.keep_gradients("mask")
+    task.filter_gradients("mask")
     expected = dict(whole.model.mask_generator.named_parameters())
     for name, parameter in task.model.mask_generator.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name].grad)

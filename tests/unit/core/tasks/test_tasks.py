@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dpmpp_core.models.reid import start_clip
-from dpmpp_core.tasks.metric import mask_figures
+from dpmpp_core.tasks.metric import compute_mask_figures
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine, warmup_steps
 from tests.support.tasks import (
     CLASSES,
@@ -81,7 +81,7 @@ def test_metric_loss_falls_on_one_batch():
         course.append(total(losses).item())
         optimiser.zero_grad()
         total(losses).backward()
-        task.keep_gradients("joint")
+        task.filter_gradients("joint")
         optimiser.step()
     assert course[-1] < 0.7 * course[0]
     assert report["accuracy_visual"] == 1 and report["mask_visual_std_samples"] > 0
@@ -140,7 +140,7 @@ def test_clipping_bounds_the_mask_generator_alone():
     task = metric_task("metric.mask_grad_clip=0.5")
     for parameter in task.parameters():
         parameter.grad = torch.ones_like(parameter)
-    task.keep_gradients("joint")
+    task.filter_gradients("joint")
     norm = torch.stack([p.grad.norm() for p in task.model.mask_generator.parameters()]).norm()
     assert norm == pytest.approx(0.5, rel=1e-3)
     assert all((p.grad == 1).all() for p in task.model.encoder.parameters())
@@ -157,11 +157,11 @@ def test_metric_state_goes_round():
 
 
 def test_mask_figures_in_closed_form():
-    static = mask_figures(torch.tensor([[0.2, 0.6]]).repeat(3, 1))
+    static = compute_mask_figures(torch.tensor([[0.2, 0.6]]).repeat(3, 1))
     assert static["mean"] == pytest.approx(0.4) and static["std_samples"] == pytest.approx(0)
     assert static["std_channels"] == pytest.approx(0.4 / math.sqrt(2))
     assert static["participation"] == pytest.approx(0.64 / (2 * 0.40))
-    alive = mask_figures(torch.tensor([[0.1, 0.9], [0.9, 0.1]]))
+    alive = compute_mask_figures(torch.tensor([[0.1, 0.9], [0.9, 0.1]]))
     assert alive["std_samples"] == pytest.approx(0.8 / math.sqrt(2))
     assert alive["std_channels"] == pytest.approx(0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dpmpp_core.gate import Check
 from pipelines.cli.show_promotion import show_promotion
-from pipelines.registry.promotion import markdown
+from pipelines.registry.promotion import render_verdict
 
 CHECKS = [
     Check("floor occluded.mAP", True, 0.5566, 0.3, "55.7 % reaches 30.0 %"),
@@ -51,7 +51,7 @@ def test_outcomes(capsys):
 
 def test_markdown_is_a_table_that_no_sentence_breaks():
     stored = REFUSED | {"gate": {"name": "demo"}, "time": "now", "by": "me"}
-    page = markdown(stored)
+    page = render_verdict(stored)
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert len(rows) == 4 and "\\|" in rows[-1]
     assert page.startswith("# Promotion of dpmpp version 3: refused")

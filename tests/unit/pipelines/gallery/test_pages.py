@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from pipelines.gallery.pages import (
-    Answer,
-    answer_html,
-    chance_text,
-    thumbnail,
-    trusted_picture,
+    QueryAnswer,
+    draw_trusted,
+    format_probability,
+    load_thumbnail,
+    render_answer,
     write_search_page,
 )
 from pipelines.gallery.search import Hit
@@ -42,11 +42,14 @@ def image(tmp_path):
 
 def test_the_page_shows_what_was_found_and_loads_nothing(image, tmp_path):
     out = tmp_path / "new" / "page.html"
-    answers = [Answer(HOSTILE, NOISE, asked(), hits(image)), Answer(image, NOISE, asked(), [])]
+    answers = [
+        QueryAnswer(HOSTILE, NOISE, asked(), hits(image)),
+        QueryAnswer(image, NOISE, asked(), []),
+    ]
     write_search_page(out, {"index": "<b>x</b>"}, answers)
     page = out.read_text()
     for text in ("50 %", "0.750", "person 3", "camera 2", "2026-11-27 13:05:00", "not found",
-                 "Nothing found", "2 queries"):  # fmt: skip
+                 "No image of the index", "2 queries"):  # fmt: skip
         assert text in page
     assert "<script" not in page and "<b>x" not in page and "onerror=alert(1)>" not in page
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
@@ -54,21 +57,21 @@ def test_the_page_shows_what_was_found_and_loads_nothing(image, tmp_path):
 
 
 def test_the_part_for_other_pages_is_the_same(image):
-    part = answer_html(Answer(HOSTILE, NOISE, asked(), hits(image)))
+    part = render_answer(QueryAnswer(HOSTILE, NOISE, asked(), hits(image)))
     assert part.count('class="hit"') == 2
     assert "<script" not in part
 
 
 def test_what_was_not_seen_is_dark_and_bars_show_the_mask():
     picture = np.full((64, 32, 3), 200, np.uint8)
-    shown = trusted_picture(picture, asked())
+    shown = draw_trusted(picture, asked())
     assert shown.shape == (256, 128 + 6 + 128 + 6 + 46, 3)
     assert shown[:, 20].mean() == 200
     assert shown[128, 134 + 10].mean() > 150 > shown[128, 134 + 118].mean()
     bars = shown[:, -46:]
     lengths = [(bars[row] == (0, 114, 178)).all(axis=1).sum() for row in (32, 96, 160, 224)]
     assert lengths == [0, 23, 46, 23]
-    assert trusted_picture(picture, asked(visible=False, bands=None)).shape == (256, 128, 3)
+    assert draw_trusted(picture, asked(visible=False, bands=None)).shape == (256, 128, 3)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +79,9 @@ def test_what_was_not_seen_is_dark_and_bars_show_the_mask():
     [(1e-9, "< 0.1 %"), (0.05, "5.0 %"), (0.5, "50 %"), (0.99951, "> 99.9 %")],
 )
 def test_no_probability_is_told_as_certain(value, text):
-    assert chance_text(value) == text
+    assert format_probability(value) == text
 
 
 def test_a_picture_that_is_gone_has_no_thumbnail(image, tmp_path):
-    assert thumbnail(image).shape == (128, 64, 3)
-    assert thumbnail(str(tmp_path / "gone.jpg")) is None
+    assert load_thumbnail(image).shape == (128, 64, 3)
+    assert load_thumbnail(str(tmp_path / "gone.jpg")) is None

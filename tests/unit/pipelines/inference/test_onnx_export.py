@@ -129,7 +129,7 @@ def test_a_normalisation_done_twice_is_refused(one):
     twice = ReidModel(model.config, moved, build_clip(model.config, 64, 32)).eval()
     twice.load_state_dict(model.state_dict())
     with pytest.raises(WeightsError, match="differs"):
-        pipelines.inference.onnx_export._refuse_another(twice, OnnxModel(path), path)
+        pipelines.inference.onnx_export._compare_outputs(twice, OnnxModel(path), path)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

@@ -14,7 +14,7 @@ from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion
 from dpmpp_core.retrieval import fuse, masked_topk
 from pipelines.gallery.search import SearchRequest, run_search
 from pipelines.inference.onnx_export import export
-from pipelines.inference.queries import side_by_side
+from pipelines.inference.queries import tile_frames
 from tests.support.models import save_trained_like
 
 COUNT = 12
@@ -113,7 +113,7 @@ def test_another_models_graph_is_refused(place, tmp_path):
 @pytest.mark.parametrize(("count", "across"), [(1, 1), (2, 2), (4, 2), (5, 3), (16, 4)])
 def test_frames_stand_side_by_side(count, across):
     frames = [np.full((50, 30, 3), 10 * i, np.uint8) for i in range(count)]
-    made = side_by_side(frames)
+    made = tile_frames(frames)
     assert made.shape == (128 * across, 64 * across, 3)
     for i in range(count):
         row, column = divmod(i, across)

@@ -9,12 +9,12 @@ from ray.tune import PlacementGroupFactory
 
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import ConfigError
-from pipelines.runtime.resources import plan, plan_trials
+from pipelines.runtime.resources import plan_resources, plan_trials
 from pipelines.runtime.tuner import trial_resources
 
 
 def test_a_laptop_trains_on_all_its_cores_and_makes_data_beside() -> None:
-    made = plan(cpus=2, gpus=0, config=ClusterConfig(), shared=True)
+    made = plan_resources(cpus=2, gpus=0, config=ClusterConfig(), shared=True)
     assert (made.train_workers, made.train_cpus, made.data_workers) == (1, 2, 1)
     assert not made.train_gpu
 
@@ -23,7 +23,7 @@ def test_a_laptop_trains_on_all_its_cores_and_makes_data_beside() -> None:
 def test_a_cluster_is_never_promised_more_than_it_has(cpus: int, gpus: int, workers: int) -> None:
     config = ClusterConfig(train_workers=workers)
     try:
-        made = plan(cpus, gpus, config, shared=False)
+        made = plan_resources(cpus, gpus, config, shared=False)
     except ConfigError:
         return
     assert made.train_workers * made.train_cpus + made.data_workers + 1 <= cpus
@@ -33,13 +33,13 @@ def test_a_cluster_is_never_promised_more_than_it_has(cpus: int, gpus: int, work
 
 def test_too_few_gpus_are_refused_with_the_numbers() -> None:
     with pytest.raises(ConfigError, match=r"train_workers 4 .* has 2"):
-        plan(64, 2, ClusterConfig(train_workers=4), shared=False)
+        plan_resources(64, 2, ClusterConfig(train_workers=4), shared=False)
 
 
 def test_too_few_cpus_are_refused_with_the_arithmetic() -> None:
     config = ClusterConfig(train_workers=4, data_workers=4, gpu=False)
     with pytest.raises(ConfigError, match=r"6 CPUs - 4 data workers - 1 = 1"):
-        plan(6, 0, config, shared=False)
+        plan_resources(6, 0, config, shared=False)
 
 
 @given(
@@ -49,7 +49,7 @@ def test_too_few_cpus_are_refused_with_the_arithmetic() -> None:
 def test_train_workers_fit_on_the_nodes(nodes: list[int], workers: int) -> None:
     config = ClusterConfig(train_workers=workers, gpu=False)
     try:
-        made = plan(sum(nodes), 0, config, False, nodes)
+        made = plan_resources(sum(nodes), 0, config, False, nodes)
     except ConfigError:
         return
     assert sum(node // made.train_cpus for node in nodes) >= workers
@@ -59,11 +59,11 @@ def test_nodes_that_come_when_asked_for_are_planned_as_told() -> None:
     told = {"autoscaled": True, "train_cpus": 6, "data_workers": 40, "embed_workers": 44}
     labels = {"train_nodes": ("pool=train",), "data_nodes": ("pool=data",)}
     config = ClusterConfig(train_workers=4, gpu=True, **told, **labels)
-    made = plan(cpus=0, gpus=0, config=config, shared=False)
+    made = plan_resources(cpus=0, gpus=0, config=config, shared=False)
     assert (made.train_workers, made.train_cpus, made.train_gpu) == (4, 6, True)
     assert (made.data_workers, made.embed_workers) == (40, 44)
     assert made.embed_nodes == ("pool=train",)  # where the GPUs are
-    on_cpus = plan(0, 0, config.model_copy(update={"gpu": False}), shared=False)
+    on_cpus = plan_resources(0, 0, config.model_copy(update={"gpu": False}), shared=False)
     assert on_cpus.embed_nodes == ("pool=data",)
 
 
@@ -75,7 +75,7 @@ def test_nodes_that_come_when_asked_for_need_every_size() -> None:
 def test_a_trial_leaves_room_for_its_own_process_where_sizes_are_told() -> None:
     told = {"autoscaled": True, "train_cpus": 2, "data_workers": 2, "embed_workers": 3}
     config = ClusterConfig(train_workers=1, gpu=False, **told)
-    whole = plan(cpus=6, gpus=0, config=config, shared=False)
+    whole = plan_resources(cpus=6, gpus=0, config=config, shared=False)
     made = plan_trials(whole, 60, 0, config, shared=False)
     assert (made.trials, made.embed_workers) == (1, 2)
     assert made.train_cpus == 1  # the trial's process may be where the only train worker is to be

@@ -1,4 +1,4 @@
-"""The inspection record: what it keeps, what it drops, what damage does."""
+"""The inspection cache: what it keeps, what it drops, what damage does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dpmpp_core.data.inspection import UNREADABLE
 from pipelines.runtime.storage import Storage
 from pipelines.stages import inspection_cache as inspected
-from pipelines.stages.inspection_cache import FILE, FILE_SCHEMA, RECORD_SCHEMA, InspectionCache
+from pipelines.stages.inspection_cache import CACHE_SCHEMA, FILE, FILE_SCHEMA, InspectionCache
 
 State = tuple[str, int, int]  # path, size, time of change
 
@@ -22,7 +22,7 @@ State = tuple[str, int, int]  # path, size, time of change
 def rows(*states: State, reason: str = "") -> pa.Table:
     found = {"width": 8, "height": 8, "bytes": 1, "sha256": "", "reason": reason, "detail": ""}
     named = [dict(zip(FILE, state, strict=True)) | found for state in states]
-    return pa.Table.from_pylist(named, RECORD_SCHEMA)
+    return pa.Table.from_pylist(named, CACHE_SCHEMA)
 
 
 def files(*states: State) -> pa.Table:
@@ -38,7 +38,7 @@ def parts(folder: Path) -> list[Path]:
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> InspectionCache:
+def cache(tmp_path: Path) -> InspectionCache:
     return InspectionCache(Storage(str(tmp_path)), "/data")
 
 
@@ -54,67 +54,67 @@ def test_what_is_kept_is_what_was_known_of_the_files_as_they_are(
     known: list[list[State]], there: dict[str, tuple[int, int]]
 ) -> None:
     with TemporaryDirectory() as folder:
-        record = InspectionCache(Storage(folder), "/data")
+        cache = InspectionCache(Storage(folder), "/data")
         for part in known:
-            record.add(rows(*part))
+            cache.add(rows(*part))
         now = [(path, *state) for path, state in there.items()]
         expected = sorted({state for part in known for state in part} & set(now))
-        assert states(record.keep(files(*now))) == expected
-        assert states(record.read()) == expected
-        assert states(record.keep(files(*now))) == expected
+        assert states(cache.keep(files(*now))) == expected
+        assert states(cache.read()) == expected
+        assert states(cache.keep(files(*now))) == expected
 
 
-def test_a_record_of_another_folder_is_another_one(tmp_path: Path, record: InspectionCache) -> None:
-    record.add(rows(("a", 1, 1)))
+def test_a_record_of_another_folder_is_another_one(tmp_path: Path, cache: InspectionCache) -> None:
+    cache.add(rows(("a", 1, 1)))
     other = InspectionCache(Storage(str(tmp_path)), "/data2")
     assert states(other.read()) == []
-    record.forget()
-    assert states(record.read()) == []
+    cache.clear()
+    assert states(cache.read()) == []
 
 
-def test_files_that_could_not_be_read_are_tried_again(record: InspectionCache) -> None:
-    record.add(rows(("a", 1, 1), reason=UNREADABLE))
-    record.add(rows(("b", 1, 1), reason="truncated"))
-    assert states(record.keep(files(("a", 1, 1), ("b", 1, 1)))) == [("b", 1, 1)]
+def test_files_that_could_not_be_read_are_tried_again(cache: InspectionCache) -> None:
+    cache.add(rows(("a", 1, 1), reason=UNREADABLE))
+    cache.add(rows(("b", 1, 1), reason="truncated"))
+    assert states(cache.keep(files(("a", 1, 1), ("b", 1, 1)))) == [("b", 1, 1)]
 
 
-def test_nothing_is_written_where_all_is_true(tmp_path: Path, record: InspectionCache) -> None:
-    record.add(rows(("a", 1, 1)))
-    record.add(rows(("b", 1, 1)))
+def test_nothing_is_written_where_all_is_true(tmp_path: Path, cache: InspectionCache) -> None:
+    cache.add(rows(("a", 1, 1)))
+    cache.add(rows(("b", 1, 1)))
     before = parts(tmp_path)
-    record.keep(files(("a", 1, 1), ("b", 1, 1), ("new", 1, 1)))
+    cache.keep(files(("a", 1, 1), ("b", 1, 1), ("new", 1, 1)))
     assert parts(tmp_path) == before
 
 
 def test_many_parts_become_few(
-    tmp_path: Path, record: InspectionCache, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: InspectionCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspected, "MANY", 4)
+    monkeypatch.setattr(inspected, "MAX_PARTS", 4)
     monkeypatch.setattr(inspected, "PART_ROWS", 3)
     every = [(name, 1, 1) for name in "abcde"]
     for state in every:
-        record.add(rows(state))
-    assert states(record.keep(files(*every))) == every
-    assert len(parts(tmp_path)) == 2 and states(record.read()) == every
+        cache.add(rows(state))
+    assert states(cache.keep(files(*every))) == every
+    assert len(parts(tmp_path)) == 2 and states(cache.read()) == every
 
 
 def test_what_a_killed_write_left_is_no_part_and_goes(
-    tmp_path: Path, record: InspectionCache
+    tmp_path: Path, cache: InspectionCache
 ) -> None:
-    record.add(rows(("a", 1, 1)))
+    cache.add(rows(("a", 1, 1)))
     half = parts(tmp_path)[0].with_name(".part-1.parquet.partial")
     half.write_bytes(b"half")
-    assert states(record.read()) == states(record.keep(files(("a", 1, 1)))) == [("a", 1, 1)]
+    assert states(cache.read()) == states(cache.keep(files(("a", 1, 1)))) == [("a", 1, 1)]
     assert not half.exists() and len(parts(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "other"])
 def test_a_damaged_part_is_named_and_taken_away(
-    tmp_path: Path, record: InspectionCache, caplog: pytest.LogCaptureFixture, damage: str
+    tmp_path: Path, cache: InspectionCache, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    record.add(rows(("a", 1, 1)))
+    cache.add(rows(("a", 1, 1)))
     (broken,) = parts(tmp_path)
-    record.add(rows(("b", 1, 1)))
+    cache.add(rows(("b", 1, 1)))
     data = bytearray(broken.read_bytes())
     if damage == "cut":
         data = data[:-9]
@@ -124,6 +124,6 @@ def test_a_damaged_part_is_named_and_taken_away(
         data = bytearray(b"path,size\n")
     broken.write_bytes(data)
     with caplog.at_level(logging.WARNING):
-        assert states(record.keep(files(("a", 1, 1), ("b", 1, 1)))) == [("b", 1, 1)]
-    assert broken.name in caplog.text and "looked at again" in caplog.text
+        assert states(cache.keep(files(("a", 1, 1), ("b", 1, 1)))) == [("b", 1, 1)]
+    assert broken.name in caplog.text and "inspected again" in caplog.text
     assert not broken.exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dpmpp_core.tasks.step import split_batch, train_step
-from pipelines.training.worker import _largest, _seed
+from pipelines.training.worker import _reduce_max, _step_seed
 from tests.support.tasks import metric_batch, metric_task
 
 
@@ -42,10 +42,10 @@ def test_a_batch_in_two_equal_parts_moves_the_weights_as_one_of_them_does() -> N
 
 def test_random_numbers_come_from_seed_step_and_rank_alone() -> None:
     places = [(seed, step, rank) for seed in range(3) for step in range(50) for rank in range(2)]
-    drawn = {place: _seed(*place) for place in places}
+    drawn = {place: _step_seed(*place) for place in places}
     assert len(set(drawn.values())) == len(places)
-    assert all(_seed(*place) == value for place, value in drawn.items())
+    assert all(_step_seed(*place) == value for place, value in drawn.items())
 
 
 def test_alone_a_worker_agrees_with_itself() -> None:
-    assert _largest(torch.tensor([0.0, 3.0])) == [0.0, 3.0]
+    assert _reduce_max(torch.tensor([0.0, 3.0])) == [0.0, 3.0]

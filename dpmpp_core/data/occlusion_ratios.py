@@ -1,4 +1,4 @@
-"""What share of a picture's person is hidden, where a file beside the pictures says so."""
+"""The share of a picture's person that is hidden, from files next to the pictures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SYNTHESIS, LISTED = "synthesis.parquet", "occlusion.csv"
 
 
 def occlusion_ratios(root: str, paths: Sequence[str]) -> NDArray[np.float64]:
-    """Share hidden of each picture, in [0, 1]: float64 [N]; NaN where nothing says it.
+    """Read the share hidden of each picture, in [0, 1]: float64 [N]; NaN where it is not known.
 
-    Read are, in this order, what they say of a picture last being taken:
+    These files are read in this order; of several values the last one counts:
 
     - `annotations.parquet`: columns `path` and `visible_share` (of the body), as of the demo set;
     - `synthesis.parquet`: columns `path` and `hidden` (of the person's patches), as `dpmpp
@@ -31,16 +31,16 @@ def occlusion_ratios(root: str, paths: Sequence[str]) -> NDArray[np.float64]:
         paths: as in the manifest.
 
     Raises:
-        DataError: one of these files is damaged, or a share is no number in [0, 1]; says where.
+        DataError: one of these files is damaged, or a share is no number in [0, 1].
     """
     known: dict[str, float] = {}
     for path, visible in _parquet(root, ANNOTATIONS, "visible_share"):
         if visible is not None:
             known[path] = 1 - _share(visible, path, ANNOTATIONS, root)
-    for path, hidden in _parquet(root, SYNTHESIS, "hidden"):
-        known[path] = 0.0 if hidden is None else _share(hidden, path, SYNTHESIS, root)
-    for path, hidden in _csv(root):
-        known[path] = _share(hidden, path, LISTED, root)
+    for path, ratio in _parquet(root, SYNTHESIS, "hidden"):
+        known[path] = 0.0 if ratio is None else _share(ratio, path, SYNTHESIS, root)
+    for path, ratio in _csv(root):
+        known[path] = _share(ratio, path, LISTED, root)
     return np.array([known.get(path, np.nan) for path in paths], np.float64)
 
 
@@ -55,7 +55,7 @@ def _share(value: object, path: str, file: str, root: str) -> float:
 
 
 def _parquet(root: str, file: str, column: str) -> Iterable[tuple[str, object]]:
-    """Rows of a table; none without the file or one of the columns."""
+    """Return the rows of a table; none without the file or one of the columns."""
     rows = read_columns(root, file, ["path", column])
     if rows is None:
         return []

@@ -1,9 +1,8 @@
-"""Made-up surfaces that hide a part of a picture (ours).
+"""Synthetic occluders that hide a part of a picture (ours).
 
 Patch transfer hides people behind the scenes of the training set, and random erasing behind noise.
-Whoever learns from these alone which patches show the person takes any other wall, cloth or plank
-for clothing. A surface is two colours mixed by waves and smooth noise of random scales: no
-particular thing, but as varied as things are.
+A model that learns visibility from these alone takes any other stone, cloth or plank for clothing.
+A texture is two colours mixed by waves and smooth noise of random scales.
 """
 
 from __future__ import annotations
@@ -12,32 +11,25 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-SHARE = (0.1, 0.6)  # of the picture that is hidden
-WAVES, WAVE_LENGTHS = 2, (6.0, 120.0)  # at most so many; pixels, even in the logarithm
-CLOUDS, CLOUD_CELLS = 2, (2.0, 64.0)  # at most so many; cells along 128 pixels, likewise
+HIDDEN_AREA_RANGE = (0.1, 0.6)  # of the picture that is hidden
+MAX_WAVES, WAVE_LENGTHS = 2, (6.0, 120.0)  # lengths in pixels, uniform in the logarithm
+MAX_CLOUDS, CLOUD_CELLS = 2, (2.0, 64.0)  # cells along 128 pixels, likewise
 GRAIN = 12.0  # largest std of the noise of single pixels
 
 
 def paste_synthetic_occluder(
     image: NDArray[np.uint8], rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """The picture with 10 to 60 % of it behind a surface: from one edge, or a box anywhere.
-
-    Args:
-        image: uint8 [H, W, 3].
-
-    Returns:
-        uint8 [H, W, 3], a new array.
-    """
+    """Return uint8 [H, W, 3] with 10 to 60 % behind a texture, from one edge or in a box."""
     out = image.copy()
     rows, columns = _place(image.shape[0], image.shape[1], rng)
-    out[rows, columns] = surface(rows.stop - rows.start, columns.stop - columns.start, rng)
+    out[rows, columns] = draw_texture(rows.stop - rows.start, columns.stop - columns.start, rng)
     return out
 
 
 def _place(height: int, width: int, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Top, bottom, left, right or a box, equally often."""
-    share, kind = rng.uniform(*SHARE), rng.integers(5)
+    """Draw a region: top, bottom, left, right or a box, equally often."""
+    share, kind = rng.uniform(*HIDDEN_AREA_RANGE), rng.integers(5)
     tall, wide = max(1, round(share * height)), max(1, round(share * width))
     if kind < 2:
         return (slice(0, tall) if kind == 0 else slice(height - tall, height)), slice(0, width)
@@ -49,14 +41,14 @@ def _place(height: int, width: int, rng: np.random.Generator) -> tuple[slice, sl
     return slice(top, top + tall), slice(left, left + wide)
 
 
-def surface(height: int, width: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A surface uint8 [height, width, 3]."""
+def draw_texture(height: int, width: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Draw a texture, uint8 [height, width, 3]."""
     first, second = rng.integers(0, 256, (2, 3)).astype(np.float32)
     field = np.zeros((height, width), np.float32)
-    for _ in range(rng.integers(WAVES + 1)):
+    for _ in range(rng.integers(MAX_WAVES + 1)):
         field += _wave(height, width, rng)
-    for _ in range(rng.integers(CLOUDS + 1)):
-        cells = _even_in_logarithm(CLOUD_CELLS, rng) / 128
+    for _ in range(rng.integers(MAX_CLOUDS + 1)):
+        cells = _log_uniform(CLOUD_CELLS, rng) / 128
         coarse = (max(2, int(cells * height)), max(2, int(cells * width)))
         cloud = rng.standard_normal(coarse, np.float32) * np.float32(rng.uniform(0.2, 1))
         field += cv2.resize(cloud, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -66,14 +58,14 @@ def surface(height: int, width: int, rng: np.random.Generator) -> NDArray[np.uin
 
 
 def _wave(height: int, width: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """A plane wave in [-1, 1]; every second one has hard edges, as stripes and planks have."""
+    """Draw a plane wave in [-1, 1]; half of them have hard edges, as stripes and planks have."""
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
-    turn = 2 * np.pi / _even_in_logarithm(WAVE_LENGTHS, rng)
+    turn = 2 * np.pi / _log_uniform(WAVE_LENGTHS, rng)
     y = np.arange(height, dtype=np.float32)[:, None] * np.float32(turn * np.sin(angle))
     x = np.arange(width, dtype=np.float32) * np.float32(turn * np.cos(angle)) + np.float32(phase)
     wave = np.sin(y + x)
     return np.sign(wave) if rng.random() < 0.5 else wave
 
 
-def _even_in_logarithm(span: tuple[float, float], rng: np.random.Generator) -> float:
+def _log_uniform(span: tuple[float, float], rng: np.random.Generator) -> float:
     return float(np.exp(rng.uniform(*np.log(span))))

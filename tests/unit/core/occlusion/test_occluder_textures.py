@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpmpp_core.occlusion.surfaces import SHARE, paste_synthetic_occluder, surface
+from dpmpp_core.occlusion.occluder_textures import (
+    HIDDEN_AREA_RANGE,
+    draw_texture,
+    paste_synthetic_occluder,
+)
 
 
 @given(seed=st.integers(0, 2**31), size=st.sampled_from([(256, 128), (64, 32), (48, 48)]))
@@ -20,12 +24,12 @@ def test_a_box_of_the_wanted_share_is_hidden_and_nothing_else(seed, size) -> Non
     hidden = (made == white).all(axis=2)
     rows, columns = np.flatnonzero(hidden.any(axis=1)), np.flatnonzero(hidden.any(axis=0))
     assert hidden[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.99
-    assert SHARE[0] - 0.03 <= hidden.mean() <= SHARE[1] + 0.03
+    assert HIDDEN_AREA_RANGE[0] - 0.03 <= hidden.mean() <= HIDDEN_AREA_RANGE[1] + 0.03
     assert not image.any()
 
 
-def test_surfaces_differ_in_colour_and_pattern() -> None:
-    made = [surface(64, 32, np.random.default_rng(seed)) for seed in range(200)]
+def test_occluder_textures_differ_in_colour_and_pattern() -> None:
+    made = [draw_texture(64, 32, np.random.default_rng(seed)) for seed in range(200)]
     colours = np.array([s.mean(axis=(0, 1)) for s in made])
     assert colours.std(axis=0).min() > 40
     within = np.array([s.std(axis=(0, 1)).mean() for s in made])
@@ -34,4 +38,4 @@ def test_surfaces_differ_in_colour_and_pattern() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (300, 2)])
 def test_any_size_can_be_filled(size) -> None:
-    assert surface(*size, np.random.default_rng(0)).shape == (*size, 3)
+    assert draw_texture(*size, np.random.default_rng(0)).shape == (*size, 3)

@@ -1,0 +1,168 @@
+"""Start a run of a pipeline: its options, their checks, the session on Ray and MLflow."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dpmpp_core.config import Config, ModelConfig, fingerprint
+from dpmpp_core.data.donors import list_backgrounds
+from dpmpp_core.data.files import resolve_path
+from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
+from dpmpp_core.errors import ConfigError
+from dpmpp_core.models.clip import check_weights, find_tokenizer, grid_size, has_text
+from dpmpp_core.models.reid import NAME
+from dpmpp_core.models.saved import read_card
+from pipelines.inference.onnx_model import SUFFIX, OnnxModel
+from pipelines.runtime.resources import Plan, connect
+from pipelines.runtime.run import Run
+from pipelines.runtime.stage import Stage
+from pipelines.runtime.storage import Storage
+from pipelines.runtime.tracking import Tracking, resolve_tracking
+from pipelines.stages.prepare import Source, demo_data, find_data, prepare
+from pipelines.stages.synthesis import SynthesisRequest
+from pipelines.training.masks import PATCH
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of a pipeline; see `dpmpp run --help`.
+
+    Attributes:
+        model: a saved model to measure in place of training one.
+        bands, parts: shares of the person, and the parts, that `robustness` occludes.
+        synthesis: the data set that the stage `synthesis` writes.
+    """
+
+    data: str | None = None
+    config: str = "demo"
+    overrides: list[str] = field(default_factory=list)
+    storage: str = "runs"
+    tracking_uri: str | None = None
+    address: str | None = None
+    fresh: bool = False
+    model: str | None = None
+    bands: tuple[Band, ...] = BANDS
+    parts: tuple[Part, ...] = PARTS
+    synthesis: SynthesisRequest | None = None
+
+
+@contextmanager
+def open_session(
+    options: Options, configs: Sequence[Config], loads_encoder: bool = True
+) -> Iterator[tuple[Run, Source | None, Plan]]:
+    """Check everything that a user can get wrong, then connect; MLflow's run ends with the block.
+
+    Args:
+        configs: what is going to be run, each `with_backgrounds`. The first one is the run's own;
+            all are of one data set.
+        loads_encoder: whether a stage loads the weights that training starts from.
+
+    Yields:
+        the run, the data unless it is the demo set, and the plan of pipelines side by side.
+
+    Raises:
+        UserError: configuration, weights or data.
+    """
+    for config in configs:
+        _check(config, options, loads_encoder)
+    config = configs[0]
+    source = find_data(config.data, options.data) if options.data else None
+    storage = Storage(options.storage)
+    tracking = Tracking(*resolve_tracking(options.tracking_uri, storage))
+    plan, side_by_side = connect(options.address, config.cluster)
+    run = Run(config, storage, tracking, plan, options.fresh)
+    try:
+        yield run, source, side_by_side
+        tracking.end("FINISHED")
+    except KeyboardInterrupt:
+        tracking.end("KILLED")
+        raise
+    except BaseException:
+        tracking.end("FAILED")
+        raise
+
+
+def prepared_data(run: Run, source: Source | None) -> Stage:
+    """Return the manifest of the data, or of the demo set, which is generated if it is missing."""
+    return prepare(run, source or find_data(run.config.data, demo_root(run)))
+
+
+def demo_root(run: Run) -> str:
+    """Return where the run's demo set is, which is generated if it is missing."""
+    return run.storage.location(demo_data(run).key) + "/data"
+
+
+def begin(run: Run, prepared: Stage, name: str) -> None:
+    """Log the warnings of the data, and open the MLflow run of that name."""
+    summary = prepared.summary
+    for warning in summary["warnings"]:
+        log.warning("data: %s", warning)
+    data = {"id": summary["dataset_id"], "root": summary["root"], "counts": summary["counts"]}
+    run.tracking.begin(run.config, name, data, run.fresh)
+
+
+def identity(prepared: Stage, *configs: Config) -> str:
+    """Return `NAME-HASH`, the hash of the configurations and the data."""
+    values = [c.model_dump(mode="json", exclude={"name", "cluster", "tracking"}) for c in configs]
+    digest = fingerprint(*values, prepared.summary["dataset_id"])
+    return f"{configs[0].name}-{digest[:12]}"
+
+
+def with_backgrounds(config: Config) -> Config:
+    """Return the configuration with an absolute path of backgrounds, which are there."""
+    root = config.occlusion.backgrounds
+    if not root:
+        return config
+    list_backgrounds(resolve_path(root))
+    occlusion = config.occlusion.model_copy(update={"backgrounds": resolve_path(root)})
+    return config.model_copy(update={"occlusion": occlusion})
+
+
+def _check(config: Config, options: Options, loads_encoder: bool) -> None:
+    """Refuse what would fail later."""
+    if options.model is None:
+        if loads_encoder:
+            _check_encoder(config.model)
+    elif options.model.endswith(SUFFIX):
+        OnnxModel(options.model)
+    else:
+        read_card(Path(options.model), NAME)
+    grid_size(config.model, config.data.height, config.data.width)
+    if config.data.height % PATCH or config.data.width % PATCH:
+        raise ConfigError(
+            f"data.height and data.width: whole multiples of {PATCH} pixels are needed"
+        )
+    for workers in config.cluster.worker_counts:
+        _check_shares(config, workers)
+
+
+def _check_encoder(config: ModelConfig) -> None:
+    if has_text(config):
+        find_tokenizer(config.backbone)
+    check_weights(config)
+
+
+def _check_shares(config: Config, workers: int) -> None:
+    """Refuse batches that so many train workers cannot share."""
+    parts = config.metric.accumulate
+    shared = {"metric.identities": config.metric.identities}
+    if config.saliency.provider == "sps":
+        shared["saliency.identities"] = config.saliency.identities
+    for key, identities in shared.items():
+        if identities % workers:
+            raise ConfigError(
+                f"{key} {identities} cannot be shared by {workers} train workers "
+                "(cluster.train_workers, cluster.min_train_workers): make it a multiple"
+            )
+    if config.metric.identities % (workers * parts):
+        raise ConfigError(
+            f"metric.identities {config.metric.identities} cannot be taken in metric.accumulate "
+            f"{parts} parts by each of {workers} train workers (cluster.train_workers, "
+            f"cluster.min_train_workers): make it a multiple of {workers * parts}"
+        )
