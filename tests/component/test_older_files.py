@@ -48,7 +48,7 @@ def test_the_model_and_the_index_give_the_hits_that_they_gave(older: Path) -> No
     assert len(GalleryIndex.open(older / "index")) == 8
     for approximate in (False, True):
         request = SearchRequest(
-            str(older / "index"), str(older / "images/query"), model=str(older / "model"), top=4,
+            index=str(older / "index"), query=str(older / "images/query"), model=str(older / "model"), top=4,
             approximate=approximate,
         )  # fmt: skip
         queries = run_search(request)["queries"]
@@ -83,7 +83,7 @@ def test_the_version_is_loaded_measured_again_and_promoted(older: Path, tmp_path
     gate = tmp_path / "gate.yaml"
     gate.write_text(json.dumps(GATE))
     result = promote(
-        PromotionRequest("older", gate=str(gate), data=str(older / "images"), tracking_uri=uri)
+        PromotionRequest(name="older", gate=str(gate), data=str(older / "images"), tracking_uri=uri)
     )
     assert not result["refused_by"], result["checks"]
     names = {check["name"] for check in result["checks"]}
