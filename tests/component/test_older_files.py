@@ -48,8 +48,8 @@ def test_the_model_and_the_index_give_the_hits_that_they_gave(older: Path) -> No
     assert len(GalleryIndex.open(older / "index")) == 8
     for approximate in (False, True):
         request = SearchRequest(
-            index=str(older / "index"), query=str(older / "images/query"), model=str(older / "model"), top=4,
-            approximate=approximate,
+            index=str(older / "index"), query=str(older / "images/query"),
+            model=str(older / "model"), top=4, approximate=approximate,
         )  # fmt: skip
         queries = run_search(request)["queries"]
         assert len(queries) == 4

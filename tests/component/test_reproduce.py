@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from dpmpp_core.errors import DataError, UserError
 from dpmpp_core.protocols import load_protocol
 from pipelines.cli.show import show_protocols, show_reproduction
 from pipelines.workflows.reproduce import ReproductionRequest, _summarise, reproduce
+from tests.support.cli import assert_mistake, invoke_dpmpp
 from tests.support.configs import SMALL
 
 TINY = [
@@ -132,14 +131,8 @@ def test_three_seeds_stand_with_their_spread_beside_the_published(
 def test_the_program_lists_protocols_and_exits_2_with_one_line_for_an_unknown_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    program = str(Path(sys.executable).with_name("dpmpp"))
-    command = [program, "reproduce", "occluded_duk"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "did you mean 'occluded_duke'" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    command = [program, "reproduce", "--list", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert_mistake(invoke_dpmpp("reproduce", "occluded_duk"), "did you mean 'occluded_duke'")
+    done = invoke_dpmpp("reproduce", "--list", "--json")
     listed = json.loads(done.stdout.splitlines()[-1])
     assert listed["msmt17"]["published"] == [] and listed["p_duke"]["bracket"]["mAP"] is None
     show_protocols(listed)

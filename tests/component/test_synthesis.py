@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +18,18 @@ from dpmpp_core.data.synthesis import Band, parse_bands
 from dpmpp_core.errors import ConfigError, DataError
 from pipelines.stages.synthesis import JPEG_QUALITY, SHEET, TABLE, SynthesisRequest
 from pipelines.training.training_set import TrainingSet
+from tests.support.cli import invoke_dpmpp
 
-DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 SIZE = ["data.height=128", "data.width=64"]
 
 
-def synthesize(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [DPMPP, "synthesize", *arguments], capture_output=True, text=True, timeout=500, check=False
-    )
-
-
 @pytest.fixture(scope="module")
-def made(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def made(
+    cluster: None, small_demo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("synthesis")
-    done = synthesize(
+    done = invoke_dpmpp(
+        "synthesize",
         *("--data", str(small_demo), "--out", str(folder / "out"), "--bands", "10-30,40-60"),
         *("--splits", "query,train", "--seed", "3", "--storage", str(folder / "runs"), "--json"),
         *SIZE,
@@ -98,24 +93,6 @@ def test_one_process_makes_the_same_bytes_as_the_workers(made: tuple[Path, dict[
         pixels = cv2.cvtColor(again.image, cv2.COLOR_RGB2BGR)
         jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
         assert (folder / "out" / row["path"]).read_bytes() == jpeg.tobytes()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--splits", "gallery"], "query, train"),
-        (["--part", "legs"], "any, top, bottom, side"),
-        (["occlusion.backgrounds=/nowhere/streets"], "/nowhere/streets"),
-    ],
-)
-def test_mistakes_exit_2_with_one_line_and_write_nothing(
-    arguments: list[str], says: str, tmp_path: Path
-) -> None:
-    places = ["--out", str(tmp_path / "out"), "--storage", str(tmp_path / "runs")]
-    done = synthesize(*places, *arguments)
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    assert says in done.stderr and len(done.stderr.strip().splitlines()) == 1
-    assert not list(tmp_path.iterdir())
 
 
 def test_an_order_goes_to_a_new_place_and_names_bands_that_can_be(tmp_path: Path) -> None:

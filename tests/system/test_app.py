@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ import pytest
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex
 from dpmpp_core.models.reid import load_model
 from pipelines.gallery.index import read_model_version
+from tests.support.cli import DPMPP, TIMEOUT_S
 from tests.support.models import saved_model
 from tests.support.s3_server import free_port
 
-DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -38,7 +39,7 @@ def page() -> Iterator[Any]:
     with playwright.sync_playwright() as engine:
         opened = engine.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         page = opened.new_page(viewport={"width": 1280, "height": 860})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(1000 * TIMEOUT_S)
         yield page
         opened.close()
 
@@ -64,24 +65,31 @@ def index(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(index: Path) -> Iterator[str]:
     port = free_port()
-    server = subprocess.Popen(
-        [DPMPP, "app", "--index", str(index), "--port", str(port), "--approximate"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and server.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.3)
-    else:
-        server.kill()
-        pytest.fail(f"the app does not answer: {server.communicate()[0]}")
-    yield f"http://127.0.0.1:{port}"
-    server.send_signal(signal.SIGINT)
-    said = server.communicate(timeout=60)[0]
-    assert server.returncode == 0, said
-    assert "Traceback" not in said
+    log = index.with_name("log")
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            [DPMPP, "app", "--index", str(index), "--port", str(port), "--approximate"],
+            stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline and server.poll() is None and not listens(port):
+            time.sleep(0.3)
+        assert listens(port), f"the app does not answer: {log.read_text()}"
+        yield f"http://127.0.0.1:{port}"
+        server.terminate()  # not SIGINT, which a job in the background may ignore
+        assert server.wait(TIMEOUT_S) == 0, log.read_text()
+        assert "Traceback" not in log.read_text()
+        assert not listens(port)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_picture_is_dropped_and_people_are_found(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,10 +17,10 @@ from pipelines.cli.options import _Redacting
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 from tests.support.bad_input.row import Outcome, Row, refusal
+from tests.support.cli import invoke_dpmpp
 
 SECRET = "wJalrXUtnFEMI"
 VARIABLES = {"AWS_SECRET_ACCESS_KEY": SECRET, "SHORT_TOKEN": "on"}
-DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 
 
 def outcome(said: str) -> Outcome:
@@ -55,8 +54,8 @@ def login_of_tracking(_: Path) -> str:
 
 def on_the_command_line(*arguments: str) -> Callable[[Path], str]:
     def say(folder: Path) -> str:
-        command = [DPMPP, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300)
+        with chdir(folder):
+            done = invoke_dpmpp(*arguments)
         left = [path.name for path in folder.iterdir()]
         return f"exit {done.returncode}: {done.stdout}{done.stderr.strip()} (written: {left})"
 

@@ -1,8 +1,5 @@
 """The step plan: balanced, distinct, the same everywhere."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -66,17 +63,6 @@ def test_epochs_and_seeds_differ_and_order_of_asking_does_not_matter():
     assert np.array_equal(fresh.rows(5, 9), later[9])
     assert np.array_equal(fresh.rows(0, 3), first[3])
     assert not np.array_equal(StepPlan(labels, camids, 4, 3, seed=1).rows(0, 0), first[0])
-
-
-def test_another_process_makes_the_same_plan():
-    program = (
-        "import numpy as np; from dpmpp_core.data.plan import StepPlan;"
-        "l = np.arange(60) % 9;"
-        "print(StepPlan(l, l % 2, 4, 3, 11).rows(2, 1).tolist())"
-    )
-    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    labels = np.arange(60) % 9
-    assert out.stdout.strip() == str(StepPlan(labels, labels % 2, 4, 3, 11).rows(2, 1).tolist())
 
 
 def test_a_caller_that_changes_rows_does_not_change_the_plan():

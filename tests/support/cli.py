@@ -1,0 +1,63 @@
+"""The `dpmpp` program: as a process of its own, and in this process."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+DPMPP = str(Path(sys.executable).with_name("dpmpp"))
+TIMEOUT_S = 500  # what no run here takes, also on a busy machine
+
+
+def run_dpmpp(
+    *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the program as a user does."""
+    return subprocess.run(
+        [DPMPP, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+        env=env, cwd=cwd,
+    )  # fmt: skip
+
+
+def invoke_dpmpp(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the program in this process: seconds cheaper, with what this process has loaded."""
+    from pipelines.cli import app
+
+    with _unchanged_process():
+        result = CliRunner().invoke(app, arguments, prog_name="dpmpp")
+    return subprocess.CompletedProcess(
+        ["dpmpp", *arguments], result.exit_code, result.stdout, result.stderr
+    )
+
+
+@contextmanager
+def _unchanged_process() -> Iterator[None]:
+    """Restore what the program sets for its process: SIGTERM, log levels and formats."""
+    handler = signal.getsignal(signal.SIGTERM)
+    loggers = [logging.getLogger(name) for name in ("", "pipelines", "dpmpp_core")]
+    levels = [logger.level for logger in loggers]
+    forms = [(one, one.formatter) for one in logging.getLogger().handlers]
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for one, form in forms:
+            one.setFormatter(form)
+
+
+def assert_mistake(
+    done: subprocess.CompletedProcess[str], says: str, lines: int | None = 1
+) -> None:
+    """The program ended with 2, one line on stderr, and nothing on stdout."""
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert says in done.stderr and "Traceback" not in done.stderr
+    assert lines is None or len(done.stderr.strip().splitlines()) == lines, done.stderr

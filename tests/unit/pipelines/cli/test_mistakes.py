@@ -1,0 +1,60 @@
+"""What a user gets wrong on the command line: exit code 2, one line, and nothing written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import assert_mistake, invoke_dpmpp
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["metric.epoch=3"], "did you mean 'metric.epochs'"),
+        (["metric.identities=-4"], "metric.identities"),
+        (["prompts.batch=-1"], "prompts.batch"),
+        (["model.checkpoint=/nowhere/clip.safetensors"], "/nowhere/clip.safetensors"),
+        (["--config", "market150"], "did you mean 'market1501'"),
+        (["--data", "/nowhere/data"], "/nowhere/data"),
+        (["--colour"], "--colour"),
+    ],
+)
+def test_a_pipeline_is_refused(arguments: list[str], says: str, tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    lines = None if arguments == ["--colour"] else 1  # options that do not exist get a box
+    assert_mistake(invoke_dpmpp("run", "--storage", str(storage), *arguments), says, lines)
+    assert not storage.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--splits", "gallery"], "query, train"),
+        (["--part", "legs"], "any, top, bottom, side"),
+        (["occlusion.backgrounds=/nowhere/streets"], "/nowhere/streets"),
+    ],
+)
+def test_a_synthesis_is_refused(arguments: list[str], says: str, tmp_path: Path) -> None:
+    places = ["--out", str(tmp_path / "out"), "--storage", str(tmp_path / "runs")]
+    assert_mistake(invoke_dpmpp("synthesize", *places, *arguments), says)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["search", "--index", "/nowhere", "--query", "x.jpg"], "x.jpg"),
+        (["index", "info", "--index", "/nowhere"], "not an index"),
+    ],
+)
+def test_a_search_is_refused(command: list[str], says: str) -> None:
+    assert_mistake(invoke_dpmpp(*command), says)
+
+
+def test_data_check_reports_as_json(small_demo: Path) -> None:
+    done = invoke_dpmpp("data", "check", str(small_demo), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["counts"]["train"]["identities"] == 8
