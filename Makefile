@@ -13,14 +13,17 @@ help:  ## these lines
 demo: $(STAMP)  ## the whole pipeline on the generated demo set
 	$(BIN)/dpmpp run --config demo
 
-test: $(STAMP)  ## what takes less, two files at a time: many wait for processes to start
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PAIR := -n 2 --dist loadfile --no-loadscope-reorder  # most tests wait for processes to start
+
+test: $(STAMP)  ## what every change needs: minutes on two cores
+	$(PYTEST) $(PAIR)
 
 test-fast: $(STAMP)  ## unit tests only: no Ray, no MLflow
-	$(BIN)/python -m pytest tests/unit
+	$(PYTEST) tests/unit
 
-test-long: $(STAMP)  ## the pipelines that take a minute or more; every backbone exported
-	$(BIN)/python -m pytest tests -m long
+test-long: $(STAMP)  ## longer pipelines, promotions and kills; every backbone exported
+	$(PYTEST) $(PAIR) -m long
 
 test-faults: $(STAMP)  ## processes killed, nodes lost, storage away, disk full: 40 minutes
 	$(BIN)/python -m pytest tests/faults -m '' --fault-table tests/bench/results/faults.md

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ def read(plan: BatchPlan, first: int = 0, rank: int = 0, world: int = 1) -> Iter
     return start_batches(plan.pipeline(first, rank, world).streaming_split(1)[0])
 
 
-@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("count", [1, 3])
 def test_any_number_of_data_workers_makes_the_same_batches_in_order(
     training_set: TrainingSet, planned: list[dict[str, Any]], count: int
 ) -> None:
@@ -98,9 +97,10 @@ def test_a_killed_data_worker_is_replaced_and_no_step_is_lost(
 ) -> None:
     stream = iter(read(BatchPlan(training_set, STEPS, 1)))
     got = [next(stream)]
-    mine = psutil.Process().children(recursive=True)  # other programs may use Ray Data too
-    (process,) = [p for p in mine if p.is_running() and is_worker(p.cmdline())]
-    os.kill(process.pid, signal.SIGKILL)
+    for process in psutil.Process().children(recursive=True):  # others may use Ray Data too
+        with suppress(psutil.NoSuchProcess):  # as it may have ended by now
+            if is_worker(process.cmdline()):
+                process.kill()
     got += stream
     assert same(got, planned)
 

@@ -153,6 +153,7 @@ def test_a_dead_mask_reaches_the_log_and_mlflow_once(
     assert "dpmpp.dead_mask_joint" not in run.data.tags
 
 
+@pytest.mark.long
 def test_two_train_workers_lose_what_one_loses(
     result: dict[str, Any], small_demo: Path, runs: Path
 ) -> None:

@@ -119,16 +119,14 @@ def killer(spec: SearchSpec, rungs: int) -> Callable[[Sequence[Trial]], None]:
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("killed", [None, 2, 7])
+@pytest.mark.parametrize("killed", [2, 7])
 def test_a_population_keeps_its_start_and_survives_failures_and_kills(
-    cluster: None, tmp_path: Path, killed: int | None, monkeypatch: pytest.MonkeyPatch
+    cluster: None, tmp_path: Path, killed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
     spec = make_spec("pbt", (2, 4, 6))
-
-    if killed:
-        with pytest.raises(Killed):
-            run(tmp_path, spec, killer(spec, killed))
+    with pytest.raises(Killed):
+        run(tmp_path, spec, killer(spec, killed))
     check_population(tmp_path, run(tmp_path, spec))
 
 

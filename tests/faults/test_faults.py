@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import OVERRIDES, Table, Unbroken
-from tests.faults.lab import Lab, Training, copy_before_stage_2
+from tests.faults.lab import LONGEST, Lab, Training, copy_before_stage_2
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -73,7 +73,7 @@ def lose_driver(lab: Lab, training: Training) -> str:
 def terminate(lab: Lab, training: Training) -> str:
     before, asked = training.step(), time.monotonic()
     training.process.terminate()
-    assert training.process.wait(timeout=60) == 1
+    assert training.process.wait(timeout=LONGEST) == 1
     assert "Traceback" not in training.log()
     assert training.step() > before
     training.start()
@@ -157,7 +157,7 @@ def test_a_loss_that_is_no_number_stops_and_names_step_and_images(
         [*OVERRIDES, "metric.lr=1e30", "metric.warmup_epochs=2"],
     )  # fmt: skip
     training.start()
-    assert training.process.wait(timeout=300) == 2
+    assert training.process.wait(timeout=LONGEST) == 2
     said = training.log().splitlines()[-1]
     assert "is not finite" in said
     assert "step" in said

@@ -23,6 +23,7 @@ from pipelines.deploy.render import Object, get_object, render_overlay
 from pipelines.deploy.rules import iter_jobs
 from tests.infra.conftest import MANIFESTS, OVERLAYS, ROOT, rendered
 from tests.infra.mistakes import MISTAKES, Mistake
+from tests.support.cli import TIMEOUT_S
 
 LATER = {"tune", "promote"}  # commands that may not be there yet
 
@@ -164,7 +165,7 @@ def test_validate_ends_with_1_where_something_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "kustomization.yaml").write_text("resources: [all.yaml]")
     done = subprocess.run(
         [Path(sys.executable).with_name("dpmpp"), "deploy", "validate", "--overlay", tmp_path],
-        capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
+        capture_output=True, text=True, timeout=TIMEOUT_S, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "RayCluster/dpmpp spec.workerGroupSpecs[1].minReplicas: 9 is not between" in done.stdout

@@ -20,7 +20,7 @@ class MlflowServer:
     """A server whose database and artifacts outlive its process.
 
     Args:
-        folder: of the database, the log, and the artifacts unless told otherwise.
+        folder: of the database, the log, and the artifacts by default.
         artifacts: destination, such as s3://bucket/prefix.
         environment: of the process, such as S3 keys, which clients then need not have.
         database: such as postgresql://user:password@host/name, empty; None = a SQLite file.
@@ -75,5 +75,9 @@ class MlflowServer:
         if self._process is not None:
             if self._process.poll() is None:
                 os.killpg(self._process.pid, 15)
-            self._process.wait(timeout=30)
+            try:
+                self._process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, 9)
+                self._process.wait()
             self._process = None

@@ -178,7 +178,7 @@ class Network:
                 skipped = ("host", "connection", "content-length")
                 headers = {k: v for k, v in self.headers.items() if k.lower() not in skipped}
                 answer = requests.request(
-                    self.command, server.uri + self.path, data=data, headers=headers, timeout=60
+                    self.command, server.uri + self.path, data=data, headers=headers, timeout=300
                 )
                 if met == "late":
                     self.close_connection = True

@@ -15,6 +15,7 @@ import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
+READY_S, END_S = 240.0, 60.0  # until it must answer, and have ended
 WEED = shutil.which("weed", path=str(Path(sys.executable).parent))
 
 
@@ -45,7 +46,7 @@ class S3Server:
             self._process = subprocess.Popen(
                 command, env=os.environ | self.environment, stdout=log, stderr=log, cwd=self._folder
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + READY_S
         while True:
             try:
                 self.client().head_bucket(Bucket="results")
@@ -58,7 +59,11 @@ class S3Server:
     def stop(self, kill: bool = False) -> None:
         assert self._process is not None
         (self._process.kill if kill else self._process.terminate)()
-        self._process.wait(timeout=20)
+        try:
+            self._process.wait(timeout=END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def client(self) -> Any:
         return boto3.client(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dpmpp_core.data.plan import StepPlan
+from tests.support.cli import TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = sorted([*ROOT.glob("dpmpp_core/**/*.py"), *ROOT.glob("pipelines/**/*.py")])
@@ -21,7 +22,7 @@ def modules_loaded_by(program):
     """Names of the modules that a fresh interpreter holds after running `program`."""
     script = f"import json, sys\n{program}\nprint(json.dumps(list(sys.modules)))"
     run = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S
     )
     assert run.returncode == 0, run.stderr
     return set(json.loads(run.stdout.splitlines()[-1]))
@@ -34,7 +35,7 @@ def test_layers_import_downwards_only():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT_S,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "0 broken" in run.stdout
@@ -75,5 +76,5 @@ def test_a_failing_step_fails_ci(tmp_path: Path, failing: str | None) -> None:
     steps = {step: "false" if step == failing else "true" for step in ("lint", "test", "test-long")}
     makefile = "".join(f"{step}:\n\t{command}\n" for step, command in steps.items())
     (tmp_path / "Makefile").write_text(makefile)
-    done = subprocess.run(["bash", ".ci/run"], cwd=tmp_path, capture_output=True, timeout=60)
+    done = subprocess.run(["bash", ".ci/run"], cwd=tmp_path, capture_output=True, timeout=TIMEOUT_S)
     assert (done.returncode == 0) == (failing is None)

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 import dpmpp_core
+from tests.support.cli import TIMEOUT_S
 from tests.support.mlflow_server import MlflowServer
 from tests.support.promotion_lab import Lab, lab
 from tests.support.s3_server import S3Server
@@ -100,7 +101,7 @@ def test_the_readme_uses_the_champion_where_only_its_requirements_are_installed(
         "models:/dpmpp-demo@champion/requirements.txt", dst_path=str(tmp_path)
     )
     install = [str(venv / "bin" / "pip"), "install", "--quiet", "--requirement", wanted]
-    subprocess.run(install, check=True, timeout=500)
+    subprocess.run(install, check=True, timeout=TIMEOUT_S)
     (picture,) = pictures(small_demo)[:1]
     lines = readme_lines().replace("a.jpg", str(picture))
     lines += "\nimport dpmpp_core, json"
@@ -114,7 +115,7 @@ def test_the_readme_uses_the_champion_where_only_its_requirements_are_installed(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -8,7 +8,6 @@ import platform
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,10 +27,10 @@ from pipelines.registry.client import FILES, Registry, RegistryError, hash_files
 from pipelines.registry.promotion_log import Move, PromotionConflictError, PromotionLog
 from pipelines.runtime.tracking import environment
 from pipelines.workflows.session import open_session, prepared_data
+from tests.support.cli import DPMPP, TIMEOUT_S, assert_mistake, invoke_dpmpp
 from tests.support.mlflow_server import MlflowServer
 from tests.support.promotion_lab import Lab, Network, deaden_masks, lab, sets_alias
 
-DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 LONG = pytest.mark.long
 # Such as postgresql://user:password@host/name, empty: what decides who wins is the database.
 DATABASE = os.environ.get("DPMPP_TEST_DATABASE")
@@ -180,7 +179,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_says_so(at: Lab, table
         at.register(name)
     at.promote(name, version=1, gate=quick(at))
     together = [dpmpp(at, name, "--version", str(version)) for version in (2, 3)]
-    ended = [(*process.communicate(timeout=120), process.returncode) for process in together]
+    ended = [(*process.communicate(timeout=TIMEOUT_S), process.returncode) for process in together]
     codes = [code for _, _, code in ended]
     champion = at.aliases(name)["champion"]
     assert champion in (2, 3) and at.aliases(name)["previous"] in (1, 5 - champion)
@@ -194,6 +193,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_says_so(at: Lab, table
     table.add("two `dpmpp promote` at once", happened)
 
 
+@LONG
 def test_of_many_movers_one_wins_whatever_their_timing(at: Lab, table: Table) -> None:
     """The journal alone, eight at a time, five rounds: what the gate takes away is the timing."""
     name = "many"
@@ -243,9 +243,9 @@ def killed_at(at: Lab, network: Network, name: str, alias: str, met: str | None)
 
     network.fault = fault
     process.append(dpmpp(at, name, uri=network.uri))
-    assert reached.wait(120), process[0].communicate()
+    assert reached.wait(TIMEOUT_S), process[0].communicate()
     process[0].kill()
-    process[0].communicate(timeout=30)
+    process[0].communicate(timeout=TIMEOUT_S)
     assert process[0].returncode == -signal.SIGKILL
 
 
@@ -452,6 +452,7 @@ def test_files_that_were_tampered_with_are_refused_unread(at: Lab, table: Table)
     table.add("the champion's own files changed", "exit 2: nothing can be compared with it")
 
 
+@LONG
 def test_a_version_that_was_not_registered_by_this_program_is_refused(
     at: Lab, table: Table
 ) -> None:
@@ -560,10 +561,8 @@ def test_mistakes_are_said_in_one_line(at: Lab, table: Table, tmp_path: Path) ->
         (["mistke"], "did you mean 'mistake'?"),
         (["mistake", "--version", "7"], "mistake has no version 7"),
     ):
-        command = [DPMPP, "promote", *arguments, "--tracking-uri", at.server.uri]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert (done.returncode, done.stdout) == (2, ""), done.stderr
-        assert says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+        done = invoke_dpmpp("promote", *arguments, "--tracking-uri", at.server.uri)
+        assert_mistake(done, says)
         table.add(f"`dpmpp promote {arguments[0]} ...`: {says.partition(';')[0]}", "exit 2")
     assert at.aliases("mistake") == before and at.tickets("mistake") == []
 
@@ -572,7 +571,7 @@ def test_mistakes_are_said_in_one_line(at: Lab, table: Table, tmp_path: Path) ->
 def test_a_refusal_exits_3_with_a_line_and_the_result(at: Lab, table: Table) -> None:
     at.register("exits")
     process = dpmpp(at, "exits", "--gate", at.gate(reproduce=None, latency_ms=None, size_mb=1.0))
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 3
     assert err.strip().splitlines()[-1] == ("dpmpp: not promoted: exits version 1 refused by: size")
     assert json.loads(out.splitlines()[-1])["refused_by"] == ["size"]

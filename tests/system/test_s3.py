@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dpmpp_core.data.manifest import SETS
+from tests.support.cli import run_dpmpp
 from tests.support.configs import SMALL
 from tests.support.s3_server import S3Server
-
-DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +26,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.mark.long
 def test_the_pipeline_runs_from_s3_to_s3(s3: S3Server, small_demo: Path, tmp_path: Path) -> None:
     s3.upload(small_demo, "*.jpg", "images", "demo")
-    command = [
-        DPMPP, "evaluate", "--data", "s3://images/demo", "--storage", "s3://results/dpmpp",
+    arguments = [
+        "--data", "s3://images/demo", "--storage", "s3://results/dpmpp",
         "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", "--json", *SMALL,
     ]  # fmt: skip
+    environment = os.environ | s3.environment
     results = []
     for _ in range(2):
-        done = subprocess.run(
-            command,
-            env=os.environ | s3.environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )  # fmt: skip
+        done = run_dpmpp("evaluate", *arguments, env=environment, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(json.loads(done.stdout.splitlines()[-1]))
     first, second = results
@@ -59,11 +50,7 @@ def test_the_pipeline_runs_from_s3_to_s3(s3: S3Server, small_demo: Path, tmp_pat
 
     new = next((small_demo / "query").glob("*.jpg"))
     s3.client().upload_file(str(new), "images", "demo/bounding_box_train/0900_c1s1_000000_00.jpg")
-    done = subprocess.run(
-        [*command[:1], "prepare", *command[2:]],
-        env=os.environ | s3.environment, cwd=tmp_path, capture_output=True, text=True,
-        timeout=400, check=False,
-    )  # fmt: skip
+    done = run_dpmpp("prepare", *arguments, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     known = sum(first["counts"][name]["images"] for name in SETS)
     assert f"{known} of {known + 1} images are known from before" in done.stderr

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from mlflow.tracking import MlflowClient
+
+from tests.support.cli import TIMEOUT_S
 
 PROGRAMS = 4
 PROGRAM = """
@@ -29,6 +32,7 @@ print(run)
 """
 
 
+@pytest.mark.long
 def test_programs_that_begin_together_on_a_new_file_all_record(tmp_path: Path) -> None:
     started = [
         subprocess.Popen(
@@ -39,7 +43,7 @@ def test_programs_that_begin_together_on_a_new_file_all_record(tmp_path: Path) -
         )
         for number in range(PROGRAMS)
     ]
-    ended = [(*process.communicate(timeout=120), process.returncode) for process in started]
+    ended = [(*process.communicate(timeout=TIMEOUT_S), process.returncode) for process in started]
     assert [code for _, _, code in ended] == [0] * PROGRAMS, [err[-600:] for _, err, _ in ended]
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = (e for e in client.search_experiments() if e.name == "dpmpp")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 
 import open_clip
 import pytest
@@ -182,10 +181,8 @@ def test_known_tag_without_a_network_says_what_to_fetch(monkeypatch, tmp_path):
     # The hub's client would retry for 47 s; offline it fails in the same place at once.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    start = time.monotonic()
     with pytest.raises(WeightsError) as caught:
         build_clip(ModelConfig(), 256, 128)
-    assert time.monotonic() - start < 10
     for part in ("ViT-B-16/openai", "timm/vit_base_patch16_clip_224.openai", "model.checkpoint=",
                  "model.pretrained=null"):  # fmt: skip
         assert part in str(caught.value)

@@ -13,6 +13,8 @@ from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
 from dpmpp_core.tasks.saliency import SaliencyTask
 
+pytestmark = pytest.mark.long
+
 CLASSES = 2
 OVERRIDES = ["model.pretrained=null", "model.normalise_text=false", "metric.precision=fp32"]
 
