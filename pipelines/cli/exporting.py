@@ -1,4 +1,4 @@
-"""The command that takes a model out of Python."""
+"""The command that exports a model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def export(
     """Write a model as one ONNX file: pixels in, features and masks out; checked against it."""
 
     def work() -> dict[str, Any]:
-        from pipelines.inference.onnx_export import export as write
+        from pipelines.inference import onnx_export
         from pipelines.inference.onnx_model import default_graph_path
 
-        return write(model, out or Path(default_graph_path(str(model))))
+        return onnx_export.export(model, out or Path(default_graph_path(str(model))))
 
     def show(result: dict[str, Any]) -> None:
         from pipelines.cli.show import show_export

@@ -1,4 +1,4 @@
-"""Commands that look at and make data sets, and show configurations."""
+"""Commands that check and generate data sets, and show configurations."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import typer
 
 from pipelines.cli.options import ConfigName, Json, Overrides, run_command
 
-data_app = typer.Typer(help="Look at and make data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Check and generate data sets.", no_args_is_help=True)
 config_app = typer.Typer(help="Show configurations.", no_args_is_help=True)
 
 
 @data_app.command("check")
 def data_check(
     folder: Annotated[str, typer.Argument(help="Data folder or s3://bucket/prefix.")],
-    layout: Annotated[str, typer.Option(help="Layout; auto = find out.")] = "auto",
+    layout: Annotated[str, typer.Option(help="Layout; auto = detect it.")] = "auto",
     dataset: Annotated[
         str | None, typer.Option(help="Compare with the published counts of this data set.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Look through a data set: what is usable, what is not and why."""
+    """Check a data set: what is usable, what is not and why."""
     from pipelines.cli.show import show_data
 
     def work() -> dict[str, Any]:
@@ -70,7 +70,7 @@ def data_demo(
 def config_show(
     overrides: Overrides = None, config: ConfigName = "demo", as_json: Json = False
 ) -> None:
-    """The effective configuration."""
+    """Show the effective configuration."""
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config import load_config
@@ -87,7 +87,7 @@ def config_show(
 
 @config_app.command("schema")
 def config_schema() -> None:
-    """The JSON schema of the configuration."""
+    """Print the JSON schema of the configuration."""
     from dpmpp_core.config import Config
 
     typer.echo(json.dumps(Config.model_json_schema(), indent=2))
@@ -95,7 +95,7 @@ def config_schema() -> None:
 
 @config_app.command("list")
 def config_list() -> None:
-    """Names of the shipped recipes."""
+    """Print the names of the shipped recipes."""
     from dpmpp_core.config import recipe_names
 
     typer.echo("\n".join(recipe_names()))

@@ -22,7 +22,9 @@ def promote(
         str | None,
         typer.Option(help="Where the evaluation's images are. Default: where they were."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge; change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run the checks; change nothing.")
+    ] = False,
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Make the previous champion the champion again.")
     ] = False,
@@ -30,15 +32,14 @@ def promote(
         bool,
         typer.Option(
             "--explain",
-            help="Say each check's verdict as a sentence, from records alone; load and change "
-            "nothing.",
+            help="Show each check as a sentence, from records only; load and change nothing.",
         ),
     ] = False,
     storage: StorageUri = "runs",
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Make a registered model the champion, if it passes the gate. Exit code 3: it did not."""
+    """Make a registered model the champion, if it passes the gate. Exit code 3: it does not."""
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config.gate import load_gate

@@ -1,4 +1,4 @@
-"""Commands that make gallery indexes and search them."""
+"""Commands that build gallery indexes and search them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from pipelines.cli.options import Address, Json, run_command
 
 app = typer.Typer()
-index_app = typer.Typer(help="Make and keep gallery indexes.", no_args_is_help=True)
+index_app = typer.Typer(help="Build and maintain gallery indexes.", no_args_is_help=True)
 
 Index = Annotated[str, typer.Option("--index", help="Folder of the index.")]
 AnyIndex = Annotated[str, typer.Option("--index", help="Folder or s3://bucket/prefix.")]
@@ -39,7 +39,7 @@ Approximate = Annotated[
     bool,
     typer.Option(
         "--approximate",
-        help="Score only the images whose sketches score best, one in 250: finds 98 % of the ten "
+        help="Score only the images whose sketches score best, one in 250: returns 98 % of the ten "
         "best of 100,000. `index compact --approximate` writes the sketches.",
     ),
 ]
@@ -58,13 +58,13 @@ def index_build(
         str,
         typer.Option(
             help="Type of the features: float32, float16, bfloat16, int8; or int8+float32, which "
-            "reads int8 and finds what float32 finds."
+            "reads int8 and returns what float32 returns."
         ),
     ] = "float32",
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Make an index of a folder's images; the same command again goes on with it."""
+    """Build an index of a folder's images; the same command again continues it."""
 
     def work() -> dict[str, Any]:
         from dpmpp_core.index.segments import known_type
@@ -106,7 +106,7 @@ def index_delete(
     pid: Annotated[list[int] | None, typer.Option(help="A person; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Delete images or persons; `compact_index` then gives their space back."""
+    """Delete images or persons; `compact_index` then frees their space."""
 
     def work() -> dict[str, Any]:
         from pipelines.gallery.index import delete_images
@@ -129,7 +129,7 @@ def index_compact(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Give back the space of what was deleted, and make few large segments of many."""
+    """Free the space of what was deleted, and merge many segments into few."""
 
     def work() -> dict[str, Any]:
         from pipelines.gallery.index import compact_index
@@ -141,7 +141,7 @@ def index_compact(
 
 @index_app.command("info")
 def index_info(index: AnyIndex, as_json: Json = False) -> None:
-    """What is in an index."""
+    """Show what is in an index."""
 
     def work() -> dict[str, Any]:
         from pipelines.gallery.index import describe_index
@@ -165,7 +165,7 @@ def index_calibrate(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Fit the "same person" probability, and tell what thresholds cost."""
+    """Fit the "same person" probability, and show what thresholds cost."""
 
     def work() -> dict[str, Any]:
         from pipelines.gallery.calibration import calibrate_index
@@ -196,7 +196,7 @@ def search(
     shards: Annotated[
         int, typer.Option(help="Ray workers to share the segments; 0 = this process.")
     ] = 0,
-    html: Annotated[str | None, typer.Option(help="Also write a page to look at.")] = None,
+    html: Annotated[str | None, typer.Option(help="Also write an HTML page.")] = None,
     base_rate: BaseRate = None,
     tracklet: Annotated[
         bool, typer.Option("--tracklet", help="All pictures of the folder are of one person.")

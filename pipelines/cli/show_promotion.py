@@ -1,4 +1,4 @@
-"""A promotion for the terminal."""
+"""Promotions for people at a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.registry.promotion import format_value
 
 
 def show_promotion(result: dict[str, Any], gate: str, explain: bool) -> None:
-    """Every check and what became of it; with `explain` as sentences, with the gate's own words."""
+    """Print every check and its verdict; with `explain` as sentences, with the gate's settings."""
     console = Console()
     checks = result.get("checks", [])
     if explain:
@@ -47,7 +47,7 @@ def _describe_outcome(result: dict[str, Any]) -> str:
         )
     if result["champion"] == version:
         return f"{name}: version {version} is the champion already"
-    return f"{name}: version {version} could be the champion; nothing was changed"
+    return f"{name}: version {version} passes; nothing was changed"
 
 
 def _print_explanation(console: Console, gate: Gate, checks: list[dict[str, Any]]) -> None:
@@ -55,7 +55,7 @@ def _print_explanation(console: Console, gate: Gate, checks: list[dict[str, Any]
         mark = "passed" if check["passed"] else "FAILED"
         _print_line(console, f"{mark} {check['name']}: {check['says']}")
     if gate.reproduce is not None:
-        _print_line(console, "not tried from records: images, loads, reproduces, latency")
+        _print_line(console, "not checked from records: images, loads, reproduces, latency")
     _print_line(console, "")
     for key, field in Gate.model_fields.items():
         value = getattr(gate, key)

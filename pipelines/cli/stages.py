@@ -79,6 +79,7 @@ def evaluate(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
+    """Run the pipeline up to the stage `evaluate`, without training if there is a `--model`."""
     _run(
         "evaluate",
         as_json,
@@ -107,6 +108,7 @@ def robustness(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
+    """Run the pipeline up to the stage `robustness`, without training if there is a `--model`."""
     _run(
         "robustness",
         as_json,
@@ -144,6 +146,7 @@ def synthesize(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
+    """Run the pipeline up to the stage `synthesis`."""
     changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
 
     def work() -> dict[str, Any]:

@@ -263,7 +263,7 @@ class Searcher:
         if self._calibration is not None and self.base_rate is not None:
             c = self._calibration
             shown["probability"] = (
-                f"if {100 * self.base_rate:g} % of the pairs looked at show the same person; "
+                f"if {100 * self.base_rate:g} % of the compared pairs show the same person; "
                 f"fitted on {c.same:,} pairs of the same person and {c.different:,} of two, "
                 f"of {c.persons} persons"
             )

@@ -14,7 +14,13 @@ from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import rank_by_mode
 from pipelines.inference.embed import ModelLocation
 from pipelines.inference.embeddings_file import load_embeddings
-from pipelines.reporting.ablation_table import TABLE, Ablation, Measured, by_variant, render
+from pipelines.reporting.ablation_table import (
+    TABLE,
+    Ablation,
+    Measured,
+    collect_by_variant,
+    render_ablation,
+)
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.stages.robustness import has_clean_queries, measure_robustness
@@ -81,7 +87,7 @@ def ablate(options: Options, request: AblationRequest) -> dict[str, Any]:
         curves = {v: _measure_curve(run, done[v, seed], options) for v, seed in drawn}
         command, counts = _command(options, request), prepared.summary["counts"]
         ablation = Ablation(command, grid, measured, curves, failed, counts)
-        run.publish(name, render(ablation) if measured else {})
+        run.publish(name, render_ablation(ablation) if measured else {})
         return _result(run, prepared, name, ablation) | {"seeds": list(request.seeds)}
 
 
@@ -141,7 +147,7 @@ def _result(run: Run, prepared: Stage, name: str, ablation: Ablation) -> dict[st
         "tracking_uri": redact(run.tracking.uri),
         "dataset_id": prepared.summary["dataset_id"],
         "counts": ablation.counts,
-        "variants": by_variant(ablation),
+        "variants": collect_by_variant(ablation),
         "weights_sha256": {f"{m.variant} {m.seed}": m.weights_sha256 for m in measured},
         "warnings": [f"{m.variant} {m.seed}: {w}" for m in measured for w in m.warnings],
         "failed": ablation.failed,

@@ -59,6 +59,7 @@ def open_session(
     """Check everything that a user can get wrong, then connect; MLflow's run ends with the block.
 
     Args:
+        options: those of the run.
         configs: what is going to be run, each `with_backgrounds`. The first one is the run's own;
             all are of one data set.
         loads_encoder: whether a stage loads the weights that training starts from.
