@@ -25,9 +25,7 @@ Labels = Annotated[
 ]
 IndexModel = Annotated[
     str | None,
-    typer.Option(
-        "--model", help="Where the index's model is, if it was moved; as of `build_index`."
-    ),
+    typer.Option("--model", help="Where the index's model is, if it was moved; as of `build`."),
 ]
 BaseRate = Annotated[
     float | None,
@@ -106,7 +104,7 @@ def index_delete(
     pid: Annotated[list[int] | None, typer.Option(help="A person; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Delete images or persons; `compact_index` then frees their space."""
+    """Delete images or persons; `compact` then frees their space."""
 
     def work() -> dict[str, Any]:
         from pipelines.gallery.index import delete_images
@@ -213,10 +211,10 @@ def search(
 
     def work() -> dict[str, Any]:
         from dpmpp_core.data.sightings import parse_time
-        from dpmpp_core.index import Where
+        from dpmpp_core.index import RowFilter
         from pipelines.gallery.search import SearchRequest, run_search
 
-        where = Where(
+        where = RowFilter(
             cameras=camera or None,
             since=None if since is None else parse_time(since),
             until=None if until is None else parse_time(until),

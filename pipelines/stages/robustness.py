@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from dpmpp_core.data.manifest import Manifest
-from dpmpp_core.data.synthesis import Band, Part
+from dpmpp_core.data.synthesis import CLEAN_QUERIES, Band, Part
 from dpmpp_core.retrieval import (
     Embeddings,
     rank_by_mode,
@@ -20,7 +20,7 @@ from dpmpp_core.retrieval import (
 )
 from pipelines.inference.embed import ModelLocation, build_embeddings, embed_images
 from pipelines.inference.embeddings_file import load_embeddings
-from pipelines.reporting.figures import CLEAN_QUERIES, robustness_curve, save_png
+from pipelines.reporting.figures import draw_robustness, save_png
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.stages.synthesis import select_clean_rows
@@ -95,7 +95,7 @@ def measure_robustness(
             for part in parts:
                 for name, figure in measured[part].items():
                     table.writerow({"part": part, "band": name, **figure})
-        save_png(folder / PICTURE, robustness_curve(measured))
+        save_png(folder / PICTURE, draw_robustness(measured))
         return {"measured": measured}
 
     return run.stage("robustness", identity, build)

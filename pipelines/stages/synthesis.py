@@ -23,7 +23,7 @@ from dpmpp_core.data.images import read_image
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
 from dpmpp_core.errors import ArgumentError, DataError
-from pipelines.reporting.figures import contact_sheet, save_png
+from pipelines.reporting.figures import draw_contact_sheet, save_png
 from pipelines.runtime.progress import bar
 from pipelines.runtime.resources import create_pool
 from pipelines.runtime.run import Run
@@ -297,4 +297,4 @@ def _draw_sheet(folder: Path, records: list[dict[str, Any]], bands: tuple[Band, 
             captions.append(
                 f"{100 * sample['hidden']:.0f} % hidden" if sample else f"none for {name}"
             )
-    return contact_sheet(images, captions, 1 + len(bands))
+    return draw_contact_sheet(images, captions, 1 + len(bands))
