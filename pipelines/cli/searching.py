@@ -142,9 +142,9 @@ def index_info(index: AnyIndex, as_json: Json = False) -> None:
     """Show what is in an index."""
 
     def work() -> dict[str, Any]:
-        from pipelines.gallery.index import describe_index
+        from pipelines.gallery.index import read_index_facts
 
-        return describe_index(index)
+        return read_index_facts(index)
 
     run_command(work, _show_index, as_json)
 

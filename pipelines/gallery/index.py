@@ -91,8 +91,8 @@ def add_images(folder: str, images: ImageSource, model: str | None = None) -> di
         model: where the index's model is now, if not where it was.
 
     Returns:
-        `describe_index` of the index, and: added, replaced (pictures that changed), known (files that were
-        not opened or have the same content), quarantined, seconds.
+        `describe_index` of the index, and: added, replaced (pictures that changed), known (files
+        that were not opened or have the same content), quarantined, seconds.
 
     Raises:
         UserError: the index, its model or the data.
@@ -124,7 +124,7 @@ def compact_index(folder: str, approximate: bool = False) -> dict[str, Any]:
     return {**describe_index(index), "bytes_before": before}
 
 
-def describe_index(uri: str) -> dict[str, Any]:
+def read_index_facts(uri: str) -> dict[str, Any]:
     """Return the facts of an index, local or on S3."""
     return {**describe_index(open_index(uri)), "index": redact(uri)}
 

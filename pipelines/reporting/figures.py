@@ -30,11 +30,7 @@ RIGHT, WRONG = (26, 127, 55), (207, 34, 46)
 GAP = 8
 SHOWN_QUERIES = 200
 # Colours that the colour-blind can distinguish (Okabe and Ito), and line styles.
-LINES = {
-    "with mask": ("#0072B2", "-"),
-    "no mask": ("#D55E00", "--"),
-    "histogram": ("#7A7A7A", ":"),
-}
+LINES = {"with mask": ("#0072B2", "-"), "no mask": ("#D55E00", "--"), "histogram": ("#7A7A7A", ":")}
 # Colours (Okabe and Ito), line styles and markers of variants, each in this order.
 VARIANTS = (
     ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
@@ -143,15 +139,8 @@ def draw_cmc_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], ranks: 
         for label, curve in lines.items():
             colour, style = LINES.get(label, (None, "-."))
             shown = 100 * np.asarray(curve)[:ranks]
-            axes.plot(
-                np.arange(1, len(shown) + 1),
-                shown,
-                style,
-                color=colour,
-                label=label,
-                lw=2,
-                marker="o" if len(shown) < 3 else None,
-            )
+            marker, first_k = "o" if len(shown) < 3 else None, np.arange(1, len(shown) + 1)
+            axes.plot(first_k, shown, style, color=colour, label=label, lw=2, marker=marker)
         axes.set(xlabel="first k of the list", ylim=(0, 101), xticks=[1, *range(5, ranks + 1, 5)])
         axes.set_title(escape_math(f"{name} queries"))
         axes.set_ylabel("queries with a match (%)")

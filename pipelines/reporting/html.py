@@ -32,13 +32,7 @@ from pipelines.reporting.tables import (
 Image = NDArray[np.uint8]
 Metrics = Mapping[str, Mapping[str, Any]]
 
-FIGURES = {
-    "mAP": "mAP",
-    "rank1": "rank-1",
-    "rank5": "rank-5",
-    "rank10": "rank-10",
-    "mINP": "mINP",
-}
+FIGURES = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mINP": "mINP"}
 BASELINES = "baselines"
 LISTED_FILES = 100
 MISSING: Mapping[str, float] = {}
@@ -183,22 +177,14 @@ def build_result_rows(metrics: Metrics) -> list[Row]:
     for name, result in metrics.items():
         if name == BASELINES:
             continue
-        floor = metrics.get(BASELINES, {}).get(name, {})
+        sources = {**result, **metrics.get(BASELINES, {}).get(name, {})}
         for key, figure in FIGURES.items():
-            masked, unmasked = (
-                result.get(mode, MISSING).get(key) for mode in ("masked", "unmasked")
+            masked, unmasked, histogram, chance = (
+                sources.get(mode, MISSING).get(key)
+                for mode in ("masked", "unmasked", "histogram", "chance")
             )
-            rows.append(
-                Row(
-                    name,
-                    figure,
-                    format_percent(masked),
-                    format_percent(unmasked),
-                    _points(masked, unmasked),
-                    format_percent(floor.get("histogram", MISSING).get(key)),
-                    format_percent(floor.get("chance", MISSING).get(key)),
-                )
-            )
+            shown = [format_percent(value) for value in (masked, unmasked, histogram, chance)]
+            rows.append(Row(name, figure, *shown[:2], _points(masked, unmasked), *shown[2:]))
     return rows
 
 
@@ -244,13 +230,8 @@ def _control(name: str, result: Mapping[str, Any]) -> Control:
     own, permuted, static = (
         result.get(mode, MISSING).get("mAP") for mode in ("masked", "permuted", "static")
     )
-    return Control(
-        name,
-        format_percent(own),
-        format_percent(permuted),
-        format_percent(static),
-        _points(own, permuted),
-    )
+    shown = map(format_percent, (own, permuted, static))
+    return Control(name, *shown, _points(own, permuted))
 
 
 def _points(value: float | None, other: float | None) -> str:

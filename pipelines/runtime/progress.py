@@ -115,11 +115,10 @@ def follow_training(
                 try:
                     step, note, reports = ray.get(monitor.read.remote(seen), timeout=5)
                 except Exception:  # a lost monitor must not stop the training that it shows
-                    if ended:
-                        return
-                    continue
+                    reports = []
+                else:
+                    shown.update(step, note)
                 seen += len(reports)
-                shown.update(step, note)
                 for report in reports:
                     if isinstance(report, str):
                         log.warning("training: %s", report)

@@ -183,8 +183,8 @@ def _examples(query: Embeddings, gallery: Embeddings) -> list[int]:
     right = gallery.pids[best[:, 0]] == query.pids
     half = LISTED_QUERIES // 2
     chosen: list[int] = []
-    for wanted in (right, ~right):
-        index = np.flatnonzero(wanted)
+    for group in (right, ~right):
+        index = np.flatnonzero(group)
         picks = np.linspace(0, len(index) - 1, min(half, len(index))).round().astype(int)
         chosen += index[picks].tolist()
     return chosen

@@ -12,12 +12,7 @@ import pyarrow as pa
 
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.synthesis import CLEAN_QUERIES, Band, Part
-from dpmpp_core.retrieval import (
-    Embeddings,
-    rank_by_mode,
-    summarise_rankings,
-    to_columns,
-)
+from dpmpp_core.retrieval import Embeddings, rank_by_mode, summarise_rankings, to_columns
 from pipelines.inference.embed import ModelLocation, build_embeddings, embed_images
 from pipelines.inference.embeddings_file import load_embeddings
 from pipelines.reporting.figures import draw_robustness, save_png

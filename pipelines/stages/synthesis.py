@@ -114,7 +114,7 @@ def synthesize(
     hidden = {split: select_clean_rows(manifest, rows, split) for split in request.splits}
     if not len(manifest.subset("train")):
         raise DataError(f"{manifest.root} has no training images, from which occlusions are taken")
-    offset = int(manifest.layout != "market1501")  # there, person 0 is nobody
+    offset = int(manifest.layout != "market1501")  # there, person 0 is a distractor
     folders = dict(FOLDERS)
     if "query" in request.splits:
         folders["query"] = HOLISTIC

@@ -20,6 +20,7 @@ from dpmpp_core.data.occlusion_ratios import occlusion_ratios
 from dpmpp_core.data.validation import hold_out
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.redaction import redact
+from dpmpp_core.retrieval.objectives import OBJECTIVES
 from pipelines.runtime.resources import Plan
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
@@ -37,7 +38,7 @@ from pipelines.tuning.spaces import (
     pareto_front,
 )
 from pipelines.tuning.stage_locks import start_stage_locks
-from pipelines.tuning.trials import OBJECTIVES, SearchContext, log_trial, run_search
+from pipelines.tuning.trials import SearchContext, log_trial, run_search
 from pipelines.workflows.session import (
     Options,
     begin,

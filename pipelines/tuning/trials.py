@@ -22,12 +22,12 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from dpmpp_core.config import Config, MetricConfig
+from dpmpp_core.config import Config
+from dpmpp_core.config.schedule import shorten_schedule, split_into_segments
 from dpmpp_core.config.space import apply_changes
 from dpmpp_core.data.synthesis import PARTS, Band
-from dpmpp_core.errors import DataError
+from dpmpp_core.retrieval.objectives import OBJECTIVES, compute_objectives
 from pipelines.inference.embed import ModelLocation
-from pipelines.reporting.figures import CLEAN_QUERIES
 from pipelines.runtime.resources import Plan, throttle
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
@@ -45,7 +45,6 @@ from pipelines.workflows.trial_pool import learn_prompts, train_and_evaluate
 
 log = logging.getLogger(__name__)
 
-OBJECTIVES = ("occluded", "holistic")
 OCCLUSION_BANDS = Band(20, 40), Band(40, 60)  # percent of the person, in validation queries
 CHECKPOINT = "measured.json"
 
@@ -88,53 +87,7 @@ class SearchContext:
             hidden = measure_robustness(
                 base, self.validation, self.hiding, evaluated, model, OCCLUSION_BANDS, PARTS
             )
-        return objectives(evaluated.summary["metrics"], hidden.summary["measured"])
-
-
-def objectives(metrics: dict[str, Any], hidden: dict[str, Any]) -> dict[str, float]:
-    """Masked mAP of hidden queries and of clean ones.
-
-    `occluded` is a mean over queries. That of a hidden one is the mean over parts and bands, that
-    of a really occluded one its own: of a few such the mAP depends on the training's seed alone,
-    so they must not weigh more than they are.
-    """
-    synthetic = [
-        figure["mAP_masked"]
-        for part, bands in hidden.items()
-        if part != CLEAN_QUERIES
-        for figure in bands.values()
-        if figure["mAP_masked"] is not None
-    ]
-    parts = [(float(np.mean(synthetic)), hidden[CLEAN_QUERIES]["queries"])] if synthetic else []
-    if "occluded" in metrics:
-        real = metrics["occluded"]
-        parts.append((real["masked"]["mAP"], real["num_queries"]))
-    if not parts:
-        raise DataError("not one validation query could be hidden: see `dpmpp saliency`")
-    figures, queries = zip(*parts, strict=True)
-    return {
-        "occluded": float(np.average(figures, weights=queries)),
-        "holistic": float(metrics["holistic"]["masked"]["mAP"]),
-    }
-
-
-def shortened(config: Config, epochs: int) -> Config:
-    """The same training in fewer epochs: its schedule is squeezed, not cut."""
-    metric, share = config.metric, epochs / config.metric.epochs
-    changes = {
-        "epochs": epochs,
-        "warmup_epochs": round(metric.warmup_epochs * share),
-        "milestones": sorted({max(1, round(m * share)) for m in metric.milestones}),
-    }
-    short = MetricConfig.model_validate({**metric.model_dump(), **changes})
-    return config if epochs == metric.epochs else config.model_copy(update={"metric": short})
-
-
-def split_into_segments(config: Config, rates: Sequence[float], segments: int) -> Config:
-    """Return the same training in equal segments at these rates, the last one for the rest."""
-    given = tuple(rates) + tuple(rates[-1:]) * (segments - len(rates))
-    metric = config.metric.model_copy(update={"rates": given})
-    return config.model_copy(update={"metric": metric})
+        return compute_objectives(evaluated.summary["metrics"], hidden.summary["measured"])
 
 
 def run_search(
@@ -260,12 +213,12 @@ def _run_trial(config: dict[str, Any], context: SearchContext) -> None:
             continue
         if spec.scheduler == "pbt":
             rates = [*measured["rates"], float(f"{config[FACTOR]:.4g}")]
-            short = shortened(changed, spec.rungs[-1])
+            short = shorten_schedule(changed, spec.rungs[-1])
             segment = split_into_segments(short, rates, len(spec.rungs))
             values = context.measure(segment, holder, until=epochs)
             measured["rates"] = rates
         else:
-            values = context.measure(shortened(changed, epochs), holder)
+            values = context.measure(shorten_schedule(changed, epochs), holder)
         measured["rungs"][str(epochs)] = values
         report_measured(epochs, measured)
 
