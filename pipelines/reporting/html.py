@@ -183,8 +183,17 @@ def build_result_rows(metrics: Metrics) -> list[Row]:
                 sources.get(mode, MISSING).get(key)
                 for mode in ("masked", "unmasked", "histogram", "chance")
             )
-            shown = [format_percent(value) for value in (masked, unmasked, histogram, chance)]
-            rows.append(Row(name, figure, *shown[:2], _points(masked, unmasked), *shown[2:]))
+            rows.append(
+                Row(
+                    query_set=name,
+                    figure=figure,
+                    masked=format_percent(masked),
+                    unmasked=format_percent(unmasked),
+                    difference=_points(masked, unmasked),
+                    histogram=format_percent(histogram),
+                    chance=format_percent(chance),
+                )
+            )
     return rows
 
 
@@ -230,8 +239,8 @@ def _control(name: str, result: Mapping[str, Any]) -> Control:
     own, permuted, static = (
         result.get(mode, MISSING).get("mAP") for mode in ("masked", "permuted", "static")
     )
-    shown = map(format_percent, (own, permuted, static))
-    return Control(name, *shown, _points(own, permuted))
+    shown = [format_percent(value) for value in (own, permuted, static)]
+    return Control(name, shown[0], shown[1], shown[2], _points(own, permuted))
 
 
 def _points(value: float | None, other: float | None) -> str:

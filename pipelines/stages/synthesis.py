@@ -100,9 +100,9 @@ def synthesize(
 ) -> dict[str, Any]:
     """Write an occluded data set in Market-1501 layout (ours).
 
-    `query/` holds every clean query hidden once per band, `query_holistic/` the clean ones,
-    `bounding_box_test/` the gallery, and `bounding_box_train/` the training images, with their
-    hidden versions if requested. Donors are training images or backgrounds, never test images.
+    `query/` holds every clean query hidden once per band, `query_holistic/` the clean ones, and
+    `bounding_box_test/` the gallery. `bounding_box_train/` holds the training images, with hidden
+    versions if requested. Donors are training images or backgrounds, never test images.
     `synthesis.parquet` (SCHEMA) has a row per file, `synthesis.png` shows some. The same seed
     gives the same bytes on any number of workers. `out` appears when everything is written.
 

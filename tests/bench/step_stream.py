@@ -31,7 +31,7 @@ from pipelines.stages.saliency import compute_person_masks
 from pipelines.training.batches import UNUSED, BatchPlan
 from pipelines.training.training_set import TrainingSet
 from pipelines.training.worker import start_batches
-from pipelines.workflows.session import demo_root
+from pipelines.workflows.session import find_demo_root
 from tests.bench.timing import write
 
 WARM_UP = 30  # steps: processes started, buffers full
@@ -127,7 +127,7 @@ def measured_sets(folder: str) -> dict[str, Measured]:
     config = load_config("demo", ["saliency.provider=spectral", "cluster.data_workers=4"])
     plan, _ = connect(None, config.cluster)
     run = Run(config, Storage(folder), Tracking(""), plan)
-    prepared = prepare(run, find_data(config.data, demo_root(run)))
+    prepared = prepare(run, find_data(config.data, find_demo_root(run)))
     masks = compute_person_masks(run, prepared)
     found = {}
     for name, (probability, cache) in CASES.items():
