@@ -173,7 +173,7 @@ def reproduce(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Training seeds.")] = "0,1,2",
     any_counts: Annotated[
-        bool, typer.Option("--any-counts", help="Go on where counts are not the published ones.")
+        bool, typer.Option("--any-counts", help="Continue if counts are not the published ones.")
     ] = False,
     listed: Annotated[bool, typer.Option("--list", help="Show the protocols.")] = False,
     storage: StorageUri = "runs",

@@ -38,7 +38,7 @@ from pipelines.inference.queries import (
     tile_frames,
 )
 from pipelines.registry.references import is_registered
-from pipelines.runtime.progress import bar
+from pipelines.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
         picture, query = searcher.embed_as_one(root, paths)
         (hits,), scored = searcher.find(query, request.top, request.where)
         answers, paths = [(root, picture, query, hits)], []
-    with bar("searched", len(paths)) as shown:
+    with progress_bar("searched", len(paths)) as shown:
         for start in range(0, len(paths), BATCH_QUERIES):
             part = paths[start : start + BATCH_QUERIES]
             pictures = [read_image(root, path) for path in part]
@@ -241,8 +241,8 @@ class Searcher:
         for last in (False, False, True):
             self._refresh()
             try:
-                found, rows = self._search(query, top, where)
-                return Results(self._hits(found, rows), found.scored)
+                results, rows = self._search(query, top, where)
+                return Results(self._hits(results, rows), results.scored)
             except FileNotFoundError:  # compacted at this moment
                 if last:
                     raise DataError(f"{self.uri} is compacted again and again") from None
@@ -286,13 +286,15 @@ class Searcher:
     ) -> tuple[SearchResult, pa.Table]:
         if self._shards is not None:
             return self._shards.search(query, top, where)
-        found = search(self.index, query.features, query.masks, top, where, None, self._approximate)
-        return found, self.index.take(found.positions[found.positions >= 0])
+        results = search(
+            self.index, query.features, query.masks, top, where, None, self._approximate
+        )
+        return results, self.index.take(results.positions[results.positions >= 0])
 
-    def _hits(self, found: SearchResult, rows: pa.Table) -> list[list[Hit]]:
+    def _hits(self, results: SearchResult, rows: pa.Table) -> list[list[Hit]]:
         """Return the hits of each query; `rows` has those of valid positions, query by query."""
-        valid = found.positions >= 0
-        scores = found.scores[valid].astype(np.float64)
+        valid = results.positions >= 0
+        scores = results.scores[valid].astype(np.float64)
         chances: list[float] | list[None] = [None] * len(scores)
         if self._calibration is not None:
             chances = self._calibration.probability(scores, self.base_rate).tolist()

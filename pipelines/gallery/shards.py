@@ -108,8 +108,8 @@ class Shards:
             worker.search.remote(features, masks, k, where, model, approximate)
             for worker in self._workers
         ]
-        found = merge_results(ray.get(parts), k)
-        wanted = found.positions[found.positions >= 0]
+        results = merge_results(ray.get(parts), k)
+        wanted = results.positions[results.positions >= 0]
         owners = self._owners(wanted)
         waiting = {
             number: self._workers[number].take.remote(wanted[owners == number])
@@ -118,9 +118,9 @@ class Shards:
         tables = [ray.get(rows) for rows in waiting.values()]
         places = [np.flatnonzero(owners == number) for number in waiting]
         if not tables:
-            return found, self._index.take(wanted)
+            return results, self._index.take(wanted)
         order = np.argsort(np.concatenate(places))
-        return found, pa.concat_tables(tables).take(pa.array(order))
+        return results, pa.concat_tables(tables).take(pa.array(order))
 
     def _owners(self, positions: np.ndarray) -> np.ndarray:
         """Return the number of the worker that has each position."""

@@ -105,7 +105,7 @@ def reproduce(request: ReproductionRequest) -> dict[str, Any]:
     if differences and not request.any_counts:
         raise DataError(
             f"{protocol.title}: not the published data: {'; '.join(differences)}. Complete the "
-            "folder, or go on with --any-counts; the figures are then not comparable"
+            "folder, or continue with --any-counts; the figures are then not comparable"
         )
     for difference in differences:
         log.warning("counts: %s", difference)

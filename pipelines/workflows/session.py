@@ -60,8 +60,7 @@ def open_session(
 
     Args:
         options: those of the run.
-        configs: what is going to be run, each `with_backgrounds`. The first one is the run's own;
-            all are of one data set.
+        configs: all that will run, after `resolve_backgrounds`; the first one is the run's own.
         loads_encoder: whether a stage loads the weights that training starts from.
 
     Yields:
@@ -89,17 +88,17 @@ def open_session(
         raise
 
 
-def prepared_data(run: Run, source: Source | None) -> Stage:
+def prepare_data(run: Run, source: Source | None) -> Stage:
     """Return the manifest of the data, or of the demo set, which is generated if it is missing."""
-    return prepare(run, source or find_data(run.config.data, demo_root(run)))
+    return prepare(run, source or find_data(run.config.data, find_demo_root(run)))
 
 
-def demo_root(run: Run) -> str:
+def find_demo_root(run: Run) -> str:
     """Return where the run's demo set is, which is generated if it is missing."""
     return run.storage.location(demo_data(run).key) + "/data"
 
 
-def begin(run: Run, prepared: Stage, name: str) -> None:
+def open_tracking_run(run: Run, prepared: Stage, name: str) -> None:
     """Log the warnings of the data, and open the MLflow run of that name."""
     summary = prepared.summary
     for warning in summary["warnings"]:
@@ -108,14 +107,14 @@ def begin(run: Run, prepared: Stage, name: str) -> None:
     run.tracking.begin(run.config, name, data, run.fresh)
 
 
-def identity(prepared: Stage, *configs: Config) -> str:
+def compute_run_name(prepared: Stage, *configs: Config) -> str:
     """Return `NAME-HASH`, the hash of the configurations and the data."""
     values = [c.model_dump(mode="json", exclude={"name", "cluster", "tracking"}) for c in configs]
     digest = fingerprint(*values, prepared.summary["dataset_id"])
     return f"{configs[0].name}-{digest[:12]}"
 
 
-def with_backgrounds(config: Config) -> Config:
+def resolve_backgrounds(config: Config) -> Config:
     """Return the configuration with an absolute path of backgrounds, which are there."""
     root = config.occlusion.backgrounds
     if not root:

@@ -54,7 +54,7 @@ class Taker:
     def take(self, training_set: TrainingSet, workers: int, seconds: float) -> tuple[int, int]:
         """Steps and images taken in that time."""
         end, steps, images = time.monotonic() + seconds, 0, 0
-        pipeline = BatchPlan(training_set, STEPS, workers).pipeline(0)
+        pipeline = BatchPlan(training_set, STEPS, workers).build_pipeline(0)
         for batch in start_batches(pipeline.streaming_split(1)[0]):
             steps, images = steps + 1, images + len(batch["images"])
             if time.monotonic() > end:

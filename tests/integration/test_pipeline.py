@@ -21,7 +21,7 @@ from pipelines.runtime.resources import plan_resources
 from pipelines.runtime.run import Run
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
-from pipelines.training.driver import _watch
+from pipelines.training.driver import _log_epochs
 from pipelines.workflows.pipeline import plan_stages, run_pipeline
 from pipelines.workflows.session import Options
 from tests.integration.conftest import SMALL
@@ -141,7 +141,7 @@ def test_a_dead_mask_reaches_the_log_and_mlflow_once(
     tracking.start_stage("metric")
     config = task.config
     one = plan_resources(cpus=2, gpus=0, config=config.cluster, shared=True)
-    on_figures = _watch(Run(config, Storage(str(tmp_path)), tracking, one), task)
+    on_figures = _log_epochs(Run(config, Storage(str(tmp_path)), tracking, one), task)
     for epoch in range(1, 5):
         figures = {"mask_visual_std_samples": 0.003, "mask_joint_std_samples": 0.2}
         on_figures(epoch, figures)

@@ -117,7 +117,11 @@ def test_the_front_holds_what_nothing_beats_in_both() -> None:
     ]
     records.append(TrialRecord(6, {}, "failed", reason="lost"))
     records.append(TrialRecord(7, {}, "stopped", {1: {"occluded": 0.9, "holistic": 0.9}}))
-    assert [trial.number for trial in select_pareto_front(make_spec(objectives=TWO), records)] == [2, 0, 1]
+    assert [trial.number for trial in select_pareto_front(make_spec(objectives=TWO), records)] == [
+        2,
+        0,
+        1,
+    ]
     assert [trial.number for trial in select_pareto_front(make_spec(), records)] == [2]
     assert select_pareto_front(make_spec(), records[6:7]) == []
 
@@ -157,7 +161,7 @@ def test_a_bar_may_run_below_the_live_table(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tune_report, "console", console)
     spec = make_spec()
     records = run(spec, 3)
-    with SearchProgress(spec, 3) as shown, progress.bar("person masks", 2) as bar:
+    with SearchProgress(spec, 3) as shown, progress.progress_bar("person masks", 2) as bar:
         bar.update(1)
         shown.update(records)
         shown.end(records[0])
