@@ -66,7 +66,7 @@ def pretrain(run: Run, prepared: Stage, saliency: Stage) -> Stage:
         )
         return {**summary, "weights": weights.name, "weights_sha256": digest}
 
-    return run.stage("pretrain", identity, build)
+    return run.build_stage("pretrain", identity, build)
 
 
 def _weights_name(run: Run) -> str:
@@ -119,4 +119,4 @@ def measure_captions(run: Run, prepared: Stage, pretrained: Stage, evaluated: St
         (folder / "captions.json").write_text(json.dumps(figures, indent=2))
         return {"captions": figures}
 
-    return run.stage("captions", identity, build)
+    return run.build_stage("captions", identity, build)

@@ -97,7 +97,7 @@ def build_report(
         )
         return {"pictures": len(pictures)}
 
-    stage = run.stage("report", identity, build)
+    stage = run.build_stage("report", identity, build)
     run.tracking.log_artifact(run.folder(stage) / "report.html")
     return stage
 
@@ -202,7 +202,7 @@ def _training_pictures(
         _shade(resize(read_image(manifest.root, path), *size), mask)
         for path, mask in zip(some, masks, strict=True)
     ]
-    maker = TrainingSet(config, run.storage.uri, prepared.key, saliency.key).step_maker()
+    maker = TrainingSet(config, run.storage.uri, prepared.key, saliency.key).build_step_maker()
     batch = maker.make(0)
     captions = [
         "not mixed" if donor == NO_OCCLUSION else "mixed" for donor in batch["donor_labels"]

@@ -93,7 +93,7 @@ def measure_robustness(
         save_png(folder / PICTURE, draw_robustness(measured))
         return {"measured": measured}
 
-    return run.stage("robustness", identity, build)
+    return run.build_stage("robustness", identity, build)
 
 
 def has_clean_queries(prepared: Stage) -> bool:
@@ -123,7 +123,7 @@ class EmbedHidden:
         model: ModelLocation,
     ) -> None:
         self._model = model.load()
-        self._synthesiser = training_set.synthesiser()
+        self._synthesiser = training_set.build_synthesiser()
         self._rows, self._settings = rows, settings
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -92,7 +92,7 @@ def compute_person_masks(run: Run, prepared: Stage) -> Stage:
             figures["iou_with_truth"] = float(mask_iou(masks, truth).mean())
         return {"provider": config.saliency.provider, **figures, **summary}
 
-    return run.stage("saliency", identity, build)
+    return run.build_stage("saliency", identity, build)
 
 
 def _identity(run: Run, manifest: Manifest) -> dict[str, Any]:

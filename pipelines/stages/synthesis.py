@@ -24,7 +24,7 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
 from dpmpp_core.errors import ArgumentError, DataError
 from pipelines.reporting.figures import draw_contact_sheet, save_png
-from pipelines.runtime.progress import bar
+from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.resources import create_pool
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
@@ -170,7 +170,7 @@ class HideImages:
     """Data worker: rows and bands -> encoded images; null where no donor fits."""
 
     def __init__(self, training_set: TrainingSet, part: Part) -> None:
-        self._synthesiser, self._part = training_set.synthesiser(), part
+        self._synthesiser, self._part = training_set.build_synthesiser(), part
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return rows of RESULT_SCHEMA."""
@@ -210,7 +210,7 @@ def _hide_images(
         num_cpus=1,
     )
     results: list[dict[str, Any]] = []
-    with bar("pictures hidden", len(items)) as shown:
+    with progress_bar("pictures hidden", len(items)) as shown:
         for part in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             assert isinstance(part, pa.Table)
             results += part.to_pylist()
@@ -245,7 +245,7 @@ def _copy_images(
     for place in folders.values():
         (folder / place).mkdir(exist_ok=True)
     records = []
-    with bar("pictures copied", len(taken)) as shown:
+    with progress_bar("pictures copied", len(taken)) as shown:
         for row in taken:
             ending = Path(row["path"]).suffix.lower()
             path = f"{folders[row['split']]}/{_file_stem(row, offset)}{ending}"

@@ -56,7 +56,7 @@ def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -
         save_file(results, folder / "texts.safetensors")
         return {**summary, "identities": len(results["texts"]), "scale": float(results["scale"])}
 
-    return run.stage("prompts", identity, build)
+    return run.build_stage("prompts", identity, build)
 
 
 def train_metric(
@@ -119,7 +119,7 @@ def train_metric(
             "first_epoch": {name: list(w) for name, w in task.first_epoch().items()},
         }
 
-    return run.stage("metric", identity, build)
+    return run.build_stage("metric", identity, build)
 
 
 def restrict_rates(section: MetricConfig, until: int) -> MetricConfig:

@@ -36,7 +36,7 @@ from dpmpp_core.retrieval import Embeddings, rank_features
 from dpmpp_core.retrieval.objectives import compute_objectives
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
-from pipelines.stages.robustness import CLEAN
+from pipelines.reporting.figures import CLEAN_QUERIES
 from pipelines.training.masks import transfer_grid
 from pipelines.tuning.trials import OCCLUSION_BANDS
 from tests.bench.first_epoch import train
@@ -176,7 +176,7 @@ class Workshop:
         }
         made = [figure["mAP_masked"] for bands in hidden.values() for figure in bands.values()]
         queries = self._rows("query")
-        hidden[CLEAN] = {"queries": int((~self._occluded[queries]).sum())}
+        hidden[CLEAN_QUERIES] = {"queries": int((~self._occluded[queries]).sum())}
         metrics: dict[str, Any] = {}
         for name, wanted in (("occluded", True), ("holistic", False)):
             rows = queries[self._occluded[queries] == wanted]

@@ -19,7 +19,7 @@ from dpmpp_core.config import load_config
 from dpmpp_core.config.schedule import shorten_schedule
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.retrieval.objectives import compute_objectives
-from pipelines.stages.robustness import CLEAN
+from pipelines.reporting.figures import CLEAN_QUERIES
 from pipelines.tuning.search import TuningRequest, compute_rungs
 from tests.integration.conftest import SMALL
 
@@ -171,7 +171,7 @@ def test_a_population_trains_equal_segments() -> None:
 
 def test_few_really_occluded_queries_weigh_as_many_as_they_are() -> None:
     hidden: dict[str, Any] = {
-        CLEAN: {"queries": 3, "mAP_masked": 0.9},
+        CLEAN_QUERIES: {"queries": 3, "mAP_masked": 0.9},
         "any": {"20-40": {"mAP_masked": 0.6}, "40-60": {"mAP_masked": 0.4}},
         "side": {"20-40": {"mAP_masked": 0.5}, "40-60": {"mAP_masked": None}},
     }
@@ -179,7 +179,7 @@ def test_few_really_occluded_queries_weigh_as_many_as_they_are() -> None:
     assert compute_objectives(metrics, hidden) == pytest.approx({"occluded": 0.5, "holistic": 0.9})
     metrics["occluded"] = {"masked": {"mAP": 1.0}, "num_queries": 1}
     assert compute_objectives(metrics, hidden)["occluded"] == pytest.approx(0.625)
-    none = {"any": {"20-40": {"mAP_masked": None}}, CLEAN: {"queries": 3}}
+    none = {"any": {"20-40": {"mAP_masked": None}}, CLEAN_QUERIES: {"queries": 3}}
     assert compute_objectives(metrics, none)["occluded"] == pytest.approx(1.0)
     del metrics["occluded"]
     with pytest.raises(DataError, match="could be occluded"):
