@@ -20,7 +20,6 @@ from pipelines.reporting.html import (
     Picture,
     Quarantined,
     ReportData,
-    StageTime,
     build_result_rows,
     build_results_table,
     build_robustness_table,
@@ -32,6 +31,7 @@ from pipelines.reporting.tables import (
     build_tracklets_table,
     summarise_cameras,
 )
+from pipelines.runtime.stage import Stage
 
 HOSTILE = '<script>alert("x")</script>\'"><img src=http://evil.example/x onerror=alert(1)> [red]&'
 NOISE = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
@@ -94,7 +94,7 @@ def full(name: str = "plain") -> ReportData:
             }
         },
         multi_shot={name: {"4": tracklets()}},
-        stages=[StageTime(name, 3725.0, True), StageTime("prompts", 61.0, False)],
+        stages=[Stage(name, "", {}, 3725.0, True), Stage("prompts", "", {}, 61.0, False)],
         quarantine=[Quarantined(name, name, name), Quarantined("b.jpg", "too small", "3 x 3")],
         thumbnails={name: NOISE, "b.jpg": None},
         pictures=[
