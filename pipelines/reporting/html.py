@@ -28,6 +28,7 @@ from pipelines.reporting.tables import (
     build_occlusion_rows,
     build_tracklet_rows,
 )
+from pipelines.runtime.stage import Stage
 
 Image = NDArray[np.uint8]
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -36,14 +37,6 @@ FIGURES = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-1
 BASELINES = "baselines"
 LISTED_FILES = 100
 MISSING: Mapping[str, float] = {}
-
-
-class StageTime(NamedTuple):
-    """Duration of a stage in seconds, and whether it is reused from an earlier run."""
-
-    name: str
-    seconds: float
-    reused: bool
 
 
 class Quarantined(NamedTuple):
@@ -91,7 +84,7 @@ class ReportData:
     intervals: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     strata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     multi_shot: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    stages: Sequence[StageTime] = ()
+    stages: Sequence[Stage] = ()
     quarantine: Sequence[Quarantined] = ()
     thumbnails: Mapping[str, Image | None] = field(default_factory=dict)
     pictures: Sequence[Picture] = ()

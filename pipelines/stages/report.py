@@ -26,7 +26,7 @@ from pipelines.reporting.figures import (
     draw_training_history,
     save_png,
 )
-from pipelines.reporting.html import Picture, Quarantined, ReportData, StageTime, write_report
+from pipelines.reporting.html import Picture, Quarantined, ReportData, write_report
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.tracking import environment
@@ -87,7 +87,7 @@ def build_report(
                 intervals=measured["intervals"],
                 strata=measured["strata"],
                 multi_shot=measured.get("multi_shot", {}),
-                stages=[StageTime(s.name, s.seconds, s.reused) for s in run.stages],
+                stages=list(run.stages),
                 quarantine=quarantine,
                 thumbnails=_thumbnails(manifest, quarantine),
                 pictures=pictures,
