@@ -23,7 +23,8 @@ from pipelines.registry.register import register_version
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.stages.evaluate import evaluate_model
-from pipelines.workflows.session import Options, open_session, open_tracking_run, prepare_data
+from pipelines.workflows.options import Options
+from pipelines.workflows.session import open_session, open_tracking_run, prepare_data
 from tests.integration.conftest import SMALL
 from tests.mlflow_server import MlflowServer
 

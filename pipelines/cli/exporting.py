@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.cli import show
 from pipelines.cli.options import Json, run_command
 
 app = typer.Typer()
@@ -28,9 +29,4 @@ def export(
 
         return onnx_export.export(model, out or Path(default_graph_path(str(model))))
 
-    def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show import show_export
-
-        show_export(result)
-
-    run_command(work, show, as_json)
+    run_command(work, show.show_export, as_json)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.cli import show
 from pipelines.cli.options import ConfigName, Json, Overrides, run_command
 
 data_app = typer.Typer(help="Check and generate data sets.", no_args_is_help=True)
@@ -24,7 +25,6 @@ def data_check(
     as_json: Json = False,
 ) -> None:
     """Check a data set: what is usable, what is not and why."""
-    from pipelines.cli.show import show_data
 
     def work() -> dict[str, Any]:
         from dpmpp_core.data.manifest import read_manifest
@@ -43,7 +43,7 @@ def data_check(
             ],
         }
 
-    run_command(work, show_data, as_json)
+    run_command(work, show.show_data, as_json)
 
 
 @data_app.command("demo")
@@ -54,7 +54,6 @@ def data_demo(
     as_json: Json = False,
 ) -> None:
     """Generate the demo data set, in Market-1501 layout."""
-    from pipelines.cli.show import show_demo
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config import load_config
@@ -63,7 +62,7 @@ def data_demo(
         summary = draw_demo(out, load_config(config, overrides or []).data.demo)
         return {"root": str(out), "images": dict(summary.images), "seconds": summary.seconds}
 
-    run_command(work, show_demo, as_json)
+    run_command(work, show.show_demo, as_json)
 
 
 @config_app.command("show")
@@ -77,12 +76,12 @@ def config_show(
 
         return load_config(config, overrides or []).model_dump(mode="json")
 
-    def show(values: dict[str, Any]) -> None:
+    def show_config(values: dict[str, Any]) -> None:
         from dpmpp_core.config import Config
 
         typer.echo(Config.model_validate(values).to_yaml(), nl=False)
 
-    run_command(work, show, as_json)
+    run_command(work, show_config, as_json)
 
 
 @config_app.command("schema")

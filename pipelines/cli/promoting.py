@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli.options import Json, StorageUri, TrackingUri, run_command
+from pipelines.cli.show_promotion import show_promotion
 
 app = typer.Typer()
 
@@ -51,20 +52,9 @@ def promote(
         from pipelines.registry.promotion import PromotionRequest, promote, roll_back
 
         request = PromotionRequest(
-            name=name,
-            version=version,
-            gate=gate,
-            data=data,
-            storage=storage,
-            tracking_uri=tracking_uri,
-            dry_run=dry_run or explain,
-            records_only=explain,
-        )
+            name=name, version=version, gate=gate, data=data, storage=storage,
+            tracking_uri=tracking_uri, dry_run=dry_run or explain, records_only=explain,
+        )  # fmt: skip
         return roll_back(request) if rollback else promote(request)
 
-    def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show_promotion import show_promotion
-
-        show_promotion(result, gate, explain)
-
-    run_command(work, show, as_json)
+    run_command(work, lambda result: show_promotion(result, gate, explain), as_json)

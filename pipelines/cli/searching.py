@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.cli import show_search
 from pipelines.cli.options import Address, Json, run_command
 
 app = typer.Typer()
@@ -72,7 +73,7 @@ def index_build(
             index, model, known_type(stored), ImageSource(data, split, labels, address)
         )
 
-    run_command(work, _show_added, as_json)
+    run_command(work, show_search.show_added, as_json)
 
 
 @index_app.command("add")
@@ -92,7 +93,7 @@ def index_add(
 
         return add_images(index, ImageSource(data, split, labels, address), model)
 
-    run_command(work, _show_added, as_json)
+    run_command(work, show_search.show_added, as_json)
 
 
 @index_app.command("delete")
@@ -111,7 +112,7 @@ def index_delete(
 
         return delete_images(index, image or [], pid or [])
 
-    run_command(work, _show_index, as_json)
+    run_command(work, show_search.show_index, as_json)
 
 
 @index_app.command("compact")
@@ -134,7 +135,7 @@ def index_compact(
 
         return compact_index(index, approximate)
 
-    run_command(work, _show_index, as_json)
+    run_command(work, show_search.show_index, as_json)
 
 
 @index_app.command("info")
@@ -146,7 +147,7 @@ def index_info(index: AnyIndex, as_json: Json = False) -> None:
 
         return read_index_facts(index)
 
-    run_command(work, _show_index, as_json)
+    run_command(work, show_search.show_index, as_json)
 
 
 @index_app.command("calibrate")
@@ -171,12 +172,7 @@ def index_calibrate(
 
         return calibrate_index(index, ImageSource(data, "all", labels, address), base_rate, model)
 
-    def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show_search import show_calibration
-
-        show_calibration(result)
-
-    run_command(work, show, as_json)
+    run_command(work, show_search.show_calibration, as_json)
 
 
 @app.command()
@@ -220,27 +216,13 @@ def search(
             until=None if until is None else parse_time(until),
         )
         request = SearchRequest(
-            index=index,
-            query=query,
-            top=top,
-            where=where,
-            model=model,
-            shards=shards,
-            base_rate=base_rate,
-            html=html,
-            address=address,
-            engine=engine,
-            tracklet=tracklet,
+            index=index, query=query, top=top, where=where, model=model, shards=shards,
+            base_rate=base_rate, html=html, address=address, engine=engine, tracklet=tracklet,
             approximate=approximate,
-        )
+        )  # fmt: skip
         return run_search(request)
 
-    def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show_search import show_results
-
-        show_results(result)
-
-    run_command(work, show, as_json)
+    run_command(work, show_search.show_results, as_json)
 
 
 @app.command("app")
@@ -261,15 +243,3 @@ def web_app(
         return serve_app(index, model, host, port, approximate)
 
     run_command(work, lambda result: None, as_json=False)
-
-
-def _show_added(result: dict[str, Any]) -> None:
-    from pipelines.cli.show_search import show_added
-
-    show_added(result)
-
-
-def _show_index(result: dict[str, Any]) -> None:
-    from pipelines.cli.show_search import show_index
-
-    show_index(result)

@@ -11,21 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from dpmpp_core.percent import format_percent
-from dpmpp_core.protocols import FIGURES, GPU, GPU_FLOPS
 from dpmpp_core.redaction import one_line
-from pipelines.reporting.html import build_results_table, build_robustness_table
-from pipelines.reporting.tables import (
-    build_intervals_table,
-    build_tracklet_rows,
-    build_tracklets_table,
-    summarise_cameras,
-)
 
 MAX_LISTED_FILES = 20
 
 
 def show_result(result: dict[str, Any]) -> None:
     """Print the tables of a pipeline's result, and where its files are."""
+    from pipelines.reporting.html import build_results_table, build_robustness_table
+
     console = Console()
     show_data(result)
     stages = Table(title="Stages")
@@ -52,6 +46,13 @@ def show_result(result: dict[str, Any]) -> None:
 
 def show_breakdowns(result: dict[str, Any]) -> None:
     """Print confidence intervals, and figures by subset of queries."""
+    from pipelines.reporting.tables import (
+        build_intervals_table,
+        build_tracklet_rows,
+        build_tracklets_table,
+        summarise_cameras,
+    )
+
     console = Console()
     console.print(build_intervals_table(result["intervals"], result["strata"]))
     for name, tables in result["strata"].items():
@@ -133,6 +134,8 @@ def show_synthesis(result: dict[str, Any]) -> None:
 
 def show_protocols(listed: dict[str, Any]) -> None:
     """Print protocols: data, published range, what a seed needs."""
+    from dpmpp_core.protocols import FIGURES, GPU, GPU_FLOPS
+
     console = Console()
     table = Table(title="Published protocols")
     for column in ("protocol", "rank-1", "mAP", "hours", "GPU GB"):
@@ -156,6 +159,8 @@ def show_protocols(listed: dict[str, Any]) -> None:
 
 def show_reproduction(result: dict[str, Any]) -> None:
     """Print our figures, the published ones, and the verdict."""
+    from dpmpp_core.protocols import FIGURES
+
     console = Console()
     name = f"{result['title']}, {result['queries']} queries (%)"
     table = Table(title=name, min_width=len(name) + 2)

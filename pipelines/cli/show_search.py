@@ -7,10 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dpmpp_core.data.sightings import show_time
 from dpmpp_core.redaction import one_line
 from pipelines.cli.show import show_left_out
-from pipelines.gallery.pages import format_probability
 
 
 def show_added(result: dict[str, Any]) -> None:
@@ -25,6 +23,8 @@ def show_added(result: dict[str, Any]) -> None:
 
 def show_index(result: dict[str, Any]) -> None:
     """Print the facts of an index."""
+    from dpmpp_core.data.sightings import show_time
+
     if "gone" in result:
         _print_line(f"{result['gone']:,} deleted")
     if "bytes_before" in result:
@@ -80,6 +80,9 @@ def show_calibration(result: dict[str, Any]) -> None:
 
 def show_results(result: dict[str, Any]) -> None:
     """Print one table per query."""
+    from dpmpp_core.data.sightings import show_time
+    from pipelines.gallery.pages import format_probability
+
     console = Console()
     for query in result["queries"]:
         table = Table(title=one_line(query["image"]), title_justify="left")

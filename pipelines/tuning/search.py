@@ -39,8 +39,8 @@ from pipelines.tuning.spaces import (
 )
 from pipelines.tuning.stage_locks import start_stage_locks
 from pipelines.tuning.trials import SearchContext, log_trial, run_search
+from pipelines.workflows.options import Options
 from pipelines.workflows.session import (
-    Options,
     open_session,
     open_tracking_run,
     prepare_data,
@@ -136,13 +136,9 @@ def search(options: Options, request: TuningRequest) -> dict[str, Any]:
     spec = SearchSpec(
         space=space,
         start={key: look_up(values, key) for key in [*space, *([RATES_KEY] if population else [])]},
-        objectives=request.objectives,
-        rungs=tuple(rungs),
-        searcher=request.searcher,
-        scheduler=request.scheduler,
-        brackets=request.brackets,
-        seed=request.seed,
-    )
+        objectives=request.objectives, rungs=tuple(rungs), searcher=request.searcher,
+        scheduler=request.scheduler, brackets=request.brackets, seed=request.seed,
+    )  # fmt: skip
     with open_session(options, [base]) as (run, source, side_by_side):
         grows = base.cluster.autoscaled and options.address is not None
         plan = _limit_trials(side_by_side, request.max_concurrent, grows)

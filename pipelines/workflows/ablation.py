@@ -25,8 +25,8 @@ from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.stages.robustness import has_clean_queries, measure_robustness
 from pipelines.stages.saliency import compute_person_masks
+from pipelines.workflows.options import Options
 from pipelines.workflows.session import (
-    Options,
     compute_run_name,
     open_session,
     open_tracking_run,
@@ -134,7 +134,7 @@ def _measure_curve(run: Run, trial: Trial, options: Options) -> dict[str, Any]:
     metric, evaluated = trial.stages(run.storage, run.plan)
     curve = measure_robustness(
         replace(run, config=trial.config), trial.prepared, trial.masks, evaluated,
-        ModelLocation(run.storage.uri, metric.key), options.bands, options.parts,
+        ModelLocation(run.storage.uri, metric.key), options.bands or BANDS, options.parts or PARTS,
     )  # fmt: skip
     return curve.summary["measured"]
 
@@ -165,6 +165,6 @@ def _build_command(options: Options, request: AblationRequest) -> str:
     if request.few_seeds != request.seeds:
         words += [f"--few-seeds {','.join(map(str, request.few_seeds))}"]
     words += [f"--variants {','.join(request.variants)}"] if request.variants else []
-    words += [] if options.bands == BANDS else [f"--bands {','.join(map(str, options.bands))}"]
-    words += [] if options.parts == PARTS else [f"--parts {','.join(options.parts)}"]
+    words += [] if not options.bands else [f"--bands {','.join(map(str, options.bands))}"]
+    words += [] if not options.parts else [f"--parts {','.join(options.parts)}"]
     return " ".join(words)

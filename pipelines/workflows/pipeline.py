@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipelines.runtime.run import Run
     from pipelines.runtime.stage import Stage
     from pipelines.stages.prepare import Source
-    from pipelines.workflows.session import Options
+    from pipelines.workflows.options import Options
 
 
 @dataclass
@@ -119,6 +119,7 @@ def _captions(p: Pipeline) -> Stage:
 
 
 def _robustness(p: Pipeline) -> Stage | None:
+    from dpmpp_core.data.synthesis import BANDS, PARTS
     from pipelines.stages.robustness import has_clean_queries, measure_robustness
 
     done, options = p.done, p.options
@@ -126,7 +127,7 @@ def _robustness(p: Pipeline) -> Stage | None:
         return None
     return measure_robustness(
         p.run, done["prepare"], done["saliency"], done["evaluate"], _model_location(p),
-        options.bands, options.parts,
+        options.bands or BANDS, options.parts or PARTS,
     )  # fmt: skip
 
 

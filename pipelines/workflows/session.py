@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpmpp_core.config import Config, ModelConfig, fingerprint
 from dpmpp_core.data.donors import list_backgrounds
 from dpmpp_core.data.files import resolve_path
-from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.models.clip import check_weights, find_tokenizer, grid_size, has_text
 from dpmpp_core.models.reid import NAME
@@ -23,33 +21,10 @@ from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking, resolve_tracking
 from pipelines.stages.prepare import Source, demo_data, find_data, prepare
-from pipelines.stages.synthesis import SynthesisRequest
 from pipelines.training.masks import PATCH
+from pipelines.workflows.options import Options
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of a pipeline; see `dpmpp run --help`.
-
-    Attributes:
-        model: a saved model to measure in place of training one.
-        bands, parts: shares of the person, and the parts, that `robustness` occludes.
-        synthesis: the data set that the stage `synthesis` writes.
-    """
-
-    data: str | None = None
-    config: str = "demo"
-    overrides: list[str] = field(default_factory=list)
-    storage: str = "runs"
-    tracking_uri: str | None = None
-    address: str | None = None
-    fresh: bool = False
-    model: str | None = None
-    bands: tuple[Band, ...] = BANDS
-    parts: tuple[Part, ...] = PARTS
-    synthesis: SynthesisRequest | None = None
 
 
 @contextmanager

@@ -22,8 +22,8 @@ from pipelines.runtime.run import Run
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 from pipelines.training.driver import _log_epochs
+from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import plan_stages, run_pipeline
-from pipelines.workflows.session import Options
 from tests.integration.conftest import SMALL
 from tests.unit.test_tasks import metric_task
 

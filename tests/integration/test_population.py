@@ -19,7 +19,7 @@ from pipelines.stages.saliency import compute_person_masks
 from pipelines.stages.train import train_metric
 from pipelines.tuning.search import TuningRequest, search
 from pipelines.tuning.spaces import RATES_KEY
-from pipelines.workflows.session import Options
+from pipelines.workflows.options import Options
 from pipelines.workflows.trial_pool import learn_prompts
 from tests.integration.conftest import SMALL
 

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import run_pipeline
-from pipelines.workflows.session import Options
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 
