@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,6 +24,7 @@ from dpmpp_core.retrieval import Embeddings, top_matches
 from dpmpp_core.retrieval.calibration import Calibration
 
 Image = NDArray[np.uint8]
+Colour = tuple[int, int, int]
 
 INK, MUTED, GRID = (31, 35, 40), (101, 109, 118), (208, 215, 222)
 RIGHT, WRONG = (26, 127, 55), (207, 34, 46)
@@ -37,19 +38,8 @@ VARIANTS = (
     ("-", "--", "-.", ":"),
     ("o", "s", "^", "D", "v"),
 )
-TITLES = {
-    "any": "Any part hidden (a silhouette)",
-    "top": "Top hidden",
-    "bottom": "Bottom hidden",
-    "side": "A side hidden",
-}
-
-
-class _Frame(NamedTuple):
-    image: Image
-    caption: str
-    colour: tuple[int, int, int]
-    thickness: int
+TITLES = {"any": "Any part hidden (a silhouette)", "top": "Top hidden", "bottom": "Bottom hidden",
+          "side": "A side hidden"}  # fmt: skip
 
 
 def draw_ranked_lists(
@@ -72,19 +62,17 @@ def draw_ranked_lists(
     for i, row in enumerate(rows):
         lines = []
         for label, (indices, scores) in lists.items():
-            frames = []
+            cells = [_draw_label(label, 74, 150)]
             for item, score in zip(indices[i], scores[i], strict=True):
                 if item < 0:
                     break
+                caption = f"{score:.2f} · c{gallery.camids[item]}"
                 match = gallery.pids[item] == query.pids[row]
-                caption = f"{'✓ ' if match else ''}{score:.2f} · c{gallery.camids[item]}"
-                colour = RIGHT if match else WRONG
-                image = load(gallery.paths[item])
-                frames.append(_Frame(image, caption, colour, 5 if match else 2))
-            lines.append(_join_row([_draw_label(label, 74, 150), *map(_frame_picture, frames)]))
+                cells.append(_frame_match(load(gallery.paths[item]), caption, match))
+            lines.append(_join_row(cells))
         caption = f"pid {query.pids[row]} · c{query.camids[row]}"
-        frame = _Frame(load(query.paths[row]), caption, INK, 2)
-        blocks.append(_join_row([_frame_picture(frame, 120, 300), _stack_rows(lines)]))
+        picture = _frame_picture(load(query.paths[row]), caption, INK, 2, width=120, height=300)
+        blocks.append(_join_row([picture, _stack_rows(lines)]))
     return _stack_rows(blocks, gap=3 * GAP)
 
 
@@ -97,7 +85,7 @@ def draw_contact_sheet(images: Sequence[Image], captions: Sequence[str], columns
     if not images or columns < 1:
         raise ValueError("a contact sheet needs at least one picture and one column")
     cells = [
-        _frame_picture(_Frame(image, caption, GRID, 1), width=112)
+        _frame_picture(image, caption, GRID, 1, width=112)
         for image, caption in zip(images, captions, strict=True)
     ]
     lines = [_join_row(cells[i : i + columns]) for i in range(0, len(cells), columns)]
@@ -117,11 +105,10 @@ def draw_caption_lists(
     """
     blocks = []
     for caption, line, hits in zip(captions, scores, right, strict=True):
-        frames = []
-        for item in np.argsort(-line, kind="stable")[:k]:
-            mark, colour, thickness = ("✓ ", RIGHT, 5) if hits[item] else ("", WRONG, 2)
-            frames.append(_Frame(load(int(item)), f"{mark}{line[item]:.2f}", colour, thickness))
-        line_image = _join_row([*map(_frame_picture, frames)])
+        first = np.argsort(-line, kind="stable")[:k]
+        line_image = _join_row(
+            [_frame_match(load(int(i)), f"{line[i]:.2f}", hits[i]) for i in first]
+        )
         head = np.full((28, line_image.shape[1], 3), 255, np.uint8)
         _write_text(head, caption, baseline=20)
         blocks.append(_stack_rows([head, line_image]))
@@ -156,8 +143,7 @@ def draw_robustness(measured: Mapping[str, Mapping[str, Any]]) -> Image:
     [0, 1]. Every curve starts at CLEAN_QUERIES; a band whose `hidden` is None has no point.
     """
     parts = [part for part in measured if part != CLEAN_QUERIES]
-    columns = max(2, len(parts))
-    figure, panels = create_panels(2 * len(parts), width=3.4, height=2.9, columns=columns)
+    figure, panels = create_panels(2 * len(parts), 3.4, 2.9, columns=max(2, len(parts)))
     for i, (key, title) in enumerate({"mAP": "mAP", "rank1": "rank-1"}.items()):
         row = panels[i * len(parts) :][: len(parts)]
         for axes, part in zip(row, parts, strict=True):
@@ -337,19 +323,27 @@ def escape_math(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _frame_picture(frame: _Frame, width: int = 74, height: int = 150) -> Image:
+def _frame_match(image: Image, caption: str, match: bool) -> Image:
+    if match:
+        return _frame_picture(image, f"✓ {caption}", RIGHT, 5)
+    return _frame_picture(image, caption, WRONG, 2)
+
+
+def _frame_picture(
+    image: Image, caption: str, colour: Colour, thickness: int, width: int = 74, height: int = 150
+) -> Image:
     """Fit a picture into `width` x `height` pixels, framed, over its caption."""
     border = 5
     cell = np.full((height, width + 2 * border, 3), 255, np.uint8)
     space = (height - 26 - 2 * border, width)
-    scale = min(space[0] / frame.image.shape[0], space[1] / frame.image.shape[1])
-    h, w = (max(1, round(side * scale)) for side in frame.image.shape[:2])
+    scale = min(space[0] / image.shape[0], space[1] / image.shape[1])
+    h, w = (max(1, round(side * scale)) for side in image.shape[:2])
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     top, left = border + space[0] - h, border + (width - w) // 2
-    t = frame.thickness
-    cell[top - t : top + h + t, left - t : left + w + t] = frame.colour
-    cell[top : top + h, left : left + w] = cv2.resize(frame.image, (w, h), interpolation=method)
-    _write_text(cell, frame.caption, baseline=height - 8)
+    t = thickness
+    cell[top - t : top + h + t, left - t : left + w + t] = colour
+    cell[top : top + h, left : left + w] = cv2.resize(image, (w, h), interpolation=method)
+    _write_text(cell, caption, baseline=height - 8)
     return cell
 
 
@@ -359,9 +353,7 @@ def _draw_label(text: str, width: int, height: int) -> Image:
     return box
 
 
-def _write_text(
-    canvas: Image, text: str, baseline: int, colour: tuple[int, int, int] = INK
-) -> None:
+def _write_text(canvas: Image, text: str, baseline: int, colour: Colour = INK) -> None:
     """Write text in the middle of `canvas`, cut to its width."""
     font, size, weight = _font(), 13, 450
     while (width := cv2.getTextSize((0, 0), text, (0, 0), font, size, weight)[2]) > canvas.shape[1]:
