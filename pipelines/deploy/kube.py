@@ -49,7 +49,7 @@ class Kubernetes:
                 f"no Kubernetes is configured ({one_line(str(error))[:200]}): set KUBECONFIG, or "
                 "name a Ray cluster with --address"
             ) from None
-        self._namespace = namespace
+        self._namespace, self._api_error = namespace, client.ApiException
         # Generated code: its types allow None for every field.
         self._core: Any = client.CoreV1Api()
         self._apps: Any = client.AppsV1Api()
@@ -83,8 +83,6 @@ class Kubernetes:
 
     def _create(self, job: Object, kuberay: str, **options: str) -> bool:
         """Create a RayJob, unknown fields refused; return False if it exists."""
-        from kubernetes.client.exceptions import ApiException
-
         name = job["metadata"]["name"]
         with _translate_errors():
             try:
@@ -92,7 +90,7 @@ class Kubernetes:
                     GROUP, VERSION, self._namespace, PLURAL, job,
                     field_validation="Strict", **options,
                 )  # fmt: skip
-            except ApiException as error:
+            except self._api_error as error:
                 if error.status == 409:
                     return False
                 if error.status == 404 and "page not found" in str(error.body):
@@ -114,13 +112,11 @@ class Kubernetes:
 
     def status(self, name: str) -> dict[str, Any]:
         """Return `job`, `status`, `ray` (Ray's status), `message`, `cluster`, `failed`, times."""
-        from kubernetes.client.exceptions import ApiException
-
         try:
             rayjob: Any = self._custom.get_namespaced_custom_object(
                 GROUP, VERSION, self._namespace, PLURAL, name
             )
-        except ApiException as error:
+        except self._api_error as error:
             raise ConfigError(
                 f"no RayJob {name!r} in {self._namespace}: {_api_message(error)}"
             ) from None
@@ -162,13 +158,11 @@ class Kubernetes:
 
     def _check_operator(self, wanted: str) -> None:
         """Check that the operator has the version of the manifests, if it may be read."""
-        from kubernetes.client.exceptions import ApiException
-
         try:
             operators = self._apps.list_deployment_for_all_namespaces(
                 label_selector="app.kubernetes.io/name=kuberay-operator"
             ).items
-        except ApiException:  # a user may lack the right to read other namespaces
+        except self._api_error:  # a user may lack the right to read other namespaces
             return
         for operator in operators:
             image = operator.spec.template.spec.containers[0].image
@@ -184,13 +178,11 @@ class Kubernetes:
 
         The API server accepts a job without them; only the kubelet needs them, much later.
         """
-        from kubernetes.client.exceptions import ApiException
-
         for kind, name in sorted(set(_iter_references(job))):
             read = getattr(self._core, f"read_namespaced_{kind}")
             try:
                 read(name, self._namespace)
-            except ApiException as error:
+            except self._api_error as error:
                 if error.status == 403:  # this user may not read it
                     continue
                 how = "see infra/README.md" if kind == "secret" else "apply the overlay first"
@@ -214,11 +206,9 @@ class Kubernetes:
 
         A dry run does not check it: the operator creates the pods later, one by one.
         """
-        from kubernetes.client.exceptions import ApiException
-
         try:
             quotas = self._core.list_namespaced_resource_quota(self._namespace).items
-        except ApiException:
+        except self._api_error:
             return
         needed = sum_least_size(job["spec"]["rayClusterSpec"])
         for quota in quotas:
