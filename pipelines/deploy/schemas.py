@@ -65,12 +65,6 @@ def check_schema(thing: Object, crds: Path | None) -> list[Problem]:
     ]
 
 
-def has_schema(thing: Object) -> bool:
-    """Return whether the kind is of Kubernetes or KubeRay; monitoring objects are not."""
-    version, kind = str(thing.get("apiVersion")), str(thing.get("kind"))
-    return version.startswith("ray.io/") or _load_kubernetes_validator(kind, version) is not None
-
-
 @cache
 def _load_crd_validator(folder: Path, kind: str, version: str) -> Any:
     """Return a validator of the kind's CRD."""
@@ -99,7 +93,9 @@ def _make_strict(node: Any, top: bool = True) -> Any:
     strict = {k: v for k, v in node.items() if k not in ("description", "properties", "items")}
     if "properties" in node:
         strict["properties"] = {k: _make_strict(v, False) for k, v in node["properties"].items()}
-        if "additionalProperties" not in node and not _keeps_unknown(node):
+        if "additionalProperties" not in node and not node.get(
+            "x-kubernetes-preserve-unknown-fields"
+        ):
             strict["additionalProperties"] = False
     if "items" in node:
         strict["items"] = _make_strict(node["items"], False)
@@ -115,10 +111,6 @@ def _make_strict(node: Any, top: bool = True) -> Any:
         }
         strict["required"] = ["apiVersion", "kind", "metadata", "spec"]
     return strict
-
-
-def _keeps_unknown(node: dict[str, Any]) -> bool:
-    return bool(node.get("x-kubernetes-preserve-unknown-fields"))
 
 
 @cache
