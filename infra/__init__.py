@@ -1,0 +1,1 @@
+"""Deployment: manifests, image, and a local cluster that runs them."""

@@ -1,4 +1,4 @@
-"""The configuration: one typed, frozen object a run.
+"""The configuration: one typed, frozen object per run.
 
 A recipe (a YAML file in `recipes/` or one of the user's) plus dotted overrides gives a `Config`.
 Everything is validated before anything starts; unknown keys are refused with the nearest valid one.

@@ -1,4 +1,4 @@
-"""Gates: what a registered model must be before it becomes the champion."""
+"""Gates: requirements on a registered model before it becomes the champion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Gate(Section):
     """Bounds of a promotion; null and `{}` switch a check off.
 
     Figures are fractions in [0, 1], of ranking with masks. `occluded.mAP` is that of one query set,
-    which must be there; `mAP` that of every query set there is.
+    which must exist; `mAP` that of every query set.
     """
 
     model_config = ConfigDict(strict=True)
@@ -33,7 +33,7 @@ class Gate(Section):
         "query identities, must lie above -margin",
     )
     identities: Annotated[int, Field(ge=2)] = Field(
-        20, description="persons among the queries, for the interval to mean something"
+        20, description="least number of persons among the queries, for a reliable interval"
     )
     draws: PositiveInt = Field(10_000, description="bootstrap samples of the interval")
     mask_std: Positive | None = Field(
@@ -70,7 +70,7 @@ def _names() -> list[str]:
 
 
 def gate_names() -> list[str]:
-    """Names of the gates shipped with the package."""
+    """Return the names of the gates shipped with the package."""
     return shipped_names(FOLDER)
 
 

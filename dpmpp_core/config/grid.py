@@ -1,4 +1,4 @@
-"""Grids of named variants: what `dpmpp ablate` compares."""
+"""Grids of named variants, which `dpmpp ablate` compares."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOLDER = "grids"
 class Variant(Section):
     """One row of the table."""
 
-    says: str = Field(description="what it is, in a few words")
+    says: str = Field(description="description in a few words")
     after: str | None = Field(None, description="the variant that it changes; null = the recipe")
     set: dict[str, Any] = Field({}, description="section.key: value")
 
@@ -27,8 +27,8 @@ class Variant(Section):
 class Grid(Section):
     """Named variants, in the order of the table.
 
-    `full` is what the others are compared with, `plain` what it has to beat. `curves` names the
-    variants whose robustness is drawn.
+    The others are compared with `full`, which has to beat `plain`. `curves` names the variants
+    whose robustness is drawn.
     """
 
     full: str
@@ -49,14 +49,14 @@ class Grid(Section):
         return self
 
     def overrides(self, name: str) -> list[str]:
-        """The variant's changes to a recipe, as `load_config` takes them; later ones win."""
+        """Return the variant's changes to a recipe, for `load_config`; later ones win."""
         changes: dict[str, Any] = {}
         for ancestor in reversed(list(self._lineage(name))):
             changes |= self.variants[ancestor].set
         return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
     def check(self, names: Sequence[str]) -> None:
-        """ConfigError for a name that is no variant."""
+        """Raise ConfigError for a name that is no variant."""
         for name in names:
             if name not in self.variants:
                 raise ConfigError(f"no variant named {name!r}{self._others(name)}")
@@ -76,7 +76,7 @@ class Grid(Section):
 
 
 def grid_names() -> list[str]:
-    """Names of the grids shipped with the package."""
+    """Return the names of the grids shipped with the package."""
     return shipped_names(FOLDER)
 
 

@@ -18,7 +18,7 @@ from dpmpp_core.errors import ArgumentError, ConfigError, suggest
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes shipped with the package."""
+    """Return the names of the recipes shipped with the package."""
     return shipped_names()
 
 
@@ -90,13 +90,13 @@ def _refuse_unknown_keys(tree: Mapping[str, Any], source: str) -> None:
             continue
         leaf = key.rsplit(".", 1)[-1]
         elsewhere = sorted(name for name in valid if name.rsplit(".", 1)[-1] == leaf)
-        cutoff = 0.0 if elsewhere else 0.5  # a right leaf in a wrong section counts most
+        cutoff = 0.0 if elsewhere else 0.5  # a valid leaf in a wrong section is the best hint
         hint = suggest(key, elsewhere or sorted(valid), cutoff)
         raise ConfigError(f"{source}: unknown configuration key {key!r}{hint}")
 
 
 def config_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every dotted key that holds a value, in the order of definition."""
+    """Yield every dotted key that holds a value, in the order of definition."""
     for name, field in section.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -114,6 +114,7 @@ def _tree_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def first_problem(error: ValidationError) -> str:
+    """Format the first problem of a validation for a message."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
@@ -125,13 +126,13 @@ def first_problem(error: ValidationError) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """SHA-256 (hex) of JSON-able values and sections; equal values give equal ones anywhere."""
+    """Return the SHA-256 (hex) of JSON-able values and sections, the same on any machine."""
     plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0,1,2` -> (0, 1, 2). Raises ArgumentError for anything else, or a seed that comes twice."""
+    """Parse `0,1,2` to (0, 1, 2); ArgumentError for anything else, or a repeated seed."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise ArgumentError(f"--seeds {text!r}: write whole numbers with commas between, as 0,1,2")

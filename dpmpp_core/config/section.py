@@ -1,4 +1,4 @@
-"""What all sections of the configuration have in common."""
+"""The base class and types of the sections of the configuration."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
-LARGEST = 2**31 - 1  # of whole numbers: seeds of every library and counts of anything fit
+LARGEST = 2**31 - 1  # of whole numbers: valid as a seed of every library
 
 
 class Section(BaseModel):
+    """A frozen section without unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What can be configured: one section a concern, typed and frozen.
+"""The sections of the configuration, typed and frozen.
 
 Defaults are the published values of the production model (sources: DPM, ACM MM 2022; CLIP-ReID,
 AAAI 2023; SPT, AAAI 2024) unless marked `ours`.
@@ -41,7 +41,7 @@ class DemoConfig(Section):
         0.75, description="share of the groups of four in which all look alike"
     )
     one_garment: bool = Field(
-        False, description="look-alikes differ in one piece that can be seen, and in nothing else"
+        False, description="look-alikes differ in one visible piece, and in nothing else"
     )
     unseen: bool = Field(
         False,
@@ -61,7 +61,7 @@ class DemoConfig(Section):
 
 
 class DataConfig(Section):
-    """How a data folder is read."""
+    """Reading of a data folder."""
 
     layout: Layout = "auto"
     occluded_queries: bool = Field(
@@ -99,7 +99,7 @@ class ModelConfig(Section):
     mask_generator: Literal["light", "full", "none"] = Field(
         "none",
         description="masks of the class token's spaces: full is DPM's, light a smaller one (ours); "
-        "none = 0.5 (they gained nothing, measured)",
+        "none = 0.5 (no measurable gain in the ablation)",
     )
     bands: Annotated[int, Field(ge=0)] = Field(
         8,
@@ -108,7 +108,7 @@ class ModelConfig(Section):
     retrieval_features: Literal["post_bn", "pre_bn"] = Field(
         "post_bn", description="post_bn (ours): the space in which the mask is trained"
     )
-    prompt_tokens: PositiveInt = Field(4, description="learnable words an identity (CLIP-ReID)")
+    prompt_tokens: PositiveInt = Field(4, description="learnable words per identity (CLIP-ReID)")
     prompt: str = Field("A photo of a {} person.", description="{} = the learnable words")
     normalise_text: bool | None = Field(
         None,
@@ -128,6 +128,8 @@ class ModelConfig(Section):
 
 
 class EvaluationConfig(Section):
+    """What is measured, and how many images are embedded at a time."""
+
     batch: PositiveInt = 64
     robustness: bool = Field(
         False, description="measure clean queries hidden more and more, for the report (ours)"
@@ -144,17 +146,17 @@ class ClusterConfig(Section):
 
     train_workers: PositiveInt = 1
     min_train_workers: PositiveInt | None = Field(
-        None, description="go on with so few when nodes are lost; null = wait for all"
+        None, description="continue with so few when nodes are lost; null = wait for all"
     )
     data_workers: PositiveInt | None = Field(None, description="null = sized to the cluster")
     train_cpus: PositiveInt | None = Field(None, description="of a train worker; null = sized")
     embed_workers: PositiveInt | None = Field(None, description="with a CPU each; null = sized")
     autoscaled: bool = Field(
-        False, description="nodes come when asked for: nothing is sized to those that are there"
+        False, description="nodes start on request: nothing is sized to those that exist"
     )
     gpu: bool | None = Field(None, description="null = use GPUs where the cluster has them")
     train_nodes: tuple[Label, ...] = Field((), description="labels of the nodes that train")
-    data_nodes: tuple[Label, ...] = Field((), description="of those that read and make batches")
+    data_nodes: tuple[Label, ...] = Field((), description="of those that prepare batches")
     checkpoint_seconds: NonNegative = Field(60.0, description="time between checkpoints")
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3, description="restarts of the train workers after one was lost"
@@ -176,12 +178,12 @@ class ClusterConfig(Section):
 
     @property
     def worker_counts(self) -> range:
-        """How many train workers there may be."""
+        """Allowed numbers of train workers."""
         return range(self.min_train_workers or self.train_workers, self.train_workers + 1)
 
 
 class TrackingConfig(Section):
-    """Names in MLflow, and what a model card says; not part of a run's identity."""
+    """Names in MLflow, and text of the model card; not part of a run's identity."""
 
     experiment: str = "dpmpp"
     model_name: str = "dpmpp"
@@ -219,4 +221,5 @@ class Config(Section):
         return self
 
     def to_yaml(self) -> str:
+        """Return the configuration as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

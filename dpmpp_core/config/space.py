@@ -1,4 +1,4 @@
-"""Search spaces: which configuration keys `dpmpp tune` may change, and within what bounds."""
+"""Search spaces: the configuration keys that `dpmpp tune` may change, and their bounds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dpmpp_core.config.shipped import read_named, shipped_names
 from dpmpp_core.errors import ConfigError, suggest
 
 FOLDER = "spaces"
-# What a trial is measured on and where it runs must be the same for all.
+# Data, evaluation and resources must be the same for all trials.
 FIXED = ("name", "seed", "data.", "pretrain.", "evaluation.", "cluster.", "tracking.")
 
 
@@ -39,11 +39,11 @@ class Range(Section):
 
     @property
     def examples(self) -> tuple[float, ...]:
-        """Values whose validity stands for that of all."""
+        """Values whose validity implies that of all."""
         return tuple(int(x) if self.whole else x for x in (self.low, self.high))
 
     def contains(self, value: Any) -> bool:
-        """Whether a configuration's value could have been drawn."""
+        """Return whether a configuration's value could have been drawn."""
         return isinstance(value, (int, float)) and self.low <= value <= self.high
 
 
@@ -54,10 +54,11 @@ class Choices(Section):
 
     @property
     def examples(self) -> tuple[Any, ...]:
+        """As of `Range`."""
         return self.choices
 
     def contains(self, value: Any) -> bool:
-        """Whether a configuration's value could have been drawn."""
+        """Return whether a configuration's value could have been drawn."""
         return value in self.choices
 
 
@@ -81,7 +82,7 @@ class Space(Mapping[str, Parameter]):
         return len(self._parameters)
 
     def check(self, recipe: str, overrides: list[str]) -> None:
-        """ConfigError unless the recipe is valid with every bound and choice in it."""
+        """Raise ConfigError unless the recipe is valid with every bound and choice."""
         for key, parameter in self.items():
             for value in parameter.examples:
                 try:
@@ -90,12 +91,12 @@ class Space(Mapping[str, Parameter]):
                     raise ConfigError(f"search space, {key}: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
-        """What tells this space from another."""
+        """Return the space as JSON-able values."""
         return {key: parameter.model_dump(mode="json") for key, parameter in self.items()}
 
 
 def as_overrides(changes: Mapping[str, Any]) -> list[str]:
-    """Changes as `load_config` takes them."""
+    """Format changes for `load_config`."""
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 
@@ -103,7 +104,7 @@ def apply_changes(config: Config, changes: Mapping[str, Any]) -> Config:
     """Return the configuration with the values of some keys replaced.
 
     Raises:
-        ConfigError: values that are valid each alone do not go together.
+        ConfigError: values that are each valid exclude each other.
     """
     tree = config.model_dump(mode="json")
     for key, value in changes.items():
@@ -119,7 +120,7 @@ def apply_changes(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def space_names() -> list[str]:
-    """Names of the spaces shipped with the package."""
+    """Return the names of the spaces shipped with the package."""
     return shipped_names(FOLDER)
 
 
@@ -128,7 +129,7 @@ def load_space(source: str) -> Space:
 
     Raises:
         ConfigError: no such space; an unknown key, or one that must not differ between trials;
-            bounds that make no range.
+            invalid bounds.
     """
     tree = read_named("search space", source, FOLDER)
     try:

@@ -1,4 +1,4 @@
-"""YAML of a user: plain values in one tree, nothing that runs, unfolds or hides."""
+"""YAML of a user: plain values in one tree, without code, aliases and repeated keys."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dpmpp_core.errors import ConfigError
 from dpmpp_core.redaction import one_line
 
 MAX_BYTES = 2**20  # of a file; a configuration has a few thousand
-DEEPEST = 20  # values inside values
-SHOWN = 200  # characters of a value in a message
+MAX_DEPTH = 20  # of nested values
+MAX_SHOWN = 200  # characters of a value in a message
 
 
 class _Plain(yaml.SafeLoader):
-    """Refuses what YAML allows but a configuration has no use for.
+    """Refuses features of YAML that a configuration does not need.
 
-    Aliases, by which ten lines unfold to gigabytes; the same key twice, of which one would be lost
-    silently; values inside values without end.
+    These are aliases, by which ten lines unfold to gigabytes; repeated keys, of which one would be
+    lost silently; unlimited nesting.
     """
 
     depth = 0
@@ -30,8 +30,8 @@ class _Plain(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", where)
         self.depth += 1
-        if self.depth > DEEPEST:
-            problem = f"values are nested more than {DEEPEST} deep"
+        if self.depth > MAX_DEPTH:
+            problem = f"values are nested more than {MAX_DEPTH} deep"
             raise yaml.composer.ComposerError(None, None, problem, where)
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -48,16 +48,16 @@ class _Plain(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that a YAML text holds. Raises ValueError, in one line, for anything else."""
+    """Parse a YAML text. Raises ValueError, in one line, for anything else."""
     try:
         return yaml.load(text, _Plain)  # a SafeLoader: tags of objects are refused
-    # What the constructors of `!!int x`, `!!bool x`, 2001-99-99 or a number of 5,000 digits raise.
+    # Constructors raise these for `!!int x`, `!!bool x`, 2001-99-99 or a number of 5,000 digits.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ValueError(shorten(one_line(str(error)), 2 * SHOWN)) from None
+        raise ValueError(shorten(one_line(str(error)), 2 * MAX_SHOWN)) from None
 
 
 def read_text(path: str) -> str:
-    """A user's file; ConfigError if it cannot be read, is large, or no text."""
+    """Read a user's file; ConfigError if it cannot be read, is too large, or no text."""
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -72,13 +72,13 @@ def read_text(path: str) -> str:
 
 
 def is_file(path: str) -> bool:
-    """Whether a file is there; False for names that no file can have."""
+    """Return whether a file exists; False for names that no file can have."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
         return False
 
 
-def shorten(text: str, length: int = SHOWN) -> str:
-    """At most `length` characters of a text, for a message."""
+def shorten(text: str, length: int = MAX_SHOWN) -> str:
+    """Shorten a text to `length` characters, for a message."""
     return text if len(text) <= length else f"{text[: length - 3]}..."

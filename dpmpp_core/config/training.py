@@ -1,4 +1,4 @@
-"""What can be configured of the trainings, from person masks to losses."""
+"""The sections of the trainings, from person masks to losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dpmpp_core.config.section import NonNegative, Positive, Probability, Sectio
 
 
 class SaliencyConfig(Section):
-    """Stage 0: where the person is, one bitmask of patches an image (SPT)."""
+    """Stage 0: person masks, one bitmask of patches per image (SPT)."""
 
     target_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.3, description="share of patches called person (SPT)"
@@ -18,10 +18,10 @@ class SaliencyConfig(Section):
     provider: Literal["sps", "attention", "spectral", "given"] = Field(
         "sps",
         description="sps: learned from identities (SPT); attention: of the starting encoder; "
-        "spectral: no model; given: annotations.parquet or masks/ beside the data",
+        "spectral: no model; given: annotations.parquet or masks/ in the data folder",
     )
-    identities: Annotated[int, Field(ge=2)] = Field(16, description="identities a batch; sps")
-    images: Annotated[int, Field(ge=2)] = Field(4, description="images an identity; sps")
+    identities: Annotated[int, Field(ge=2)] = Field(16, description="identities per batch; sps")
+    images: Annotated[int, Field(ge=2)] = Field(4, description="images per identity; sps")
     epochs: PositiveInt = Field(20, description="sps")
     encoder_lr: Positive = Field(5e-6, description="sps")
     lr: Positive = Field(1e-4, description="of the mask head and the classifier; sps")
@@ -44,12 +44,14 @@ class PromptsConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Geometric augmentation; the saliency mask rides along."""
+    """Augmentation of images; the saliency mask gets the same geometry."""
 
     flip: Probability = 0.5
     pad: Annotated[int, Field(ge=0)] = Field(10, description="pixels added around, then cropped")
     erase: Probability = Field(
-        0.0, description="random erasing, only of images not mixed; 0 = off (it gained nothing)"
+        0.0,
+        description="random erasing, only of images not mixed; "
+        "0 = off (no measurable gain in the ablation)",
     )
     camera: Probability = Field(
         0.0, description="strength of random colours and sharpness (ours); 0 = off"
@@ -59,8 +61,8 @@ class AugmentConfig(Section):
 class OcclusionConfig(Section):
     """Saliency-guided patch transfer and its pairing (SPT; bounds are ours).
 
-    Pairs are drawn at random unless `min_oiou`, the bounds or `top_share` say otherwise: choosing
-    them gained nothing, measured. The published values are in the recipe `published`.
+    By default pairs are drawn at random: selecting them by `min_oiou`, the bounds or `top_share`
+    had no measurable gain. The published values are in the recipe `published`.
     """
 
     probability: Probability = 0.5
@@ -71,7 +73,7 @@ class OcclusionConfig(Section):
     top_share: Probability = Field(1.0, description="draw from this best share of candidates")
     rolling: bool = Field(False, description="shift the donor's mask; SPT does")
     bank: Annotated[int, Field(ge=0)] = Field(
-        64, description="donors a step beyond the batch, from all training images (ours)"
+        64, description="donors per step beyond the batch, from all training images (ours)"
     )
     backgrounds: str | None = Field(
         None, description="folder or s3://bucket/prefix of pictures without people, for the bank"
@@ -98,7 +100,9 @@ class LossConfig(Section):
     text: NonNegative = Field(1.0, description="image-to-text cross entropy")
     text_transfer: NonNegative = Field(0.1, description="prototype-to-text contrast")
     heads: NonNegative = Field(
-        0.0, description="diversity of the last block's heads; 0 = off (it gained nothing)"
+        0.0,
+        description="diversity of the last block's heads; "
+        "0 = off (no measurable gain in the ablation)",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     arcface_scale: Positive = 30.0
@@ -113,17 +117,17 @@ class LossConfig(Section):
 class PretrainConfig(Section):
     """A small CLIP of our own, from generated people and captions (ours)."""
 
-    identities: Annotated[int, Field(ge=2)] = Field(64, description="identities a batch (P)")
-    images: Annotated[int, Field(ge=2)] = Field(4, description="images an identity (K)")
+    identities: Annotated[int, Field(ge=2)] = Field(64, description="identities per batch (P)")
+    images: Annotated[int, Field(ge=2)] = Field(4, description="images per identity (K)")
     epochs: PositiveInt = 12
     lr: Positive = 5e-4
     weight_decay: NonNegative = 0.05
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     kept_patches: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.3, description="share of patches that the encoder sees (FLIP)"
+        0.3, description="share of patches that the encoder gets (FLIP)"
     )
     whole_epochs: Annotated[int, Field(ge=0)] = Field(
-        1, description="last epochs, in which the encoder sees all patches"
+        1, description="last epochs, in which the encoder gets all patches"
     )
     temperature: Positive = Field(0.1, description="of the contrast between images")
     text: NonNegative = Field(1.0, description="weight of the contrast with captions")
@@ -132,8 +136,8 @@ class PretrainConfig(Section):
 class MetricConfig(Section):
     """Stage 2: encoder, mask generator and prototypes together."""
 
-    identities: Annotated[int, Field(ge=2)] = Field(16, description="identities a batch (P)")
-    images: Annotated[int, Field(ge=2)] = Field(4, description="images an identity (K)")
+    identities: Annotated[int, Field(ge=2)] = Field(16, description="identities per batch (P)")
+    images: Annotated[int, Field(ge=2)] = Field(4, description="images per identity (K)")
     epochs: PositiveInt = 60
     encoder_lr: Positive = 5e-6
     lr: Positive = Field(1e-4, description="of everything that is new")
@@ -148,7 +152,7 @@ class MetricConfig(Section):
         (1.0,),
         min_length=1,
         description="factors on all learning rates in equal parts of the training, one part after "
-        "the other, as `dpmpp tune --scheduler pbt` finds them (ours)",
+        "the other; a result of `dpmpp tune --scheduler pbt` (ours)",
     )
     mask_grad_clip: Positive = Field(1.0, description="gradient norm of the mask generator")
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -156,19 +160,19 @@ class MetricConfig(Section):
     )
     accumulate: PositiveInt = Field(
         1,
-        description="parts of whole identities in which a worker takes its batch, one after the "
-        "other, to need less memory; losses, hardest pairs and batch norm see one part each",
+        description="parts of whole identities in which a worker computes its batch, one after the "
+        "other, to save memory; losses, hardest pairs and batch norm use one part each",
     )
     compile: bool = Field(False, description="torch.compile the encoder")
     loss: LossConfig = LossConfig()
     class_ignoring: bool = Field(
         False,
-        description="a donor's identity takes no part in the losses of who it hides (SPT); off, as "
-        "it gained nothing",
+        description="a donor's identity takes no part in the losses of the sample it hides (SPT); "
+        "off, as it has no measurable gain",
     )
     update: Literal["joint", "alternating"] = Field(
         "joint",
-        description="joint (ours): one pass a step; alternating (DPM): a second one for the mask",
+        description="joint (ours): one pass per step; alternating (DPM): a second for the mask",
     )
 
     @model_validator(mode="after")

@@ -229,7 +229,7 @@ def _msmt_line(
     """Read one line of a list file; add its path and person to `listed`."""
     relative, *person = line.strip().replace("\\", "/").rsplit(None, 1)
     if not person or not _NUMBER.fullmatch(person[0]):
-        return Rejected(where, "bad_list_line", f"expected `path person`, found {line[:80]!r}")
+        return Rejected(where, "bad_list_line", f"expected `path person`, not {line[:80]!r}")
     if not is_inside(relative):
         named = f"{relative[:80]!r}"
         return Rejected(where, "outside_root", f"{named} is no path inside the folder {place}/")

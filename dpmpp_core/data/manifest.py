@@ -298,7 +298,7 @@ def _in_order(rows: pa.Table) -> pa.Table:
     """Sort rows by split, in the order of SPLITS, and path."""
     place = pc.index_in(rows["split"], value_set=pa.array(SPLITS))
     if place.null_count:
-        raise ValueError(f"splits are {', '.join(SPLITS)}; found {rows['split'].unique()}")
+        raise ValueError(f"splits are {', '.join(SPLITS)}, not {rows['split'].unique()}")
     keys = pa.table({"split": place, "path": rows["path"]})
     order = pc.sort_indices(keys, [("split", "ascending"), ("path", "ascending")])
     return rows.take(order)

@@ -39,10 +39,7 @@ def stream(seed: int, epoch: int, step: int, item: int, purpose: Draw) -> np.ran
 
 
 def class_labels(pids: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the identities of int64 [N] pids 0..C-1 in their order, the same in every process.
-
-    Return labels int64 [N] and classes int64 [C], sorted, with classes[labels] == pids.
-    """
+    """Return labels int64 [N] in 0..C-1 and classes int64 [C], sorted; classes[labels] == pids."""
     classes, labels = np.unique(np.asarray(pids, np.int64), return_inverse=True)
     return labels.astype(np.int64), classes
 

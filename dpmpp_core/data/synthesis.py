@@ -60,6 +60,7 @@ def parse_bands(text: str) -> tuple[Band, ...]:
 
 Part = Literal["any", "top", "bottom", "side"]
 PARTS: tuple[Part, ...] = get_args(Part)
+CLEAN_QUERIES = "clean"  # in place of a part: the queries of which nothing is hidden
 DRAWS = {"any": Draw.SYNTHESIS, "top": Draw.CUT_TOP, "bottom": Draw.CUT_BOTTOM,
          "side": Draw.CUT_SIDE}  # fmt: skip
 

@@ -22,7 +22,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class Camera:
-    """A fixed camera. Colours are RGB; pitch is in radians, blur and noise are in final pixels."""
+    """A fixed camera. Colours are RGB; pitch is in radians, blur and noise in final pixels."""
 
     views: tuple[Floats, ...]  # where it may look, each (SCENE_TALL, SCENE_WIDE, 3)
     light: Light
@@ -39,9 +39,9 @@ class Camera:
 
 
 def make_camera(seed: int, count: int, camid: int) -> Camera:
-    """Camera `camid`, 1..count, of the set of `count` cameras of a seed.
+    """Create camera `camid`, 1..count, of the set of `count` cameras of a seed.
 
-    Made by itself, as its scenes take half a second to paint and 30 MB to keep.
+    Each is created alone, as its scenes take half a second to paint and 30 MB to keep.
     """
     rng = stream(seed, count, CAMERA_STREAM)
 
@@ -86,7 +86,7 @@ def _views(order: list[str], seed: int, c: int) -> tuple[Floats, ...]:
 
 
 def background(camera: Camera, width: int, rng: np.random.Generator) -> Floats:
-    """A random sight of the camera's scenes, (TALL, width, 3)."""
+    """Cut a random view out of the camera's scenes, (TALL, width, 3)."""
     tall = int(rng.integers(440, SCENE_TALL - 10))
     wide = min(int(width * tall / TALL), SCENE_WIDE)
     y = int(rng.integers(SCENE_TALL - tall))
@@ -101,13 +101,13 @@ def background(camera: Camera, width: int, rng: np.random.Generator) -> Floats:
 
 
 def shrink(image: Floats) -> Floats:
-    """From the large canvas, whatever its width, to (HEIGHT, WIDTH, ...)."""
+    """Shrink a picture of the large canvas, of any width, to (HEIGHT, WIDTH, ...)."""
     small = cv2.resize(image, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
     return np.asarray(small, np.float32)
 
 
 def develop(camera: Camera, scene: Floats, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """What the camera records of a scene (HEIGHT, WIDTH, 3) of RGB: BGR uint8 for encoding."""
+    """Record a scene (HEIGHT, WIDTH, 3) of RGB with the camera: BGR uint8 for encoding."""
     level = camera.gain * float(rng.uniform(0.85, 1.15))
     tint = np.array(camera.cast, np.float32) * rng.uniform(0.96, 1.04, 3).astype(np.float32)
     picture = np.maximum(scene, 1e-4) * tint * np.float32(level)

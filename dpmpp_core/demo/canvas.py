@@ -1,4 +1,4 @@
-"""Drawing: layers with coverage, and solid-looking shapes with a surface to paint on.
+"""Drawing: layers with coverage, and solid-looking shapes with a surface to paint.
 
 Everything is drawn at `SCALE` times the final size and averaged down, so edges and patterns are
 smooth. Colours are float32 RGB reflectances in [0, 1]; lengths are pixels of the large canvas.
@@ -33,24 +33,26 @@ class Layer:
 
     @staticmethod
     def clear(height: int = TALL, width: int = WIDE) -> Layer:
+        """Return an empty layer."""
         return Layer(
             np.zeros((height, width, 3), np.float32), np.zeros((height, width), np.float32)
         )
 
     @staticmethod
     def filled(height: int, width: int, colour: RGB) -> Layer:
+        """Return a layer of one colour."""
         rgb = np.empty((height, width, 3), np.float32)
         rgb[:] = colour
         return Layer(rgb, np.ones((height, width), np.float32))
 
     def paint(self, roi: Roi, alpha: Floats, colour: Floats | RGB) -> None:
-        """Put a colour, (h, w, 3) or one for all, over the region by its coverage (h, w)."""
+        """Paint a colour, (h, w, 3) or a single one, over a region by its coverage (h, w)."""
         rgb, cover = self.rgb[roi], self.alpha[roi]
         rgb += alpha[..., None] * (np.asarray(colour, np.float32) - rgb)
         cover += alpha * (1 - cover)
 
     def over(self, background: Floats) -> Floats:
-        """This layer in front of an opaque picture (H, W, 3)."""
+        """Return this layer in front of an opaque picture (H, W, 3)."""
         return background * (1 - self.alpha[..., None]) + self.rgb
 
     def put(self, other: Layer, x: int, y: int) -> None:
@@ -64,7 +66,7 @@ class Layer:
 
 
 def overlap(frame: tuple[int, ...], patch: tuple[int, ...], x: int, y: int) -> tuple[Roi, Roi]:
-    """Where a patch with its corner at (x, y) meets a frame: the slices of frame and patch."""
+    """Return the slices of a frame and of a patch, whose corner is at (x, y), that overlap."""
     top, left = max(y, 0), max(x, 0)
     bottom = max(min(y + patch[0], frame[0]), top)
     right = max(min(x + patch[1], frame[1]), left)
@@ -79,7 +81,7 @@ def overlap(frame: tuple[int, ...], patch: tuple[int, ...], x: int, y: int) -> t
 
 @dataclass(frozen=True)
 class Light:
-    """Where the light comes from, in the view: x right, y up, z to the viewer (unit length)."""
+    """Direction of the light in the view: x right, y up, z to the viewer (unit length)."""
 
     direction: tuple[float, float, float] = (-0.4, 0.6, 0.69)
     ambient: float = 0.55
@@ -88,7 +90,7 @@ class Light:
 
 @cache
 def noise_tile(kind: str) -> Floats:
-    """A fixed (1024, 1024) tile of smooth noise, about N(0, 1): `folds`, `grain` or `mottle`."""
+    """Return a fixed (1024, 1024) tile of smooth noise, ~N(0, 1): `folds`, `grain` or `mottle`."""
     sizes = {"folds": ((7, 26), (14, 60)), "grain": ((2, 2), (3, 5)), "mottle": ((22, 22), (6, 6))}
     rng = np.random.default_rng(list(kind.encode()))
     tile = np.zeros((1024, 1024), np.float32)
@@ -102,7 +104,7 @@ def noise_tile(kind: str) -> Floats:
 
 
 def noise(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Floats:
-    """A random window of a noise tile, of a shape (height, width)."""
+    """Cut a random window out of a noise tile, of a shape (height, width)."""
     tile, (height, width) = noise_tile(kind), shape
     y, x = (int(rng.integers(max(1024 - n, 1))) for n in (height, width))
     window = tile[y : y + height, x : x + width]
@@ -134,7 +136,7 @@ class Surface:
         self.nz = np.sqrt(np.maximum(1 - self.nx**2 - self.ny**2, 0.0))
 
     def shade(self, light: Light) -> Floats:
-        """Brightness under the light, (h, w)."""
+        """Return the brightness under the light, (h, w)."""
         x, y, z = light.direction
         facing = np.maximum(self.nx * x + self.ny * y + self.nz * z, 0)
         return light.ambient * (0.8 + 0.2 * self.nz) + light.diffuse * facing
@@ -143,7 +145,7 @@ class Surface:
 def _window(
     frame: tuple[int, ...], x0: float, y0: float, x1: float, y1: float
 ) -> tuple[Roi, Floats, Floats] | None:
-    """Region and pixel centres (columns (1, w), rows (h, 1)) of a box; None outside the frame."""
+    """Return region and pixel centres (columns (1, w), rows (h, 1)) of a box, None if outside."""
     left, right = max(int(x0) - 1, 0), min(int(x1) + 2, frame[1])
     top, bottom = max(int(y0) - 1, 0), min(int(y1) + 2, frame[0])
     if left >= right or top >= bottom:
@@ -154,7 +156,7 @@ def _window(
 
 
 def limb(layer: Layer, a: Point, b: Point, ra: float, rb: float) -> Surface | None:
-    """A tapered capsule from a to b."""
+    """Return a tapered capsule from a to b."""
     r = max(ra, rb)
     box = min(a[0], b[0]) - r, min(a[1], b[1]) - r, max(a[0], b[0]) + r, max(a[1], b[1]) + r
     window = _window(layer.alpha.shape, *box)
@@ -167,7 +169,7 @@ def limb(layer: Layer, a: Point, b: Point, ra: float, rb: float) -> Surface | No
     px, py = xs - a[0], ys - a[1]
     along = np.clip((px * ux + py * uy) / length, 0, 1)
     side = px * -uy + py * ux
-    flip = -1.0 if uy > 0 else 1.0  # `across` grows to the right whichever way the limb points
+    flip = -1.0 if uy > 0 else 1.0  # `across` grows to the right for any direction of the limb
     radius = ra + (rb - ra) * along
     away = np.hypot(px - along * dx, py - along * dy)
     across = np.clip(flip * side / radius, -1, 1)
@@ -177,7 +179,7 @@ def limb(layer: Layer, a: Point, b: Point, ra: float, rb: float) -> Surface | No
 
 
 def ellipse(layer: Layer, centre: Point, rx: float, ry: float) -> Surface | None:
-    """An ellipsoid seen from the front; `along` runs from its top to its bottom."""
+    """Return an ellipsoid seen from the front; `along` runs from its top to its bottom."""
     (cx, cy) = centre
     window = _window(layer.alpha.shape, cx - rx, cy - ry, cx + rx, cy + ry)
     if window is None:
@@ -192,7 +194,7 @@ def ellipse(layer: Layer, centre: Point, rx: float, ry: float) -> Surface | None
 
 
 def profile(layer: Layer, rows: npt.ArrayLike) -> Surface | None:
-    """An upright body of revolution: rows of (y, centre x, half width), from top to bottom."""
+    """Return a body of revolution from rows of (y, centre x, half width), from top to bottom."""
     y, cx, half = np.asarray(rows, np.float32).T
     r = half.max()
     window = _window(layer.alpha.shape, (cx - half).min(), y[0], (cx + half).max(), y[-1])
@@ -210,7 +212,7 @@ def profile(layer: Layer, rows: npt.ArrayLike) -> Surface | None:
 
 
 def box(layer: Layer, x0: float, y0: float, x1: float, y1: float, r: float = 1.0) -> Surface | None:
-    """A flat upright rectangle with rounded corners."""
+    """Return a flat upright rectangle with rounded corners."""
     window = _window(layer.alpha.shape, x0, y0, x1, y1)
     if window is None or x1 - x0 < 1 or y1 - y0 < 1:
         return None
@@ -226,7 +228,7 @@ def box(layer: Layer, x0: float, y0: float, x1: float, y1: float, r: float = 1.0
 
 
 def polygon(layer: Layer, points: npt.ArrayLike) -> Surface | None:
-    """A flat polygon, points (N, 2)."""
+    """Return a flat polygon, points (N, 2)."""
     corners = np.asarray(points, np.float32)
     (x0, y0), (x1, y1) = corners.min(0), corners.max(0)
     window = _window(layer.alpha.shape, float(x0), float(y0), float(x1), float(y1))

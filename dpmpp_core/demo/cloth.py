@@ -1,8 +1,8 @@
-"""What a garment's surface looks like at a place on the body.
+"""Colours of a garment's surface at a place on the body.
 
 A place is (azimuth, height): radians round the body with 0 at the front, and body units upward.
-So a print is only on the chest, straps run over the shoulders, and an open jacket shows what is
-under it only from the front.
+So a print is only on the chest, straps run over the shoulders, and an open jacket shows the inner
+garment only from the front.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from dpmpp_core.demo.canvas import RGB, Floats, noise
 from dpmpp_core.demo.identity import Garment, Identity
 
-GIRTH = 0.1  # body units a radian on the torso: makes patterns as wide as high
+GIRTH = 0.1  # body units per radian on the torso: patterns are as wide as high
 
 
 def _mix(colour: Floats, share: Floats, other: RGB | Floats) -> Floats:
@@ -21,7 +21,7 @@ def _mix(colour: Floats, share: Floats, other: RGB | Floats) -> Floats:
 
 
 def pattern(garment: Garment, azimuth: Floats, height: Floats, girth: float = GIRTH) -> Floats:
-    """Colours (h, w, 3) of the cloth without prints and openings."""
+    """Return the colours (h, w, 3) of the cloth without prints and openings."""
     around = azimuth * girth
     base = np.empty((*np.broadcast(azimuth, height).shape, 3), np.float32)
     base[:] = garment.rgb
@@ -46,7 +46,7 @@ def pattern(garment: Garment, azimuth: Floats, height: Floats, girth: float = GI
 
 
 def torso(person: Identity, azimuth: Floats, height: Floats) -> Floats:
-    """Colours (h, w, 3) of the upper garment on the torso, with print, opening, straps.
+    """Return the colours (h, w, 3) of the upper garment, with print, opening and straps.
 
     `height` is relative to the person: 0.5 at the hips, 0.83 at the shoulders.
     """
@@ -60,7 +60,8 @@ def torso(person: Identity, azimuth: Floats, height: Floats) -> Floats:
     match g.kind:
         case "open jacket":
             gap = 0.3 + 0.75 * np.maximum(0.74 - height, 0) + 0.9 * np.maximum(height - 0.78, 0)
-            colour = _mix(colour * _rim(front, gap), front < gap, person.inner.rgb)
+            rim = (1 - 0.4 * (np.abs(front - gap) < 0.07))[..., None]
+            colour = _mix(colour * rim, front < gap, person.inner.rgb)
         case "jacket" | "coat" | "hoodie":
             colour *= (1 - 0.45 * (front < 0.045))[..., None]
             pocket = (np.abs(front - 0.42) < 0.32) & (np.abs(height - 0.575) < 0.004)
@@ -77,11 +78,6 @@ def torso(person: Identity, azimuth: Floats, height: Floats) -> Floats:
     if g.kind == "dress":
         colour *= (1 - 0.35 * (np.abs(height - 0.63) < 0.008))[..., None]
     return _straps(person, colour, azimuth, height)
-
-
-def _rim(front: Floats, gap: Floats) -> Floats:
-    """The darker edge of an open jacket, (h, w, 1)."""
-    return (1 - 0.4 * (np.abs(front - gap) < 0.07))[..., None]
 
 
 def _print(person: Identity, colour: Floats, azimuth: Floats, height: Floats) -> Floats:
@@ -105,7 +101,7 @@ def _straps(person: Identity, colour: Floats, azimuth: Floats, height: Floats) -
 
 
 def folds(shape: tuple[int, ...], strength: float, rng: np.random.Generator) -> Floats:
-    """Brightness of creases and weave, about 1, (h, w, 1)."""
+    """Return the brightness of creases and weave, about 1, (h, w, 1)."""
     crease = noise("folds", shape[:2], rng)
     weave = noise("grain", shape[:2], rng)
     return np.maximum(1 + strength * crease + 0.02 * weave, 0.3)[..., None]

@@ -1,4 +1,4 @@
-"""What hides the test queries of an `unseen` set, and stands nowhere else in any picture.
+"""Occluders of the test queries of an `unseen` set, which occur in no other picture.
 
 Each function fills a whole layer.
 """
@@ -13,7 +13,7 @@ from dpmpp_core.demo.things import LIGHT, Rng, any_of, tone
 
 
 def banner(layer: Layer, rng: Rng) -> None:
-    """Cloth over the whole layer, in folds, with wide stripes and a hem at its lower edge."""
+    """Draw cloth in folds, with wide stripes and a hem at its lower edge."""
     names = ("purple", "orange", "light blue", "maroon", "olive", "white")
     colour, band = (any_of(rng, tuple(COLOURS[n] for n in names)) for _ in range(2))
     tall, wide = layer.alpha.shape
@@ -29,7 +29,7 @@ def banner(layer: Layer, rng: Rng) -> None:
 
 
 def brick_wall(layer: Layer, rng: Rng) -> None:
-    """Bricks or blocks over the whole layer, with a coping along the top."""
+    """Draw bricks or blocks with a coping along the top."""
     brick = any_of(rng, ((0.55, 0.27, 0.2), (0.66, 0.6, 0.5), (0.4, 0.36, 0.35), (0.7, 0.68, 0.64)))
     tall, wide = layer.alpha.shape
     surface = box(layer, -2, 0, wide + 2, tall + 2)
@@ -46,7 +46,7 @@ def brick_wall(layer: Layer, rng: Rng) -> None:
 
 
 def gate(layer: Layer, rng: Rng) -> None:
-    """Upright planks over the whole layer, with two rails across."""
+    """Draw upright planks with two rails across."""
     wood = any_of(rng, ((0.46, 0.3, 0.18), (0.22, 0.34, 0.3), (0.6, 0.52, 0.42), (0.3, 0.2, 0.16)))
     tall, wide = layer.alpha.shape
     planks = int(rng.integers(3, 7))
@@ -64,7 +64,7 @@ def gate(layer: Layer, rng: Rng) -> None:
 
 
 def column(layer: Layer, rng: Rng) -> None:
-    """A round column over the whole layer, with bands of coloured posters."""
+    """Draw a round column with bands of coloured posters."""
     tall, wide = layer.alpha.shape
     surface = profile(layer, [(-2, wide / 2, wide / 2 - 1), (tall + 2, wide / 2, wide / 2 - 1)])
     if surface is None:
@@ -78,7 +78,7 @@ def column(layer: Layer, rng: Rng) -> None:
 
 
 def tarpaulin(layer: Layer, rng: Rng) -> None:
-    """A plain sheet over the whole layer, wrinkled, with eyelets along its hems."""
+    """Draw a plain wrinkled sheet with eyelets along its hems."""
     sheet = any_of(rng, ((0.12, 0.3, 0.55), (0.2, 0.42, 0.3), (0.75, 0.45, 0.15), (0.7, 0.7, 0.7)))
     tall, wide = layer.alpha.shape
     surface = box(layer, -2, 0, wide + 2, tall)

@@ -1,4 +1,4 @@
-"""Write a demo data set in the layout of Market-1501, with notes on what is hidden."""
+"""Generation of a demo data set in the layout of Market-1501, with annotations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dpmpp_core.demo.occluders import hidden_part
 from dpmpp_core.demo.plan import FOLDERS, Shot, plan_shots
 from dpmpp_core.demo.render import Picture, render
 
-TASK_SHOTS = 128  # half a second goes into painting a camera's scenes, two into the pictures
+TASK_SHOTS = 128  # scenes of a camera take half a second to paint, the pictures two
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """What was written: images by folder, number of identities, seconds it took."""
+    """Summary of a written set: images by folder, number of identities, duration in seconds."""
 
     images: Mapping[str, int]
     identities: int
@@ -61,14 +61,14 @@ Task = tuple[DemoConfig, list[Shot]]
 
 
 def draw_shots(task: Task) -> list[Drawn]:
-    """Draw pictures of one camera; the unit of work that can be sent to another process."""
+    """Draw pictures of one camera: the unit of work for another process."""
     config, shots = task
     camera = make_camera(config.seed, config.cameras, shots[0].camid)
     return [_draw(shot, camera, config) for shot in shots]
 
 
 def draw_here(tasks: list[Task]) -> Iterable[list[Drawn]]:
-    """`draw_shots` of every task, one after the other."""
+    """Apply `draw_shots` to every task in this process."""
     return map(draw_shots, tasks)
 
 
@@ -82,13 +82,15 @@ def generate(
 
     Folders `bounding_box_train`, `bounding_box_test`, `query` (10-60 % of the person hidden) and
     `query_holistic` (the same identities and cameras, nothing hidden; of an `unseen` set the same
-    photographs, each by the name of its occluded twin) hold JPEG images 256 high
-    and 128 wide named `PPPP_cCsS_FFFFFF_KK.jpg`. `annotations.parquet` has one row an image
-    (SCHEMA); its masks are read by `unpack_mask`. The same config gives the same bytes.
-    Nothing appears at `out` before all is written.
+    photographs, each by the name of its occluded twin) hold JPEG images 256 high and 128 wide named
+    `PPPP_cCsS_FFFFFF_KK.jpg`. `annotations.parquet` has one row per image (SCHEMA); its masks are
+    read by `unpack_mask`. The same config gives the same bytes. Nothing appears at `out` before all
+    is written.
 
     Args:
-        progress: called with (images done, images in all), again and again.
+        out: the folder to write.
+        config: size, seed and kind of the set.
+        progress: called repeatedly with (images done, images in all).
         run: applies `draw_shots` to every task, in any order and any process.
 
     Raises:
@@ -124,14 +126,14 @@ def _write_all(
 
 
 def _tasks(config: DemoConfig, shots: list[Shot]) -> list[Task]:
-    """Shots by camera, at most `TASK_SHOTS` a task."""
+    """Group shots by camera, at most `TASK_SHOTS` per task."""
     by_camera: dict[int, list[Shot]] = {}
     for shot in shots:
         by_camera.setdefault(shot.camid, []).append(shot)
     return [
-        (config, own[i : i + TASK_SHOTS])
-        for _, own in sorted(by_camera.items())
-        for i in range(0, len(own), TASK_SHOTS)
+        (config, of_camera[i : i + TASK_SHOTS])
+        for _, of_camera in sorted(by_camera.items())
+        for i in range(0, len(of_camera), TASK_SHOTS)
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a head's surface looks like: face, hair, hat, from any side."""
+"""Colours of a head's surface: face, hair, hat, from any side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dpmpp_core.demo.identity import Identity
 def head(
     person: Identity, surface: Surface, yaw: float, pitch: float, rng: np.random.Generator
 ) -> Floats:
-    """Colours (h, w, 3) of a head seen from `yaw`, with the camera looking down by `pitch`."""
+    """Return the colours (h, w, 3) of a head seen from `yaw` by a camera pitched down."""
     sin, cos = np.float32(np.sin(yaw)), np.float32(np.cos(yaw))
     # Directions from the middle of the head: x to its side, y up, z to its front.
     x = surface.nx * cos - surface.nz * sin
@@ -31,7 +31,7 @@ def head(
 
 
 def _hair(style: str, y: Floats, z: Floats) -> Floats:
-    """Where hair grows, (h, w) of bool."""
+    """Return where hair grows, (h, w) of bool."""
     match style:
         case "bald":
             return (y > -0.3 + 0.8 * z) & (y < 0.12) & (z < 0.2)

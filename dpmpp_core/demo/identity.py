@@ -1,8 +1,8 @@
-"""Who is who: what a person looks like, drawn from a seed, and said in words.
+"""Identities: the appearance of a person, drawn from a seed, and its caption.
 
 People come in groups of four. In most groups all wear the same kind of colours and differ in one
 or two attributes (a pattern, a bag, the hair, the length of the trousers), so that colour alone
-does not tell them apart.
+does not distinguish them.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Garment:
 
 @dataclass(frozen=True)
 class Identity:
-    """All that stays the same about a person in every picture."""
+    """Everything about a person that is the same in every picture."""
 
     female: bool
     height: float  # relative to the mean adult
@@ -111,23 +111,23 @@ class Identity:
     scarf: str  # a colour or none
     glasses: bool
     beard: bool
-    logo: tuple[tuple[int, ...], ...]  # what a print shows, 6 x 6 of 0 and 1
+    logo: tuple[tuple[int, ...], ...]  # of a print, 6 x 6 of 0 and 1
 
 
 def stream(*key: int) -> np.random.Generator:
-    """The generator of one (seed, ..., purpose); the same key gives the same numbers anywhere."""
+    """Return the generator of one (seed, ..., purpose); equal keys give equal numbers anywhere."""
     return np.random.default_rng(np.random.SeedSequence(key))
 
 
 def member(config: DemoConfig, pid: int) -> Identity:
-    """Person `pid` of a demo set."""
+    """Draw person `pid` of a demo set."""
     return identity(config.seed, pid, config.look_alikes, config.one_garment)
 
 
 def identity(
     seed: int, number: int, look_alikes: float = LOOK_ALIKES, one_garment: bool = False
 ) -> Identity:
-    """Person `number` (>= 0) of a seed; see `DemoConfig` for the rest."""
+    """Draw person `number` (>= 0) of a seed; see `DemoConfig` for the rest."""
     group, place = divmod(number, GROUP)
     rng = stream(seed, number, PERSON_STREAM)
     shared = stream(seed, group, GROUP_STREAM)
@@ -170,7 +170,7 @@ def _jitter(rgb: RGB, rng: np.random.Generator, size: float) -> RGB:
 
 
 def _contrast(rng: np.random.Generator, rgb: RGB) -> tuple[str, RGB]:
-    """A second colour that can be told from the first one."""
+    """Draw a second colour that differs clearly from the first one."""
     while True:
         name, other = _colour(rng)
         if float(np.abs(np.array(other) - np.array(rgb)).sum()) > 0.6:
@@ -309,14 +309,14 @@ def _recolour_upper(p: Identity, rng: np.random.Generator) -> Identity:
 
 
 def _recolour_lower(p: Identity, rng: np.random.Generator) -> Identity:
-    if p.upper.kind == "dress":  # there is nothing else below
+    if p.upper.kind == "dress":  # it is the only garment
         return _recolour_upper(p, rng)
     colour, rgb = _contrast(rng, p.lower.rgb)
     return replace(p, lower=replace(p.lower, colour=colour, rgb=rgb))
 
 
 def _weave(p: Identity, rng: np.random.Generator) -> Identity:
-    """A pattern that is seen from all sides."""
+    """Change to a pattern that is visible from all sides."""
     woven = {"striped": 1, "checked": 1, "two-tone": 1, "dotted": 1}
     return replace(p, upper=replace(p.upper, pattern=_pick(rng, woven, but=p.upper.pattern)))
 
@@ -335,7 +335,7 @@ GARMENTS: tuple[Any, ...] = (
 
 
 def caption(p: Identity) -> str:
-    """One sentence on what can be seen, e.g. "a person with long brown hair wearing ..."."""
+    """Describe a person in one sentence, e.g. "a person with long brown hair wearing ..."."""
     head = "a bald head" if p.hair == "bald" else f"{_HAIR_WORDS[p.hair].format(p.hair_colour)}"
     extras = [f"{_a(p.hat_colour)} {p.hat}"] if p.hat != "none" else []
     extras += ["glasses"] if p.glasses else []

@@ -1,4 +1,4 @@
-"""What stands between the camera and a person, placed so that it hides a wanted share."""
+"""Occluders between the camera and a person, placed so that they hide a wanted share."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dpmpp_core.demo.pose import View, draw_pose
 from dpmpp_core.demo.things import Rng, any_of, tone
 
 PLACES = 30  # tried for one occluder
-COARSE = 4  # places are searched on pictures this much smaller
+COARSE = 4  # factor by which pictures are reduced to search places
 STRANGERS = 1_000_000  # numbers of people who are in no set
 
 
 @dataclass(frozen=True)
 class Occluder:
-    """A drawn thing and where its corner may be put, in pixels of the large canvas."""
+    """A drawn object and the ranges of its corner, in pixels of the large canvas."""
 
     patch: Layer
     x: tuple[float, float]
@@ -39,17 +39,15 @@ def cover(
     rng: Rng,
     kinds: Sequence[str] = (),
 ) -> tuple[str, Layer]:
-    """An occluder's kind and its layer, as large as the coverage `body` (TALL, width).
+    """Draw an occluder; return its kind and its layer, as large as the coverage `body`.
 
-    The share of the body that is hidden lies within `wanted` after shrinking to the final size.
-
-    Args:
-        kinds: to choose from, the last one first to fall back on; none = COMMON.
+    The share of the body, (TALL, width), that is hidden lies within `wanted` after shrinking to the
+    final size. The last of `kinds` is the fallback; none = COMMON.
     """
     low, high = wanted
     target = float(rng.uniform(low + 0.02, high - 0.02))
     kinds, last = kinds or COMMON, kinds[-1] if kinds else "van"
-    tries = 8 if kinds is COMMON else 100  # those before the middle fit seldom
+    tries = 8 if kinds is COMMON else 100  # occluders of the middle rarely fit
     for kind in [kinds[int(k)] for k in rng.integers(len(kinds), size=tries)]:
         layer = _place(OCCLUDERS[kind](body.shape[1], camera, seed, rng), body, target, rng)
         if low <= hidden_share(body, layer) <= high:
@@ -60,13 +58,13 @@ def cover(
 
 
 def hidden_share(body: Floats, occluder: Layer) -> float:
-    """Share of the final body mask under the occluder."""
+    """Return the share of the final body mask under the occluder."""
     mask = shrink(body) > 0.5
     return float((mask & (shrink(occluder.alpha) > 0.5)).sum() / mask.sum())
 
 
 def hidden_part(body: npt.NDArray[np.bool_], visible: npt.NDArray[np.bool_]) -> str:
-    """Which part is hidden: none, top, bottom, left, right or mixed; masks (H, W) of bool."""
+    """Name the hidden part: none, top, bottom, left, right or mixed; masks (H, W) of bool."""
     if body.sum() == visible.sum():
         return "none"
     rows, columns = np.nonzero(body)
@@ -78,7 +76,7 @@ def hidden_part(body: npt.NDArray[np.bool_], visible: npt.NDArray[np.bool_]) -> 
 
     down, right = excess(rows), excess(columns)
     strong, weak = sorted((abs(down), abs(right)), reverse=True)
-    # One side is named when it has three quarters of what is hidden and no corner is meant.
+    # One side is named when it has three quarters of the hidden area, and it is no corner.
     if strong < gone.mean() or weak > 0.8 * strong:
         return "mixed"
     if abs(down) >= abs(right):
@@ -89,7 +87,7 @@ def hidden_part(body: npt.NDArray[np.bool_], visible: npt.NDArray[np.bool_]) -> 
 def _place(
     occluder: Occluder, body: Floats, target: float, rng: Rng, places: int = PLACES
 ) -> Layer:
-    """Put the occluder where it hides about the target share."""
+    """Place the occluder so that it hides about the target share."""
     patch = occluder.patch
     xs = np.linspace(*occluder.x, places) if places > PLACES else rng.uniform(*occluder.x, places)
     ys = rng.uniform(*occluder.y, places)
@@ -116,7 +114,7 @@ Draw = Callable[[Layer, float, float, float, float, Rng], None]
 def _standing(
     draw: Draw, wide: tuple[float, float], tall: tuple[float, float], extra: float = 0.0
 ) -> Callable[[int, Camera, int, Rng], Occluder]:
-    """A thing on the ground before the person; `extra` is its share of height above `tall`."""
+    """Stand an object on the ground before the person; `extra` is its height above `tall`."""
 
     def make(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
         w, h = width * rng.uniform(*wide), TALL * rng.uniform(*tall)
@@ -154,19 +152,19 @@ def _van(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
 
 
 def _upright(thin: float, thick: float, kind: str) -> Callable[[int, Camera, int, Rng], Occluder]:
-    """Poles, pillars and trunks: over the whole height."""
+    """Draw poles, pillars and trunks over the whole height."""
 
     def make(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
         half = width * rng.uniform(thin, thick)
-        room = int(max(half * 1.6, 60 if kind == "pole" else 0)) + 2
-        patch = Layer.clear(int(1.2 * TALL), 2 * room)
+        reach = int(max(half * 1.6, 60 if kind == "pole" else 0)) + 2
+        patch = Layer.clear(int(1.2 * TALL), 2 * reach)
         if kind == "tree":
-            things.trunk(patch, room, 1.1 * TALL, -20, half, rng)
+            things.trunk(patch, reach, 1.1 * TALL, -20, half, rng)
         else:
-            things.pole(patch, room, 1.1 * TALL, -20, half, rng)
+            things.pole(patch, reach, 1.1 * TALL, -20, half, rng)
         if kind == "pole" and rng.random() < 0.6:
-            things.sign(patch, 2, rng.uniform(30, 260), 2 * room - 4, rng.uniform(90, 170), rng)
-        return Occluder(patch, (-room * 0.6, width - 1.4 * room), (-0.15 * TALL, 0))
+            things.sign(patch, 2, rng.uniform(30, 260), 2 * reach - 4, rng.uniform(90, 170), rng)
+        return Occluder(patch, (-reach * 0.6, width - 1.4 * reach), (-0.15 * TALL, 0))
 
     return make
 
@@ -182,7 +180,7 @@ def _other_person(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
 
 
 def _board(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
-    """A sign on its post, near the camera."""
+    """Draw a sign on its post, near the camera."""
     wide, tall = width * rng.uniform(0.5, 1.2), TALL * rng.uniform(0.2, 0.4)
     patch = Layer.clear(int(1.3 * TALL), int(wide) + 2)
     things.pole(patch, wide / 2, 1.2 * TALL, 0.5 * tall, width * 0.025, rng)
@@ -205,21 +203,21 @@ def _umbrella(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
 
 
 def _banner(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
-    """Cloth hung across the street, near the camera."""
+    """Draw cloth hung across the street, near the camera."""
     patch = Layer.clear(TALL, width)
     covers.banner(patch, rng)
     return Occluder(patch, (0, 0), (-0.95 * TALL, -0.2 * TALL))
 
 
 def _wall(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
-    """A low wall, as wide as the picture."""
+    """Draw low brickwork, as wide as the picture."""
     patch = Layer.clear(TALL, width)
     covers.brick_wall(patch, rng)
     return Occluder(patch, (0, 0), (0.2 * TALL, 0.95 * TALL))
 
 
 def _gate(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
-    """A leaf of a wooden gate that stands open at one side."""
+    """Draw a leaf of a wooden gate that stands open at one side."""
     patch = Layer.clear(int(1.15 * TALL), width)
     covers.gate(patch, rng)
     side = (-width, -0.1 * width) if rng.random() < 0.5 else (0.1 * width, width)
@@ -247,7 +245,7 @@ OCCLUDERS: dict[str, Callable[[int, Camera, int, Rng], Occluder]] = {
 
 
 def _column(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
-    """A round column covered with posters, before the middle of the person."""
+    """Draw a round column covered with posters, before the middle of the person."""
     wide = int(width * rng.uniform(0.07, 0.5))
     patch = Layer.clear(int(1.15 * TALL), wide)
     covers.column(patch, rng)
@@ -256,7 +254,7 @@ def _column(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
 
 
 def _tarpaulin(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
-    """A sheet spread across the picture at the height of the waist."""
+    """Draw a sheet spread across the picture at the height of the waist."""
     tall = int(TALL * rng.uniform(0.08, 0.55))
     patch = Layer.clear(tall, width)
     covers.tarpaulin(patch, rng)
@@ -270,8 +268,8 @@ OCCLUDERS |= {
 }  # fmt: skip
 
 # The halves of an `unseen` set, by the part of the person that they mostly hide; both hide every
-# part. No kind of the test stands in the scenes behind people either, so that patch transfer cannot
-# show it; what stands there (cars, trees, poles, ...) is all among those of training.
+# part. No kind of the test occurs in the scenes behind people either, so that patch transfer cannot
+# show it; what occurs there (cars, trees, poles, ...) is all among those of training.
 TRAINING_KINDS: dict[str, tuple[str, ...]] = {
     "top": ("sign", "branches"),
     "bottom": ("railing", "bush", "bin", "boxes", "suitcase", "bench", "car"),

@@ -30,7 +30,7 @@ LONG_SLEEVES = {"shirt", "open jacket", "hoodie", "coat", "jacket"}
 def draw_person(
     layer: Layer, person: Identity, pose: Pose, view: View, light: Light, rng: np.random.Generator
 ) -> None:
-    """Draw a person with what it carries onto a layer; `view.yaw` and `pose.yaw` must agree."""
+    """Draw a person with bags onto a layer; `view.yaw` and `pose.yaw` must agree."""
     _Figure(layer, person, view, light, rng, skeleton(person, pose)).draw()
 
 
@@ -178,7 +178,7 @@ class _Figure:
             self._blob((x, y + 0.045, z - 0.055), 0.028, 0.026, self._flat(p.hair_rgb, 0.12))
 
     def _back_things(self) -> None:
-        """Backpack and ponytail: behind a person that faces us, in front of one that does not."""
+        """Draw backpack and ponytail: behind a person seen from the front, else before it."""
         p = self.person
         if p.hair == "long" and np.cos(self.view.yaw) > 0:
             self._hair_fall()
@@ -263,7 +263,7 @@ class _Figure:
         x: float = 0.0,
         z: float = 0.0,
     ) -> None:
-        """Rows of (height / person's height, half width, half depth), from top to bottom."""
+        """Draw rows of (height / person's height, half width, half depth), from top to bottom."""
         sin, cos = np.sin(self.view.yaw), np.cos(self.view.yaw)
         outline = []
         for height, wide, deep in rows:
@@ -298,10 +298,10 @@ class _Figure:
             shade = surface.shade(self.light)[..., None]
             fill(self.layer, surface, (paint(surface) * shade).astype(np.float32))
 
-    # --- what is painted on them ---------------------------------------------------------------
+    # --- paints --------------------------------------------------------------------------------
 
     def _height(self, surface: Surface) -> Floats:
-        """Relative height on the body of every row, as if the person stood straight, (h, 1)."""
+        """Return the relative height on an upright body of every row, (h, 1)."""
         rows = np.arange(surface.roi[0].start, surface.roi[0].stop, dtype=np.float32)[:, None]
         unit = self.view.size * (0.5 + 0.5 * np.cos(self.view.pitch)) * self.person.height
         return (np.float32(self.view.ground[1]) - rows) / np.float32(unit)
@@ -317,7 +317,7 @@ class _Figure:
         return paint
 
     def _cloth(self, garment: Garment, place: str) -> Callable[[Surface], Floats]:
-        """Paint of a garment anywhere but on the torso."""
+        """Return the paint of a garment, except on the torso."""
 
         def paint(surface: Surface) -> Floats:
             around = self.view.azimuth(surface.across)
@@ -358,7 +358,7 @@ class _Figure:
 
 
 def _torso_rows(person: Identity) -> list[tuple[float, float, float]]:
-    """The outline of the upper garment: (relative height, half width, half depth) downward."""
+    """Return the outline of the upper garment: (relative height, half width, half depth)."""
     waist = 0.083 if person.female else 0.1
     shoulder = 0.098 if person.female else 0.115
     rows = [

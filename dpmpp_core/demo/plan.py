@@ -1,4 +1,4 @@
-"""Which pictures a demo set holds: who, from which camera, in which folder."""
+"""The pictures of a demo set: identity, camera and folder of each."""
 
 from __future__ import annotations
 
@@ -13,25 +13,20 @@ from dpmpp_core.demo.identity import PLAN_STREAM, stream
 from dpmpp_core.demo.occluders import TEST_KINDS, TRAINING_KINDS
 from dpmpp_core.demo.pose import ORIENTATIONS
 
-TRAIN, GALLERY, QUERY, HOLISTIC = (
-    "bounding_box_train",
-    "bounding_box_test",
-    "query",
-    "query_holistic",
-)
-FOLDERS = (TRAIN, GALLERY, QUERY, HOLISTIC)
+FOLDERS = ("bounding_box_train", "bounding_box_test", "query", "query_holistic")
+TRAIN, GALLERY, QUERY, HOLISTIC = FOLDERS
 QUERY_HIDDEN = (0.10, 0.60)
 TRAIN_HIDDEN = (0.05, 0.25)
 TRAIN_OCCLUDED_SHARE = 0.1
-# Of an `unseen` set: each fifth of what may be hidden is wanted equally often, and independently
-# each of the parts; a side is left or right, so it comes twice.
+# Of an `unseen` set: each fifth of the range is wanted equally often, and independently each of the
+# parts; a side is left or right, so it comes twice.
 QUERY_BANDS = tuple((0.1 * n, 0.1 * (n + 1)) for n in range(1, 6))
 QUERY_PARTS = ("top", "side", "bottom", "middle", "side")
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture to be made."""
+    """One picture to be drawn."""
 
     folder: str
     pid: int
@@ -44,7 +39,7 @@ class Shot:
 
 
 def plan_shots(config: DemoConfig) -> list[Shot]:
-    """All pictures; identities 1..train are for training, the following ones for testing."""
+    """Plan all pictures; identities 1..train are for training, the following ones for testing."""
     train, test = config.train_identities, config.test_identities
     shots: list[Shot] = []
     for pid in range(1, train + test + 1):
@@ -58,9 +53,9 @@ def plan_shots(config: DemoConfig) -> list[Shot]:
 
 
 def _unseen(pid: int, config: DemoConfig, rng: np.random.Generator) -> list[Shot]:
-    """One identity of a set whose test has cameras and occluders of its own.
+    """Plan one identity of a set whose test has other cameras and occluders than its training.
 
-    The first half of the cameras is for training. The others are shared out anew for every test
+    The first half of the cameras is for training. The others are redistributed for every test
     identity, half for its gallery and half for its queries.
     """
     half = config.cameras // 2
@@ -70,11 +65,11 @@ def _unseen(pid: int, config: DemoConfig, rng: np.random.Generator) -> list[Shot
         shots = _name(pid, list(_train_places(own, rng)), rng)
         return [replace(shot, kinds=kinds) if shot.hidden else shot for shot in shots]
     cameras = [half + 1 + int(c) for c in rng.permutation(config.cameras - half)]
-    gallery, asking = cameras[: len(cameras) // 2], cameras[len(cameras) // 2 :]
+    gallery, query = cameras[: len(cameras) // 2], cameras[len(cameras) // 2 :]
     images, queries = config.gallery_images, config.query_images
     places: list[Place] = [(GALLERY, gallery[i % len(gallery)], None) for i in range(images)]
     wanted = [QUERY_BANDS[(pid * queries + i) % len(QUERY_BANDS)] for i in range(queries)]
-    places += [(QUERY, asking[i % len(asking)], band) for i, band in enumerate(wanted)]
+    places += [(QUERY, query[i % len(query)], band) for i, band in enumerate(wanted)]
     shots = _name(pid, places, rng)
     turn = pid // len(QUERY_BANDS)  # every part meets every band
     parts = [QUERY_PARTS[(turn + i) % len(QUERY_PARTS)] for i in range(queries)]
@@ -98,7 +93,7 @@ def _train_places(config: DemoConfig, rng: np.random.Generator) -> Iterator[Plac
 
 
 def _test_places(config: DemoConfig, rng: np.random.Generator) -> Iterator[Place]:
-    """Gallery over many cameras; every query has a gallery picture from another camera."""
+    """Plan a gallery of many cameras; every query has a gallery picture from another camera."""
     cameras = [int(c) for c in rng.permutation(config.cameras) + 1]
     gallery = cameras[: config.gallery_images]
     for image in range(config.gallery_images):

@@ -1,4 +1,4 @@
-"""How a person stands and from where it is seen: a small skeleton and its projection.
+"""Pose of a person and view of the camera: a small skeleton and its projection.
 
 Body space: unit = the mean adult's height; x to the viewer's right when the person faces the
 viewer, y up from the ground, z to the front. `yaw` turns the person (0 faces the viewer).
@@ -19,6 +19,8 @@ ORIENTATIONS = 8
 
 @dataclass(frozen=True)
 class Pose:
+    """Angles and proportions of a standing or walking person."""
+
     yaw: float  # radians
     phase: float  # of the walk, radians
     step: float  # swing of the thighs, radians; 0 stands still
@@ -30,7 +32,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class View:
-    """A camera's sight of one body: where the feet are, how large, from how high."""
+    """A camera's view of one body: place of the feet, size, pitch."""
 
     ground: Point  # pixels
     size: float  # pixels of one body unit
@@ -39,13 +41,13 @@ class View:
     lean: float = 0.0
 
     def turned(self, joint: Joint) -> Joint:
-        """The joint in view space: x right, y up, z to the viewer."""
+        """Return the joint in view space: x right, y up, z to the viewer."""
         x, y, z = joint
         sin, cos = np.sin(self.yaw), np.cos(self.yaw)
         return float(x * cos + z * sin), y, float(-x * sin + z * cos)
 
     def point(self, joint: Joint) -> Point:
-        """The joint in pixels."""
+        """Return the joint in pixels."""
         x, y, z = self.turned(joint)
         x = x * self.nearness(y) + self.lean * y
         # Seen from above, what is nearer to the viewer lies lower in the picture.
@@ -53,21 +55,21 @@ class View:
         return self.ground[0] + self.size * x, float(self.ground[1] - self.size * up)
 
     def nearness(self, y: float) -> float:
-        """How much larger things at a height look, since a high camera is nearer to the head."""
+        """Return the scale at a height, since a high camera is nearer to the head."""
         return 1 + 0.45 * self.pitch * (y - 0.5)
 
     def length(self, units: float, y: float = 0.5) -> float:
-        """A length in pixels at a height."""
+        """Return a length in pixels at a height."""
         return self.size * units * self.nearness(y)
 
     def azimuth(self, across: Floats) -> Floats:
-        """Where round the body a point of an upright surface is: 0 front, +-pi the back."""
+        """Return the angle round the body of points of an upright surface: 0 front, +-pi back."""
         angle = np.arcsin(np.clip(across, -1, 1)) - np.float32(self.yaw)
         return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
 def draw_pose(rng: np.random.Generator, orientation: int) -> Pose:
-    """A random pose; `orientation` 0..7 is the eighth of a turn that the yaw is near to."""
+    """Draw a pose; `orientation` 0..7 is the eighth of a turn that the yaw is near to."""
     walking = rng.random() < 0.8
     phase = float(rng.uniform(0, 2 * np.pi))
     step = float(rng.uniform(0.16, 0.4)) if walking else float(rng.uniform(0, 0.08))
@@ -92,7 +94,7 @@ def draw_pose(rng: np.random.Generator, orientation: int) -> Pose:
 
 
 def skeleton(person: Identity, pose: Pose) -> dict[str, Joint]:
-    """Joints in body space by name; `_r` and `_l` are right and left of the view from the front."""
+    """Return joints in body space by name; `_r` and `_l` are right and left seen from the front."""
     tall = person.height
     hip_y, thigh, shin = 0.515 * tall, 0.235 * tall, 0.24 * tall
     shoulder = (0.088 if person.female else 0.102) * (0.4 + 0.6 * person.build)

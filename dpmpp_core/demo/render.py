@@ -17,7 +17,7 @@ from dpmpp_core.demo.plan import Shot
 from dpmpp_core.demo.pose import Pose, View, draw_pose
 
 BADLY_CROPPED_SHARE = 0.08
-ROOM = 400  # width in which a person is drawn before its box is cut out, pixels
+DRAWING_WIDTH = 400  # pixels, in which a person is drawn before its box is cut out
 NARROWEST, WIDEST = 166, 280
 
 
@@ -33,9 +33,9 @@ class Picture:
 
 
 def render(shot: Shot, camera: Camera, config: DemoConfig) -> Picture:
-    """Draw a planned picture; its shape is decided by the seed, the identity, the shot's number.
+    """Draw a planned picture; seed, identity and the shot's number decide everything.
 
-    An occluder of chosen kinds has numbers of its own, so that the same shot without it is the
+    An occluder of chosen kinds has its own random stream, so that the same shot without it is the
     same photograph.
     """
     seed = config.seed
@@ -43,7 +43,7 @@ def render(shot: Shot, camera: Camera, config: DemoConfig) -> Picture:
     person = member(config, shot.pid)
     pose = draw_pose(rng, shot.orientation)
     view = _view(pose, camera, person.height, rng)
-    figure = Layer.clear(TALL, ROOM)
+    figure = Layer.clear(TALL, DRAWING_WIDTH)
     draw_person(figure, person, pose, view, camera.light, rng)
     figure, view = _box(figure, view, rng)
     scene = background(camera, figure.alpha.shape[1], rng)
@@ -52,8 +52,8 @@ def render(shot: Shot, camera: Camera, config: DemoConfig) -> Picture:
     body = shrink(figure.alpha) > 0.5
     visible, kind = body, "none"
     if shot.hidden is not None:
-        own = stream(seed, shot.pid, shot.number, OCCLUDER_STREAM) if shot.kinds else rng
-        kind, front = cover(figure.alpha, camera, seed, shot.hidden, own, shot.kinds)
+        draw = stream(seed, shot.pid, shot.number, OCCLUDER_STREAM) if shot.kinds else rng
+        kind, front = cover(figure.alpha, camera, seed, shot.hidden, draw, shot.kinds)
         scene = front.over(scene)
         visible = body & ~(shrink(front.alpha) > 0.5)
     image = develop(camera, shrink(scene), rng)
@@ -61,7 +61,7 @@ def render(shot: Shot, camera: Camera, config: DemoConfig) -> Picture:
 
 
 def _view(pose: Pose, camera: Camera, tall: float, rng: np.random.Generator) -> View:
-    """A detector's box is fitted to the height: a little off, sometimes cutting head or feet."""
+    """Fit a detector's box to the height: a little off, sometimes cutting head or feet."""
     fill = float(rng.uniform(0.87, 0.96))
     foot = float(rng.uniform(0.945, 0.985))
     if rng.random() < BADLY_CROPPED_SHARE:
@@ -69,7 +69,7 @@ def _view(pose: Pose, camera: Camera, tall: float, rng: np.random.Generator) -> 
         foot = fill - 0.02 if rng.random() < 0.5 else 0.975
     # From above a body looks shorter, yet the box is fitted to it.
     size = TALL * fill / tall / (0.5 + 0.5 * np.cos(camera.pitch))
-    return View((ROOM / 2, TALL * foot), float(size), camera.pitch, pose.yaw, pose.lean)
+    return View((DRAWING_WIDTH / 2, TALL * foot), float(size), camera.pitch, pose.yaw, pose.lean)
 
 
 def _box(figure: Layer, view: View, rng: np.random.Generator) -> tuple[Layer, View]:
@@ -79,7 +79,7 @@ def _box(figure: Layer, view: View, rng: np.random.Generator) -> tuple[Layer, Vi
     wide = max(right - left, NARROWEST) * rng.uniform(1.02, 1.2)
     wide = min(wide, WIDEST)
     middle = (left + right) / 2 + rng.normal(0, 0.03) * wide
-    start = int(np.clip(middle - wide / 2, 0, ROOM - wide))
+    start = int(np.clip(middle - wide / 2, 0, DRAWING_WIDTH - wide))
     columns_kept = slice(start, start + int(wide))
     cut = Layer(figure.rgb[:, columns_kept].copy(), figure.alpha[:, columns_kept].copy())
     return cut, replace(view, ground=(view.ground[0] - start, view.ground[1]))

@@ -1,4 +1,4 @@
-"""The places that cameras look at: wide still pictures, cropped anew for every image.
+"""Scenes before the cameras: wide still pictures, from which each image shows a new crop.
 
 A scene is SCENE_TALL x SCENE_WIDE pixels of the large canvas; the ground meets the rest at
 HORIZON. People stand on the ground in front of it.
@@ -22,7 +22,7 @@ SCENE_TALL, SCENE_WIDE, HORIZON = 640, 1300, 330
 
 
 def paint_scene(kind: str, seed: int, rng: Rng) -> Floats:
-    """A scene of one of `SCENES`, (SCENE_TALL, SCENE_WIDE, 3) in [0, 1]."""
+    """Paint one of `SCENES`, (SCENE_TALL, SCENE_WIDE, 3) in [0, 1]."""
     layer = Layer.filled(SCENE_TALL, SCENE_WIDE, (0.6, 0.6, 0.6))
     SCENES[kind](layer, rng)
     for _ in range(int(rng.integers(2, 6))):
@@ -33,7 +33,7 @@ def paint_scene(kind: str, seed: int, rng: Rng) -> Floats:
 
 
 def _passer_by(layer: Layer, seed: int, rng: Rng) -> None:
-    """Someone further away."""
+    """Draw a person further away."""
     person = identity(seed, int(rng.integers(2_000_000, 3_000_000)))
     pose = draw_pose(rng, int(rng.integers(8)))
     far = float(rng.uniform(0.35, 0.7))
@@ -46,7 +46,7 @@ def _passer_by(layer: Layer, seed: int, rng: Rng) -> None:
 
 
 def _ground(layer: Layer, colour: RGB, rng: Rng, tiles: float = 0.0, grain: float = 0.05) -> None:
-    """The ground, with joints of tiles that run to a vanishing point when `tiles` (pixels) > 0."""
+    """Draw the ground, with joints of tiles to a vanishing point when `tiles` (pixels) > 0."""
     surface = box(layer, 0, HORIZON, SCENE_WIDE, SCENE_TALL, 0)
     assert surface is not None
     spots = 1 + grain * (

@@ -1,6 +1,6 @@
-"""Things of the street and of halls: they stand in scenes and in front of people.
+"""Objects of streets and halls, in scenes and in front of people.
 
-Each function draws on a layer, at a place in pixels, in the size asked for.
+Each function draws on a layer, at a place and in a size in pixels.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ PAINTS: tuple[RGB, ...] = (
 
 
 def any_of(rng: Rng, colours: tuple[RGB, ...]) -> RGB:
+    """Draw one of the colours, slightly darker or brighter."""
     r, g, b = colours[int(rng.integers(len(colours)))]
     k = float(rng.uniform(0.8, 1.12))
     return min(r * k, 0.95), min(g * k, 0.95), min(b * k, 0.95)
 
 
 def tone(rgb: RGB, k: float) -> RGB:
+    """Multiply the brightness of a colour by `k`."""
     return rgb[0] * k, rgb[1] * k, rgb[2] * k
 
 
 def car(layer: Layer, x: float, ground: float, length: float, rng: Rng) -> None:
-    """A parked car from the side: body, windows, wheels; `x` is its left end."""
+    """Draw a parked car from the side: body, windows, wheels; `x` is its left end."""
     paint = any_of(rng, PAINTS)
     tall = 0.36 * length
     roof, waist, sill = ground - tall, ground - 0.6 * tall, ground - 0.13 * tall
@@ -106,13 +108,14 @@ def car(layer: Layer, x: float, ground: float, length: float, rng: Rng) -> None:
 
 
 def tree(layer: Layer, x: float, ground: float, size: float, rng: Rng) -> None:
-    """A trunk with bark and a crown above it; `size` is the height."""
+    """Draw a trunk with bark and a crown above it; `size` is the height."""
     thick = size * rng.uniform(0.04, 0.06)
     trunk(layer, x, ground, ground - 0.6 * size, thick, rng)
     foliage(layer, x, ground - 0.75 * size, 0.34 * size, 0.27 * size, rng)
 
 
 def trunk(layer: Layer, x: float, ground: float, top: float, half: float, rng: Rng) -> None:
+    """Draw a trunk with bark."""
     bend = rng.normal(0, 0.25) * half
     rows = [
         (top, x + bend, half * 0.85),
@@ -129,7 +132,7 @@ def trunk(layer: Layer, x: float, ground: float, top: float, half: float, rng: R
 
 
 def foliage(layer: Layer, x: float, y: float, rx: float, ry: float, rng: Rng) -> None:
-    """A cloud of leaves."""
+    """Draw a cloud of leaves."""
     green = np.array(any_of(rng, ((0.16, 0.3, 0.12), (0.22, 0.34, 0.13), (0.13, 0.24, 0.13))))
     turns, reach = rng.uniform(0, 2 * np.pi, 70), np.sqrt(rng.uniform(0, 1, 70))
     for turn, far in sorted(zip(turns, reach, strict=True), key=lambda t: np.sin(t[0]) * t[1]):
@@ -144,12 +147,13 @@ def foliage(layer: Layer, x: float, y: float, rx: float, ry: float, rng: Rng) ->
 
 
 def bush(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: Rng) -> None:
+    """Draw a bush."""
     foliage(layer, x, ground - 0.45 * tall, 0.5 * wide, 0.5 * tall, rng)
     foliage(layer, x, ground - 0.2 * tall, 0.5 * wide, 0.22 * tall, rng)
 
 
 def pole(layer: Layer, x: float, ground: float, top: float, half: float, rng: Rng) -> None:
-    """A lamp post or a pillar."""
+    """Draw a lamp post or a pillar."""
     colour = any_of(rng, ((0.35, 0.36, 0.37), (0.18, 0.2, 0.19), (0.6, 0.6, 0.58)))
     rows = [
         (top, x, half),
@@ -168,7 +172,7 @@ def pole(layer: Layer, x: float, ground: float, top: float, half: float, rng: Rn
 
 
 def sign(layer: Layer, x: float, y: float, wide: float, tall: float, rng: Rng) -> None:
-    """A board with a few lines of something like writing, its corner at (x, y)."""
+    """Draw a board with a few lines like writing, its corner at (x, y)."""
     colour = any_of(
         rng,
         ((0.1, 0.25, 0.5), (0.8, 0.8, 0.77), (0.6, 0.1, 0.1), (0.1, 0.35, 0.2), (0.75, 0.6, 0.1)),
@@ -188,19 +192,19 @@ def sign(layer: Layer, x: float, y: float, wide: float, tall: float, rng: Rng) -
 
 
 def railing(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: Rng) -> None:
-    """A crowd barrier: a frame with bars close together, on a low wall."""
+    """Draw a crowd barrier: a frame with bars close together, on a low base."""
     colour = any_of(rng, ((0.62, 0.63, 0.65), (0.3, 0.32, 0.33), (0.7, 0.55, 0.1)))
     bar, gap = max(tall * 0.022, 2.5), tall * rng.uniform(0.09, 0.14)
-    wall = ground - tall * rng.uniform(0.25, 0.5)
-    fill(layer, box(layer, x, wall, x + wide, ground), (0.5, 0.49, 0.47), bottom=0.7)
+    base = ground - tall * rng.uniform(0.25, 0.5)
+    fill(layer, box(layer, x, base, x + wide, ground), (0.5, 0.49, 0.47), bottom=0.7)
     for at in np.arange(x, x + wide, gap):
-        fill(layer, box(layer, at, ground - tall, at + bar, wall), tone(colour, 0.85))
-    for row in (ground - tall, wall - bar):
+        fill(layer, box(layer, at, ground - tall, at + bar, base), tone(colour, 0.85))
+    for row in (ground - tall, base - bar):
         fill(layer, box(layer, x, row, x + wide, row + 1.8 * bar, bar), colour, bottom=0.7)
 
 
 def barrier(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: Rng) -> None:
-    """A solid road barrier with slanting warning stripes."""
+    """Draw a solid road barrier with slanting warning stripes."""
     white, red = (0.84, 0.83, 0.8), any_of(rng, ((0.65, 0.12, 0.1), (0.8, 0.45, 0.1)))
     surface = box(layer, x, ground - tall, x + wide, ground, 0.06 * tall)
     if surface is None:
@@ -216,7 +220,7 @@ def barrier(layer: Layer, x: float, ground: float, wide: float, tall: float, rng
 
 
 def bin_(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: Rng) -> None:
-    """A wheeled rubbish bin with a lid."""
+    """Draw a wheeled rubbish bin with a lid."""
     colour = any_of(rng, ((0.13, 0.3, 0.17), (0.14, 0.17, 0.25), (0.3, 0.3, 0.31), (0.5, 0.4, 0.1)))
     rows = [(ground - 0.9 * tall, x + wide / 2, 0.49 * wide), (ground, x + wide / 2, 0.4 * wide)]
     surface = profile(layer, rows)
@@ -244,7 +248,7 @@ def bin_(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: R
 
 
 def crate(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: Rng) -> None:
-    """A stack of cardboard boxes."""
+    """Draw a stack of cardboard boxes."""
     rows = 1 if tall < 0.8 * wide else 2
     for row in range(rows):
         card = any_of(rng, ((0.6, 0.46, 0.3), (0.66, 0.53, 0.37), (0.52, 0.4, 0.27)))
@@ -262,7 +266,7 @@ def crate(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: 
 
 
 def suitcase(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: Rng) -> None:
-    """A trolley case with its handle out."""
+    """Draw a trolley case with its handle out."""
     colour = any_of(rng, tuple(COLOURS[n] for n in ("black", "navy", "maroon", "grey", "purple")))
     for side in (0.32, 0.66):
         fill(
@@ -291,7 +295,7 @@ def suitcase(layer: Layer, x: float, ground: float, wide: float, tall: float, rn
 
 
 def umbrella(layer: Layer, x: float, y: float, wide: float, rng: Rng) -> None:
-    """An open umbrella from the front, its top at (x, y)."""
+    """Draw an open umbrella from the front, its top at (x, y)."""
     colour = any_of(rng, tuple(COLOURS[n] for n in ("black", "navy", "red", "green", "grey")))
     turns = np.linspace(np.pi, 0, 25)
     dome = [(x + wide / 2 * np.cos(t), y + 0.42 * wide * (1 - np.sin(t))) for t in turns]
@@ -307,7 +311,7 @@ def umbrella(layer: Layer, x: float, y: float, wide: float, rng: Rng) -> None:
 
 
 def bench(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: Rng) -> None:
-    """A park bench or row of seats from the back."""
+    """Draw a park bench or row of seats from the back."""
     wood = any_of(rng, ((0.42, 0.28, 0.17), (0.3, 0.33, 0.36), (0.2, 0.3, 0.4)))
     for leg in (0.08, 0.9):
         fill(

@@ -1,9 +1,9 @@
-"""A gallery on disk, searched with the masked metric: exactly, or the best by its sketches."""
+"""A gallery on disk, searched with the masked metric, exactly or by sketches."""
 
-from dpmpp_core.index.facts import facts
+from dpmpp_core.index.facts import describe_index
 from dpmpp_core.index.gallery import Added, GalleryIndex
 from dpmpp_core.index.manifest import ModelVersion
-from dpmpp_core.index.search import Found, Where, best, search
+from dpmpp_core.index.search import RowFilter, SearchResult, merge_results, search
 from dpmpp_core.index.segments import ROW_SCHEMA, STORED, Block, Stored
 
 __all__ = [
@@ -11,12 +11,12 @@ __all__ = [
     "STORED",
     "Added",
     "Block",
-    "Found",
     "GalleryIndex",
     "ModelVersion",
+    "RowFilter",
+    "SearchResult",
     "Stored",
-    "Where",
-    "best",
-    "facts",
+    "describe_index",
+    "merge_results",
     "search",
 ]

@@ -1,4 +1,4 @@
-"""What is in an index, told in plain values."""
+"""Summary of an index in plain values."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from dpmpp_core.index.gallery import GalleryIndex
 
 
-def facts(index: GalleryIndex) -> dict[str, Any]:
-    """What `dpmpp index info` tells, as plain values; opens the small columns of all segments."""
+def describe_index(index: GalleryIndex) -> dict[str, Any]:
+    """Return the values of `dpmpp index info`; reads the small columns of all segments."""
     persons: set[int] = set()
     cameras: set[int] = set()
     first: int | None = None

@@ -1,12 +1,12 @@
 """A gallery on disk: features, labels and times of images, in a folder that is never half written.
 
-    index.json          which model made the features, which segments there are; written last
+    index.json          the model of the features and the list of segments; written last
     segments/*.arrow    rows, written once
-    segments/*.npy      rows of a segment that are deleted; *.safetensors its sketches
-    lock                held by whoever writes
+    segments/*.npy      deleted rows of a segment; *.safetensors its sketches
+    lock                held by a writer
 
-Only index.json says what belongs to the index. A writer that dies leaves files that nobody names;
-the next one removes them. Readers need no lock: an open index goes on showing what it was.
+Only index.json decides what belongs to the index. A writer that is killed leaves files that are not
+listed; the next one removes them. Readers need no lock: an open index does not change.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ Sketched = tuple[list[Block], Sketches]
 
 
 class Added(NamedTuple):
-    """Rows that `append` added, of them such as took the place of an older picture; rows skipped
-    since the index has that picture already."""
+    """Counts of rows that `append` added, of those among them that replace another, and skipped."""
 
     added: int
     replaced: int
@@ -77,7 +76,7 @@ class Added(NamedTuple):
 
 @dataclass(frozen=True)
 class GalleryIndex:
-    """An index as it was when it was opened; what changes it returns the index as it is then.
+    """An index at the time it was opened; methods that change it return the new one.
 
     The position of a row is its number in the order of segments, deleted rows included.
     """
@@ -89,11 +88,7 @@ class GalleryIndex:
     def create(
         cls, folder: Path, model: ModelVersion, source: str, stored: Stored = "float32"
     ) -> GalleryIndex:
-        """A new, empty index.
-
-        Raises:
-            DataError: `folder` is not empty.
-        """
+        """Create an empty index; DataError if `folder` is not empty."""
         ensure_empty_dir(folder)
         (folder / SEGMENTS).mkdir(parents=True, exist_ok=True)
         index = cls(folder, Manifest(model=model, source=source, stored=stored))
@@ -102,19 +97,15 @@ class GalleryIndex:
 
     @classmethod
     def open(cls, folder: Path) -> GalleryIndex:
-        """The index in a folder; nothing but index.json is read.
-
-        Raises:
-            DataError: no index, a damaged one, or one of another format.
-        """
+        """Open the index in a folder, reading index.json only; see `read_index_manifest`."""
         return cls(folder, read_index_manifest(folder))
 
     def check(self, model: ModelVersion, whose: str) -> None:
-        """Raise WeightsError if `model`, that of `whose` features, is not the index's own."""
+        """Raise WeightsError if `model`, that of `whose` features, is not that of the index."""
         if model != self.manifest.model:
-            own = self.manifest
+            manifest, name = self.manifest, name_of(self.manifest.model)
             raise WeightsError(
-                f"{self.folder} holds features of the model {name_of(own.model)} ({own.source}), "
+                f"{self.folder} holds features of the model {name} ({manifest.source}), "
                 f"{whose} is of {name_of(model)}: features of two models cannot be compared. Take "
                 "that model, or build another index"
             )
@@ -128,7 +119,7 @@ class GalleryIndex:
         are the same, replaced if not. So the same call again changes nothing.
 
         Args:
-            model: the one that made the features.
+            model: the model of the features.
             rows: of ROW_SCHEMA, each `image` once.
             features: metric space -> [N, D], any length but zero.
 
@@ -147,37 +138,36 @@ class GalleryIndex:
         columns = encode(in_order, self.manifest.stored)
         with self._writing() as now:
             known, replaced = known_rows(now.blocks(), rows)
-            fresh = ~known
+            new = ~known
             segments = now._without(replaced)
-            if fresh.any():
+            if new.any():
                 table = pa.table([*rows.columns, *columns.values()], schema=now._schema)
-                segments.append(now._write([table.filter(pa.array(fresh))]))
+                segments.append(now._write([table.filter(pa.array(new))]))
             now = now._with(segments)
-        return now, Added(int(fresh.sum()), len(replaced), int(known.sum()))
+        return now, Added(int(new.sum()), len(replaced), int(known.sum()))
 
     def delete(
         self, images: Collection[str] = (), pids: Collection[int] = ()
     ) -> tuple[GalleryIndex, int]:
-        """Delete rows by image reference or person; returns how many there were.
+        """Delete rows by image reference or person; return the index and the number of rows.
 
-        Their space is given back by `compact`.
+        `compact` frees their space.
         """
         with self._writing() as now:
-            found = []
+            positions = [np.empty(0, np.int64)]
             for block in now.blocks():
                 hit = pc.is_in(block.rows["image"], value_set=pa.array(images, pa.string()))
                 hit = pc.or_(hit, pc.is_in(block.rows["pid"], value_set=pa.array(pids, pa.int64())))
-                found.append(block.start + np.flatnonzero(hit.to_numpy(False) & block.live))
-            gone = np.concatenate([np.empty(0, np.int64), *found])
+                positions.append(block.start + np.flatnonzero(hit.to_numpy(False) & block.live))
+            gone = np.concatenate(positions)
             now = now._with(now._without(gone))
         return now, len(gone)
 
     def compact(self, approximate: bool = False) -> GalleryIndex:
-        """Write what is not deleted into few large segments; the order of rows stays.
+        """Write the rows that are not deleted into few large segments, in the same order.
 
-        Args:
-            approximate: also write the sketches that are missing, for an approximate search; once
-                an index has some, every compaction does so.
+        With `approximate` also write missing sketches, for an approximate search; once an index has
+        some, every compaction does so.
         """
         with self._writing() as now:
             kept: list[Segment] = []
@@ -197,7 +187,7 @@ class GalleryIndex:
         return now
 
     def blocks(self, segments: Collection[str] | None = None) -> Iterator[Block]:
-        """The blocks, in order of position; of the segments with these files only, if given.
+        """Yield the blocks in order of position, of the segments with these files only, if given.
 
         Raises:
             DataError: a damaged segment.
@@ -211,13 +201,9 @@ class GalleryIndex:
         segments: Collection[str] | None = None,
         usual_mask: Mapping[str, Matrix] | None = None,
     ) -> Iterator[tuple[Block, Gallery]]:
-        """As `blocks`, each with its features made ready to be searched again and again.
+        """Yield `blocks`, each with its `Gallery`, prepared once for any number of searches.
 
-        Args:
-            usual_mask: see `Gallery`; that of the call which made them ready counts.
-
-        Raises:
-            DataError, FileNotFoundError: as `blocks`.
+        The `usual_mask` (see `Gallery`) of the first call counts. Raises as `blocks`.
         """
         for segment, start in self._chosen(segments):
             if segment.file not in self._ready:
@@ -228,10 +214,9 @@ class GalleryIndex:
             yield from self._ready[segment.file]
 
     def sketches(self, files: Collection[str] | None = None) -> Iterator[Sketched]:
-        """The blocks of each segment that has sketches, and these; mapped, not read.
+        """Yield the blocks of each segment with sketches, and these; mapped, not read.
 
-        Raises:
-            DataError, FileNotFoundError: as `blocks`; the first also for damaged sketches.
+        Raises as `blocks`; DataError also for damaged sketches.
         """
         for segment, start in self._chosen(files):
             if segment.sketches is None:
@@ -243,7 +228,7 @@ class GalleryIndex:
             yield blocks, self._mapped[segment.file]
 
     def _chosen(self, files: Collection[str] | None = None) -> Iterator[tuple[Segment, int]]:
-        """The segments with these files, or all; and the position of the first row of each."""
+        """Yield the segments with these files, or all, and the position of their first rows."""
         starts = accumulate((segment.rows for segment in self.manifest.segments), initial=0)
         for segment, start in zip(self.manifest.segments, starts, strict=False):
             if files is None or segment.file in files:
@@ -258,15 +243,15 @@ class GalleryIndex:
         at = 0
         for rows in read_segment(place / segment.file, self._schema):
             features, originals = features_of(rows, stored), originals_of(rows, stored)
-            own = live[at : at + len(rows)]
-            blocks.append(Block(start + at, rows, features, originals, own))
+            part = live[at : at + len(rows)]
+            blocks.append(Block(start + at, rows, features, originals, part))
             at += len(rows)
         if at != segment.rows:
             raise DataError(f"{segment.file} in {self.folder} has {at} rows, not those listed")
         return self._opened.setdefault(segment.file, blocks)
 
     def take(self, positions: Rows) -> pa.Table:
-        """ROW_SCHEMA of the rows at these positions, in their order."""
+        """Return ROW_SCHEMA of the rows at these positions, in their order."""
         tables = [ROW_SCHEMA.empty_table().append_column("at", pa.array([], pa.int64()))]
         for segment, start in self._chosen():
             if not ((positions >= start) & (positions < start + segment.rows)).any():
@@ -276,11 +261,11 @@ class GalleryIndex:
                 inside = np.flatnonzero((rows >= 0) & (rows < len(block.rows)))
                 taken = block.rows.select(ROW_SCHEMA.names).take(pa.array(rows[inside]))
                 tables.append(pa.Table.from_batches([taken]).append_column("at", pa.array(inside)))
-        found = pa.concat_tables(tables).sort_by("at").select(ROW_SCHEMA.names)
-        return found.cast(ROW_SCHEMA)
+        rows = pa.concat_tables(tables).sort_by("at").select(ROW_SCHEMA.names)
+        return rows.cast(ROW_SCHEMA)
 
     def images(self) -> pa.Table:
-        """`image`, `bytes` and `mtime_ns` of every row that is not deleted."""
+        """Return `image`, `bytes` and `mtime_ns` of every row that is not deleted."""
         names = ["image", "bytes", "mtime_ns"]
         schema = pa.schema([ROW_SCHEMA.field(name) for name in names])
         parts = [block.rows.select(names).filter(pa.array(block.live)) for block in self.blocks()]
@@ -291,12 +276,12 @@ class GalleryIndex:
 
     @property
     def deleted(self) -> int:
-        """Rows that are deleted and still take space."""
+        """Number of deleted rows that still take space."""
         return sum(segment.deleted for segment in self.manifest.segments)
 
     @property
     def sketched(self) -> int:
-        """Rows that are not deleted, of segments with sketches."""
+        """Number of rows that are not deleted, of segments with sketches."""
         return sum(s.rows - s.deleted for s in self.manifest.segments if s.sketches)
 
     @property
@@ -326,7 +311,7 @@ class GalleryIndex:
         return {}
 
     def _without(self, gone: Rows) -> list[Segment]:
-        """The segments with further rows deleted; those with none left are dropped."""
+        """Return the segments with further rows deleted, without empty ones."""
         segments = []
         for segment, start in self._chosen():
             inside = gone[(gone >= start) & (gone < start + segment.rows)] - start
@@ -344,7 +329,7 @@ class GalleryIndex:
         return segments
 
     def _merged(self, segments: Sequence[Segment]) -> list[Segment]:
-        """New segments with the rows of these that are not deleted."""
+        """Write new segments with the rows of these that are not deleted."""
         if not segments or (len(segments) == 1 and not segments[0].deleted):
             return list(segments)
         blocks = self.blocks({segment.file for segment in segments})
@@ -362,7 +347,7 @@ class GalleryIndex:
 
     @contextmanager
     def _writing(self) -> Iterator[GalleryIndex]:
-        """The index as it is now, with nobody else writing to it while the block runs."""
+        """Lock the index against other writers while the block runs, and yield its current state."""
         with (self.folder / LOCK).open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -385,9 +370,9 @@ class GalleryIndex:
             file.write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")
 
     def _clean(self) -> None:
-        """Remove files that index.json does not name: what killed writers and `compact` left."""
+        """Remove files that index.json does not list, left by killed writers and `compact`."""
         named = {name for segment in self.manifest.segments for name in segment.files}
-        # Rows go before their sketches: to a reader, sketches that are missing alone are damage.
+        # Rows are removed before their sketches, as a reader takes missing sketches for damage.
         for file in sorted((self.folder / SEGMENTS).iterdir()):
             if file.name not in named:
                 file.unlink(missing_ok=True)

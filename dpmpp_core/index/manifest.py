@@ -1,4 +1,4 @@
-"""index.json: which model made the features of an index, and which segments there are."""
+"""index.json: the model of the features of an index, and its segments."""
 
 from __future__ import annotations
 
@@ -39,10 +39,9 @@ class SketchFile(_Record):
 
 
 class Segment(_Record):
-    """One segment: its file, its rows, how many of them are deleted and the file that says which,
-    and its sketches, if there are any.
+    """A segment: file and number of rows, number and file of deleted ones, sketches if any.
 
-    All files lie in the folder `segments`.
+    All files are in the folder `segments`.
     """
 
     file: str = Field(pattern=r"^[0-9a-f]{32}\.arrow$")
@@ -53,16 +52,16 @@ class Segment(_Record):
 
     @property
     def files(self) -> list[str]:
-        """All of its files, that of the rows first."""
+        """All files of the segment, that of the rows first."""
         sketches = self.sketches.file if self.sketches else None
         return [name for name in (self.file, self.tombstones, sketches) if name]
 
 
 class Manifest(_Record):
-    """What index.json holds.
+    """Content of index.json.
 
     Attributes:
-        source: where the model was found: a folder or URI.
+        source: folder or URI of the model.
         stored: type of the stored features.
     """
 
@@ -74,16 +73,12 @@ class Manifest(_Record):
 
 
 def read_index_manifest(folder: Path) -> Manifest:
-    """What index.json in a folder holds.
-
-    Raises:
-        DataError: there is none, or a damaged one, or one of another format.
-    """
+    """Read index.json in a folder; DataError if it is missing, damaged or of another format."""
     try:
         value = json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise DataError(
-            f"{folder} holds no {MANIFEST}: not an index; `dpmpp index build` makes one"
+            f"{folder} holds no {MANIFEST}: not an index; `dpmpp index build` creates one"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder}/{MANIFEST} cannot be read: {error}") from None
@@ -98,6 +93,6 @@ def read_index_manifest(folder: Path) -> Manifest:
 
 
 def name_of(model: ModelVersion) -> str:
-    """A model for a sentence: the start of its hash, its spaces."""
+    """Name a model in a message: the start of its hash, its spaces."""
     spaces = ", ".join(f"{space} {width}" for space, width in model.spaces.items())
     return f"{model.weights_sha256[:12]} with the spaces {spaces}"

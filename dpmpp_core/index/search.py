@@ -1,8 +1,8 @@
 """Search in a gallery index, exact unless an approximate one is requested.
 
-The exact answer is the same however the index is cut into blocks and shards: scores are those of
-`masked_topk`, which depend on nothing but the pair; equal scores are listed by position, the
-earlier added first. An approximate answer has the same scores, but may miss images.
+The exact result is the same for any blocks and shards: scores are those of `masked_topk`, which
+depend on the pair alone; equal scores are listed by position. An approximate result has the same
+scores, but may miss images.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Spaces = Mapping[str, Matrix]
 
 
 @dataclass(frozen=True)
-class Where:
-    """Which rows may be found.
+class RowFilter:
+    """A filter of rows.
 
     Attributes:
-        cameras: of these cameras; None = of any, also of none that is known.
-        since, until: taken at or after, and before, in seconds since 1970; a row without a time is
-            in no window.
+        cameras: of these cameras; None = of any, also without a known one.
+        since: taken at or after, in seconds since 1970; a row without a time is in no window.
+        until: taken before.
     """
 
     cameras: Collection[int] | None = None
@@ -40,11 +40,12 @@ class Where:
     until: int | None = None
 
     def keeps(self, block: Block) -> NDArray[np.bool_]:
-        """bool [N]: not deleted, and as asked."""
+        """Return bool [N]: not deleted, and within the filter."""
         keep = block.live
         if self.cameras is not None:
             camid = block.rows["camid"]
-            keep = keep & pc.is_in(camid, value_set=_ints(self.cameras)).to_numpy(False)
+            cameras = pa.array(sorted(self.cameras), pa.int64())
+            keep = keep & pc.is_in(camid, value_set=cameras).to_numpy(False)
         time = block.rows["time"]
         if self.since is not None:
             keep = keep & _true(pc.greater_equal(time, self.since))
@@ -54,13 +55,13 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The best rows of each of Q queries, best first.
 
     Attributes:
         scores: float32 [Q, k], in [-1, 1]; NaN beyond the last row.
         positions: int64 [Q, k] in the index; -1 beyond the last row.
-        scored: how many rows each query was scored with; of an exact answer all that may be found.
+        scored: number of rows scored per query; of an exact result all that pass the filter.
     """
 
     scores: NDArray[np.float32]
@@ -73,17 +74,19 @@ def search(
     query: Spaces,
     query_mask: Spaces | None,
     k: int,
-    where: Where | None = None,
+    where: RowFilter | None = None,
     segments: Collection[str] | None = None,
     approximate: bool = False,
-) -> Found:
-    """The k best rows for each query, exactly, or those of the rows whose sketches score best.
+) -> SearchResult:
+    """Find the k best rows for each query, exactly or among those whose sketches score best.
 
     Args:
+        index: the index.
         query: metric space -> [Q, D].
         query_mask: the same spaces -> [Q, D], >= 0; None = plain cosine.
-        where: which rows may be found.
-        segments: files of those to look into; None = all.
+        k: number of rows.
+        where: filter of rows.
+        segments: files of those to search; None = all.
         approximate: in segments with sketches, score the candidates of `Sketches.candidates` only;
             segments without are searched exactly.
 
@@ -93,9 +96,11 @@ def search(
     """
     if k < 1:
         raise ValueError(f"k {k}: at least 1 is needed")
-    where = where or Where()
+    where = where or RowFilter()
     count = len(next(iter(query.values())))
-    found = Found(np.full((count, k), np.nan, np.float32), np.full((count, k), -1, np.int64), 0)
+    result = SearchResult(
+        np.full((count, k), np.nan, np.float32), np.full((count, k), -1, np.int64), 0
+    )
     usual = None if query_mask is None else {s: m.mean(0) for s, m in query_mask.items()}
     whole = [
         segment.file
@@ -108,12 +113,14 @@ def search(
             allowed = None if keep.all() else keep
             scores, items = masked_topk(query, query_mask, gallery, k, allowed)
             positions = np.where(items.numpy() < 0, -1, items.numpy() + block.start)
-            found = best([found, Found(scores.numpy(), positions, int(keep.sum()))], k)
+            result = merge_results(
+                [result, SearchResult(scores.numpy(), positions, int(keep.sum()))], k
+            )
     if approximate:
         for blocks, sketches in index.sketches(segments):
             part = _by_sketches(blocks, sketches, query, query_mask, k, where)
-            found = best([found, part], k)
-    return found
+            result = merge_results([result, part], k)
+    return result
 
 
 def _by_sketches(
@@ -122,9 +129,9 @@ def _by_sketches(
     query: Spaces,
     query_mask: Spaces | None,
     k: int,
-    where: Where,
-) -> Found:
-    """The k best of the candidates of one segment, by their exact scores."""
+    where: RowFilter,
+) -> SearchResult:
+    """Find the k best of the candidates of one segment, by their exact scores."""
     parts = [block.originals or block.features for block in blocks]
     keep = np.concatenate([where.keeps(block) for block in blocks])
     orders = {space: torch.arange(x.shape[1]) for space, x in parts[0].items()}
@@ -138,25 +145,21 @@ def _by_sketches(
             row = slice(i, i + 1)
             gallery = Gallery(pick(parts, candidates), bounded=False)
             mask = None if query_mask is None else {s: m[row] for s, m in query_mask.items()}
-            own, items = masked_topk({s: q[row] for s, q in query.items()}, mask, gallery, k)
-            scores[i] = own[0].numpy()
+            top, items = masked_topk({s: q[row] for s, q in query.items()}, mask, gallery, k)
+            scores[i] = top[0].numpy()
             places = items[0].numpy()
             positions[i] = np.where(places < 0, -1, candidates[places] + blocks[0].start)
-    return Found(scores, positions, scored)
+    return SearchResult(scores, positions, scored)
 
 
-def best(parts: Iterable[Found], k: int) -> Found:
-    """The k best of several answers to the same queries."""
+def merge_results(parts: Iterable[SearchResult], k: int) -> SearchResult:
+    """Merge the k best of several results of the same queries."""
     parts = list(parts)
     scores = np.concatenate([part.scores for part in parts], axis=1)
     positions = np.concatenate([part.positions for part in parts], axis=1)
     order = np.lexsort((positions, -scores), axis=1)[:, :k]  # NaN last
     scores, positions = (np.take_along_axis(x, order, 1) for x in (scores, positions))
-    return Found(scores, positions, sum(part.scored for part in parts))
-
-
-def _ints(values: Collection[int]) -> pa.Array:
-    return pa.array(sorted(values), pa.int64())
+    return SearchResult(scores, positions, sum(part.scored for part in parts))
 
 
 def _true(condition: pa.BooleanArray) -> NDArray[np.bool_]:

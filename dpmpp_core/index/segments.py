@@ -1,6 +1,6 @@
 """A segment of a gallery index: an Arrow file that is written once, then mapped into memory.
 
-Each record batch is a block: one contiguous array a metric space, which is read where it lies.
+Each record batch is a block: one contiguous array per metric space, which is read without a copy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dpmpp_core.data.files import write_atomically
 from dpmpp_core.errors import DataError
 
 Matrix = NDArray[np.float32]
-# The last: int8 is read by a search, float32 only of what int8 cannot decide.
+# int8+float32: a search reads int8, and float32 of the pairs that int8 does not decide.
 Stored = Literal["float32", "float16", "bfloat16", "int8", "int8+float32"]
 STORED: tuple[Stored, ...] = get_args(Stored)
 BLOCK = 16_384  # rows, at most
@@ -51,8 +51,8 @@ class Block(NamedTuple):
     Attributes:
         start: position of its first row in the index.
         rows: the columns.
-        features: metric space -> [N, D] as stored, to be read only.
-        originals: what they are a compact form of, if that is stored too; else empty.
+        features: metric space -> [N, D] as stored, read-only.
+        originals: the float32 features of int8 ones, if stored; else empty.
         live: bool [N]: not deleted.
     """
 
@@ -64,7 +64,7 @@ class Block(NamedTuple):
 
 
 def known_type(stored: str) -> Stored:
-    """`stored` as a type of features; DataError if it is none."""
+    """Return `stored` as a type of features; DataError if it is none."""
     for known in STORED:
         if stored == known:
             return known
@@ -72,13 +72,15 @@ def known_type(stored: str) -> Stored:
 
 
 def _kinds(stored: Stored) -> dict[str, str]:
-    """Prefix of a column -> the type of its vectors."""
+    """Return prefix of a column -> type of its vectors."""
     return dict(zip(("feature_", "exact_"), stored.split("+"), strict=False))
 
 
 def segment_schema(spaces: Mapping[str, int], stored: Stored) -> pa.Schema:
-    """ROW_SCHEMA, and for each metric space a column `feature_SPACE` of vectors, which a search
-    reads, and `exact_SPACE` if there are others to score by."""
+    """Return ROW_SCHEMA with a column `feature_SPACE`, and maybe `exact_SPACE`, per metric space.
+
+    A search scans the former; exact scores are those of the latter, if there is one.
+    """
     fields = [
         pa.field(f"{prefix}{space}", pa.list_(_TYPES[kind], width), nullable=False)
         for prefix, kind in _kinds(stored).items()
@@ -88,7 +90,7 @@ def segment_schema(spaces: Mapping[str, int], stored: Stored) -> pa.Schema:
 
 
 def encode(features: Mapping[str, Matrix], stored: Stored) -> dict[str, pa.Array]:
-    """Features by space [N, D] -> their columns, each vector of length 1 in the type `stored`.
+    """Encode features by space [N, D] as columns, each vector of length 1 in the type `stored`.
 
     int8 holds a vector times 127 over its largest entry: the metric ignores a gallery vector's
     length. Raises DataError for a vector with NaN, infinity, or nothing but zeros.
@@ -107,7 +109,7 @@ def encode(features: Mapping[str, Matrix], stored: Stored) -> dict[str, pa.Array
 
 
 def _coded(vectors: Tensor, kind: str) -> Tensor:
-    """[N, D] whose largest entries are 1 -> as they are stored."""
+    """Convert [N, D], whose largest entries are 1, to the stored type."""
     if kind == "int8":
         return (vectors * 127).round().to(torch.int8)
     coded = (vectors / vectors.norm(dim=1, keepdim=True)).to(getattr(torch, kind))
@@ -115,15 +117,12 @@ def _coded(vectors: Tensor, kind: str) -> Tensor:
 
 
 def features_of(block: pa.RecordBatch, stored: Stored) -> dict[str, Tensor]:
-    """Features by space [N, D] of a block as they are stored, in the memory where they lie.
-
-    Nobody may write into them.
-    """
+    """Return features by space [N, D] of a block as stored, read-only views of its memory."""
     return _vectors(block, "feature_", stored)
 
 
 def originals_of(block: pa.RecordBatch, stored: Stored) -> dict[str, Tensor]:
-    """As `features_of`, those that exact scores are made of; empty if they are the same."""
+    """Return the features of exact scores, as `features_of`; empty if they are the same."""
     return _vectors(block, "exact_", stored)
 
 
@@ -146,9 +145,9 @@ def write_segment(file: Path, blocks: Iterable[pa.RecordBatch], schema: pa.Schem
 
 
 def read_segment(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The blocks of a segment, mapped, not read; DataError if it is damaged or of another schema.
+    """Yield the blocks of a segment, mapped, not read.
 
-    Raises FileNotFoundError if it is gone.
+    Raises DataError if it is damaged or of another schema, FileNotFoundError if it is gone.
     """
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
@@ -165,7 +164,7 @@ def read_segment(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 
 
 def live_rows(folder: Path, rows: int, tombstones: str | None) -> NDArray[np.bool_]:
-    """bool [rows]: not deleted. DataError if the file that says so is damaged."""
+    """Return bool [rows]: not deleted. DataError if the file of deleted rows is damaged."""
     live = np.ones(rows, np.bool_)
     if tombstones:
         try:
@@ -178,7 +177,7 @@ def live_rows(folder: Path, rows: int, tombstones: str | None) -> NDArray[np.boo
 def known_rows(
     blocks: Iterable[Block], rows: pa.Table
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which rows the blocks have already, and the positions of those they take the place of."""
+    """Return which rows the blocks already have, and the positions of those they replace."""
     names = rows["image"].combine_chunks()
     contents, changes = (rows[name].combine_chunks() for name in ("sha256", "mtime_ns"))
     known, replaced = np.zeros(len(rows), np.bool_), []
@@ -196,7 +195,7 @@ def known_rows(
 
 
 def live_tables(blocks: Iterable[Block], rows: int) -> Iterator[list[pa.Table]]:
-    """Rows that are not deleted, in tables of so many rows together, the last of the rest."""
+    """Yield rows that are not deleted, in lists of tables with `rows` together, then the rest."""
     tables: list[pa.Table] = []
     for block in blocks:
         left = pa.Table.from_batches([block.rows])

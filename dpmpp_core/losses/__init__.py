@@ -1,1 +1,1 @@
-"""One loss a file; each is tested against a naive transcription of its formula."""
+"""Training losses; imports nothing, as its modules load torch."""

@@ -1,4 +1,4 @@
-"""Additive angular margin on cosines (ArcFace, CVPR 2019), as DPM puts it on the masked metric."""
+"""Additive angular margin on cosines (ArcFace, CVPR 2019), on the masked metric as in DPM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _EDGE = 1e-4  # keeps the gradient of sqrt(1 - cos^2) finite at cos = +-1
 
 
 def arcface_logits(cosine: Tensor, labels: Tensor, scale: float, margin: float) -> Tensor:
-    """Logits s * cos(theta + m) on the label, s * cos(theta) elsewhere.
+    """Compute logits s * cos(theta + m) on the label, s * cos(theta) elsewhere.
 
     Where theta + m would pass pi (cos <= cos(pi - m)) the label's logit continues as
     s * (cos - sin(pi - m) * m), which keeps it monotone.

@@ -7,15 +7,10 @@ from torch import Tensor, nn
 
 
 def supervised_contrast(anchors: Tensor, others: Tensor, labels: Tensor, scale: float) -> Tensor:
-    """-mean_i mean_{p: same identity} log softmax_p(scale * <a_i, b_p>) (CLIP-ReID, eq. 3 and 4).
+    """Compute -mean_i mean_{p: same identity} log softmax_p(scale * <a_i, b_p>).
 
-    Args:
-        anchors, others: float [B, D]; row i of both belongs to labels[i].
-        labels: int64 [B].
-        scale: factor on the inner products; 1 for CLIP's raw features.
-
-    Returns:
-        float32 scalar.
+    CLIP-ReID, equations 3 and 4, a float32 scalar. Row i of `anchors` and of `others`, both float
+    [B, D], belongs to labels[i], int64 [B]. `scale` is 1 for CLIP's raw features.
     """
     logp = (scale * anchors.float() @ others.float().T).log_softmax(dim=1)
     positive = (labels[:, None] == labels[None]).float()
@@ -25,43 +20,37 @@ def supervised_contrast(anchors: Tensor, others: Tensor, labels: Tensor, scale: 
 def prototype_contrast(
     prototypes: Tensor, texts: Tensor, temperature: float, labels: Tensor | None = None
 ) -> Tensor:
-    """-mean_c log softmax_c'(cos(W_c, T_c') / temperature)[c]; no gradient flows to the texts.
+    """Compute -mean_c log softmax_c'(cos(W_c, T_c') / temperature)[c], a float32 scalar.
+
+    No gradient flows to the texts.
 
     Args:
-        prototypes: float [M, D], one an identity.
+        prototypes: float [M, D], one per identity.
         texts: float [M, D], the same identities in the same order.
-        labels: int64 [M], the identity of each row, where one may come more than once; it then
-            still counts once. None = all different.
-
-    Returns:
-        float32 scalar.
+        temperature: above 0.
+        labels: int64 [M], the identity of each row, if some occur more than once; each then still
+            counts once. None = all different.
     """
     w = nn.functional.normalize(prototypes.float(), dim=1)
     t = nn.functional.normalize(texts.detach().float(), dim=1)
     logits = (w @ t.T) / temperature
     if labels is None:
         return -logits.log_softmax(dim=1).diagonal().mean()
-    # Weights instead of `unique`, whose size a GPU would have to tell the host.
+    # Weights instead of `unique`, for whose size the host would have to wait for the GPU.
     times = (labels[:, None] == labels[None]).sum(dim=1).float()
     nats = (logits - times.log()).logsumexp(dim=1) - logits.diagonal()
     return (nats / times).sum() / (1 / times).sum()
 
 
 def multi_view_contrast(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """-mean_i mean_{p != i: same identity} log softmax_{j != i}(<f_i, f_j> / temperature)[p].
+    """Compute -mean_i mean_{p != i: same identity} log softmax_{j != i}(<f_i, f_j> / t)[p].
 
-    Supervised contrast (Khosla et al., NeurIPS 2020, L_out).
-
-    Args:
-        features: float [B, D] unit vectors.
-        labels: int64 [B], each identity at least twice.
-
-    Returns:
-        float32 scalar.
+    Supervised contrast (Khosla et al., NeurIPS 2020, L_out), a float32 scalar. Features are float
+    [B, D] unit vectors; `labels`, int64 [B], have each identity at least twice.
     """
-    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    logits = (features.float() @ features.float().T / temperature).masked_fill(itself, -torch.inf)
-    positive = (labels[:, None] == labels[None]) & ~itself
+    diagonal = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    logits = (features.float() @ features.float().T / temperature).masked_fill(diagonal, -torch.inf)
+    positive = (labels[:, None] == labels[None]) & ~diagonal
     logp = logits.log_softmax(dim=1).masked_fill(~positive, 0.0)
     return -(logp.sum(dim=1) / positive.sum(dim=1)).mean()
 
@@ -69,17 +58,14 @@ def multi_view_contrast(features: Tensor, labels: Tensor, temperature: float) ->
 def caption_contrast(
     images: Tensor, texts: Tensor, index: Tensor, same: Tensor, scale: Tensor
 ) -> Tensor:
-    """Images against the batch's captions, and captions against images, as in CLIP.
+    """Contrast images with captions and captions with images, as in CLIP; a float32 scalar.
 
     Args:
         images: float [B, D] unit vectors.
-        texts: float [C, D] unit vectors, a caption each.
+        texts: float [C, D] unit vectors, one per caption.
         index: int64 [B], the caption of each image.
-        same: bool [C, C], captions that say the same: all of them are right.
+        same: bool [C, C], equal captions: all of them are right.
         scale: factor on the cosines.
-
-    Returns:
-        float32 scalar, the mean of both directions.
     """
     logits = scale * images @ texts.T
     right = same[index]

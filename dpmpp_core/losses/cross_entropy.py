@@ -1,4 +1,4 @@
-"""Identity loss: cross entropy with label smoothing that can leave one class a sample out."""
+"""Identity loss: cross entropy with label smoothing that can ignore one class per sample."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def cross_entropy(
     logits: Tensor, labels: Tensor, smoothing: float = 0.0, ignored: Tensor | None = None
 ) -> Tensor:
-    """Mean cross entropy; the ignored class takes no part (class-ignoring: DPM, SPT).
+    """Compute the mean cross entropy without the ignored class (class-ignoring: DPM, SPT).
 
     With k classes left for a sample, the target is 1 - e + e/k on its label and e/k on the other
     classes left; the ignored class has neither a logit nor a smoothing weight.
@@ -41,6 +41,6 @@ def cross_entropy(
 
 
 def _filled(x: Tensor, index: Tensor, where: Tensor, value: float) -> Tensor:
-    """`x` [B, C] with `value` at column index[i] of the rows that `where` marks."""
+    """Return `x` [B, C] with `value` at column index[i] of the rows that `where` marks."""
     there = x.gather(1, index[:, None]).masked_fill(where[:, None], value)
     return x.scatter(1, index[:, None], there)

@@ -1,4 +1,4 @@
-"""Head enrichment (DPM): the heads of the last block should look at different places."""
+"""Head enrichment (DPM): the heads of the last block should attend to different places."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def head_diversity(logits: Tensor) -> Tensor:
-    """Mean over samples of ||A A^T - I||_F^2 / heads^2 for L2-normalised rows A.
+    """Compute the mean over samples of ||A A^T - I||_F^2 / heads^2 for L2-normalised rows A.
 
     Args:
         logits: float [B, heads, N], class-to-patch attention before softmax.

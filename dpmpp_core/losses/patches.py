@@ -1,4 +1,4 @@
-"""Which patches show the person: what the transfer knows, learned by the bands (ours)."""
+"""Visibility of patches, which the transfer provides and the bands learn (ours)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 
 def patch_visibility(logits: Tensor, visible: Tensor) -> Tensor:
-    """Binary cross entropy of patch logits with the patches that show the person.
+    """Compute the binary cross entropy of patch logits with the patches that show the person.
 
     Args:
         logits: float [B, rows, columns], on the encoder's grid.

@@ -1,4 +1,4 @@
-"""What asks a soft person mask for the right size and for all of the identity (SPT, AAAI 2024)."""
+"""Losses of the size and completeness of a soft person mask (SPT, AAAI 2024)."""
 
 from __future__ import annotations
 
@@ -6,26 +6,16 @@ from torch import Tensor
 
 
 def area_loss(person: Tensor, target: float) -> Tensor:
-    """Mean over samples of (mean_n M~_n - target)^2 (SPT).
+    """Compute the mean over samples of (mean_n M~_n - target)^2 (SPT), a float32 scalar.
 
-    Args:
-        person: float [B, N] in [0, 1], M~.
-        target: share of the picture that shows the person.
-
-    Returns:
-        float32 scalar.
+    M~ is float [B, N] in [0, 1]; `target` is the share of the picture that shows the person.
     """
     return (person.float().mean(dim=1) - target).square().mean()
 
 
 def background_penalty(whole: Tensor, background: Tensor) -> Tensor:
-    """Sum over samples of <softmax(z), softmax(z-)> (SPT): what is left must not look alike.
+    """Compute the sum over samples of <softmax(z), softmax(z-)> (SPT), a scalar in [0, B].
 
-    Args:
-        whole: float [B, C], logits of the whole picture.
-        background: float [B, C], logits of the picture without its person.
-
-    Returns:
-        float32 scalar in [0, B].
+    z and z- are logits, float [B, C], of the picture and of the picture without its person.
     """
     return (whole.float().softmax(dim=1) * background.float().softmax(dim=1)).sum()

@@ -1,4 +1,4 @@
-"""Batch-hard triplet loss (Hermans et al. 2017) that knows about donors."""
+"""Batch-hard triplet loss (Hermans et al. 2017) that can ignore donors."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from torch import Tensor, nn
 def batch_hard_triplet(
     features: Tensor, labels: Tensor, margin: float | None, ignored: Tensor | None = None
 ) -> Tensor:
-    """Mean over anchors of relu(hardest positive - hardest negative + margin), Euclidean.
+    """Compute the mean over anchors of relu(hardest positive - hardest negative + margin).
+
+    Distances are Euclidean.
 
     With a soft margin: softplus(hardest positive - hardest negative).
 
     Args:
         features: float [B, D].
         labels: int64 [B].
-        margin: in the features' own units; None = soft.
+        margin: in the units of the features; None = soft.
         ignored: int64 [B], an identity that is no negative of the sample (its donor's: class-
             ignoring, SPT), negative = none.
 

@@ -1,4 +1,4 @@
-"""Visibility consistency: a mask should trust what an occlusion did not change (ours)."""
+"""Visibility consistency: a mask should weight dimensions that occlusion does not change (ours)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ _FLOOR = 1e-3  # of a dimension's mean squared error; keeps the logarithms finit
 
 
 def visibility_likelihood(masks: Tensor, errors: Tensor, mixed: Tensor) -> Tensor:
-    """Negative log-likelihood of occlusion errors under the mask as precision, against no mask.
+    """Compute the negative log-likelihood of occlusion errors under the mask, against no mask.
 
-    Each error e_id of sample i in dimension d, relative to the dimension's mean over the batch, is
-    taken as Gaussian with variance c_i / r_id, where r_id is the mask relative to the dimension's
-    mean over the batch and c_i the sample's own scale, at its most likely value. Per dimension:
+    The mask is the precision of errors: each error e_id of sample i in dimension d is taken as
+    Gaussian with variance c_i / r_id. Errors and masks r_id are relative to the dimension's mean
+    over the batch; c_i is the sample's scale at its most likely value. Per dimension:
 
         1/2 [log mean_d(r_id x_id) - log mean_d(x_id) - mean_d log r_id]
         x_id = e_id^2 / mean_j(e_jd^2)
 
     The mask learns in which dimensions a sample is more reliable than its own and the dimension's
-    average: the minimum is at r_id ~ 1 / E[x_id]. A mask that is the same for all samples has
-    r = 1 and gives exactly 0, whatever it weights; so does one that only rises and falls as a
-    whole, which the masked metric ignores.
+    average: the minimum is at r_id ~ 1 / E[x_id]. A mask that is the same for all samples has r = 1
+    and gives exactly 0; so does one that only changes its scale, which the masked metric ignores.
 
     Args:
         masks: float [B, D], positive: of the occluded views.
@@ -30,7 +29,7 @@ def visibility_likelihood(masks: Tensor, errors: Tensor, mixed: Tensor) -> Tenso
         mixed: bool [B], the samples that have two views; the others take no part.
 
     Returns:
-        float32 scalar in nats a dimension; negative = better than a static mask; 0 for none mixed.
+        float32 scalar, nats per dimension; negative = better than a static mask; 0 for none mixed.
     """
     count = mixed.sum().clamp(min=1)
     rows = mixed[:, None]

@@ -1,1 +1,1 @@
-"""Networks: the encoder, the mask generator, the prompts, the prototypes and the whole model."""
+"""Networks, from the encoder to the whole model; imports nothing, as its modules load torch."""

@@ -1,4 +1,4 @@
-"""How strongly the query that reads an image attends to each of its patches."""
+"""Attention of the query that pools an image to each of its patches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 def reading_logits(
     attention: nn.Module, x: Tensor, patches: int, rope: Tensor | None = None
 ) -> Tensor | None:
-    """Attention logits over the patches, per head, before softmax.
+    """Compute attention logits over the patches, per head, before softmax.
 
     Only one query is computed, so this costs one key projection.
 
@@ -89,5 +89,5 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 
 
 def _logits(q: Tensor, k: Tensor) -> Tensor:
-    """[B, heads, 1, d] and [B, heads, N, d] -> [B, heads, N]."""
+    """Multiply [B, heads, 1, d] and [B, heads, N, d] to [B, heads, N]."""
     return torch.einsum("bhqd,bhnd->bhn", q, k) * q.shape[-1] ** -0.5

@@ -1,4 +1,4 @@
-"""The model that everything starts from: any open_clip model with a ViT tower, or a timm ViT."""
+"""The starting model: any open_clip model with a ViT tower, or a timm ViT."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from dpmpp_core.models.timm_vit import (
 
 RECIPES = Path(str(resources.files("dpmpp_core"))) / "recipes"
 POSITIONS = "visual.positional_embedding"
-SHIPPED = "generated"  # the tag of weights in the package, made by `dpmpp pretrain`
+SHIPPED = "generated"  # the tag of weights in the package, written by `dpmpp pretrain`
 
 for _file in (RECIPES / "models").iterdir():
     open_clip.add_model_config(_file)
 
 
 def grid_size(config: ModelConfig, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of patches for an image of height x width pixels.
+    """Return rows and columns of patches for an image of height x width pixels.
 
     Raises:
         ConfigError: unknown backbone, or a stride that leaves no patch.
@@ -57,12 +57,12 @@ def grid_size(config: ModelConfig, height: int, width: int) -> tuple[int, int]:
 
 
 def has_text(config: ModelConfig) -> bool:
-    """Whether the backbone has a text tower: open_clip's have, timm's have not."""
+    """Return whether the backbone has a text tower: open_clip's have, timm's have not."""
     return not is_timm(config.backbone)
 
 
 def unit_text(config: ModelConfig) -> bool:
-    """Whether image and text are compared as unit vectors, at the model's logit scale.
+    """Return whether image and text are compared as unit vectors, at the model's logit scale.
 
     By default for all weights but OpenAI's, whose raw features are as long as their scale
     (CLIP-ReID).
@@ -77,7 +77,7 @@ def check_weights(config: ModelConfig) -> Path | None:
 
     Raises:
         ConfigError: unknown backbone or tag.
-        WeightsError: the file is absent and cannot be downloaded; says which and what to do.
+        WeightsError: the file is absent and cannot be downloaded.
     """
     _patch_size(config)
     if config.checkpoint is not None:
@@ -111,9 +111,9 @@ def check_weights(config: ModelConfig) -> Path | None:
 
 
 def weights_fingerprint(config: ModelConfig) -> str | None:
-    """What tells the weights that `config` names from others; None = random ones.
+    """Identify the weights that `config` names; None = random ones.
 
-    The SHA-256 (hex) of a file of the user's or of the package, else the tag, whose file is fixed.
+    Return the SHA-256 (hex) of a user's or packaged file, else the tag, whose file is fixed.
     """
     if config.checkpoint is None and config.pretrained != SHIPPED:
         return config.pretrained
@@ -124,7 +124,7 @@ def weights_fingerprint(config: ModelConfig) -> str | None:
 
 @lru_cache
 def _file_sha256(path: Path, changed: int) -> str:
-    """Several stages ask for the same file, which may hold gigabytes."""
+    """Hash a file once for several stages, as it may hold gigabytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -141,7 +141,7 @@ def _shipped(backbone: str) -> Path:
 
 
 def find_tokenizer(backbone: str) -> Callable[[list[str]], Tensor]:
-    """The tokenizer of an open_clip model: sentences -> int64 [M, context length].
+    """Return the tokenizer of an open_clip model: sentences -> int64 [M, context length].
 
     Raises:
         WeightsError: it has to be downloaded and cannot be.
@@ -170,13 +170,12 @@ class ImageOnly(nn.Module):
 
 
 def build_clip(config: ModelConfig, height: int, width: int, load_weights: bool = True) -> Any:
-    """The model with positions interpolated to the grid of height x width images.
+    """Build the model with positions interpolated to the grid of height x width images.
 
     With overlapping patches (`stride` below the patch size) it is built for the image whose plain
-    grid has as many patches, and then the stride of the patch projection is lowered.
-
-    Without `load_weights` the weights stay random, for a caller that has its own, but the
-    activation still is the one that the `pretrained` tag was trained with (OpenAI's QuickGELU).
+    grid has as many patches, and then the stride of the patch projection is lowered. Without
+    `load_weights` the weights stay random, but the activation is that of the `pretrained` tag
+    (OpenAI's QuickGELU).
 
     Returns:
         an open_clip model, or `ImageOnly`; `visual` is its image tower.
@@ -233,9 +232,9 @@ def _build_open_clip(config: ModelConfig, weights: Path | None, size: tuple[int,
 def _oblong_weights(
     config: ModelConfig, weights: Path, size: tuple[int, int]
 ) -> dict[str, Tensor] | None:
-    """Weights made for oblong images, positions fitted to images of `size`; None = not such ones.
+    """Read weights for oblong images, positions fitted to images of `size`; None if they are not.
 
-    open_clip takes the positions of any weights for those of a square.
+    open_clip interprets the positions of any weights as those of a square.
     """
     vision = _model_settings(config.backbone)["vision_cfg"]
     native, patch = vision["image_size"], vision.get("patch_size")
@@ -265,7 +264,7 @@ def _open_clip_tag(config: ModelConfig) -> dict:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep open_clip and the hub's client from logging what our own errors say better."""
+    """Suppress logs of open_clip and the hub's client, which our own errors replace."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)

@@ -30,24 +30,24 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(local: Tensor) -> Tensor:
-    """Rows of all workers in rank order, [world * B, ...]; the tensor itself on one worker.
+    """Return the rows of all workers in rank order, [world * B, ...].
 
     Every worker then computes the same loss on the whole batch. The backward pass sums the
-    workers' gradients, and the averaging that data-parallel training does afterwards turns that
-    into the exact gradient of the single-worker loss. Batch norm behind it sees the whole batch.
+    workers' gradients, and the averaging of data-parallel training turns that into the exact
+    gradient of the single-worker loss. Batch norm after it has the whole batch.
     """
     if worker_count() == 1:
         return local
     return _Gather.apply(local) if local.is_floating_point() else _gather_plain(local)
 
 
-def over_workers(local: Tensor) -> Tensor:
-    """The mean over the train workers; gradients flow to all of them."""
+def mean_over_workers(local: Tensor) -> Tensor:
+    """Return the mean over the train workers; gradients flow to all of them."""
     return local if worker_count() == 1 else gather(local[None]).mean(dim=0)
 
 
 def worker_count() -> int:
-    """Train workers that share a batch."""
+    """Return the number of train workers that share a batch."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

@@ -1,4 +1,4 @@
-"""The image encoder: a ViT that also shows what its blocks see.
+"""The image encoder: a ViT whose intermediate tokens are returned too.
 
 Shape letters: B images, N patches, D width of the tower, P width of the joint space.
 """
@@ -19,7 +19,7 @@ from dpmpp_core.models.towers import OpenClipTower, TimmTower, parts_of
 
 @dataclass
 class Encoded:
-    """What one forward pass of the encoder gives.
+    """Result of one forward pass of the encoder.
 
     Attributes:
         block11: [B, D], class token after the last block but one; the mean of the patch tokens
@@ -27,9 +27,9 @@ class Encoded:
         visual: [B, D], the tower's feature before its projection to the joint space.
         joint: [B, P], the feature in the space shared with text; None without such a space.
         taps: [B, len(taps) * D, rows, columns], patch tokens of the tapped blocks.
-        heads: [B, heads, N], attention logits (before softmax) of the query that reads the
+        heads: [B, heads, N], attention logits (before softmax) of the query that pools the
             patches: the class token's in the last block, or the pooling query's; None where a
-            mean reads them.
+            mean pools them.
     """
 
     block11: Tensor
@@ -40,7 +40,7 @@ class Encoded:
 
 
 class ImageEncoder(nn.Module):
-    """Runs an image tower and watches its blocks (DPM, CLIP-ReID).
+    """Runs an image tower and records outputs of its blocks (DPM, CLIP-ReID).
 
     Args:
         tower: the image tower of a model from `build_clip`.
@@ -68,33 +68,35 @@ class ImageEncoder(nn.Module):
                 added; None = all 1.
         """
         parts = parts_of(self.tower)
-        with _watch(parts, patch_weights) as seen:
+        with _record(parts, patch_weights) as recorded:
             visual, joint = parts.run(images)
-        rows, columns = seen.grid
+        rows, columns = recorded.grid
         patches = rows * columns
-        taps = [seen.outputs[tap - 1][:, -patches:] for tap in self.taps]
-        before, heads = seen.last_input, None
+        taps = [recorded.outputs[tap - 1][:, -patches:] for tap in self.taps]
+        before, heads = recorded.last_input, None
         if parts.reader is not None:
-            heads = reading_logits(parts.reader, seen.reading, patches, seen.rope)
+            heads = reading_logits(parts.reader, recorded.reading, patches, recorded.rope)
         return Encoded(
             block11=before[:, 0] if parts.classed else before[:, -patches:].mean(dim=1),
             visual=visual,
             joint=joint,
-            taps=torch.cat([tap.transpose(1, 2).unflatten(2, seen.grid) for tap in taps], dim=1),
+            taps=torch.cat(
+                [tap.transpose(1, 2).unflatten(2, recorded.grid) for tap in taps], dim=1
+            ),
             heads=heads,
         )
 
     def project(self, directions: Tensor) -> Tensor | None:
-        """Directions [C, D] of the visual space in the joint one, [C, P]; no bias is added.
+        """Map directions [C, D] of the visual space to the joint one, [C, P]; no bias is added.
 
-        None where no linear map leads from one to the other.
+        None if there is no linear map from one to the other.
         """
         projection = parts_of(self.tower).projection
         return None if projection is None else directions @ projection.to(directions.dtype).T
 
 
 @dataclass
-class _Seen:
+class _Recorded:
     grid: tuple[int, int] = (0, 0)
     outputs: list[Tensor] = field(default_factory=list)
     last_input: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -103,24 +105,24 @@ class _Seen:
 
 
 @contextmanager
-def _watch(parts: OpenClipTower | TimmTower, patch_weights: Tensor | None) -> Iterator[_Seen]:
-    """Weigh the patch embeddings and note what passes, during one forward pass of the tower."""
-    seen = _Seen()
+def _record(parts: OpenClipTower | TimmTower, patch_weights: Tensor | None) -> Iterator[_Recorded]:
+    """Weigh the patch embeddings and record tokens during one forward pass of the tower."""
+    recorded = _Recorded()
 
     def embedded(_module: nn.Module, _inputs: Any, patches: Tensor) -> Tensor:
-        seen.grid = patches.shape[2], patches.shape[3]
+        recorded.grid = patches.shape[2], patches.shape[3]
         if patch_weights is None:
             return patches
-        return patches * patch_weights.to(patches.dtype).unflatten(1, seen.grid)[:, None]
+        return patches * patch_weights.to(patches.dtype).unflatten(1, recorded.grid)[:, None]
 
     def block_ended(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        seen.outputs.append(output)
+        recorded.outputs.append(output)
 
     def last_block_starts(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.last_input = inputs[0]
+        recorded.last_input = inputs[0]
 
     def reader_starts(_module: nn.Module, inputs: tuple[Tensor, ...], options: dict) -> None:
-        seen.reading, seen.rope = inputs[0], options.get("rope")
+        recorded.reading, recorded.rope = inputs[0], options.get("rope")
 
     hooks = [parts.convolution.register_forward_hook(embedded)]
     hooks += [block.register_forward_hook(block_ended) for block in parts.blocks]
@@ -128,7 +130,7 @@ def _watch(parts: OpenClipTower | TimmTower, patch_weights: Tensor | None) -> It
     if parts.reader is not None:
         hooks.append(parts.reader.register_forward_pre_hook(reader_starts, with_kwargs=True))
     try:
-        yield seen
+        yield recorded
     finally:
         for hook in hooks:
             hook.remove()

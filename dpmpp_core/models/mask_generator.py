@@ -1,4 +1,4 @@
-"""The dynamic mask: which dimensions of the identity space a picture lets us trust (DPM)."""
+"""The dynamic mask: which dimensions of the identity space are reliable for a picture (DPM)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dpmpp_core.models.batch_norm import WholeBatchNorm2d
 
 
 class MaskGenerator(nn.Module):
-    """Patch tokens of several blocks -> one mask in (0, 1) for each metric space.
+    """Maps patch tokens of several blocks to one mask in (0, 1) for each metric space.
 
     Three convolutions with batch norm and ReLU, two of them followed by max pooling, then a global
-    maximum and one linear layer a space. The linear layers start at zero, so every mask starts at
+    maximum and one linear layer per space. The linear layers start at zero, so every mask starts at
     exactly 0.5 and retrieval starts out identical to the unmasked model.
 
     Args:
@@ -23,7 +23,7 @@ class MaskGenerator(nn.Module):
         spaces: name -> width of each metric space.
         variant: `full` is DPM's trunk (3x3 convolutions to 2w, w, w with w = channels / 4: 59 M
             parameters for ViT-B); `light` (ours) a 1x1 convolution to w / 3, then two 3x3; `none`
-            gives masks of 0.5 for good, which is the plain cosine.
+            returns masks of 0.5, which is the plain cosine.
     """
 
     def __init__(
@@ -54,15 +54,12 @@ class MaskGenerator(nn.Module):
         self.spaces = nn.ModuleDict({name: _zeros(channels, d) for name, d in spaces.items()})
 
     def forward(self, taps: Tensor) -> dict[str, Tensor]:
-        """[B, channels, rows, columns] -> {space: float32 [B, width]}, each in (0, 1)."""
+        """Map [B, channels, rows, columns] to {space: float32 [B, width]}, each in (0, 1)."""
         if not self.spaces:
-            return {name: _half(taps.shape[0], d, taps.device) for name, d in self.widths.items()}
+            count, device = taps.shape[0], taps.device  # len() would fix the batch size at export
+            return {n: torch.full((count, d), 0.5, device=device) for n, d in self.widths.items()}
         pooled = self.trunk(taps).amax(dim=(2, 3))
         return {name: torch.sigmoid(linear(pooled).float()) for name, linear in self.spaces.items()}
-
-
-def _half(samples: int, width: int, device: torch.device) -> Tensor:
-    return torch.full((samples, width), 0.5, device=device)
 
 
 def _zeros(inputs: int, outputs: int) -> nn.Linear:

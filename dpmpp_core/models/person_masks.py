@@ -1,7 +1,7 @@
-"""Who says where the person is: four ways to the same patch masks.
+"""Four providers of person masks.
 
-Each is called with pictures uint8 [N, H, W, 3] RGB of the run's size and their N paths, and answers
-with bool [N, gh, gw], True = person.
+Each is called with pictures uint8 [N, H, W, 3] RGB of the run's size and their N paths, and returns
+bool [N, gh, gw], True = person.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from dpmpp_core.models.saliency import SaliencyModel
 from dpmpp_core.occlusion.saliency import attention_saliency, resample_area, spectral_saliency
 
 PersonMasks = Callable[[NDArray[np.uint8], Sequence[str]], NDArray[np.bool_]]
-BATCH = 64  # pictures a forward pass
+BATCH = 64  # pictures per forward pass
 
 
 def person_masks(
     config: Config, root: str, grid: tuple[int, int], model: SaliencyModel | None = None
 ) -> PersonMasks:
-    """What `config.saliency.provider` names.
+    """Create the provider that `config.saliency.provider` names.
 
     Args:
+        config: the run's configuration.
         root: the data folder; `given` reads the masks there.
         grid: (gh, gw) of the masks wanted.
         model: the trained saliency model; for `sps`.
@@ -57,11 +58,12 @@ class SpectralMasks:
         self._grid, self._target_ratio = grid, target_ratio
 
     def __call__(self, images: NDArray[np.uint8], paths: Sequence[str]) -> NDArray[np.bool_]:
+        """See the module."""
         return np.stack([spectral_saliency(x, self._grid, self._target_ratio) for x in images])
 
 
 class AttentionMasks:
-    """Where the class token of the starting encoder's last block looks (ours)."""
+    """Attention of the class token in the starting encoder's last block (ours)."""
 
     def __init__(self, config: Config, grid: tuple[int, int]) -> None:
         encoder = ImageEncoder(start_clip(config).visual, config.model.taps)
@@ -71,8 +73,9 @@ class AttentionMasks:
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8], paths: Sequence[str]) -> NDArray[np.bool_]:
+        """See the module."""
         maps = []
-        for batch in _normalised(images, self._data, self._encoder):
+        for batch in _normalise(images, self._data, self._encoder):
             encoded = self._encoder(batch)
             attention = encoded.heads.float().softmax(dim=-1).mean(dim=1)
             maps += list(attention.unflatten(1, encoded.taps.shape[-2:]).cpu().numpy())
@@ -80,16 +83,17 @@ class AttentionMasks:
 
 
 class LearnedMasks:
-    """A trained saliency model: M~ >= 0.5 on the grid that is wanted (SPT)."""
+    """A trained saliency model: M~ >= 0.5, resampled to the grid (SPT)."""
 
     def __init__(self, model: SaliencyModel, grid: tuple[int, int]) -> None:
         self._model, self._grid = model.to(_device()).eval(), grid
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8], paths: Sequence[str]) -> NDArray[np.bool_]:
+        """See the module."""
         person = [
             self._model(batch)[1].cpu().numpy()
-            for batch in _normalised(images, self._model.data, self._model)
+            for batch in _normalise(images, self._model.data, self._model)
         ]
         return resample_area(np.concatenate(person), self._grid) >= 0.5
 
@@ -98,10 +102,10 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _normalised(
+def _normalise(
     images: NDArray[np.uint8], data: DataConfig, module: nn.Module
 ) -> Iterator[torch.Tensor]:
-    """Batches as `module` takes them, on its device."""
+    """Yield normalised batches on the device of `module`."""
     device = next(module.parameters()).device
     for start in range(0, len(images), BATCH):
         yield to_tensor_batch(images[start : start + BATCH], data.mean, data.std).to(device)

@@ -1,4 +1,4 @@
-"""From pixels to what a network takes."""
+"""Conversion of pixels to the input of a network."""
 
 from __future__ import annotations
 

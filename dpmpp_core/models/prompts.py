@@ -1,4 +1,4 @@
-"""Learnable identity prompts: a few word vectors an identity, the text tower frozen (CLIP-ReID)."""
+"""Learnable identity prompts: word vectors per identity, the text tower frozen (CLIP-ReID)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dpmpp_core.models.clip import find_tokenizer
 
 
 class PromptLearner(nn.Module):
-    """`A photo of a X X X X person.` with its own X for each identity.
+    """`A photo of a X X X X person.` with other X for each identity.
 
-    Serves every open_clip transformer over words: CLIP's (causal, read at the end-of-text token),
-    SigLIP's (all words see all, read at the last place), CoCa's (a class token behind the words).
-    Nothing behind the place of reading matters in a causal tower, so there the sequence is cut:
-    the same numbers as with the full context, at a sixth of the work (ours).
+    Supports every open_clip transformer over words: CLIP's (causal, read at the end-of-text token),
+    SigLIP's (not causal, read at the last place), CoCa's (a class token after the words). In a
+    causal tower the sequence is cut after the place that is read: the same numbers as with the full
+    context, at a sixth of the work (ours).
 
     Args:
         clip: a model from `build_clip`; its text tower is kept, frozen.
@@ -26,7 +26,7 @@ class PromptLearner(nn.Module):
         classes: number of identities C.
 
     Raises:
-        ConfigError: a prompt without `{}` or with no room for the words, or a backbone without
+        ConfigError: a prompt without `{}` or without space for the words, or a backbone without
             a text tower of this kind.
         WeightsError: as `find_tokenizer`.
     """
@@ -46,7 +46,7 @@ class PromptLearner(nn.Module):
         ids, self.first = _tokenise(config)
         class_token = getattr(text, "cls_emb", None)
         self.read = len(ids) if class_token is not None else _reading_place(text, pool, ids)
-        # A class token behind the words and the masks of padding are TextTransformer's own matter.
+        # TextTransformer itself knows about a class token after the words and masks of padding.
         mask = text._embeds(ids[None])[1] if hasattr(text, "_embeds") else text.attn_mask
         if mask is not None and mask.ndim == 2:  # causal
             ids, mask = ids[: self.read + 1], mask[: self.read + 1, : self.read + 1]
@@ -64,11 +64,11 @@ class PromptLearner(nn.Module):
         self.tokens = nn.Parameter(torch.randn(classes, config.prompt_tokens, width) * 0.02)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Text features of identities int64 [M] -> [M, P], not normalised."""
+        """Return text features [M, P] of identities int64 [M], not normalised."""
         frozen = self.token_embedding(self.ids).expand(len(labels), -1, -1)
-        behind = self.first + self.tokens.shape[1]
-        own = self.tokens[labels].to(frozen.dtype)
-        parts = [frozen[:, : self.first], own, frozen[:, behind:]]
+        learnt = self.tokens[labels].to(frozen.dtype)
+        end = self.first + learnt.shape[1]
+        parts = [frozen[:, : self.first], learnt, frozen[:, end:]]
         if self.class_token is not None:
             parts.append(self.class_token.expand(len(labels), 1, -1))
         x = torch.cat(parts, dim=1)
@@ -87,17 +87,17 @@ class PromptLearner(nn.Module):
 
 
 def _tokenise(config: ModelConfig) -> tuple[Tensor, int]:
-    """Token numbers [L] of the prompt with any words in it, and the place of the first of them."""
+    """Return token numbers [L] of the prompt with placeholders, and the place of the first one."""
     before, hole, after = config.prompt.partition("{}")
     if not hole:
         raise ConfigError(f"model.prompt {config.prompt!r} lacks the {{}} for learnable words")
     tokenizer, count = find_tokenizer(config.backbone), config.prompt_tokens
     sentences = [before + " ".join([word] * count) + after for word in ("x", "y")]
     ids, others, longer = tokenizer([*sentences, sentences[0] + " x"])
-    slots = (ids != others).nonzero()[:, 0]  # where one word in place of another is seen
+    slots = (ids != others).nonzero()[:, 0]  # tokens of the placeholders
     together = len(slots) == count and int(slots[-1] - slots[0]) == count - 1
     spaced = before[-1:] in ("", " ") and not after[:1].isalnum()
-    # A tokenizer cuts a long sentence in silence: what is then added to it makes no difference.
+    # A tokenizer truncates a long sentence silently: a further word then makes no difference.
     if not (together and spaced) or torch.equal(ids, longer):
         raise ConfigError(
             f"model.prompt {config.prompt!r} with {count} learnable words: "
@@ -107,7 +107,7 @@ def _tokenise(config: ModelConfig) -> tuple[Tensor, int]:
 
 
 def _reading_place(text: Any, pool: str, ids: Tensor) -> int:
-    """Where open_clip reads the text: its `text_global_pool` for one sentence."""
+    """Return the place at which open_clip's `text_global_pool` reads the text."""
     if pool == "eos":
         eos: Any = getattr(text, "eos_id", getattr(text, "text_eos_id", None))
         return int(torch.eq(ids, eos).int().argmax())

@@ -11,7 +11,7 @@ from dpmpp_core.retrieval.similarity import masked_cosine
 
 
 class Prototypes(nn.Module):
-    """One prototype an identity in each metric space.
+    """One prototype per identity in each metric space.
 
     Args:
         classes: number of identities C.
@@ -36,9 +36,9 @@ class Prototypes(nn.Module):
         weight.copy_(direction.to(weight) * weight.norm(dim=1).mean())
 
     def plain(self, space: str, features: Tensor) -> Tensor:
-        """Inner products [B, C] of features [B, width] with the prototypes."""
+        """Return inner products [B, C] of features [B, width] with the prototypes."""
         return features @ self.weight[space].T
 
     def masked(self, space: str, features: Tensor, masks: Tensor) -> Tensor:
-        """Masked cosine [B, C] in [-1, 1], float32: the masks re-weight the prototypes."""
+        """Return masked cosines [B, C] in [-1, 1], float32: the masks re-weight the prototypes."""
         return masked_cosine(features.float(), masks.float(), self.weight[space].float())

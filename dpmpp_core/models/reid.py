@@ -1,4 +1,4 @@
-"""The re-identification model: images in, features and masks out; its file format."""
+"""The re-identification model, from images to features and masks, and its file format."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Embedded:
 
 @dataclass
 class Reading:
-    """What one pass over B pictures gives.
+    """Result of one pass over B pictures.
 
     Attributes:
-        encoded: what the encoder saw.
+        encoded: result of the encoder.
         features: metric space -> float32 [B, width], before the necks.
         masks: the same spaces -> float32 [B, width] in (0, 1).
-        visible: float32 [B, rows, columns], logits: does the patch show the person? None without
+        visible: float32 [B, rows, columns], logits that the patch shows the person; None without
             bands.
     """
 
@@ -58,7 +58,8 @@ class ReidModel(nn.Module):
     Metric spaces: `visual`; with text, `joint`; with `config.bands`, `bands`.
 
     Args:
-        config, data: the sections of the run's configuration; both are stored with the weights.
+        config: section of the run's configuration, stored with the weights.
+        data: likewise.
         clip: the model to start from, see `build_clip`; its image tower is taken over.
     """
 
@@ -78,16 +79,16 @@ class ReidModel(nn.Module):
 
     @property
     def masked_spaces(self) -> list[str]:
-        """Spaces whose masks depend on the picture; those of the others are 0.5 for good."""
+        """Spaces whose masks depend on the picture; those of the others are always 0.5."""
         generated = self.mask_generator.spaces
         return [name for name in self.spaces if name in generated or name == BANDS]
 
     def forward(self, images: Tensor) -> Reading:
-        """Normalised images float [B, 3, H, W] -> what the encoder saw, and a mask a space."""
+        """Compute features and masks of normalised images float [B, 3, H, W]."""
         return self.read(self.encoder(images))
 
     def read(self, encoded: Encoded) -> Reading:
-        """Features and masks of what the encoder saw."""
+        """Compute features and masks from the result of the encoder."""
         features, masks = features_of(encoded), self.mask_generator(encoded.taps)
         if self.bands is None:
             return Reading(encoded, features, masks, None)
@@ -96,7 +97,7 @@ class ReidModel(nn.Module):
         return Reading(encoded, features, masks, banded.visible)
 
     def retrieval_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Features in the space that `config.retrieval_features` names, float32 [B, width]."""
+        """Return features in the space that `config.retrieval_features` names, [B, width]."""
         if self.config.retrieval_features == "pre_bn":
             return dict(features)
         return {name: self.necks[name](feature) for name, feature in features.items()}
@@ -108,7 +109,7 @@ class ReidModel(nn.Module):
         Args:
             images: uint8 [N, H, W, 3] RGB, a sequence of such [H, W, 3] arrays of any size, or a
                 sequence of paths.
-            batch: pictures a forward pass.
+            batch: pictures per forward pass.
 
         Raises:
             ValueError: an array of another type or shape, named by its position.
@@ -143,15 +144,9 @@ class ReidModel(nn.Module):
 
 
 def fitted(images: Any, data: DataConfig, first: int = 0) -> npt.NDArray[np.uint8]:
-    """Pictures as the network takes them, before they are normalised: uint8 [N, height, width, 3].
+    """Read and resize the `images` of `ReidModel.embed` to uint8 [N, height, width, 3].
 
-    Args:
-        images: as of `ReidModel.embed`.
-        data: its size is read.
-        first: position of the first one, for the error.
-
-    Raises:
-        ValueError, DataError: as `ReidModel.embed`.
+    Errors are those of `ReidModel.embed`; `first` is the position of the first image, for them.
     """
     pictures = []
     for index, item in enumerate(images, first):
@@ -167,7 +162,7 @@ def fitted(images: Any, data: DataConfig, first: int = 0) -> npt.NDArray[np.uint
 
 
 def features_of(encoded: Encoded) -> dict[str, Tensor]:
-    """The features of each metric space before its neck, float32 [B, width]."""
+    """Return the features of each metric space before its neck, float32 [B, width]."""
     features = {"visual": encoded.visual.float()}
     if encoded.joint is not None:
         features["joint"] = encoded.joint.float()
@@ -175,7 +170,7 @@ def features_of(encoded: Encoded) -> dict[str, Tensor]:
 
 
 def start_clip(config: Config) -> Any:
-    """The model that training starts from; random weights are drawn from `config.seed`.
+    """Build the model that training starts from; random weights are drawn from `config.seed`.
 
     Raises:
         ConfigError, WeightsError: as `build_clip`.
@@ -186,7 +181,7 @@ def start_clip(config: Config) -> Any:
 
 
 def batch_norm_neck(width: int) -> nn.BatchNorm1d:
-    """Batch-norm neck whose shift is fixed at zero (BoT, CLIP-ReID)."""
+    """Return a batch-norm neck whose shift is fixed at zero (BoT, CLIP-ReID)."""
     neck = nn.BatchNorm1d(width)
     neck.bias.requires_grad_(False)
     return neck
@@ -195,15 +190,14 @@ def batch_norm_neck(width: int) -> nn.BatchNorm1d:
 def save_model(model: ReidModel, folder: Path, facts: Mapping[str, Any] | None = None) -> str:
     """Write `model.safetensors` and `model.json` into `folder`; return the weights' SHA-256.
 
-    Args:
-        facts: further JSON-able facts for the card (data set identity, class count, ...).
+    `facts` are further JSON-able values for the card (data set identity, class count, ...).
     """
     facts = {"spaces": model.spaces, **(facts or {})}
     return write_saved(folder, NAME, model.state_dict(), model.config, model.data, facts)
 
 
 def load_model(path: str | Path, device: str = "cpu") -> ReidModel:
-    """Read a model that `save_model` wrote; needs nothing but the folder.
+    """Read a model that `save_model` wrote.
 
     Args:
         path: the folder with `model.safetensors` and `model.json`.
@@ -211,7 +205,7 @@ def load_model(path: str | Path, device: str = "cpu") -> ReidModel:
 
     Raises:
         WeightsError: files missing or damaged, another format, weights whose hash is not the
-            card's, that hold NaN, or that are of another network than the card says.
+            card's, that hold NaN, or that do not fit the network of the card.
         ConfigError: the card names no known backbone.
     """
     config, data, state = read_saved(Path(path), NAME)

@@ -22,7 +22,8 @@ class SaliencyModel(nn.Module):
     """An image encoder, and ONE 1x1 convolution on the patch tokens of its tapped blocks (SPT).
 
     Args:
-        config, data: sections of the run's configuration; both are stored with the weights.
+        config: section of the run's configuration, stored with the weights.
+        data: likewise.
         clip: the open_clip model to start from; its image tower is taken over.
         target_ratio: in (0, 1), the share of the picture that the untrained mask starts near.
     """
@@ -38,22 +39,22 @@ class SaliencyModel(nn.Module):
         nn.init.constant_(self.head.bias, math.log(target_ratio / (1 - target_ratio)))
 
     def forward(self, images: Tensor) -> tuple[Encoded, Tensor]:
-        """Normalised images float [B, 3, H, W] -> what the encoder saw, and M~.
+        """Return the result of the encoder for normalised images float [B, 3, H, W], and M~.
 
         M~ is float32 [B, rows, columns] in (0, 1) on the encoder's grid, high = person. No gradient
-        flows from it into the tokens that it is read from.
+        flows from it into the encoder.
         """
         encoded = self.encoder(images)
         return encoded, self.head(encoded.taps.detach()).squeeze(1).float().sigmoid()
 
 
 def save_saliency(model: SaliencyModel, folder: Path) -> str:
-    """Write `saliency.safetensors` and `saliency.json` into `folder`; the weights' SHA-256."""
+    """Write `saliency.safetensors` and `saliency.json`; return the weights' SHA-256."""
     return write_saved(folder, NAME, model.state_dict(), model.config, model.data, {})
 
 
 def load_saliency(path: str | Path) -> SaliencyModel:
-    """Read what `save_saliency` wrote, in evaluation mode, to mask other pictures with.
+    """Read a model that `save_saliency` wrote, in evaluation mode.
 
     Raises:
         WeightsError, ConfigError: as `load_model`.

@@ -1,4 +1,4 @@
-"""The file format of trained models: NAME.safetensors, and NAME.json that tells what it is."""
+"""The file format of trained models: NAME.safetensors, and its card NAME.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT = 1
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over name, type, shape and bytes of each tensor, in name order."""
+    """Return the SHA-256 (hex) over name, type, shape and bytes of each tensor, by name."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -42,12 +42,8 @@ def write_saved(
 ) -> str:
     """Write both files into `folder`; return the weights' SHA-256.
 
-    Raises WeightsError, and writes nothing, if a weight is NaN or infinite.
-
-    Args:
-        state: the weights.
-        config, data: sections that the model is built from again.
-        facts: further JSON-able facts for the card.
+    The card holds the sections `config` and `data`, from which the model is built again, and
+    further JSON-able `facts`. Raises WeightsError, and writes nothing, if a weight is not finite.
     """
     state = {key: tensor.contiguous().cpu() for key, tensor in state.items()}
     refuse_non_finite(state, f"the model to be written to {folder}")
@@ -67,7 +63,7 @@ def write_saved(
 
 
 def read_saved(folder: Path, name: str) -> tuple[ModelConfig, DataConfig, dict[str, Tensor]]:
-    """What `write_saved` wrote.
+    """Read the files of `write_saved`.
 
     Raises:
         WeightsError: as `read_card` and `read_tensors`, or weights whose hash is not the card's.
@@ -88,7 +84,7 @@ def read_saved(folder: Path, name: str) -> tuple[ModelConfig, DataConfig, dict[s
 
 
 def read_card(folder: Path, name: str) -> dict[str, Any]:
-    """What NAME.json tells of a saved model.
+    """Read the card of a saved model.
 
     Raises:
         WeightsError: one of the two files is missing, the card is damaged or of another format.

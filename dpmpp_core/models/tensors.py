@@ -1,4 +1,4 @@
-"""Weights out of files: tensors and nothing else, all of them finite."""
+"""Reading weights from files: tensors and nothing else, all of them finite."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 @contextmanager
 def weights_alone() -> Iterator[None]:
-    """Let no variable of the environment turn `torch.load` to files that run code.
+    """Prevent that a variable of the environment lets `torch.load` run code of files.
 
     open_clip calls it a second time, without `weights_only`, where the first call fails in a
-    certain way; torch's default then is the safe one unless this variable is set.
+    certain way. torch's default then is the safe one, unless this variable is set.
     """
     before = os.environ.pop(UNSAFE, None)
     try:
@@ -33,22 +33,18 @@ def weights_alone() -> Iterator[None]:
 
 
 def load_problem(path: Path, error: Exception) -> str:
-    """Why a file of weights did not load, without the libraries' advice to trust it."""
+    """Return why a file of weights did not load, without the libraries' advice to trust it."""
     text = " ".join(str(error).split())
     if path.suffix != ".safetensors" and "weights_only" in text:
         return (
             "it does not hold weights alone: it is damaged, or a pickle with code, which is never "
-            "run; have whoever made it save it as .safetensors"
+            "run; its author can save it as .safetensors"
         )
     return shorten(text, 300)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU.
-
-    Raises:
-        WeightsError: damaged, or a tensor with NaN or infinite values; names it.
-    """
+    """Read all tensors of a safetensors file; WeightsError if it is damaged or has NaN."""
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -58,7 +54,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def refuse_non_finite(state: Mapping[str, Tensor], where: str) -> None:
-    """Raise WeightsError if a tensor holds NaN or infinity; names the first, and `where` it is."""
+    """Raise WeightsError, which names `where` and the tensor, if one holds NaN or infinity."""
     bad = [
         name
         for name, tensor in state.items()
@@ -68,5 +64,5 @@ def refuse_non_finite(state: Mapping[str, Tensor], where: str) -> None:
         more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
         raise WeightsError(
             f"{where}: NaN or infinite values in {bad[0]}{more}: it is damaged, or left by a "
-            "training that diverged; make it anew"
+            "training that diverged; create it again"
         )

@@ -1,4 +1,4 @@
-"""timm's vision transformers: which of them serve, their weights, and their fit to a grid."""
+"""timm's vision transformers: which of them are supported, their weights, their grid."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PREFIX = "timm/"
 
 
 def is_timm(backbone: str) -> bool:
-    """Whether `model.backbone` names a model of timm, which has no text tower."""
+    """Return whether `model.backbone` names a model of timm, which has no text tower."""
     return backbone.startswith(PREFIX)
 
 
 @cache
 def patch_size(name: str) -> int:
-    """Patch size in pixels of timm's model `name`.
+    """Return the patch size in pixels of timm's model `name`.
 
     Raises:
         ConfigError: an unknown model, or one that is not a ViT with patch tokens in all blocks.
@@ -50,11 +50,7 @@ def patch_size(name: str) -> int:
 
 
 def timm_tag(config: ModelConfig) -> str:
-    """`NAME.TAG` of the weights that `config` names.
-
-    Raises:
-        ConfigError: no such tag.
-    """
+    """Return `NAME.TAG` of the weights that `config` names; ConfigError if there is no such tag."""
     name = config.backbone.removeprefix(PREFIX)
     known = timm.models.get_arch_pretrained_cfgs(name)
     tagged = f"{name}.{config.pretrained}"
@@ -68,7 +64,7 @@ def timm_tag(config: ModelConfig) -> str:
 
 
 def fetch_timm(tagged: str) -> Path:
-    """The weights file of `NAME.TAG`, downloaded if it is not in the cache.
+    """Return the weights file of `NAME.TAG`, downloaded if it is not in the cache.
 
     Raises:
         Exception: as the hub's client, which has many kinds.
@@ -85,7 +81,7 @@ def fetch_timm(tagged: str) -> Path:
 
 
 def build_timm(config: ModelConfig, weights: Path | None) -> nn.Module:
-    """timm's model without its classifier, at its own image size.
+    """Build timm's model without its classifier, at its own image size.
 
     Raises:
         WeightsError: a file that does not hold every weight of the model, or NaN.
@@ -101,7 +97,7 @@ def build_timm(config: ModelConfig, weights: Path | None) -> nn.Module:
     except Exception as error:
         problem = load_problem(weights, error)
         raise WeightsError(f"{weights} does not load as {config.backbone}: {problem}") from None
-    if missing:  # what it has besides, such as a classifier, is of no use here
+    if missing:  # further tensors, such as a classifier, are ignored
         raise WeightsError(
             f"{weights} does not load as {config.backbone}: it lacks {len(missing)} tensors "
             f"({', '.join(missing[:3])}, ...)"

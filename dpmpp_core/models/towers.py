@@ -1,6 +1,6 @@
-"""Where the parts of an image tower are: open_clip's own ViT, or a timm ViT with or without text.
+"""The parts of an image tower: open_clip's own ViT, or a timm ViT with or without text.
 
-The towers are run by their own code; what happens inside is watched from outside (`encoder.py`).
+The towers are run by their own code; `encoder.py` records intermediate tokens by hooks.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ class OpenClipTower:
     """An open_clip VisionTransformer: read by its class token, a mean, or a pooling attention.
 
     Attributes:
-        convolution: makes the patch embeddings, [B, D, rows, columns].
+        convolution: computes the patch embeddings, [B, D, rows, columns].
         blocks: the transformer's.
         classed: whether the image is read at the class token.
-        reader: the attention module that reads the patches; None where a mean does.
+        reader: the attention module that pools the patches; None where a mean does.
         projection: [P, D], linear map from the visual into the joint space; None where there is
             no linear one.
-        token_width, visual_width, joint_width: D of tokens and of features, P (None without text).
+        token_width: D of the tokens.
+        visual_width: D of the features.
+        joint_width: P; None without text.
     """
 
     def __init__(self, tower: VisionTransformer) -> None:
@@ -38,7 +40,7 @@ class OpenClipTower:
         self.visual_width, self.joint_width = (int(width) for width in tower.proj.shape)
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Visual [B, D] and joint [B, P] features."""
+        """Return visual [B, D] and joint [B, P] features."""
         tower = self._tower
         visual, _ = tower._pool(tower.transformer(tower._embeds(images)))
         return visual, visual @ tower.proj
@@ -47,10 +49,8 @@ class OpenClipTower:
 class TimmTower:
     """A timm ViT (VisionTransformer, Eva, Beit), alone or as the image tower of an open_clip model.
 
-    Where the pooled feature is in the joint space already (SigLIP), the visual feature is the mean
-    of the last patch tokens, as CLIP-ReID takes it from CLIP's attention-pooled ResNets.
-
-    Attributes: as `OpenClipTower`.
+    If the pooled feature is in the joint space (SigLIP), the visual feature is the mean of the last
+    patch tokens, as in CLIP-ReID for attention-pooled ResNets. Attributes as `OpenClipTower`.
     """
 
     def __init__(self, tower: Any) -> None:
@@ -72,7 +72,7 @@ class TimmTower:
             self.joint_width = self._linear[-1].out_features if self._linear else self.visual_width
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Visual [B, D] and joint [B, P] features; joint None without a text space."""
+        """Return visual [B, D] and joint [B, P] features; joint None without a text space."""
         tokens = self._trunk.forward_features(images)
         pooled = self._trunk.forward_head(tokens, pre_logits=True)
         if self._head is None:
@@ -84,5 +84,5 @@ class TimmTower:
 
 
 def parts_of(tower: nn.Module) -> OpenClipTower | TimmTower:
-    """The parts of a tower that `build_clip` made."""
+    """Return the parts of a tower of `build_clip`."""
     return OpenClipTower(tower) if isinstance(tower, VisionTransformer) else TimmTower(tower)

@@ -1,4 +1,4 @@
-"""Retrieval: the masked metric, ranking figures, their baselines and controls."""
+"""Retrieval: the masked metric, ranking figures, baselines and controls."""
 
 from dpmpp_core.retrieval.baseline import compute_chance, compute_stripe_histogram
 from dpmpp_core.retrieval.bootstrap import Interval, paired_bootstrap

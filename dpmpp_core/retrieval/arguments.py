@@ -1,4 +1,4 @@
-"""Features and masks as callers give them -> tensors by metric space, or a refusal by name."""
+"""Conversion of arguments to tensors by metric space, and errors that name the argument."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 Array = Tensor | NDArray[np.floating]
 Spaces = Array | Mapping[str, Array]
 
-# Below this, and the inverse of it, squares of float32 are no longer safe.
+# Below this, and above its inverse, squares of float32 are not safe.
 SMALLEST = 1e-24
 
 
 def by_space(value: Spaces) -> dict[str, Array]:
-    """A lone array as the space without a name."""
+    """Return a mapping by space; a single array is the space ''."""
     return dict(value) if isinstance(value, Mapping) else {"": value}
 
 
@@ -35,22 +35,22 @@ def refuse_other_spaces(
 
 
 def of(space: str) -> str:
-    """How messages name a space."""
+    """Name a space in a message."""
     return f" of space '{space}'" if space else ""
 
 
 def tensor(value: Tensor | NDArray[Any]) -> Tensor:
-    """An array as a tensor of the same memory, which must not be written to."""
+    """Return an array as a tensor of the same memory, which must not be written to."""
     if isinstance(value, Tensor):
         return value
     with warnings.catch_warnings():
-        # torch warns of arrays that it must not write to, such as mapped ones.
+        # torch warns about read-only arrays, such as mapped ones.
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(value)
 
 
 def matrix(name: str, space: str, value: Array) -> Tensor:
-    """`value` as a tensor [N, D] that shares its memory where it can."""
+    """Return `value` as a tensor [N, D] that shares its memory if possible."""
     value = tensor(value)
     if value.ndim != 2 or value.shape[1] == 0:
         raise ValueError(f"{name}{of(space)} must be [N, D], got shape {tuple(value.shape)}")
@@ -58,6 +58,7 @@ def matrix(name: str, space: str, value: Array) -> Tensor:
 
 
 def refuse_other_width(space: str, query: Tensor, gallery: Tensor) -> None:
+    """Raise ValueError if the numbers of dimensions differ."""
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(
             f"query{of(space)} has {query.shape[1]} dimensions but gallery has {gallery.shape[1]}"
@@ -75,7 +76,7 @@ def refuse_bad_mask(space: str, mask: Tensor, query: Tensor) -> None:
 
 
 def largest(name: str, space: str, x: Tensor, when_zero: str) -> Tensor:
-    """Largest size in each row, [N, 1]: divided by it, squares neither overflow nor underflow."""
+    """Return the largest size in each row, [N, 1], to divide by it before squaring."""
     size = x.detach().abs().amax(1, keepdim=True)
     refuse(name, space, ~size.isfinite()[:, 0], "has NaN or infinity")
     refuse(name, space, size[:, 0] == 0, when_zero)

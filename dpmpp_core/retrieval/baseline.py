@@ -15,13 +15,12 @@ HSV_ENDS = (180, 256, 256)
 
 
 def compute_stripe_histogram(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Colours of six horizontal stripes of a person: float32 [768], entries in [0, 1].
+    """Compute the colours of six horizontal stripes of a person: float32 [768] in [0, 1].
 
-    A joint 8 x 4 x 4 histogram of hue, saturation and value a stripe, each summing to 1, then its
-    square root: the cosine of two such features is the mean Hellinger affinity of their stripes.
-    Bins and stripes are `ours`; the idea is as old as the field (SDALF, CVPR 2010).
-
-    `image` is uint8 [H, W, 3], RGB, H >= 6. Raises ValueError for anything else.
+    A joint 8 x 4 x 4 histogram of hue, saturation and value per stripe, each summing to 1, then its
+    square root: the cosine of two such features is the mean Hellinger affinity of their stripes
+    (bins and stripes: ours; idea: SDALF, CVPR 2010). The image is uint8 [H, W, 3], RGB, H >= 6;
+    ValueError for anything else.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} {image.shape}")
@@ -39,9 +38,9 @@ def compute_stripe_histogram(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 def compute_chance(
     query_pids: Ints, gallery_pids: Ints, query_camids: Ints, gallery_camids: Ints
 ) -> tuple[float, float]:
-    """(mAP, rank-1) that random scores reach on average, in [0, 1]; exact, hence without a seed.
+    """Compute the (mAP, rank-1) that random scores reach on average, in [0, 1], exactly.
 
-    For a query with P positives among n valid items, all orders alike likely (`ours`):
+    For a query with P positives among n valid items, all orders equally likely (ours):
 
         E[rank-1] = P / n        E[AP] = (H_n + (P - 1) / (n - 1) * (n - H_n)) / n
 

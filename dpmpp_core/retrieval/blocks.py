@@ -1,4 +1,4 @@
-"""Blocks of a gallery's scores against any queries, and which of them may matter."""
+"""Blocks of a gallery's scores against any queries, and selection of the relevant pairs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from dpmpp_core.retrieval.similarity import VANISHED
 
 Excluded = Tensor | tuple[Tensor, ...] | None
 
-GROUP = 8  # neighbouring dimensions whose energy is kept as one
-FEW_QUERIES = 8  # up to here a block is read piece by piece, each of which fits a core's caches
-PIECE = 256  # items
-TRIAL = 512  # items of a block, on which a bound is tried
-# Share of the pairs below which scoring each on its own is cheaper; one query's matrix products
-# cost more a pair, having to fetch all of the gallery (measured).
+GROUP = 8  # neighbouring dimensions with a common energy
+FEW_QUERIES = 8  # up to here a block is read in pieces that fit a core's caches
+PIECE_ITEMS = 256
+TRIAL_ITEMS = 512  # of a block, on which a bound is tried
+# Share of the pairs below which scoring each alone is cheaper; one query's matrix products cost
+# more per pair, as they read all of the gallery (measured).
 FEW, FEW_OF_ONE = 0.005, 0.1
 
 
@@ -37,11 +37,14 @@ FEW, FEW_OF_ONE = 0.005, 0.1
 class ScoreSpace:
     """One space of a gallery.
 
-    codes: [G, D], what is scanned. lengths: float32 [G], theirs. order: int64 [D], dimensions that
-    masks weigh alike side by side. energies: float32 [G, D / 8], sums of squares of `GROUP`
-    neighbours in this order; None if scores are not to be bounded. exact: [G, D], what exact
-    scores are made of.
-    error: float32 [G], |exact / scale - codes| for the best scale; None if both are the same.
+    Attributes:
+        codes: [G, D], the features that are scanned.
+        lengths: float32 [G], of the codes.
+        order: int64 [D], dimensions with similar weight in masks next to each other.
+        energies: float32 [G, D / 8], sums of squares of `GROUP` neighbours in this order; None if
+            scores are not bounded.
+        exact: [G, D], the features of exact scores.
+        error: float32 [G], |exact / scale - codes| for the best scale; None if both are the same.
     """
 
     codes: Tensor
@@ -53,8 +56,11 @@ class ScoreSpace:
 
 
 class CandidatePairs(NamedTuple):
-    """Pairs whose exact score may reach their query's floor: int64 [n] rows of the queries and
-    items of the gallery, float32 [n] scores, and how far these may be off (inf: not known)."""
+    """Pairs whose exact score may reach their query's floor.
+
+    They are int64 [n] rows of the queries and items of the gallery, float32 [n] scores, and the
+    largest errors of these (inf: not known).
+    """
 
     rows: Tensor
     items: Tensor
@@ -70,70 +76,76 @@ class Block:
         self._spaces = {space: _Part(x, items) for space, x in spaces.items()}
 
     def reaching(
-        self, query: Query, rows: slice, floor: Tensor, hidden: Excluded, k: int | None = None
+        self, query: Query, rows: slice, floor: Tensor, excluded: Excluded, k: int | None = None
     ) -> CandidatePairs:
-        """The pairs of the queries `rows` whose score may be `floor` [q] or more, but for the
-        `hidden` ones: an index into [q, g], such as a bool tensor. With `k` only those that may
-        be among a query's k best of the block, where its floor is -inf."""
+        """Return the pairs of the queries `rows` whose score may be `floor` [q] or more.
+
+        Without the `excluded` ones: an index into [q, g], such as a bool tensor. With `k` only
+        those that may be among a query's k best of the block, where its floor is -inf.
+        """
         products: list[Tensor | None] = [None] * len(self._spaces)
         if self._bounds_well(query, rows, floor):
-            made = [x.products(query.spaces[s], rows) for s, x in self._spaces.items()]
-            few = self._promising(query, rows, made, floor, hidden)
+            computed = [x.products(query.spaces[s], rows) for s, x in self._spaces.items()]
+            few = self._bounded_pairs(query, rows, computed, floor, excluded)
             if few is not None:
                 row, item = few
                 unknown = torch.full((len(row),), torch.inf, device=floor.device)
                 items = item + self.items.start
                 return CandidatePairs(row + rows.start, items, torch.zeros_like(unknown), unknown)
-            products = [*made]
+            products = [*computed]
         scores, off = self._scores(query, rows, products)
-        if hidden is not None:
-            scores[hidden] = -torch.inf
+        if excluded is not None:
+            scores[excluded] = -torch.inf
         if k is not None and k < scores.shape[1] and torch.isneginf(floor).any():
             floor = torch.maximum(floor, (scores - off).topk(k, dim=1).values[:, -1])
-        # No score is below -3, but the hidden ones are: a floor of -inf must not let them in.
+        # No score is below -3 but those of excluded pairs, which a floor of -inf must not accept.
         row, item = _where(scores >= (floor[:, None] - off).clamp_min_(-3))
         off_by = off.expand_as(scores)[row, item]
         return CandidatePairs(row + rows.start, item + self.items.start, scores[row, item], off_by)
 
     def _bounds_well(self, query: Query, rows: slice, floor: Tensor) -> bool:
-        """Whether an upper bound of the scores may leave few pairs, tried on the first items."""
+        """Return whether an upper bound of the scores may leave few pairs; try the first items."""
         if any(x.energies is None for x in self._spaces.values()):
             return False
         if not query.worth_bounding(rows, floor):
             return False
         first = self.items.start
-        if self.items.stop - first < 8 * TRIAL:
+        if self.items.stop - first < 8 * TRIAL_ITEMS:
             return True
-        few = Block(self._stored, slice(first, first + TRIAL))
-        made = [x.products(query.spaces[s], rows) for s, x in few._spaces.items()]
-        return few._promising(query, rows, made, floor, None) is not None
+        few = Block(self._stored, slice(first, first + TRIAL_ITEMS))
+        products = [x.products(query.spaces[s], rows) for s, x in few._spaces.items()]
+        return few._bounded_pairs(query, rows, products, floor, None) is not None
 
     def _scores(
         self, query: Query, rows: slice, products: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        """Scores [q, g], which take the place of `products` where these are made, and how far off
-        the exact ones they may be: float32 [q, g] or [1, 1]."""
-        found = [
+        """Return scores [q, g], in the memory of `products` if given, and their largest errors.
+
+        The errors are float32 [q, g] or [1, 1].
+        """
+        parts = [
             x.scores(query.spaces[s], rows, product)
             for (s, x), product in zip(self._spaces.items(), products, strict=True)
         ]
-        scores, off = found[0]
-        for other, other_off in found[1:]:
+        scores, off = parts[0]
+        for other, other_off in parts[1:]:
             scores, off = scores.add_(other), off + other_off
-        return (scores, off) if len(found) == 1 else (scores.div_(len(found)), off / len(found))
+        return (scores, off) if len(parts) == 1 else (scores.div_(len(parts)), off / len(parts))
 
-    def _promising(
-        self, query: Query, rows: slice, products: list[Tensor], floor: Tensor, hidden: Excluded
+    def _bounded_pairs(
+        self, query: Query, rows: slice, products: list[Tensor], floor: Tensor, excluded: Excluded
     ) -> tuple[Tensor, Tensor] | None:
-        """The pairs that an upper bound of their score leaves, if they are few: then the lengths
-        under the masks, half of the work, are needed for them alone."""
+        """Return the pairs that an upper bound of their score leaves, if they are few.
+
+        Then the lengths under the masks, half of the work, are needed for them alone.
+        """
         upper: Tensor | None = None
         for (s, x), product in zip(self._spaces.items(), products, strict=True):
             bound = x.upper(query.spaces[s], rows, product)
             upper = bound if upper is None else upper.add_(bound)
         assert upper is not None
-        if hidden is not None:
-            upper[hidden] = -torch.inf
+        if excluded is not None:
+            upper[excluded] = -torch.inf
         mask = upper >= floor[:, None] * len(products)
         if int(mask.sum()) <= mask.numel() * (FEW + FEW_OF_ONE / len(mask)):
             return _where(mask)
@@ -177,8 +189,8 @@ class _Part:
     ) -> tuple[Tensor, Tensor]:
         """See `Block._scores`."""
         squares: Tensor | None = None
-        alone = rows.stop - rows.start == 1 and self.lengths.device.type == "cpu"
-        if products is None and alone and query.square is not None:
+        single = rows.stop - rows.start == 1 and self.lengths.device.type == "cpu"
+        if products is None and single and query.square is not None:
             products, squares = self._at_once(query.weight[rows], query.square[rows])
         elif products is None:
             products = self.products(query, rows)
@@ -193,8 +205,10 @@ class _Part:
         return scores, off if self.error is None else off + self._share(inverse)
 
     def upper(self, query: PreparedQueries, rows: slice, products: Tensor) -> Tensor:
-        """No less than the exact scores: the length under a mask is at least that under the least
-        mask of each group of dimensions. float32 [q, g], at most 1."""
+        """Return upper bounds of the exact scores: float32 [q, g], at most 1.
+
+        The length under a mask is at least that under the least mask of each group of dimensions.
+        """
         assert query.least is not None and self.energies is not None
         inverse = _product(query.least[rows], self.energies)
         inverse = inverse.mul_(1 - 1e-5).clamp_min_(VANISHED**2).rsqrt_()
@@ -204,52 +218,56 @@ class _Part:
         return upper.add_(self.rounding).clamp_max_(1 + self.rounding)
 
     def _squared(self, square: Tensor) -> Tensor:
-        """`square` [q, D] times the squares of the features: [q, g]."""
+        """Multiply `square` [q, D] by the squares of the features: [q, g]."""
         if len(square) > FEW_QUERIES:
             return _product(square, self.squares)
         return self._piecewise(square, squared=True)
 
     def _at_once(self, weight: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-        """Products of one query with features and with their squares, [1, g] each: memory, which
-        decides the speed, is read once."""
-        found = weight.new_empty(2, len(self.codes))
-        room = weight.new_empty(PIECE, weight.shape[1])
-        ours = [x.detach().numpy() for x in (found, room, weight[0], square[0])]
-        (product, length), decoded, w, m = ours
+        """Return products of one query with features and with their squares, [1, g] each.
+
+        Memory, which decides the speed, is read once.
+        """
+        results = weight.new_empty(2, len(self.codes))
+        buffer = weight.new_empty(PIECE_ITEMS, weight.shape[1])
+        arrays = [x.detach().numpy() for x in (results, buffer, weight[0], square[0])]
+        (product, length), decoded, w, m = arrays
         whole = self.codes.detach().numpy() if self.codes.dtype == torch.float32 else None
-        for start in range(0, len(self.codes), PIECE):
-            here = slice(start, min(start + PIECE, len(self.codes)))
+        for start in range(0, len(self.codes), PIECE_ITEMS):
+            here = slice(start, min(start + PIECE_ITEMS, len(self.codes)))
             size = here.stop - start
             piece, squares = decoded[:size], decoded[:size]
             if whole is not None:
                 piece = whole[here]
             else:
-                room[:size].copy_(self.codes[here])
+                buffer[:size].copy_(self.codes[here])
             np.vecdot(piece, w, out=product[here])
             np.multiply(piece, piece, out=squares)
             np.vecdot(squares, m, out=length[here])
-        return found[:1], found[1:]
+        return results[:1], results[1:]
 
     def _piecewise(self, weights: Tensor, squared: bool) -> Tensor:
-        """`weights` [q, D] times the features, or their squares: [q, g]. No piece leaves the
-        caches between being decoded, squared and multiplied."""
-        found = weights.new_empty(len(weights), len(self.codes))
-        room = weights.new_empty(PIECE, weights.shape[1])
+        """Multiply `weights` [q, D] by the features, or their squares: [q, g].
+
+        Each piece stays in the caches while it is decoded, squared and multiplied.
+        """
+        results = weights.new_empty(len(weights), len(self.codes))
+        buffer = weights.new_empty(PIECE_ITEMS, weights.shape[1])
         start = 0
-        for piece in self.codes.split(PIECE):
-            decoded = room[: len(piece)]
+        for piece in self.codes.split(PIECE_ITEMS):
+            decoded = buffer[: len(piece)]
             if squared and piece.dtype == torch.float32:
                 torch.mul(piece, piece, out=decoded)
             else:
                 decoded.copy_(piece)
                 if squared:
                     decoded.square_()
-            _product(weights, decoded, found[:, start : start + len(piece)])
+            _product(weights, decoded, results[:, start : start + len(piece)])
             start += len(piece)
-        return found
+        return results
 
     def _share(self, inverse: Tensor) -> Tensor:
-        """Unit vectors along u and v differ by at most 2 |u - v| / (|u| + |v|) (Dunkl, 1964)."""
+        """Bound the difference of unit vectors by 2 |u - v| / (|u| + |v|) (Dunkl, 1964)."""
         assert self.error is not None
         share = (inverse * self.error).clamp_max_(1)
         return 2 * share / (2 - share)
@@ -257,11 +275,12 @@ class _Part:
 
 @dataclass(frozen=True)
 class PreparedQueries:
-    """Queries in one space, the largest entry of each mask being 1; the last three and `square`
-    are None without masks.
+    """Queries in one space; the largest entry of each mask is 1.
 
-    weight: q_hat * m, square: m * m, both [Q, D], in float32 and float64; least: float32
-    [Q, D / 8], the least square of each group of dimensions.
+    Attributes:
+        weight: q_hat * m, float32 [Q, D]; `weight64` in float64.
+        square: m * m, likewise; None without masks.
+        least: float32 [Q, D / 8], the least square of each group of dimensions, or None.
     """
 
     weight: Tensor
@@ -272,8 +291,10 @@ class PreparedQueries:
 
 
 class Query:
-    """Queries and their masks [Q, D], checked, for a gallery of these spaces: name -> `order` of
-    the dimensions [D]."""
+    """Queries and their masks [Q, D], checked, for a gallery.
+
+    `spaces` maps the gallery's spaces to the `order` of their dimensions [D].
+    """
 
     def __init__(
         self,
@@ -307,21 +328,24 @@ class Query:
         return self._size
 
     def worth_bounding(self, rows: slice, floor: Tensor) -> bool:
-        """Whether an upper bound of scores may leave few pairs: not if it left many of these
-        queries before, at floors that were hardly lower."""
+        """Return whether an upper bound of scores may leave few pairs.
+
+        It does not if it left many of these queries before, at slightly lower floors.
+        """
         masked = next(iter(self.spaces.values())).least is not None
         lowest = float(floor.min())
         return masked and lowest > self._loose.get(rows.start, 0.0)
 
     def bound_was_loose(self, rows: slice, floor: Tensor) -> None:
+        """Record that a bound at this floor left many pairs."""
         self._loose[rows.start] = float(floor.min()) + 0.02
 
 
 def rounding(width: int) -> float:
-    """How far float32 scores of width D may be off the exact ones: 2.6e-6 at 1280 (ours).
+    """Bound the error of float32 scores of width D: 2.6e-6 at 1280 (ours).
 
-    Sums of D products: rounding errors of 2^-24, which add up like a random walk; eight more for
-    the steps around them. Measured errors are a fifth of it and less, see `retrieval.md`.
+    Sums of D products have rounding errors of 2^-24, which add up like a random walk; eight more
+    are for other operations. Measured errors are a fifth of it and less, see `retrieval.md`.
     """
     return (math.sqrt(width) + 8) * 2**-24
 
@@ -343,17 +367,17 @@ def _prepare_queries(
 
 
 def grouped(x: Tensor) -> Tensor:
-    """[N, D] as groups of neighbouring dimensions [N, D / 8, 8], the last filled with zeros."""
+    """Group neighbouring dimensions of [N, D] as [N, D / 8, 8], the last filled with zeros."""
     filled = torch.nn.functional.pad(x, (0, -x.shape[1] % GROUP))
     return filled.unflatten(1, (-1, GROUP))
 
 
 def _product(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
-    """x @ y.T in full float32."""
+    """Compute x @ y.T in full float32."""
     if len(x) == 1 and y.device.type == "cpu":
         out = x.new_empty(1, len(y)) if out is None else out
-        # One dot product after the other reads memory at its full rate. BLAS takes several rows at
-        # a time, which the processor does not foresee: up to twice the time (measured).
+        # Dot products in sequence read memory at its full rate. BLAS reads several rows at a time,
+        # which the processor does not prefetch: up to twice the time (measured).
         np.vecdot(y.detach().numpy(), x[0].detach().numpy(), out=out[0].numpy())
         return out
     with torch.autocast(x.device.type, enabled=False):
@@ -361,7 +385,7 @@ def _product(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _where(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the true values: as torch.nonzero, but on a CPU ten times as fast."""
+    """Return rows and columns of the true values; on a CPU ten times as fast as torch.nonzero."""
     if mask.device.type != "cpu":
         flat = torch.nonzero(mask.flatten())[:, 0]
     else:

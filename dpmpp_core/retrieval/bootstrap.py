@@ -1,4 +1,4 @@
-"""How far a gain measured on some identities may be chance."""
+"""Confidence intervals of figures over identities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 BLOCK_VALUES = 4_000_000  # groups drawn at a time: 32 MB of indices
-COVERED = (2.5, 97.5)  # percentiles
+INTERVAL = (2.5, 97.5)  # percentiles
 
 
 class Interval(NamedTuple):
@@ -22,19 +22,18 @@ class Interval(NamedTuple):
 def paired_bootstrap(
     differences: ArrayLike, groups: NDArray[Any], draws: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Mean paired difference over queries and its 95 % percentile interval (Efron, 1979).
+    """Compute the mean paired difference over queries and its 95 % interval (Efron, 1979).
 
     Whole groups are drawn with replacement, as many as there are (cluster bootstrap): pictures of
-    one person succeed and fail together, so drawing single pictures would give too narrow an
-    interval. A group weighs as many queries as it has, so `mean` is the plain mean over queries,
-    the difference of two mAPs if the differences are those of average precisions. The interval
-    tells of other identities only, not of other training seeds; below some 20 groups it is too
-    narrow.
+    one person succeed and fail together, so single pictures would give too narrow an interval. A
+    group has the weight of its queries, so `mean` is the plain mean over queries: the difference of
+    two mAPs if the differences are those of average precisions. The interval covers other
+    identities, not other training seeds; below some 20 groups it is too narrow.
 
     Args:
         differences: [Q], one method less another on the same query; NaN = a query without a
             positive, which takes no part.
-        groups: [Q], what belongs together, such as person ids.
+        groups: [Q], such as person ids.
         draws: number of bootstrap samples.
         seed: non-negative; the same gives the same interval.
 
@@ -58,14 +57,14 @@ def paired_bootstrap(
         raise ValueError(f"{len(sizes)} groups have a difference: at least 2 are needed")
     sums = np.bincount(index, weights=values[valid])
     means = _resampled(sums.astype(np.float64), sizes, draws, seed)
-    low, high = np.percentile(means, COVERED)
+    low, high = np.percentile(means, INTERVAL)
     return Interval(float(values[valid].mean()), float(low), float(high))
 
 
 def bootstrap_bounds(values: ArrayLike, groups: NDArray[Any]) -> dict[str, float | None]:
-    """`paired_bootstrap` of any figure by query as plain numbers: `mean`, `low`, `high`.
+    """Return the `paired_bootstrap` of a figure by query as plain `mean`, `low`, `high`.
 
-    The last two are None where fewer than two groups have a value, the first too where none has.
+    The last two are None if fewer than two groups have a value, the first too if none has.
     """
     values = np.asarray(values, np.float64)
     known = ~np.isnan(values)
@@ -78,7 +77,7 @@ def bootstrap_bounds(values: ArrayLike, groups: NDArray[Any]) -> dict[str, float
 def _resampled(
     sums: NDArray[np.float64], sizes: NDArray[np.int64], draws: int, seed: int
 ) -> NDArray[np.float64]:
-    """Means over queries of `draws` samples of groups, [draws]."""
+    """Return means over queries of `draws` samples of groups, [draws]."""
     rng = np.random.default_rng(seed)
     count = len(sums)
     step = max(1, BLOCK_VALUES // count)

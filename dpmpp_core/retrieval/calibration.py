@@ -1,14 +1,13 @@
-"""From a score to the probability that two pictures show the same person.
+"""Calibration of scores to the probability that two pictures show the same person.
 
 Logistic calibration (Platt, 1999):
 
     logit p = slope * score + offset + logit(base rate),   slope > 0
 
-It is fitted on pairs of validation pictures, those of the same person weighing as much as those of
-two; the share of pairs of the same person where it is used, the base rate, is then stated, not
-learnt: validation sets say nothing about it. On persons not fitted on it did better than beta
-calibration and isotonic regression, which have more to learn from as few persons
-(tests/bench/results/calibration.md).
+It is fitted on pairs of validation pictures; those of the same person and those of two have equal
+total weight. The base rate, the share of pairs of the same person in use, is stated, not learnt,
+as validation sets do not contain it. On held-out persons this was better than beta calibration and
+isotonic regression, which have more parameters (tests/bench/results/calibration.md).
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 BASE_RATE = 0.01
-RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0001)  # false accepts to give thresholds for
-FEWEST = 10  # pairs of two persons above a threshold, for it to be told
-NEGATIVES = 1_000_000  # pairs of two persons that are looked at, at most
+RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0001)  # of false accepts, with thresholds
+MIN_ACCEPTED_PAIRS = 10  # of two persons above a threshold, for it to be reported
+MAX_NEGATIVE_PAIRS = 1_000_000
 BINS = 10
 
 
@@ -54,11 +53,7 @@ class Fit(BaseModel):
     offset: float
 
     def probability(self, scores: Floats, base_rate: float) -> Floats:
-        """Probability in (0, 1) of each score in [-1, 1], NaN of NaN.
-
-        Raises:
-            DataError: a base rate that is not between 0 and 1.
-        """
+        """Return the probability in (0, 1) of each score in [-1, 1]; DataError for a bad rate."""
         if not 0 < base_rate < 1:
             raise DataError(f"base rate {base_rate}: a share above 0 and below 1 is needed")
         logit = self.slope * scores + self.offset + np.log(base_rate / (1 - base_rate))
@@ -66,15 +61,17 @@ class Fit(BaseModel):
 
 
 class Calibration(BaseModel):
-    """A fit, what it was made of and how good it is on persons it has not seen.
+    """A fit, its data and its quality on held-out persons.
 
     Attributes:
         weights_sha256: the model whose scores these are.
-        same, different: pairs of the same person, and of two, that were used.
-        persons: how many there were.
-        base_rate: the stated share of pairs of the same person, if no other is given.
+        fit: the fit.
+        same: number of pairs of the same person.
+        different: number of pairs of two.
+        persons: number of persons.
+        base_rate: the default share of pairs of the same person.
         held_out: figures of fits on half of the persons, on the other half, both ways: `log_loss`
-            (nats; `log_loss_prior` knows the base rate only), `ece` (expected calibration error),
+            (nats; `log_loss_prior` uses the base rate only), `ece` (expected calibration error),
             each at even odds and, with the ending `_stated`, at the base rate.
         reliability: at even odds, held out: mean probability, share of the same person, pairs.
         thresholds: by the share of false accepts.
@@ -92,12 +89,12 @@ class Calibration(BaseModel):
     thresholds: list[Threshold]
 
     def probability(self, scores: Floats, base_rate: float | None = None) -> Floats:
-        """As `Fit.probability`, at the stated base rate or another."""
+        """Return `Fit.probability` at the stated base rate or another."""
         return self.fit.probability(scores, self.base_rate if base_rate is None else base_rate)
 
 
 class Pairs(NamedTuple):
-    """Scores of pairs in [-1, 1], whether each is of the same person, and who is in it."""
+    """Scores of pairs in [-1, 1], whether each is of the same person, and the person ids."""
 
     scores: Floats
     same: Bools
@@ -106,12 +103,12 @@ class Pairs(NamedTuple):
 
 
 def score_pairs(query: Embeddings, gallery: Embeddings, seed: int = 0) -> Pairs:
-    """All pairs of the same person, as in evaluation (not of one camera), and pairs of two.
+    """Score all pairs of the same person, as in evaluation (not of one camera), and pairs of two.
 
-    Of the latter at most `NEGATIVES`, drawn from `seed`. A picture is no pair with itself.
+    Of the latter about MAX_NEGATIVE_PAIRS at most, drawn from `seed`.
     """
     rng = np.random.default_rng(seed)
-    keep = min(1.0, NEGATIVES / max(1, len(query) * len(gallery)))
+    keep = min(1.0, MAX_NEGATIVE_PAIRS / max(1, len(query) * len(gallery)))
     parts: list[Pairs] = []
     for i, (pid, camid) in enumerate(zip(query.pids, query.camids, strict=True)):
         row = slice(i, i + 1)
@@ -131,7 +128,7 @@ def calibrate(
 ) -> Calibration:
     """Fit on all pairs, and measure fits on half of the persons with the other half.
 
-    The pairs must be of persons the model was not trained on; nothing can check that.
+    The pairs must be of persons that the model was not trained on, which cannot be checked.
 
     Raises:
         DataError: fewer than four persons, or no pair of the same person or of two in a half.
@@ -145,18 +142,16 @@ def calibrate(
             f"{len(persons)} persons with pairs: calibration needs four or more, each seen by two "
             "cameras"
         )
-    held_scores, held_same, chances = [], [], []
+    columns = []
     for learnt, tested in (inside, inside[::-1]):
         fit = fit_scores(pairs.scores[learnt], pairs.same[learnt])
-        held_scores.append(fit.probability(pairs.scores[tested], 0.5))
-        chances.append(fit.probability(pairs.scores[tested], base_rate))
-        held_same.append(pairs.same[tested])
-    same = np.concatenate(held_same)
-    even, stated = np.concatenate(held_scores), np.concatenate(chances)
-    told = compute_calibration_figures(even, same, 0.5)
-    told |= {
-        f"{n}_stated": x for n, x in compute_calibration_figures(stated, same, base_rate).items()
-    }
+        scores = pairs.scores[tested]
+        probabilities = fit.probability(scores, 0.5), fit.probability(scores, base_rate)
+        columns.append((pairs.same[tested], *probabilities))
+    same, even, stated = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    held_out = compute_calibration_figures(even, same, 0.5)
+    at_base_rate = compute_calibration_figures(stated, same, base_rate)
+    held_out |= {f"{name}_stated": value for name, value in at_base_rate.items()}
     return Calibration(
         weights_sha256=weights_sha256,
         fit=fit_scores(pairs.scores, pairs.same),
@@ -164,19 +159,19 @@ def calibrate(
         different=int((~pairs.same).sum()),
         persons=len(persons),
         base_rate=base_rate,
-        held_out=told,
+        held_out=held_out,
         reliability=compute_reliability(even, same, 0.5),
         thresholds=compute_thresholds(pairs.scores, pairs.same),
     )
 
 
 def fit_scores(scores: Floats, same: Bools) -> Fit:
-    """Least log loss with both kinds of pairs weighing alike, by Newton's method.
+    """Minimise the log loss with equal weight of both kinds of pairs, by Newton's method.
 
-    A touch of ridge gives persons who are told apart without a mistake a finite slope.
+    A small ridge keeps the slope finite where pairs are separated without an error.
 
     Raises:
-        DataError: scores that do not rise with being the same person.
+        DataError: similarity does not rise with identity.
     """
     terms = np.stack([scores, np.ones_like(scores)], axis=1)
     weights, ridge = weigh_pairs(same, 0.5), np.array([1e-4, 1e-8])
@@ -190,67 +185,65 @@ def fit_scores(scores: Floats, same: Bools) -> Fit:
         if np.abs(step).max() < 1e-9:
             break
     if beta[0] <= 0:
-        raise DataError("scores do not rise with being the same person: this model tells nothing")
+        raise DataError(
+            "similarity does not rise with identity on the calibration pairs: cannot calibrate"
+        )
     return Fit(slope=beta[0], offset=beta[1])
 
 
 def compute_thresholds(
     scores: Floats, same: Bools, rates: Sequence[float] = RATES
 ) -> list[Threshold]:
-    """The least score that lets at most such a share of pairs of two persons pass.
+    """Return the least scores that accept at most given shares of pairs of two persons.
 
-    Rates with fewer than `FEWEST` such pairs are left out: what is told would be chance.
+    Rates with fewer than MIN_ACCEPTED_PAIRS such pairs are left out, as too uncertain.
     """
     others = np.sort(scores[~same])[::-1]
-    own = scores[same]
-    found = []
+    positives = scores[same]
+    thresholds = []
     for rate in rates:
         allowed = int(rate * len(others))
-        if allowed < FEWEST:
+        if allowed < MIN_ACCEPTED_PAIRS:
             continue
         score = float(np.nextafter(others[allowed], 2))  # above the first that must not pass
-        accepted = float((others >= score).mean())
-        found.append(
-            Threshold(score=score, false_accept=accepted, false_reject=float((own < score).mean()))
-        )
-    return found
+        accepted, rejected = float((others >= score).mean()), float((positives < score).mean())
+        thresholds.append(Threshold(score=score, false_accept=accepted, false_reject=rejected))
+    return thresholds
 
 
 def compute_reliability(
     probabilities: Floats, same: Bools, base_rate: float
 ) -> list[tuple[float, float, int]]:
-    """Of each tenth of the probabilities that has pairs: their mean, the share of the same person
-    (both with pairs weighed to the base rate), and how many pairs there are."""
+    """Return mean, share of the same person and number of pairs of each tenth of probabilities.
+
+    Mean and share are weighted to the base rate; tenths without pairs are left out.
+    """
     weights = weigh_pairs(same, base_rate)
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    found = []
+    rows = []
     for number in range(BINS):
         inside = bins == number
         if total := weights[inside].sum():
             mean = float((weights * probabilities)[inside].sum() / total)
             share = float(weights[inside & same].sum() / total)
-            found.append((mean, share, int(inside.sum())))
-    return found
+            rows.append((mean, share, int(inside.sum())))
+    return rows
 
 
 def compute_calibration_figures(
     probabilities: Floats, same: Bools, base_rate: float
 ) -> dict[str, float]:
-    """`log_loss`, `log_loss_prior` and `ece`, with pairs weighed to the base rate."""
+    """Compute `log_loss`, `log_loss_prior` and `ece`, with pairs weighted to the base rate."""
     weights = weigh_pairs(same, base_rate)
     p = np.clip(probabilities, 1e-12, 1 - 1e-12)
     loss = -(weights * np.where(same, np.log(p), np.log1p(-p))).sum()
     prior = -(base_rate * np.log(base_rate) + (1 - base_rate) * np.log1p(-base_rate))
     bins = np.minimum((p * BINS).astype(int), BINS - 1)
     gaps = [abs((weights * (same - p))[bins == number].sum()) for number in range(BINS)]
-    return {
-        "log_loss": float(loss),
-        "log_loss_prior": float(prior),
-        "ece": float(sum(gaps)),
-    }
+    return {"log_loss": float(loss), "log_loss_prior": float(prior), "ece": float(sum(gaps))}
 
 
 def weigh_pairs(same: Bools, base_rate: float) -> Floats:
-    """The weight of each pair: those of the same person sum to the base rate, all to 1."""
-    own = max(1, int(same.sum()))
-    return np.where(same, base_rate / own, (1 - base_rate) / max(1, len(same) - own))
+    """Return the weight of each pair: those of the same person sum to the base rate, all to 1."""
+    count = max(1, int(same.sum()))
+    return np.where(same, base_rate / count, (1 - base_rate) / max(1, len(same) - count))

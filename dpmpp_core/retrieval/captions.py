@@ -1,4 +1,4 @@
-"""Do words find pictures, and pictures words?"""
+"""Retrieval of pictures by captions, and of captions by pictures."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 def caption_retrieval(
     scores: NDArray[np.float32], right: NDArray[np.bool_]
 ) -> dict[str, dict[str, float]]:
-    """Recall at 1, 5 and 10 in both directions, and what chance would give.
+    """Compute recall at 1, 5 and 10 in both directions, and that of random scores.
 
     Args:
-        scores: float [T, N], captions by pictures; more is more alike.
-        right: bool [T, N], the caption is said of the picture; each row and column has one.
+        scores: float [T, N], captions by pictures; higher is more similar.
+        right: bool [T, N], the caption is of the picture; each row and column has one.
 
     Returns:
         `caption_to_image` and `image_to_caption`, each `recall1`, `recall5`, `recall10` and

@@ -1,4 +1,4 @@
-"""Is one method better than another: paired over training seeds, queries and identities."""
+"""Comparison of two methods, paired over training seeds, queries and identities."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ Floats = NDArray[np.float64]
 class Difference(NamedTuple):
     """One method less another; all but `n` in the unit of what was compared.
 
-    mean: over seeds and queries. std: of the seeds' means, NaN for one seed: what another training
-    would change. low, high: 95 % interval over identities of the mean over seeds: what other people
-    would change. n: seeds.
+    Attributes:
+        mean: over seeds and queries.
+        std: of the seeds' means, the effect of another training; NaN for one seed.
+        low: of the 95 % interval over identities, the effect of other people.
+        high: likewise.
+        n: seeds.
     """
 
     mean: float
@@ -29,18 +32,19 @@ class Difference(NamedTuple):
 
     @property
     def beyond_noise(self) -> bool:
-        """Further from zero than two standard deviations and, with its whole interval, above it."""
+        """Whether the mean is above two standard deviations, and its interval above zero."""
         return self.n > 1 and self.mean > 2 * self.std and self.low > 0
 
 
 def paired_difference(
     own: Sequence[Floats], other: Sequence[Floats], pids: NDArray[Any], seed: int = 0
 ) -> Difference:
-    """Mean of own - other, with its spread over seeds and its interval over identities (ours).
+    """Compute the mean of own - other, its spread over seeds and interval over identities (ours).
 
     Args:
-        own, other: one array a training seed, in the same order: a figure of every query, such as
-            its average precision, [Q]; NaN = a query without a positive.
+        own: one array per training seed: a figure of every query, such as its average precision,
+            [Q]; NaN = a query without a positive.
+        other: likewise, in the same order.
         pids: int [Q], the identity of each query.
         seed: of the bootstrap.
 

@@ -1,4 +1,4 @@
-"""Embedded query and gallery sets -> ranking figures, with and without masks and their controls."""
+"""Ranking figures of embedded query and gallery sets, with and without masks, and controls."""
 
 from __future__ import annotations
 
@@ -20,16 +20,23 @@ Matrix = NDArray[np.float32]
 T = TypeVar("T")
 Mode = Literal["masked", "unmasked", "permuted", "static", "both"]
 MODES: tuple[Mode, ...] = ("masked", "unmasked", "permuted", "static", "both")
-EXCHANGES = 5  # of masks between queries, over which `permuted` is a mean
+EXCHANGES = 5  # permutations of masks between queries, over which `permuted` is a mean
 
 
 @dataclass(frozen=True)
 class Embeddings:
     """N embedded pictures.
 
-    features: metric space -> float32 [N, D]. masks: the same spaces -> float32 [N, D] in (0, 1);
-    may be empty for a gallery, whose masks the metric does not use. pids, camids: int64 [N].
-    paths: N names of the pictures. Raises ValueError if the lengths differ.
+    Attributes:
+        features: metric space -> float32 [N, D].
+        masks: the same spaces -> float32 [N, D] in (0, 1); may be empty for a gallery, whose masks
+            the metric does not use.
+        pids: int64 [N].
+        camids: int64 [N].
+        paths: N names of the pictures.
+
+    Raises:
+        ValueError: the lengths differ.
     """
 
     features: Mapping[str, Matrix]
@@ -50,13 +57,13 @@ class Embeddings:
 
 
 def to_columns(features: Mapping[str, T], masks: Mapping[str, T]) -> dict[str, T]:
-    """Features and masks by space as flat columns: `feature_SPACE`, `mask_SPACE`."""
+    """Flatten features and masks by space to columns: `feature_SPACE`, `mask_SPACE`."""
     columns = {f"feature_{space}": values for space, values in features.items()}
     return columns | {f"mask_{space}": values for space, values in masks.items()}
 
 
 def from_columns(columns: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
-    """Features and masks by space out of `to_columns`; other columns are left aside."""
+    """Return features and masks by space from `to_columns`; other columns are ignored."""
 
     def spaces(kind: str) -> dict[str, T]:
         return {n.removeprefix(kind): v for n, v in columns.items() if n.startswith(kind)}
@@ -65,10 +72,10 @@ def from_columns(columns: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
 
 
 def refuse_unusable(columns: Mapping[str, NDArray[np.floating]], paths: Sequence[str]) -> None:
-    """Raise WeightsError if a model gave NaN, infinity or nothing but zeros for an image.
+    """Raise WeightsError if a row of an image is NaN, infinity or nothing but zeros.
 
-    columns: name (`feature_SPACE`, `mask_SPACE`) -> [N, D] of the images `paths`, in their order.
-    Such rows have no direction, so no place in a ranking; names the column and the first image.
+    `columns` is name (`feature_SPACE`, `mask_SPACE`) -> [N, D] of the images `paths`. Such rows
+    have no direction, so no place in a ranking. The error names the column and the first image.
     """
     for name, values in columns.items():
         bad = ~np.isfinite(values).all(axis=1) | ~values.any(axis=1)
@@ -81,18 +88,18 @@ def refuse_unusable(columns: Mapping[str, NDArray[np.floating]], paths: Sequence
 
 
 def evaluate(query: Embeddings, gallery: Embeddings, seed: int) -> dict[str, Any]:
-    """Figures by mode, as plain numbers.
+    """Rank by all modes and return their figures as plain numbers.
 
     {"masked": {...}, "unmasked": {...}, "permuted": {...}, "static": {...}, "both": {...},
     "num_queries": all of them, "num_skipped": those without a positive}; each {...} has mAP, rank1,
-    rank5, rank10 and mINP, floats in [0, 1], NaN for a mode that `rank_by_mode` leaves out. Raises as
-    `rank_by_mode`.
+    rank5, rank10 and mINP, floats in [0, 1], NaN for a mode that `rank_by_mode` leaves out. Raises
+    as `rank_by_mode`.
     """
     return summarise_rankings(rank_by_mode(query, gallery, seed))
 
 
 def summarise_rankings(results: Mapping[Mode, RankingResult]) -> dict[str, Any]:
-    """What `evaluate` returns, from `rank_by_mode` already made (when the curves are wanted too)."""
+    """Return the figures of `evaluate` from the results of `rank_by_mode`."""
     masked = results["masked"]
     absent = dict.fromkeys(masked.metrics(), float("nan"))
     numbers: dict[str, Any] = {
@@ -103,34 +110,33 @@ def summarise_rankings(results: Mapping[Mode, RankingResult]) -> dict[str, Any]:
 
 
 def rank_by_mode(query: Embeddings, gallery: Embeddings, seed: int) -> dict[Mode, RankingResult]:
-    """Each mode's full result (CMC curve, figures of every query).
+    """Rank by all modes; return full results (CMC curve, figures of every query).
 
-    masked: each query's own mask. unmasked: plain cosine. both: the query's mask times that of each
+    masked: each query's mask. unmasked: plain cosine. both: the query's mask times that of each
     gallery picture; left out for a gallery without masks. Controls: static (the mean mask for all)
-    and permuted (other queries' masks: the mean of `EXCHANGES` exchanges drawn from `seed`; left
-    out for a lone query, which has nobody to swap with). Scores are made and ranked in blocks
-    (`rank_features`), so memory does not grow with their number.
+    and permuted (other queries' masks: the mean of `EXCHANGES` permutations drawn from `seed`; left
+    out for a single query). Scores are computed in blocks (`rank_features`), so memory does not
+    grow with their number.
 
     Raises ValueError (see `masked_similarity`) and DataError (no query has a positive).
     """
-    own = query.masks
+    query_masks = query.masks
     ids = (query.pids, gallery.pids, query.camids, gallery.camids)
-    ready = Gallery(gallery.features)
+    prepared = Gallery(gallery.features)
 
-    def ranked(masks: Mapping[str, Matrix] | None) -> RankingResult:
-        return rank_features(query.features, masks, ready, *ids)
+    def rank(masks: Mapping[str, Matrix] | None) -> RankingResult:
+        return rank_features(query.features, masks, prepared, *ids)
 
-    own = query.masks
-    found: dict[Mode, RankingResult] = {"masked": ranked(own), "unmasked": ranked(None)}
+    results: dict[Mode, RankingResult] = {"masked": rank(query_masks), "unmasked": rank(None)}
     if len(query) > 1:
-        exchanged = [permuted_masks(own, seed * EXCHANGES + i) for i in range(EXCHANGES)]
-        found["permuted"] = mean_result([ranked(masks) for masks in exchanged])
-    found["static"] = ranked(static_mask(own))
+        permuted = [permuted_masks(query_masks, seed * EXCHANGES + i) for i in range(EXCHANGES)]
+        results["permuted"] = mean_result([rank(masks) for masks in permuted])
+    results["static"] = rank(static_mask(query_masks))
     if gallery.masks:
         # <q, normalise(m_q m_g g)>: the gallery's mask scales its features, once for all queries.
-        seen = {space: x * gallery.masks[space] for space, x in gallery.features.items()}
-        found["both"] = rank_features(query.features, own, seen, *ids)
-    return found
+        masked = {space: x * gallery.masks[space] for space, x in gallery.features.items()}
+        results["both"] = rank_features(query.features, query_masks, masked, *ids)
+    return results
 
 
 def top_matches(
@@ -140,7 +146,7 @@ def top_matches(
     mode: Literal["masked", "unmasked"],
     rows: Sequence[int],
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k best gallery items of the queries `rows`, junk left out, best first, for showing.
+    """Return the k best gallery items of the queries `rows` without junk, best first, for display.
 
     Returns (indices int64 [len(rows), k] into the gallery, scores float32 of the same shape). Equal
     scores are listed in the gallery's order. Beyond the last valid item: index -1, score NaN.

@@ -33,36 +33,29 @@ def rank_features(
     gallery_camids: Ints,
     block_items: int = BLOCK_ITEMS,
 ) -> RankingResult:
-    """`evaluate_ranking` of the masked metric, in blocks of gallery and queries.
+    """Compute `evaluate_ranking` of the masked metric, in blocks of gallery and queries.
 
-    A positive's rank is one plus the number of valid items that beat it, so that each block of
-    scores is only compared with the positives' own and forgotten. Junk rule, ties and skipped
-    queries as in `evaluate_ranking`; scores are those of `Gallery.exact`, so that the result is
-    the same for any block size.
-
-    Args:
-        query, query_mask, gallery: as `masked_topk`.
-        query_pids, query_camids: integers [Q].
-        gallery_pids, gallery_camids: integers [G].
-        block_items: gallery items in a block; changes speed and memory only.
+    A positive's rank is one plus the number of valid items above it, so that each block of scores
+    is compared with those of the positives and then dropped. Junk rule, ties and skipped queries as
+    in `evaluate_ranking`; scores are those of `Gallery.exact`, so the result is the same for any
+    block size, `block_items`. The first three arguments are those of `masked_topk`; ids are
+    integers [Q] and [G].
 
     Raises:
         ValueError: shapes that do not fit; as `masked_similarity`.
         DataError: no query has a positive.
     """
     gallery = gallery if isinstance(gallery, Gallery) else Gallery(gallery)
-    asked = gallery.query(query, query_mask)
-    refuse_other_lengths(
-        (len(asked), len(gallery)), query_pids, gallery_pids, query_camids, gallery_camids
-    )
-    pairs = Pairs.of(query_pids, gallery_pids, query_camids, gallery_camids)
-    ranks = _Ranks(asked, gallery, pairs)
+    prepared = gallery.query(query, query_mask)
+    ids = query_pids, gallery_pids, query_camids, gallery_camids
+    refuse_other_lengths((len(prepared), len(gallery)), *ids)
+    ranks = _Ranks(prepared, gallery, Pairs.of(*ids))
     gallery.each_block(ranks.add, block_items)
     return summarise(ranks.positives.ranks(), gallery_size=len(gallery))
 
 
 class _Ranks:
-    """How many items reach each positive's score, while blocks of the gallery come in."""
+    """Counts the items that reach each positive's score, block by block of the gallery."""
 
     def __init__(self, query: Query, gallery: Gallery, pairs: Pairs) -> None:
         self.query, self.gallery, self.lock = query, gallery, Lock()
@@ -78,16 +71,17 @@ class _Ranks:
         for start in range(0, len(self.query), BLOCK_QUERIES):
             rows = slice(start, min(start + BLOCK_QUERIES, len(self.query)))
             here = (same_rows >= start) & (same_rows < rows.stop)
-            hidden = (same_rows[here] - start, same_items[here] - items.start)
+            junk = (same_rows[here] - start, same_items[here] - items.start)
             floor = torch.from_numpy(self.positives.lowest[rows]).to(self.gallery.device)
-            pairs = block.reaching(
-                self.query, rows, floor, tuple(torch.from_numpy(x) for x in hidden)
-            )
+            excluded = tuple(torch.from_numpy(x) for x in junk)
+            pairs = block.reaching(self.query, rows, floor, excluded)
             self._count(*(x.cpu().numpy() for x in pairs))
 
     def _count(self, rows: Ints, items: Ints, scores: Floats32, off: Floats32) -> None:
-        """A score stands between the positives that it surely reaches and those it surely does
-        not; where one is left in between, the exact score decides."""
+        """Place scores between the positives that they certainly reach and those they do not.
+
+        If a positive lies in between, the exact score decides.
+        """
         places = self.positives.places(rows, scores - off, "left")
         ends = self.positives.starts[rows + 1]
         following = self.positives.scores[np.minimum(places, ends - 1)]

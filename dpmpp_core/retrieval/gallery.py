@@ -1,10 +1,10 @@
-"""A gallery made ready once: blocks of its scores against any queries, and exact scores of pairs.
+"""A prepared gallery: blocks of its scores against any queries, and exact scores of pairs.
 
 The score of a pair is the masked metric of `similarity.py`, computed in float64 and rounded to a
-multiple of 2^-24, which float32 holds exactly (`ours`). Matrix products in float32 come within a
-known distance of it, whatever their blocks; where that is too far to decide an order, the exact
-score decides. So rankings do not depend on blocks, shards, or on how the gallery is stored, and
-what is equal (copies of an item, items of which the mask leaves nothing) ties.
+multiple of 2^-24, which float32 holds exactly (ours). Matrix products in float32 have a known
+largest error, for any blocks. If that does not decide an order, the exact score does. So rankings
+do not depend on blocks, shards, or on the storage of the gallery, and equal items (copies, items
+that vanish under the mask) tie.
 """
 
 from __future__ import annotations
@@ -34,28 +34,25 @@ Storage = Literal["float32", "float16", "bfloat16", "int8"]
 
 BLOCK_ITEMS = 4096  # gallery items in a matrix product
 BLOCK_QUERIES = 512
-BLOCK_PAIRS = 128  # pairs scored exactly at a time: what fits a core's caches
+BLOCK_PAIRS = 128  # pairs scored exactly at a time, which fit a core's caches
 SAFE = (1e-12, 1e12)  # lengths whose squares keep their digits in float32
 GRID = 2.0**24  # exact scores are multiples of 1 / GRID
 STEPS = 127  # of int8, either side of zero
-SCANNED = (torch.float32, torch.float16, torch.bfloat16, torch.int8)  # as they lie
+SCANNED = (torch.float32, torch.float16, torch.bfloat16, torch.int8)  # without conversion
 
 
 def compact(features: Spaces, storage: Storage) -> dict[str, Tensor]:
-    """Features [N, D] by space as a smaller type: two bytes, or int8 steps of each row's largest.
+    """Convert features [N, D] by space to two bytes, or to int8 steps of each row's largest entry.
 
-    A lone array comes back as the space ''. Only directions count in the metric, so that the rows'
-    scales are not needed and not kept. Raises ValueError for NaN, infinity and rows of zeros.
+    A single array is returned as the space ''. Only directions count in the metric, so the rows'
+    scales are not kept. Raises ValueError for NaN, infinity and rows of zeros.
     """
     codes = {}
     for space, values in by_space(features).items():
         x = matrix("features", space, values)
         x = x.float() / largest("features", space, x, "is a feature vector of length zero")
-        codes[space] = (
-            (x * STEPS).round_().to(torch.int8)
-            if storage == "int8"
-            else x.to(getattr(torch, storage))
-        )
+        int8 = storage == "int8"
+        codes[space] = (x * STEPS).round_().char() if int8 else x.to(getattr(torch, storage))
     return codes
 
 
@@ -66,12 +63,12 @@ class Gallery:
         features: [G, D], or a mapping of metric space to such: tensors or NumPy arrays, also
             memory-mapped ones, which are read block by block. float32, float16, bfloat16 and int8
             stay as they are, others become float32. Only directions count: int8 needs no scale.
-        originals: the float features that `features` are a compact form of (`compact`), if they
-            are at hand: then the compact ones are scanned, and whatever they cannot decide is
+        originals: the float features of which `features` are a compact form (`compact`), if
+            available: then the compact ones are scanned, and pairs that they do not decide are
             scored by the originals, so that results are exactly those of the originals.
-        usual_mask: a mask as queries have them, [D] or by space, such as the mean of many. Changes
-            speed only: scores are bounded by the weights of dimensions that it weighs alike.
-        bounded: whether scores are bounded at all, which takes D / 2 bytes an item and saves
+        usual_mask: a typical mask of queries, [D] or by space, such as the mean of many. Changes
+            speed only: scores are bounded by groups of dimensions of similar weight.
+        bounded: whether scores are bounded at all, which takes D / 2 bytes per item and saves
             searches of all items most of their work.
 
     Raises:
@@ -109,26 +106,27 @@ class Gallery:
 
     @property
     def device(self) -> torch.device:
+        """Where the features are."""
         return next(iter(self._spaces.values())).codes.device
 
     @property
     def scanned_bytes(self) -> int:
-        """Memory of what a search reads, without the originals of compact features."""
+        """Memory that a search reads, without the originals of compact features."""
         kept = (t for x in self._spaces.values() for t in (x.codes, x.lengths, x.energies, x.error))
         return sum(t.nbytes for t in kept if t is not None)
 
     def query(self, query: Spaces, query_mask: Spaces | None) -> Query:
-        """Queries and their masks, checked against this gallery; as `masked_topk`."""
+        """Check queries and their masks, as in `masked_topk`, against this gallery."""
         orders = {space: x.order for space, x in self._spaces.items()}
         return Query(query, query_mask, orders, self.device)
 
     def each_block(self, work: Callable[[Block], None], step: int) -> None:
-        """`work` with each `step` items of the gallery, in any order; on a CPU one thread a core.
+        """Call `work` with each `step` items of the gallery, in any order; in threads on a CPU.
 
-        Whole blocks side by side, each computed by one thread: nobody waits for the slowest, and
-        what is not a matrix product is shared too.
+        Each block is computed by one thread, so that no thread waits for others, and all operations
+        run in parallel.
         """
-        # The first is small: what it finds lets later ones be looked at less closely.
+        # The first is small: its results raise the floors for later ones.
         starts = [0, *range(max(1, step // 16), len(self), step)]
         blocks = (
             Block(self._spaces, slice(start, stop))
@@ -143,16 +141,15 @@ class Gallery:
                 work(block)
             return
         try:
-            with ThreadPoolExecutor(
-                threads, initializer=torch.set_num_threads, initargs=(1,)
-            ) as pool:
+            limit = torch.set_num_threads
+            with ThreadPoolExecutor(threads, initializer=limit, initargs=(1,)) as pool:
                 for done in [pool.submit(work, block) for block in blocks]:
                     done.result()
         finally:
             torch.set_num_threads(threads)
 
     def exact(self, query: Query, rows: Tensor, items: Tensor) -> Tensor:
-        """Scores of the pairs (rows[i], items[i]): float32 [n], the definition of the score."""
+        """Compute scores of the pairs (rows[i], items[i]): float32 [n], the definition of scores."""
         step = BLOCK_PAIRS if self.device.type == "cpu" else BLOCK_PAIRS * 64
         scores = [
             self._exact(query, rows[i : i + step], items[i : i + step])
@@ -163,13 +160,13 @@ class Gallery:
     def _exact(self, query: Query, rows: Tensor, items: Tensor) -> Tensor:
         total = torch.zeros(len(rows), dtype=torch.float64, device=self.device)
         for space, stored in self._spaces.items():
-            asked = query.spaces[space]
+            prepared = query.spaces[space]
             g = stored.exact.index_select(0, items).double()
-            product = asked.weight64.index_select(0, rows).mul_(g).sum(1)
+            product = prepared.weight64.index_select(0, rows).mul_(g).sum(1)
             squares = g.square_()
             length = squares.sum(1)
-            if asked.square64 is not None:
-                masked = asked.square64.index_select(0, rows).mul_(squares).sum(1)
+            if prepared.square64 is not None:
+                masked = prepared.square64.index_select(0, rows).mul_(squares).sum(1)
                 length = torch.maximum(masked, length * VANISHED**2)
             total += product / length.sqrt()
         return (total * (GRID / len(self._spaces))).round().float() / GRID
@@ -206,8 +203,10 @@ def _stored(
 def _checked(
     name: str, space: str, x: Tensor, order: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Features whose squares fit float32, their lengths, and the energies of their groups in this
-    `order` of dimensions, if one is given. Copied only if they do not fit as they are."""
+    """Return features whose squares fit float32, their lengths, and the energies of groups.
+
+    The groups are those of the `order` of dimensions, if given. Features that fit are not copied.
+    """
     totals = torch.empty(len(x), device=x.device)
     energies = None
     if order is not None:
@@ -226,7 +225,7 @@ def _checked(
 
 
 def _residual(codes: Tensor, exact: Tensor) -> Tensor:
-    """|exact / scale - codes| of each row, for the scale that makes it least."""
+    """Return |exact / scale - codes| of each row, for the scale that minimises it."""
     scale = (codes * exact).sum(1) / codes.square().sum(1)
     return torch.linalg.vector_norm(exact / scale[:, None] - codes, dim=1)
 

@@ -1,4 +1,4 @@
-"""Control masks and figures: is a mask made for its query, or the same for all?
+"""Control masks and statistics, which show whether masks depend on their queries.
 
 A mask that helps as much when queries swap theirs, or when all use the mean one, is not adaptive.
 """
@@ -20,10 +20,10 @@ def permuted_masks(mask: Mask, seed: int) -> Mask: ...
 @overload
 def permuted_masks(mask: Mapping[str, Mask], seed: int) -> dict[str, Mask]: ...
 def permuted_masks(mask: Mask | Mapping[str, Mask], seed: int) -> Mask | dict[str, Mask]:
-    """Every query gets another query's mask, the same one's in every space. Control.
+    """Give every query another query's mask, the same one's in every space, as a control.
 
-    `mask` is [N, D], or a mapping of space to such. The exchange is a derangement (nobody keeps
-    its own), uniform over all of them, drawn from `seed` and N alone. Raises ValueError if N < 2.
+    `mask` is [N, D], or a mapping of space to such. The permutation is a uniform derangement (none
+    keeps its mask), drawn from `seed` and N alone. Raises ValueError if N < 2.
     """
     sizes = {len(m) for m in mask.values()} if isinstance(mask, Mapping) else {len(mask)}
     if len(sizes) != 1:
@@ -37,14 +37,14 @@ def static_mask(mask: Mask) -> Mask: ...
 @overload
 def static_mask(mask: Mapping[str, Mask]) -> dict[str, Mask]: ...
 def static_mask(mask: Mask | Mapping[str, Mask]) -> Mask | dict[str, Mask]:
-    """Every query gets the mean mask of all ([N, D], or a mapping of space to such). Control."""
+    """Give every query the mean mask of all, [N, D] or by space, as a control."""
     return _each(
         mask, lambda m: np.broadcast_to(m.mean(0, dtype=np.float64), m.shape).astype(m.dtype)
     )
 
 
 def mask_statistics(masks: Mapping[str, Mask]) -> dict[str, dict[str, float]]:
-    """How much the masks [N, D] of each space say; all values fractions.
+    """Measure the masks [N, D] of each space; all values are fractions.
 
     mean: of all entries.
     std_queries: mean over channels of the std across queries; near 0 = the same mask for all.
@@ -79,7 +79,7 @@ def _derangement(size: int, seed: int) -> NDArray[np.int64]:
     if size < 2:
         raise ValueError(f"{size} query masks cannot change places; at least 2 are needed")
     rng = np.random.default_rng(np.random.SeedSequence((seed, size)))
-    # A draw is a derangement with probability 1/e: three tries on average, whatever the size.
+    # A draw is a derangement with probability 1/e, for any size: three tries on average.
     while True:
         order = rng.permutation(size)
         if (order != np.arange(size)).all():

@@ -1,4 +1,4 @@
-"""What each query found, kept by query so that two models can be compared on the same ones."""
+"""Results of each query, to compare two models on the same queries."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class QueryFigures:
-    """What the Q queries of one set found.
+    """Results of the Q queries of one set.
 
-    paths: Q names. pids: int64 [Q]. average_precision: float64 [Q], NaN without a positive.
-    first_match_rank: int64 [Q], from 1; 0 without a positive.
+    Attributes:
+        paths: Q names.
+        pids: int64 [Q].
+        average_precision: float64 [Q], NaN without a positive.
+        first_match_rank: int64 [Q], from 1; 0 without a positive.
     """
 
     paths: tuple[str, ...]
@@ -39,12 +42,12 @@ class QueryFigures:
 
     @classmethod
     def of(cls, query: Embeddings, result: RankingResult) -> QueryFigures:
-        """Of a ranking of these queries."""
-        found = result.average_precision, result.first_match_rank
-        return cls(tuple(query.paths), query.pids, *found)
+        """Take the results of these queries from their ranking."""
+        figures = result.average_precision, result.first_match_rank
+        return cls(tuple(query.paths), query.pids, *figures)
 
     def figure(self, name: str) -> NDArray[np.float64]:
-        """`mAP` or `rankK` of each query, [Q], whose mean is that of the set; NaN = no positive."""
+        """Return `mAP` or `rankK` of each query, [Q], NaN without a positive."""
         if name == "mAP":
             return self.average_precision
         first = self.first_match_rank
@@ -52,12 +55,12 @@ class QueryFigures:
         return np.where(first > 0, within, np.nan).astype(np.float64)
 
     def mean(self, name: str) -> float:
-        """`figure` of the whole set."""
+        """Return the mean of `figure`, that of the set."""
         return float(np.nanmean(self.figure(name)))
 
 
 def to_table(sets: Mapping[str, QueryFigures]) -> pa.Table:
-    """Query sets as one table (SCHEMA)."""
+    """Convert query sets to one table (SCHEMA)."""
     parts = [
         pa.table(
             [[name] * len(q.paths), q.paths, q.pids, q.average_precision, q.first_match_rank],
@@ -69,10 +72,10 @@ def to_table(sets: Mapping[str, QueryFigures]) -> pa.Table:
 
 
 def from_table(table: pa.Table) -> dict[str, QueryFigures]:
-    """Query sets out of `to_table`, in their order."""
+    """Return the query sets of `to_table`, in their order."""
     sets = {}
     for name in table["set"].unique().to_pylist():
-        own = table.filter(pc.equal(table["set"], name))
-        columns = (own[field].to_numpy() for field in SCHEMA.names[2:])
-        sets[name] = QueryFigures(tuple(own["path"].to_pylist()), *columns)
+        rows = table.filter(pc.equal(table["set"], name))
+        columns = (rows[field].to_numpy() for field in SCHEMA.names[2:])
+        sets[name] = QueryFigures(tuple(rows["path"].to_pylist()), *columns)
     return sets

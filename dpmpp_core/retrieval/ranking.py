@@ -17,16 +17,17 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 CMC_RANKS = 50
-BLOCK_VALUES = 1_000_000  # 4 MB of scores: what fits the caches of a core
+BLOCK_VALUES = 1_000_000  # 4 MB of scores, which fit the caches of a core
 
 
 @dataclass(frozen=True)
 class QueryRanks:
-    """What each query of [Q] found; zeros and NaN where it has no positive.
+    """Results of each query of [Q]; NaN and 0 without a positive.
 
-    average_precision: float64 in (0, 1], the mean of k / rank over its positives k = 1, 2, ...
-    inverse_penalty: float64 in (0, 1], positives / rank of the last one (INP, AGW, TPAMI 2021).
-    first_match_rank: int64, rank of the best positive, from 1; 0 if it has none.
+    Attributes:
+        average_precision: float64 in (0, 1], the mean of k / rank over its positives k = 1, 2, ...
+        inverse_penalty: float64 in (0, 1], positives / rank of the last one (INP, AGW, TPAMI 2021).
+        first_match_rank: int64, rank of the best positive, from 1.
     """
 
     average_precision: Floats
@@ -35,7 +36,7 @@ class QueryRanks:
 
     @staticmethod
     def joined(blocks: Sequence[QueryRanks]) -> QueryRanks:
-        """Blocks of queries as one."""
+        """Concatenate blocks of queries."""
         return QueryRanks(
             np.concatenate([np.empty(0), *(b.average_precision for b in blocks)]),
             np.concatenate([np.empty(0), *(b.inverse_penalty for b in blocks)]),
@@ -47,14 +48,19 @@ class QueryRanks:
 class RankingResult:
     """Figures over a query set, all fractions in [0, 1].
 
-    mAP, mINP: means over the valid queries (those with a positive).
-    cmc: float64 [min(50, G)]; cmc[k - 1] is the share of valid queries with a match in the first k.
-    average_precision: float64 [Q], NaN for skipped queries.
-    first_match_rank: int64 [Q], from 1, 0 for skipped queries.
+    Attributes:
+        mAP: mean over the valid queries (those with a positive).
+        mINP: likewise.
+        cmc: float64 [min(50, G)]; cmc[k - 1] is the share of valid queries with a match in the
+            first k.
+        num_valid_queries: those with a positive.
+        num_skipped_queries: the others.
+        average_precision: float64 [Q], NaN for skipped queries.
+        first_match_rank: int64 [Q], from 1, 0 for skipped queries.
     """
 
-    mAP: float
-    mINP: float
+    mAP: float  # noqa: N815
+    mINP: float  # noqa: N815
     cmc: Floats
     num_valid_queries: int
     num_skipped_queries: int
@@ -62,11 +68,11 @@ class RankingResult:
     first_match_rank: Ints
 
     def rank(self, k: int) -> float:
-        """Share of valid queries with a match in the first k (k beyond the list: its last)."""
+        """Return the share of valid queries with a match in the first k (at most the list's end)."""
         return float(self.cmc[min(k, len(self.cmc)) - 1])
 
     def metrics(self) -> dict[str, float]:
-        """mAP, rank1, rank5, rank10 and mINP by name."""
+        """Return mAP, rank1, rank5, rank10 and mINP by name."""
         ranks = {f"rank{k}": self.rank(k) for k in (1, 5, 10)}
         return {"mAP": self.mAP, **ranks, "mINP": self.mINP}
 
@@ -78,17 +84,14 @@ def evaluate_ranking(
     query_camids: Ints,
     gallery_camids: Ints,
 ) -> RankingResult:
-    """CMC, mAP and mINP of the gallery ranked by falling similarity.
+    """Compute CMC, mAP and mINP of the gallery ranked by falling similarity.
+
+    Similarity is [Q, G], of any floating type and sign; ids are integers [Q] and [G].
 
     Junk rule (Market-1501): gallery items with the query's pid AND camera take no part. Queries
-    without a positive left are skipped and counted. Ties are pessimistic, so that neither order
-    nor constant features can earn anything: a positive ranks behind all other-identity items of at
-    least its own score; tied positives take consecutive ranks.
-
-    Args:
-        similarity: [Q, G], any floating type and sign, higher is more alike.
-        query_pids, query_camids: integers [Q].
-        gallery_pids, gallery_camids: integers [G].
+    without a positive left are skipped and counted. Ties are pessimistic, so neither order nor
+    constant features help: a positive ranks after all items of other identities with at least its
+    score; tied positives have consecutive ranks.
 
     Raises:
         ValueError: shapes that do not fit; NaN or infinity in `similarity` (a fault of the model
@@ -98,24 +101,24 @@ def evaluate_ranking(
     shape = tuple(similarity.shape)
     if len(shape) != 2:
         raise ValueError(f"similarity must be [Q, G], got shape {shape}")
-    refuse_other_lengths(shape, query_pids, gallery_pids, query_camids, gallery_camids)
-    pairs = Pairs.of(query_pids, gallery_pids, query_camids, gallery_camids)
-    found = []
+    ids = query_pids, gallery_pids, query_camids, gallery_camids
+    refuse_other_lengths(shape, *ids)
+    pairs = Pairs.of(*ids)
+    ranks = []
     for start, scores in _blocks(similarity):
         here = pairs.of_queries(start, start + len(scores))
         of_pairs = scores[here.rows, here.items]
         positives = Positives(here.rows[here.positive], of_pairs[here.positive], len(scores))
         for row in range(len(scores)):
             positives.count_row(row, scores[row])
-        positives.count(here.rows, of_pairs, -1)  # they are no others
-        found.append(positives.ranks())
-    return summarise(QueryRanks.joined(found), gallery_size=len(gallery_pids))
+        positives.count(here.rows, of_pairs, -1)  # pairs of one pid do not count as others
+        ranks.append(positives.ranks())
+    return summarise(QueryRanks.joined(ranks), gallery_size=len(gallery_pids))
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Query and gallery item of one pid, by query: int64 [n]. positive: bool [n]; the rest is
-    junk."""
+    """Pairs of query and gallery item with one pid, by query: int64 [n]; junk if not `positive`."""
 
     rows: Ints
     items: Ints
@@ -123,7 +126,7 @@ class Pairs:
 
     @staticmethod
     def of(query_pids: Ints, gallery_pids: Ints, query_camids: Ints, gallery_camids: Ints) -> Pairs:
-        """All of them."""
+        """Find all pairs."""
         order = np.argsort(gallery_pids, kind="stable")
         pids, camids = gallery_pids[order], gallery_camids[order]
         starts = np.searchsorted(pids, query_pids, side="left")
@@ -133,13 +136,13 @@ class Pairs:
         return Pairs(rows, order[place], camids[place] != query_camids[rows])
 
     def of_queries(self, start: int, stop: int) -> Pairs:
-        """Those of some queries, whose rows begin with 0."""
+        """Return the pairs of some queries, whose rows begin with 0."""
         part = slice(*np.searchsorted(self.rows, [start, stop]))
         return Pairs(self.rows[part] - start, self.items[part], self.positive[part])
 
 
 class Positives:
-    """The scores of each query's positives, and how many others reach them.
+    """Scores of each query's positives, and counts of others that reach them.
 
     Args:
         rows: int64 [P], the query of each positive, ascending.
@@ -150,61 +153,61 @@ class Positives:
     def __init__(self, rows: Ints, scores: NDArray[np.floating], size: int) -> None:
         self.scores = scores[np.lexsort((scores, rows))]
         self.starts = np.searchsorted(rows, np.arange(size + 1))
-        # The least score of a query's positives: what is below it counts for nothing.
+        # The least score of a query's positives; lower scores do not matter.
         self.lowest = np.full(size, np.inf, scores.dtype)
         some = self.starts[:-1] < self.starts[1:]
         self.lowest[some] = self.scores[self.starts[:-1][some]]
-        # Of a query's positives, rising: how many others reach this one and not the next.
+        # Of a query's positives, rising: the number of others that reach this one, not the next.
         self.reached = np.zeros(len(scores), np.int64)
 
     def places(
         self, rows: Ints, scores: NDArray[np.floating], side: Literal["left", "right"]
     ) -> Ints:
-        """Where scores of the queries `rows` (ascending) belong among all positives: int64 [n]."""
+        """Place scores of the queries `rows` (ascending) among all positives: int64 [n]."""
         places = np.empty(len(rows), np.int64)
         cuts = np.flatnonzero(np.diff(rows, prepend=-1, append=-1))
         for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
             row = rows[start]
             first = self.starts[row]
-            own = self.scores[first : self.starts[row + 1]]
-            places[start:stop] = own.searchsorted(scores[start:stop], side) + first
+            of_query = self.scores[first : self.starts[row + 1]]
+            places[start:stop] = of_query.searchsorted(scores[start:stop], side) + first
         return places
 
     def count(self, rows: Ints, scores: NDArray[np.floating], weight: int = 1) -> None:
-        """Scores of the queries `rows` (ascending) come in; those below `lowest` do not count."""
+        """Count scores of the queries `rows` (ascending), but those below `lowest`."""
         enough = scores >= self.lowest[rows]
         rows, scores = rows[enough], scores[enough]
         self.count_places(self.places(rows, scores, "right"), weight)
 
     def count_places(self, places: Ints, weight: int = 1) -> None:
-        """The same of scores whose `places` (after what they reach) are known."""
+        """Count scores whose `places` (after what they reach) are known."""
         self.reached += weight * np.bincount(places - 1, minlength=len(self.reached))
 
     def count_row(self, row: int, scores: NDArray[np.floating]) -> None:
-        """All scores of one query come in, [G]. What may count is sorted: mostly a small part."""
-        own = slice(self.starts[row], self.starts[row + 1])
+        """Count all scores of one query, [G]; only those that matter are sorted."""
+        part = slice(self.starts[row], self.starts[row + 1])
         kept = np.sort(scores[scores >= self.lowest[row]])
-        below = kept.searchsorted(self.scores[own])
-        self.reached[own] += np.diff(below, append=len(kept))
+        below = kept.searchsorted(self.scores[part])
+        self.reached[part] += np.diff(below, append=len(kept))
 
     def ranks(self) -> QueryRanks:
-        """Figures of every query, once all others have come in."""
+        """Return the results of every query, after all others were counted."""
         size = len(self.lowest)
         average_precision, inverse_penalty = np.full(size, np.nan), np.full(size, np.nan)
         first_match_rank = np.zeros(size, np.int64)
         for i, (start, stop) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
             if start == stop:
                 continue
-            found = np.arange(1, stop - start + 1)
-            ranks = self.reached[start:stop][::-1].cumsum() + found  # best positive first
-            average_precision[i] = (found / ranks).sum() / len(ranks)
+            hits = np.arange(1, stop - start + 1)
+            ranks = self.reached[start:stop][::-1].cumsum() + hits  # best positive first
+            average_precision[i] = (hits / ranks).sum() / len(ranks)
             inverse_penalty[i] = len(ranks) / ranks[-1]
             first_match_rank[i] = ranks[0]
         return QueryRanks(average_precision, inverse_penalty, first_match_rank)
 
 
 def summarise(ranks: QueryRanks, gallery_size: int) -> RankingResult:
-    """Means over the valid queries. Raises DataError if there is none."""
+    """Average over the valid queries; DataError if there is none."""
     valid = ranks.first_match_rank > 0
     if not valid.any():
         raise DataError(
@@ -226,7 +229,7 @@ def summarise(ranks: QueryRanks, gallery_size: int) -> RankingResult:
 
 
 def mean_result(results: Sequence[RankingResult]) -> RankingResult:
-    """Mean figures of the same queries ranked several times; first_match_rank is the first's."""
+    """Average the same queries ranked several times; first_match_rank is that of the first."""
     first = results[0]
     return replace(
         first,
@@ -240,8 +243,7 @@ def mean_result(results: Sequence[RankingResult]) -> RankingResult:
 def _blocks(
     similarity: Tensor | NDArray[np.floating],
 ) -> Iterator[tuple[int, NDArray[np.floating]]]:
-    """First row and NumPy floats of blocks of rows. Checked and, if need be, converted block by
-    block: no second copy of the whole."""
+    """Yield first row and NumPy floats of blocks of rows, checked and converted one by one."""
     step = max(1, BLOCK_VALUES // max(1, similarity.shape[1]))
     for start in range(0, similarity.shape[0], step):
         block = similarity[start : start + step]
@@ -254,7 +256,7 @@ def _blocks(
             row, item = np.argwhere(~finite)[0]
             raise ValueError(
                 f"similarity: query {start + row}, gallery item {item} is {block[row, item]}; "
-                "a ranking of such scores would mean nothing. Check the model's features"
+                "such scores cannot be ranked. Check the model's features"
             )
         yield start, block
 

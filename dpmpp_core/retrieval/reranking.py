@@ -1,11 +1,11 @@
 """Re-ranking by shared neighbours: k-reciprocal encoding (Zhong et al., CVPR 2017), sparse.
 
-With S the masked metric among queries and gallery items alike, everything rests on the distances
+With S the masked metric among all queries and gallery items, distances are
 
     d = 1 - (S + S.T) / 2, 0 on the diagonal;        e[i] = d[i] ** 2 / max(d[i] ** 2)
 
-as in the published code, whose distances these are. An item's k-reciprocal neighbours, expanded,
-weighted by exp(-e) and averaged over its own nearest ones, are its row of V; the final distance is
+as in the published code. An item's k-reciprocal neighbours, expanded, weighted by exp(-e) and
+averaged over its nearest ones, are its row of V; the final distance is
 
     (1 - weight) * (1 - sum(min(V[q], V[g])) / sum(max(V[q], V[g]))) + weight * e[q, g]
 """
@@ -29,8 +29,8 @@ Ints = NDArray[np.int64]
 Floats32 = NDArray[np.float32]
 
 BLOCK = 2048  # items on either side of a block of scores
-ROWS = 512  # items whose neighbours' neighbours are looked at together
-PAIRS = 256
+BLOCK_ROWS = 512  # items whose neighbours' neighbours are compared together
+BLOCK_PAIRS = 256
 
 
 def rerank(
@@ -43,14 +43,17 @@ def rerank(
     weight: float = 0.3,
     top: int = 100,
 ) -> tuple[Floats32, Ints]:
-    """The `top` gallery items of each query by d, in the order of the final distance.
+    """Order the `top` gallery items of each query by d by the final distance.
 
     Args:
-        query, gallery: features [Q, D] and [G, D], or mappings of metric space to such.
-        query_mask, gallery_mask: masks of the same shapes; None = the plain cosine on that side.
-        k1: neighbours that may be reciprocal. k2: neighbours averaged over. weight: of the distance
-            itself, in [0, 1]. Defaults are the paper's.
-        top: how many items of each list to order anew.
+        query: features [Q, D], or a mapping of metric space to such.
+        query_mask: masks of the same shapes; None = the plain cosine on that side.
+        gallery: features [G, D], likewise.
+        gallery_mask: likewise.
+        k1: neighbours that may be reciprocal (default: the paper's).
+        k2: neighbours averaged over.
+        weight: of the distance itself, in [0, 1].
+        top: number of items of each list to reorder.
 
     Returns:
         distances float32 [Q, min(top, G)], rising, and indices int64 of the same shape into the
@@ -73,8 +76,10 @@ def rerank(
 
 
 class _Items:
-    """Queries, then gallery items, in each space: `features` of length one [N, D], `weights` =
-    features * masks, and `squares` of the masks."""
+    """Queries, then gallery items, in each space.
+
+    Features have length one, [N, D]; weights are features * masks; squares are those of the masks.
+    """
 
     def __init__(
         self, query: Spaces, query_mask: Spaces | None, gallery: Spaces, gallery_mask: Spaces | None
@@ -104,25 +109,25 @@ class _Items:
         self.queries, self.size = len(sides[0][1][space]), len(x)
 
     def scores(self, of: slice, against: slice, by_other: bool = False) -> Tensor:
-        """S of two blocks, [a, b]; by the masks of `against`, S[against, of].T, if `by_other`."""
+        """Return S of two blocks, [a, b], or S[against, of].T if `by_other`."""
         total: Tensor | None = None
         for x, weights, squares in self.spaces:
             if by_other:
                 length = x[of].square() @ squares[against].T
-                found = x[of] @ weights[against].T
+                product = x[of] @ weights[against].T
             else:
                 length = squares[of] @ x[against].square().T
-                found = weights[of] @ x[against].T
-            found.mul_(length.clamp_min_(VANISHED**2).rsqrt_())
-            total = found if total is None else total.add_(found)
+                product = weights[of] @ x[against].T
+            product.mul_(length.clamp_min_(VANISHED**2).rsqrt_())
+            total = product if total is None else total.add_(product)
         assert total is not None
         return total.div_(len(self.spaces))
 
     def alike(self, rows: Ints, columns: Ints) -> Floats32:
-        """(S + S.T) / 2 of pairs, [n]."""
-        found = np.empty(len(rows), np.float32)
-        for start in range(0, len(rows), PAIRS):
-            part = slice(start, start + PAIRS)
+        """Return (S + S.T) / 2 of pairs, [n]."""
+        similarity = np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), BLOCK_PAIRS):
+            part = slice(start, start + BLOCK_PAIRS)
             i, j = torch.from_numpy(rows[part]), torch.from_numpy(columns[part])
             total = torch.zeros(len(i))
             for x, weights, squares in self.spaces:
@@ -131,15 +136,20 @@ class _Items:
                     product = torch.linalg.vecdot(weights.index_select(0, a), other)
                     length = torch.linalg.vecdot(squares.index_select(0, a), other.square_())
                     total += product / length.clamp_min_(VANISHED**2).sqrt_()
-            found[part] = (total / (2 * len(self.spaces))).numpy()
-        return found
+            similarity[part] = (total / (2 * len(self.spaces))).numpy()
+        return similarity
 
 
 @dataclass(frozen=True)
 class _Near:
-    """items: int64 [N, k], each item's nearest, itself first. listed, alike: [Q, top], the gallery
-    items that are to be ordered anew and how alike they are. least: float32 [N], the least that any
-    is alike."""
+    """Nearest items.
+
+    Attributes:
+        items: int64 [N, k], each item's nearest, itself first.
+        listed: [Q, top], the gallery items to be reordered.
+        alike: [Q, top], their similarities.
+        least: float32 [N], the least similarity of each item.
+    """
 
     items: Ints
     listed: Ints
@@ -148,21 +158,21 @@ class _Near:
 
 
 def _neighbours(items: _Items, k: int, top: int) -> _Near:
-    """Every block of scores is made once and serves both of its sides."""
+    """Find neighbours; every block of scores is computed once and used for both of its sides."""
     size, queries = items.size, items.queries
     k, top = min(k, size), min(top, size - queries)
     nearest = torch.full((size, k), -torch.inf), torch.full((size, k), -1)
     listed = torch.full((queries, top), -torch.inf), torch.full((queries, top), -1)
     least = torch.full((size,), torch.inf)
 
-    def seen(alike: Tensor, of: slice, against: slice) -> None:
+    def update(alike: Tensor, of: slice, against: slice) -> None:
         least[of] = torch.minimum(least[of], alike.amin(1))
         _keep(nearest, alike, of, against)
-        asked = slice(of.start, min(of.stop, queries))
-        found = slice(max(against.start, queries), against.stop)
-        if asked.start < asked.stop and found.start < found.stop:
-            part = alike[: asked.stop - asked.start, found.start - against.start :]
-            _keep(listed, part, asked, found)
+        rows = slice(of.start, min(of.stop, queries))
+        columns = slice(max(against.start, queries), against.stop)
+        if rows.start < rows.stop and columns.start < columns.stop:
+            part = alike[: rows.stop - rows.start, columns.start - against.start :]
+            _keep(listed, part, rows, columns)
 
     blocks = [slice(i, min(i + BLOCK, size)) for i in range(0, size, BLOCK)]
     for i, of in enumerate(blocks):
@@ -173,13 +183,13 @@ def _neighbours(items: _Items, k: int, top: int) -> _Near:
                 alike.fill_diagonal_(1)
             else:
                 alike.add_(items.scores(of, against, by_other=True)).div_(2)
-                seen(alike.T.contiguous(), against, of)
-            seen(alike, of, against)
+                update(alike.T.contiguous(), against, of)
+            update(alike, of, against)
     return _Near(nearest[1].numpy(), listed[1].numpy() - queries, listed[0].numpy(), least.numpy())
 
 
 def _keep(lists: tuple[Tensor, Tensor], alike: Tensor, of: slice, against: slice) -> None:
-    """Put a block's best into the lists of its rows."""
+    """Merge a block's best into the lists of its rows."""
     best, _ = lists
     k = best.shape[1]
     floor = best[of, -1:]
@@ -200,25 +210,26 @@ class _Rows(NamedTuple):
 
 
 def _encoded(items: _Items, near: _Near, k1: int) -> _Rows:
-    """V before averaging: weights of each item's expanded k-reciprocal neighbours."""
+    """Compute V before averaging: weights of each item's expanded k-reciprocal neighbours."""
     wide, half = near.items[:, : k1 + 1], near.items[:, : round(k1 / 2) + 1]
     mutual = np.concatenate([_mutual(wide, part) for part in _parts(items.size)])
     mutual_half = np.concatenate([_mutual(half, part) for part in _parts(items.size)])
     rows, columns = [], []
     for part in _parts(items.size):
-        own = np.where(mutual[part], wide[part], -1)  # [b, K]
+        reciprocal = np.where(mutual[part], wide[part], -1)  # [b, K]
         theirs = np.where(mutual_half[wide[part]], half[wide[part]], -2)  # [b, K, H]
         sizes = (theirs >= 0).sum(2)
         shared = np.zeros_like(sizes)
-        for column in own.T:
+        for column in reciprocal.T:
             shared += (theirs == column[:, None, None]).sum(2)
-        accepted = (own >= 0) & (shared > 2 / 3 * sizes)
+        accepted = (reciprocal >= 0) & (shared > 2 / 3 * sizes)
         theirs[~accepted] = -2
-        everyone = np.sort(np.concatenate([own, theirs.reshape(len(own), -1)], axis=1), axis=1)
-        fresh = (everyone >= 0) & (np.diff(everyone, axis=1, prepend=-3) > 0)
-        row, place = np.nonzero(fresh)
+        flat = theirs.reshape(len(reciprocal), -1)
+        expanded = np.sort(np.concatenate([reciprocal, flat], axis=1), axis=1)
+        unique = (expanded >= 0) & (np.diff(expanded, axis=1, prepend=-3) > 0)
+        row, place = np.nonzero(unique)
         rows.append(row + part.start)
-        columns.append(everyone[row, place])
+        columns.append(expanded[row, place])
     row, column = np.concatenate(rows), np.concatenate(columns)
     weights = np.exp(-_normalised(items.alike(row, column), near.least[row], row == column))
     starts = np.searchsorted(row, np.arange(items.size + 1))
@@ -227,13 +238,13 @@ def _encoded(items: _Items, near: _Near, k1: int) -> _Rows:
 
 
 def _mutual(nearest: Ints, part: slice) -> NDArray[np.bool_]:
-    """Which of the nearest have the item among their own nearest: bool [b, K]."""
-    own = np.arange(part.start, part.start + len(nearest[part]))
-    return (nearest[nearest[part]] == own[:, None, None]).any(2)
+    """Return which of the nearest have the item among their nearest: bool [b, K]."""
+    items = np.arange(part.start, part.start + len(nearest[part]))
+    return (nearest[nearest[part]] == items[:, None, None]).any(2)
 
 
 def _averaged(rows: _Rows, nearest: Ints) -> _Rows:
-    """Each row becomes the mean of the rows of its nearest, itself among them."""
+    """Replace each row by the mean of the rows of its nearest, itself included."""
     size, k = nearest.shape
     lengths = np.diff(rows.starts)[nearest]  # [N, k]
     total = int(lengths.sum())
@@ -250,30 +261,29 @@ def _averaged(rows: _Rows, nearest: Ints) -> _Rows:
 
 
 def _reordered(rows: _Rows, near: _Near, queries: int, weight: float) -> tuple[Floats32, Ints]:
-    """The lists of the queries by final distance."""
+    """Return the lists of the queries by final distance."""
     distances = np.empty_like(near.alike)
     dense = np.zeros(len(rows.starts) - 1, np.float32)
     for i, listed in enumerate(near.listed):
-        own = slice(rows.starts[i], rows.starts[i + 1])
-        dense[rows.columns[own]] = rows.values[own]
+        part = slice(rows.starts[i], rows.starts[i + 1])
+        dense[rows.columns[part]] = rows.values[part]
         starts, stops = rows.starts[listed + queries], rows.starts[listed + queries + 1]
         sizes = stops - starts
         place = np.arange(sizes.sum()) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
         least = np.minimum(dense[rows.columns[place]], rows.values[place])
         common = np.add.reduceat(least, np.cumsum(sizes) - sizes)
         distances[i] = (1 - weight) * (1 - common / (2 - common))
-        dense[rows.columns[own]] = 0
-    own_distance = _normalised(near.alike, near.least[:queries, None], np.array(False))
-    distances += np.float32(weight) * own_distance
+        dense[rows.columns[part]] = 0
+    direct = _normalised(near.alike, near.least[:queries, None], np.array(False))
+    distances += np.float32(weight) * direct
     order = np.lexsort((near.listed, distances), axis=1)
     return np.take_along_axis(distances, order, 1), np.take_along_axis(near.listed, order, 1)
 
 
 def _normalised(alike: Floats32, least: Floats32, same: NDArray[np.bool_]) -> Floats32:
-    """e of the module's text, from how alike items are."""
-    found = np.square((1 - alike) / (1 - least))
-    return np.where(same, np.float32(0), found)
+    """Compute e of the module's docstring from similarities."""
+    return np.where(same, np.float32(0), np.square((1 - alike) / (1 - least)))
 
 
 def _parts(size: int) -> Iterator[slice]:
-    return (slice(i, i + ROWS) for i in range(0, size, ROWS))
+    return (slice(i, i + BLOCK_ROWS) for i in range(0, size, BLOCK_ROWS))

@@ -1,4 +1,4 @@
-"""The best gallery items of each query, exactly."""
+"""Exact search for the best gallery items of each query."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def masked_topk(
     allowed: Mask | Allowed | None = None,
     block_items: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The k best gallery items of each query by the masked metric, best first.
+    """Find the k best gallery items of each query by the masked metric, best first.
 
-    Exact, whatever the blocks and the gallery's storage: the score is that of `Gallery.exact`.
-    Equal scores are listed by gallery index, the lower first. Never holds [Q, G] scores.
+    Exact for any blocks and storage of the gallery: the score is that of `Gallery.exact`. Equal
+    scores are listed by gallery index. Never holds [Q, G] scores.
 
     Args:
         query: features [Q, D], or a mapping of metric space to such, whose scores are averaged.
         query_mask: masks [Q, D], as `query`; None gives the plain cosine.
         gallery: features [G, D], as `query`; a `Gallery` if it is searched more than once.
-        k: how many, >= 1.
+        k: number of items, >= 1.
         allowed: which items may be listed: bool [G], or a function of a slice of the queries and
             one of the gallery to bool [q, g]; None allows all.
         block_items: gallery items in a block; changes speed and memory only. None: 4096, or 65536
@@ -54,14 +54,14 @@ def masked_topk(
     if block_items is None:
         few = len(next(iter(by_space(query).values()), ())) <= FEW_QUERIES
         block_items = BLOCK_ITEMS * 16 if few else BLOCK_ITEMS
-    found = _Lists(gallery.query(query, query_mask), gallery, k, allowed)
-    gallery.each_block(found.add, block_items)
-    found.best[found.indices < 0] = torch.nan
-    return found.best, found.indices
+    lists = _Lists(gallery.query(query, query_mask), gallery, k, allowed)
+    gallery.each_block(lists.add, block_items)
+    lists.best[lists.indices < 0] = torch.nan
+    return lists.best, lists.indices
 
 
 class _Lists:
-    """The lists of all queries while blocks of the gallery come in."""
+    """The lists of all queries, to which blocks of the gallery are added."""
 
     def __init__(
         self, query: Query, gallery: Gallery, k: int, allowed: Mask | Allowed | None
@@ -74,23 +74,23 @@ class _Lists:
     def add(self, block: Block) -> None:
         for start in range(0, len(self.query), BLOCK_QUERIES):
             rows = slice(start, min(start + BLOCK_QUERIES, len(self.query)))
-            hidden = self._hidden(rows, block.items)
+            excluded = self._excluded(rows, block.items)
             floor = self.best[rows, -1]
-            pairs = block.reaching(self.query, rows, floor, hidden, self.k)
+            pairs = block.reaching(self.query, rows, floor, excluded, self.k)
             scores = self.gallery.exact(self.query, pairs.rows, pairs.items)
             with self.lock:
                 merge(self.best, self.indices, pairs.rows, scores, pairs.items)
 
-    def _hidden(self, rows: slice, items: slice) -> Tensor | None:
+    def _excluded(self, rows: slice, items: slice) -> Tensor | None:
         if self.allowed is None:
             return None
-        shown = self.allowed(rows, items) if callable(self.allowed) else self.allowed[items][None]
-        hidden = ~tensor(shown).to(self.gallery.device)
-        return hidden.expand(rows.stop - rows.start, items.stop - items.start)
+        listed = self.allowed(rows, items) if callable(self.allowed) else self.allowed[items][None]
+        excluded = ~tensor(listed).to(self.gallery.device)
+        return excluded.expand(rows.stop - rows.start, items.stop - items.start)
 
 
 def merge(best: Tensor, indices: Tensor, row: Tensor, score: Tensor, item: Tensor) -> None:
-    """Put scored items into the lists `best` and `indices` [Q, k] of their queries."""
+    """Merge scored items into the lists `best` and `indices` [Q, k] of their queries."""
     if len(row) == 0:
         return
     k, touched = best.shape[1], torch.unique(row)
@@ -105,7 +105,7 @@ def merge(best: Tensor, indices: Tensor, row: Tensor, score: Tensor, item: Tenso
 
 
 def _order(row: Tensor, score: Tensor, item: Tensor) -> Tensor:
-    """By row, then the best score, then the lowest item: one sort, but for equal scores."""
+    """Sort by row, then the best score, then the lowest item; only equal scores need two sorts."""
     bits = (score + 0.0).view(torch.int32)  # + 0.0: a zero has one sign
     rising = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # integers in the order of the floats
     key = (row << 32) - rising

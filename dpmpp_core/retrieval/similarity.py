@@ -31,22 +31,22 @@ VANISHED = 1e-12
 
 
 def masked_similarity(query: Spaces, query_mask: Spaces | None, gallery: Spaces) -> Tensor:
-    """Score of every query against every gallery item: [Q, G], in [-1, 1], higher is more alike.
+    """Score every query against every gallery item: [Q, G], in [-1, 1], higher is more similar.
 
-    Computed in closed form, as two matrix products and without a [Q, G, D] tensor (`ours`, equal
-    to the loop of the published code):
+    Computed in closed form, as two matrix products and without a [Q, G, D] tensor (ours, equal to
+    the loop of the published code):
 
         psi = ((q_hat * m) @ g_hat.T) / sqrt((m ** 2) @ (g_hat ** 2).T)
 
     Args:
         query: features [Q, D], any length but zero; or a mapping of metric space to such features,
             whose scores are averaged.
-        query_mask: masks [Q, D], finite and >= 0, one a query; only their direction counts. A
+        query_mask: masks [Q, D], finite and >= 0, one per query; only their direction counts. A
             mapping over the same spaces if `query` is one. None gives the plain cosine.
         gallery: features [G, D], as `query`.
 
     Tensors and NumPy arrays mix. float64 stays float64, everything else is computed in float32,
-    under autocast too. Gradients flow to all three arguments and stay finite as a mask goes to
+    under autocast too. Gradients flow to all three arguments and stay finite as a mask approaches
     zero. A gallery item that vanishes under a mask scores 0 (as do all under a mask whose entries
     are all below 1e-36).
 
@@ -79,20 +79,16 @@ def _one_space(space: str, query: Array, mask: Array | None, gallery: Array) -> 
 
 
 def _wide(name: str, space: str, value: Array) -> Tensor:
-    """`value` as a tensor [N, D] of float32 or float64."""
+    """Return `value` as a tensor [N, D] of float32 or float64."""
     x = matrix(name, space, value)
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def masked_cosine(query: Tensor, mask: Tensor, gallery: Tensor) -> Tensor:
-    """`masked_similarity` of one space for training: its arguments are taken as they are.
+    """Compute `masked_similarity` of one space for training, without checks that wait for a GPU.
 
-    Nothing is looked at, so a GPU is never waited for.
-
-    Args:
-        query: [Q, D] float32 or float64, whose squares fit the type, as for the gallery.
-        mask: [Q, D], same type, >= 0.
-        gallery: [G, D], same type.
+    Query, mask (>= 0) and gallery are [Q, D], [Q, D] and [G, D] of float32 or float64, which must
+    hold the squares of the features.
     """
     with torch.autocast(query.device.type, enabled=False):
         # The metric ignores the mask's scale, but the squares of a small one would underflow.
@@ -101,7 +97,7 @@ def masked_cosine(query: Tensor, mask: Tensor, gallery: Tensor) -> Tensor:
 
 
 class _MaskedCosine(torch.autograd.Function):
-    """The closed form and its gradient, with two matrix products an argument and nothing else.
+    """The closed form and its gradient, with two matrix products per argument.
 
     psi = A / L with A = (q * m) @ g.T and L^2 = (m * m) @ (g * g).T. Lengths of the gallery cancel,
     so that it is not normalised, and its gradient comes out orthogonal to it.

@@ -1,4 +1,4 @@
-"""How sure a figure is, and of which queries it is made: by share hidden, by pair of cameras."""
+"""Confidence intervals of figures, and figures by share hidden and by pair of cameras."""
 
 from __future__ import annotations
 
@@ -22,72 +22,68 @@ BLOCK_SCORES = 16_000_000  # in memory at a time: 64 MB
 def compute_intervals(
     ranked: Mapping[Mode, RankingResult], pids: NDArray[np.int64]
 ) -> dict[str, dict[str, Bounds]]:
-    """mAP and rank-1 with their 95 % intervals over identities, as `bootstrap_bounds`.
+    """Compute mAP and rank-1 with their 95 % intervals over identities, as `bootstrap_bounds`.
 
-    {"masked": {"mAP": {"mean", "low", "high"}, "rank1": {...}}, "unmasked": {...}, "gain": {...}},
-    gain being masked less unmasked, query by query.
-
-    Args:
-        ranked: what `rankings` returned.
-        pids: int64 [Q], identity of each query.
+    From the results of `rank_by_mode` of queries with identities int64 [Q]: {"masked": {"mAP":
+    {"mean", "low", "high"}, "rank1": {...}}, "unmasked": {...}, "gain": {...}}; gain is masked less
+    unmasked, query by query.
     """
     masked, unmasked = (_by_query(ranked[mode]) for mode in ("masked", "unmasked"))
     gain = {figure: masked[figure] - unmasked[figure] for figure in masked}
     values = {"masked": masked, "unmasked": unmasked, "gain": gain}
     return {
-        name: {figure: bootstrap_bounds(own, pids) for figure, own in by_figure.items()}
+        name: {figure: bootstrap_bounds(x, pids) for figure, x in by_figure.items()}
         for name, by_figure in values.items()
     }
 
 
 def is_first_correct(result: RankingResult) -> Floats:
-    """1 where the first item is of the query's person, else 0; NaN without a positive. [Q]"""
+    """Return 1 where the first item is of the query's person, else 0; NaN without a positive."""
     first = result.first_match_rank
     return np.where(first > 0, first == 1, np.nan).astype(np.float64)
 
 
 def evaluate_by_occlusion(
-    result: RankingResult, hidden: Floats, pids: NDArray[np.int64]
+    result: RankingResult, ratios: Floats, pids: NDArray[np.int64]
 ) -> dict[str, dict[str, Any]]:
-    """Figures of the queries by what share of them is hidden.
+    """Compute figures of the queries by occlusion ratio.
 
     {"10-20": {"queries", "mAP": {"mean", "low", "high"}, "rank1": {...}}}, percent, the lower edge
     included; buckets without a query are left out, and so are queries without a positive.
 
     Args:
-        hidden: [Q], in [0, 1]; NaN where it is not known.
+        result: the ranking of the queries.
+        ratios: [Q], in [0, 1]; NaN where it is not known.
         pids: int64 [Q].
     """
     figures = _by_query(result)
-    known = ~np.isnan(hidden) & ~np.isnan(figures["mAP"])
-    # What was written as 0.3 may be read as 0.29999.
-    bucket = np.floor(100 * hidden[known] / STEP + 1e-6).astype(np.int64)
+    known = ~np.isnan(ratios) & ~np.isnan(figures["mAP"])
+    # A ratio written as 0.3 may be read as 0.29999.
+    bucket = np.floor(100 * ratios[known] / STEP + 1e-6).astype(np.int64)
     bucket = np.minimum(bucket, 100 // STEP - 1)
     table = {}
     for number in np.unique(bucket):
         rows = np.flatnonzero(known)[bucket == number]
-        own = {
-            figure: bootstrap_bounds(values[rows], pids[rows]) for figure, values in figures.items()
-        }
-        name = f"{STEP * number}-{STEP * (number + 1)}"
-        table[name] = {"queries": len(rows), **own}
+        intervals = {name: bootstrap_bounds(x[rows], pids[rows]) for name, x in figures.items()}
+        bounds = f"{STEP * number}-{STEP * (number + 1)}"
+        table[bounds] = {"queries": len(rows), **intervals}
     return table
 
 
 def evaluate_by_camera_pair(query: Embeddings, gallery: Embeddings) -> list[dict[str, Any]]:
-    """Figures with the queries' masks by camera of the query and of what is to be found.
+    """Compute figures with the queries' masks by camera of the query and of its positives.
 
     A row for each pair of which a query has a positive: {"query_camera", "gallery_camera",
     "queries", "mAP", "rank1"}. The person's pictures of other cameras take no part, those of other
     persons all do, so that pairs can be compared (ours). Ties as in `evaluate_ranking`. Scores are
-    made in blocks of queries.
+    computed in blocks of queries.
 
     Raises:
         ValueError: as `masked_similarity`.
     """
     ids = query.pids, gallery.pids, query.camids, gallery.camids
     pairs = Pairs.of(*ids)
-    found: dict[tuple[int, int], list[tuple[float, bool]]] = {}
+    results: dict[tuple[int, int], list[tuple[float, bool]]] = {}
     step = max(1, BLOCK_SCORES // max(1, len(gallery)))
     for start in range(0, len(query), step):
         rows = slice(start, start + step)
@@ -97,20 +93,20 @@ def evaluate_by_camera_pair(query: Embeddings, gallery: Embeddings) -> list[dict
         here = pairs.of_queries(start, start + len(scores))
         ends = np.searchsorted(here.rows, np.arange(len(scores) + 1))
         for row, camid in enumerate(query.camids[rows].tolist()):
-            own = slice(ends[row], ends[row + 1])
-            items, positive = here.items[own], here.positive[own]
+            part = slice(ends[row], ends[row + 1])
+            items, positive = here.items[part], here.positive[part]
             for other, ranks in _ranks(scores[row], items, positive, gallery.camids).items():
                 precision = float(np.mean(np.arange(1, len(ranks) + 1) / ranks))
-                found.setdefault((camid, other), []).append((precision, ranks[0] == 1))
+                results.setdefault((camid, other), []).append((precision, ranks[0] == 1))
     return [
         {
-            "query_camera": own,
+            "query_camera": camid,
             "gallery_camera": other,
             "queries": len(values),
             "mAP": float(np.mean([precision for precision, _ in values])),
             "rank1": float(np.mean([first for _, first in values])),
         }
-        for (own, other), values in sorted(found.items())
+        for (camid, other), values in sorted(results.items())
     ]
 
 
@@ -120,12 +116,10 @@ def _ranks(
     positive: NDArray[np.bool_],
     camids: NDArray[np.int64],
 ) -> dict[int, NDArray[np.int64]]:
-    """Camera -> ascending ranks of its positives among them and all pictures of other persons.
+    """Return camera -> ascending ranks of its positives among these and all other persons.
 
-    Args:
-        row: [G], scores of one query.
-        same: the gallery's pictures of the query's person. positive: those that are no junk.
-        camids: [G].
+    `row` [G] has the scores of one query, `same` the gallery's pictures of the query's person,
+    `positive` which of them are no junk.
     """
     if not positive.any():
         return {}
@@ -134,10 +128,10 @@ def _ranks(
     sorted_same = np.sort(of_same)
     ranks = {}
     for camera in np.unique(cameras[positive]).tolist():
-        own = np.sort(of_same[positive & (cameras == camera)])[::-1]
-        others = len(reached) - np.searchsorted(reached, own)
-        others -= len(sorted_same) - np.searchsorted(sorted_same, own)
-        ranks[camera] = others + np.arange(1, len(own) + 1)
+        scores = np.sort(of_same[positive & (cameras == camera)])[::-1]
+        others = len(reached) - np.searchsorted(reached, scores)
+        others -= len(sorted_same) - np.searchsorted(sorted_same, scores)
+        ranks[camera] = others + np.arange(1, len(scores) + 1)
     return ranks
 
 

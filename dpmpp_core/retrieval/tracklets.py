@@ -1,12 +1,12 @@
 """Several pictures of one query person as one masked query (ours; DPM names it future work).
 
-Each frame shows some dimensions well and others badly, as its mask says:
+A frame's mask is the reliability of its dimensions:
 
     f_d = sum_i m_id f_id / sum_i m_id      m_d = max_i m_id      f_i of unit length
 
-What any frame shows is evidence, so the mask is the union of the frames' masks in the sense of
-fuzzy sets. The other usual union, 1 - prod_i (1 - m_id), takes every frame for new evidence: frames
-of one camera are not, so that copies of a frame would raise its mask, and all masks go to 1 as
+A dimension is reliable if any frame shows it, so the mask is the union of the frames' masks in the
+sense of fuzzy sets. The probabilistic union, 1 - prod_i (1 - m_id), takes frames as independent.
+Those of one camera are not: copies of a frame would raise its mask, and all masks approach 1 as
 frames are added.
 """
 
@@ -33,7 +33,7 @@ FUSION_METHODS = ("fused", "mean", "best", "late", "single")
 
 
 def fuse(features: Spaces, masks: Spaces, rows: Rows) -> Fused:
-    """Tracklets as single queries; of one picture it is that picture.
+    """Fuse tracklets to single queries; a tracklet of one picture is that picture.
 
     Args:
         features: metric space -> [N, D], any length but zero.
@@ -41,13 +41,13 @@ def fuse(features: Spaces, masks: Spaces, rows: Rows) -> Fused:
         rows: int64 [T, k], the k pictures of each tracklet.
 
     Returns:
-        features and masks by space, float32 [T, D]; lengths of features mean nothing.
+        features and masks by space, float32 [T, D]; only directions of features count.
     """
     fused, union = {}, {}
     for space in features:
         mask = masks[space][rows].astype(np.float64)  # [T, k, D]
         total = mask.sum(axis=1, keepdims=True)
-        # Nothing seen of a dimension in any frame: its mask stays 0, its value does not matter.
+        # A dimension hidden in all frames keeps mask 0, so its value does not matter.
         weights = np.divide(mask, total, out=np.full_like(mask, 1 / rows.shape[1]), where=total > 0)
         fused[space] = (weights * _unit(features[space])[rows]).sum(axis=1).astype(np.float32)
         union[space] = mask.max(axis=1).astype(np.float32)
@@ -57,11 +57,10 @@ def fuse(features: Spaces, masks: Spaces, rows: Rows) -> Fused:
 def draw_tracklets(
     pids: NDArray[np.int64], camids: NDArray[np.int64], k: int, seed: int
 ) -> NDArray[np.int64]:
-    """Pictures of one person and camera, k at a time: int64 [T, k], rows of the query set.
+    """Draw k pictures of one person and camera at a time: int64 [T, k], rows of the query set.
 
-    The pictures of a person and camera are shuffled, whatever k, and cut into pieces of k; what is
-    left over takes no part. So two tracklets of 2 make one of 4, where there are as many.
-
+    The pictures of a person and camera are shuffled, in the same order for any k, and cut into
+    pieces of k; the rest takes no part. So two tracklets of 2 form one of 4, if there are as many.
     Raises ValueError if k is not positive.
     """
     if k < 1:
@@ -70,34 +69,32 @@ def draw_tracklets(
     _, group = np.unique(pairs, axis=0, return_inverse=True)
     order = np.random.default_rng(np.random.SeedSequence((seed, len(pids)))).permutation(len(pids))
     order = order[np.argsort(group.reshape(-1)[order], kind="stable")]
-    pieces: list[Rows] = []
-    for own in np.split(order, np.flatnonzero(np.diff(group.reshape(-1)[order])) + 1):
-        pieces.append(own[: len(own) // k * k].reshape(-1, k))
+    groups = np.split(order, np.flatnonzero(np.diff(group.reshape(-1)[order])) + 1)
+    pieces = [rows[: len(rows) // k * k].reshape(-1, k) for rows in groups]
     return np.concatenate(pieces).astype(np.int64)
 
 
 def evaluate_tracklets(
     query: Embeddings, gallery: Embeddings, shots: tuple[int, ...], seed: int
 ) -> dict[str, Any]:
-    """Figures of tracklets of so many pictures, by number as text, with controls.
+    """Compute figures of tracklets by number of pictures (`shots`), with controls.
 
-    {"4": {"tracklets", "persons", WAY: {"mAP", "rank1"}, "gain": {WAY: {"mean", "low", "high"}}}}:
-    numbers in [0, 1]; `gain` is the average precision of `fused` less that of the other ways on the
-    same tracklets, with its 95 % interval over persons, as `bootstrap_bounds`. Ways: `fused` as
-    `fuse`. `mean`: plain mean of unit features and of masks. `best`: the frame with the largest
-    mask on average. `late`: mean of the frames' scores. `single`: each frame alone, mean of their
-    figures. Numbers for which no person has as many pictures of one camera, or none of these a
-    positive, are left out.
+    {"4": {"tracklets", "persons", METHOD: {"mAP", "rank1"}, "gain": {METHOD: {"mean", "low",
+    "high"}}}}, in [0, 1]. `gain` is the average precision of `fused` less that of the other methods
+    on the same tracklets, with its 95 % interval over persons, as `bootstrap_bounds`. Methods:
+    `fused` as `fuse`; `mean`, plain mean of unit features and of masks; `best`, the frame with the
+    largest mean mask; `late`, mean of the frames' scores; `single`, each frame alone, mean of their
+    figures. Numbers without tracklets that have a positive are left out.
     """
     measured = {}
     for k in shots:
         rows = draw_tracklets(query.pids, query.camids, k, seed)
         try:
-            found = rank_tracklets(query, gallery, rows) if len(rows) else None
+            ranked = rank_tracklets(query, gallery, rows) if len(rows) else None
         except DataError:  # these persons are not in the gallery
-            found = None
-        if found is not None:
-            measured[str(k)] = _summarise_tracklets(found, query.pids[rows[:, 0]])
+            ranked = None
+        if ranked is not None:
+            measured[str(k)] = _summarise_tracklets(ranked, query.pids[rows[:, 0]])
     return measured
 
 
@@ -105,13 +102,10 @@ Ranked = tuple[NDArray[np.float64], NDArray[np.float64]]  # average precision, r
 
 
 def rank_tracklets(query: Embeddings, gallery: Embeddings, rows: Rows) -> dict[str, Ranked]:
-    """What each tracklet found, by way of `FUSION_METHODS`, see `evaluate_tracklets`.
-
-    Args:
-        rows: int64 [T, k], as of `draw_tracklets`.
+    """Rank the tracklets `rows` of `draw_tracklets` by each of `FUSION_METHODS`.
 
     Returns:
-        way -> (average precision, 1 where the first item is right), float64 [T] each; NaN where
+        method -> (average precision, 1 where the first item is right), float64 [T] each; NaN where
         the tracklet has no positive.
 
     Raises:
@@ -119,47 +113,46 @@ def rank_tracklets(query: Embeddings, gallery: Embeddings, rows: Rows) -> dict[s
         DataError: no tracklet has a positive.
     """
 
-    def ranked(made: Fused, members: Rows) -> RankingResult:
-        pids, camids = query.pids[members], query.camids[members]
-        features = gallery.features
-        return rank_features(*made, features, pids, gallery.pids, camids, gallery.camids)
+    def rank(fused: Fused, members: Rows) -> Ranked:
+        ids = query.pids[members], gallery.pids, query.camids[members], gallery.camids
+        return _by_query(rank_features(*fused, gallery.features, *ids))
 
-    ways: dict[str, Callable[[Spaces, Spaces, Rows], Fused]] = {
+    methods: dict[str, Callable[[Spaces, Spaces, Rows], Fused]] = {
         "fused": fuse, "mean": _mean, "best": _best,
     }  # fmt: skip
-    found = {
-        name: _of(ranked(way(query.features, query.masks, rows), rows[:, 0]))
-        for name, way in ways.items()
+    ranked = {
+        name: rank(method(query.features, query.masks, rows), rows[:, 0])
+        for name, method in methods.items()
     }
-    found["late"] = _late(query, gallery, rows)
+    ranked["late"] = _late(query, gallery, rows)
     flat = rows.reshape(-1)
-    alone = _of(ranked(_take(query.features, query.masks, flat), flat))
-    precision, first = (values.reshape(rows.shape).mean(axis=1) for values in alone)
-    return found | {"single": (precision, first)}
+    single = rank(_take(query.features, query.masks, flat), flat)
+    precision, first = (values.reshape(rows.shape).mean(axis=1) for values in single)
+    return ranked | {"single": (precision, first)}
 
 
-def _of(result: RankingResult) -> Ranked:
+def _by_query(result: RankingResult) -> Ranked:
     return result.average_precision, is_first_correct(result)
 
 
-def _summarise_tracklets(found: Mapping[str, Ranked], pids: Rows) -> dict[str, Any]:
-    """pids: of the tracklets; those without a positive are not counted."""
-    valid = ~np.isnan(found["fused"][0])
+def _summarise_tracklets(ranked: Mapping[str, Ranked], pids: Rows) -> dict[str, Any]:
+    """Average over the tracklets of `pids`; those without a positive are not counted."""
+    fused = ranked["fused"][0]
+    valid = ~np.isnan(fused)
     numbers: dict[str, Any] = {
         "tracklets": int(valid.sum()),
         "persons": len(np.unique(pids[valid])),
         **{
-            way: {"mAP": float(np.nanmean(precision)), "rank1": float(np.nanmean(first))}
-            for way, (precision, first) in found.items()
+            method: {"mAP": float(np.nanmean(precision)), "rank1": float(np.nanmean(first))}
+            for method, (precision, first) in ranked.items()
         },
     }
-    own = found["fused"][0]
-    others = {way: own - precision for way, (precision, _) in found.items() if way != "fused"}
-    return numbers | {"gain": {way: bootstrap_bounds(gain, pids) for way, gain in others.items()}}
+    gains = {name: fused - precision for name, (precision, _) in ranked.items() if name != "fused"}
+    return numbers | {"gain": {name: bootstrap_bounds(x, pids) for name, x in gains.items()}}
 
 
 def _late(query: Embeddings, gallery: Embeddings, rows: Rows) -> Ranked:
-    """Each frame asks by itself; its tracklet's scores are the mean. In blocks of tracklets."""
+    """Rank by the mean of the frames' scores, in blocks of tracklets."""
     count, k = rows.shape
     pids, camids = query.pids[rows[:, 0]], query.camids[rows[:, 0]]
     pairs = Pairs.of(pids, gallery.pids, camids, gallery.camids)
@@ -172,7 +165,7 @@ def _late(query: Embeddings, gallery: Embeddings, rows: Rows) -> Ranked:
         scores = masked_similarity(features, masks, gallery.features)
         mean = scores.reshape(len(part), k, -1).mean(dim=1)
         ids = pids[part], gallery.pids, camids[part], gallery.camids
-        precision[part], first[part] = _of(evaluate_ranking(mean, *ids))
+        precision[part], first[part] = _by_query(evaluate_ranking(mean, *ids))
     return precision, first
 
 

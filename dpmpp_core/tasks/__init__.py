@@ -1,1 +1,1 @@
-"""The stages of training, each a `Task`."""
+"""The stages of training, each a `Task`; imports nothing, as its modules load torch."""

@@ -1,4 +1,4 @@
-"""What the losses of stage 2 can be after its first epoch, so that a broken run ends there."""
+"""Bounds of the losses of stage 2 after its first epoch, so that a broken run ends there."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from dpmpp_core.config import MetricConfig
 
-INFORMED = 0.9  # ours: what the prompts learned is worth a tenth of a guess's nats at least
-REACH = 2.0  # ours: encoder and neck help the prototypes by as much again
+INFORMED = 0.9  # ours: learnt prompts save at least a tenth of a guess's nats
+REACH = 2.0  # ours: encoder and neck change logits as much as the prototypes do
 TOO_LOW = (
-    "falling faster than these rates allow: look at metric.lr, metric.warmup_epochs and the number "
+    "falling faster than these rates allow: check metric.lr, metric.warmup_epochs and the number "
     "of identities"
 )
 TOO_HIGH = {
@@ -19,7 +19,7 @@ TOO_HIGH = {
     "of these identities",
     "masked": "worse than a guess: the learning rates are too high, or the texts are not those of "
     "these identities",
-    "text": "the texts say little of the pictures: look at the losses of stage 1 (prompts), the "
+    "text": "the texts explain little of the pictures: check the losses of stage 1 (prompts), the "
     "weights of the backbone (model.pretrained) and the pixel scale (data.mean, data.std)",
 }
 
@@ -34,37 +34,34 @@ class Window(NamedTuple):
 def first_epoch_windows(
     section: MetricConfig, classes: int, spaces: Mapping[str, int], rates: Sequence[float]
 ) -> dict[str, Window]:
-    """Windows of the losses whose start is known without having seen the data (ours).
+    """Compute windows of the losses whose start is known without the data (ours).
 
     Derivation, for C classes, a space of d dimensions, smoothing e, ArcFace scale s and margin m.
-    Behind its batch-norm neck a feature has squared length d on average, whatever came before;
-    prototypes are drawn with entries of variance 1/d.
+    After its batch-norm neck a feature has squared length d on average; prototypes are drawn with
+    entries of variance 1/d.
 
-    - `identity_*`, plain cross entropy: logits have variance 1 and know nothing, so by Jensen's
-      inequality the loss starts at ln C + 1/2 at most.
+    - `identity_*`, plain cross entropy: logits have variance 1 and are independent of the label, so
+      by Jensen's inequality the loss starts at ln C + 1/2 at most.
     - `masked_*`, ArcFace: the mask is 0.5 everywhere, so cosines have variance 1/d, logits s^2/d;
       on the label cos(theta + m) is about -sin m. Start: ln C + s^2 / (2 d) + s sin m at most.
-    - `text`, features of the images against the texts: logits that know nothing of the label cost
-      ln C or more, whatever their size (Gibbs' inequality; the step plan deals the identities
-      evenly). Stage 1 fitted the texts to these very images: more than 0.9 ln C means that it did
-      not, or not to these.
-    - Prototypes of the `joint` space start along the texts, which helps if they are the right
-      ones.
+    - `text`, features of the images against the texts: logits independent of the label cost ln C or
+      more (Gibbs' inequality; the step plan deals the identities evenly). Stage 1 fitted the texts
+      to these images, so more than 0.9 ln C means that it failed, or used others.
+    - Prototypes of the `joint` space start along the texts, which helps if they are the right ones.
 
-    Training brings these down. Adam moves an entry by its rate a step, so by S = the sum of the
-    rates until then: a plain logit by S |x|_1 <= S d, a cosine by S sqrt(d), the loss by twice as
-    much (label up, rivals down). That and REACH give the lower bounds of the `visual` space; what
-    knows the texts, and SGD, have the floor of the smoothed cross entropy alone. The upper bounds
-    get three standard errors of a mean over C random prototypes.
+    Training reduces these. Adam moves an entry by its rate per step, so by S = the sum of the rates
+    so far: a plain logit by S |x|_1 <= S d, a cosine by S sqrt(d), the loss by twice as much (label
+    up, others down). That and REACH give the lower bounds of the `visual` space. Losses with texts,
+    and SGD, have the floor of the smoothed cross entropy alone. The upper bounds get three standard
+    errors of a mean over C random prototypes.
 
-    Without windows: `triplet` (in the units of the features, which differ by backbone), `heads`
-    (can take any value of its range), `text_transfer` (a small part of the loss).
+    Without windows: `triplet` (its units differ by backbone), `heads` (can take any value of its
+    range), `text_transfer` (a small part of the loss).
 
-    Seen on the demo set (`tests/bench/results/first_epoch.md`): rates a hundred times too high,
-    texts that are missing, random or of other identities, pixels of stage 2 that are not scaled;
-    and of course NaN. Not seen: rates ten times too high, rates that are too low (the first epoch
-    is warm-up), pixels that are shifted alike in all stages, bad person masks, all that goes wrong
-    later; without text, next to nothing. Being inside is no proof of health.
+    Detected on the demo set (`tests/bench/results/first_epoch.md`): rates a hundred times too high,
+    texts that are missing, random or of other identities, unscaled pixels, NaN. Not detected: rates
+    ten times too high or too low (the first epoch is warm-up), pixels shifted equally in all
+    stages, bad person masks, later problems; without text, next to nothing.
 
     Args:
         section: stage 2 as configured.
@@ -104,13 +101,13 @@ def first_epoch_windows(
 def outside_first_epoch(
     windows: Mapping[str, Window], figures: Mapping[str, float]
 ) -> dict[str, str]:
-    """The losses that left their windows, by name; each sentence says what it can mean (ours).
+    """Return warnings, by name, about losses outside their windows, with possible causes (ours).
 
     Args:
         windows: from `first_epoch_windows`.
-        figures: mean of each weighted loss over the first epoch; one that is absent is not judged.
+        figures: mean of each weighted loss over the first epoch; absent ones are not checked.
     """
-    found = {}
+    warnings = {}
     for name, (low, high) in windows.items():
         value = figures.get(name)
         if value is None or low <= value <= high:
@@ -122,10 +119,10 @@ def outside_first_epoch(
             meaning = TOO_LOW
         else:
             meaning = TOO_HIGH[kind]
-        found[name] = (
+        warnings[name] = (
             f"first epoch: loss {name} is {value:.3f}, expected {low:.3f} to {high:.3f}; {meaning}"
         )
-    return found
+    return warnings
 
 
 def _weighted(weight: float, low: float, high: float) -> Window:
@@ -133,7 +130,7 @@ def _weighted(weight: float, low: float, high: float) -> Window:
 
 
 def _smoothed_floor(classes: int, smoothing: float) -> float:
-    """Least cross entropy with smoothed labels: the entropy of the smoothed label, nats."""
+    """Return the least cross entropy with smoothed labels: their entropy, nats."""
     if not smoothing:
         return 0.0
     rest = smoothing / classes
@@ -142,7 +139,7 @@ def _smoothed_floor(classes: int, smoothing: float) -> float:
 
 
 def _mean_reach(rates: Sequence[float]) -> float:
-    """How far Adam has moved an entry at most, mean over the steps at which a loss is taken."""
+    """Return how far Adam moves an entry at most, mean over the steps of the losses."""
     moved = total = 0.0
     for rate in rates:
         total += moved

@@ -33,7 +33,7 @@ class MetricTask(Task):
 
     With `metric.update: joint` a step is one pass that updates everything. With `alternating` (DPM)
     it is two over the same batch: `model` updates all but the mask generator, then `mask` the
-    generator alone, by the losses that read its masks.
+    generator alone, by the losses that depend on its masks.
 
     Args:
         config: the run's configuration.
@@ -60,33 +60,35 @@ class MetricTask(Task):
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """The passes of one step, in order."""
+        """See `Task`."""
         return ("model", "mask") if self.config.metric.update == "alternating" else ("joint",)
 
     @property
     def updates_all(self) -> bool:
-        """Whether every pass gives every parameter a gradient."""
+        """See `Task`."""
         return self.phases == ("joint",) and self.config.metric.loss.masked > 0
 
     @property
     def accumulate(self) -> int:
+        """See `Task`."""
         return self.config.metric.accumulate
 
     def compile_parts(self) -> None:
+        """See `Task`."""
         if self.config.metric.compile:
             self.model.encoder.compile()
 
     def forward(
         self, batch: Mapping[str, Tensor], phase: str = "joint"
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The losses of one pass. One of weight 0 is neither computed nor returned.
+        """Compute the losses of one pass, except those of weight 0.
 
         Args:
             batch: `images` uint8 [B, H, W, 3]; `labels` int64 [B]; `donor_labels` int64 [B], the
                 class of the person whose scene hides the sample, negative = none; with a visibility
                 loss also `twins`, the images without that scene (read where there is a donor); with
                 bands also `visible` bool [B, gh, gw], the patches that show the person, and
-                `covered` and `covered_visible`, the same of further pictures.
+                `covered` and `covered_visible`, the same of images behind synthetic occluders.
             phase: one of `phases`.
 
         Returns:
@@ -99,11 +101,10 @@ class MetricTask(Task):
             with frozen:
                 encoded = self.model.encoder(self.normalise(batch["images"]))
             reading = self.model.read(encoded)
-        own, masks = reading.features, reading.masks
         with frozen:
-            features = {name: gather(feature) for name, feature in own.items()}
+            features = {name: gather(feature) for name, feature in reading.features.items()}
             necked = {name: self.model.necks[name](feature) for name, feature in features.items()}
-        masks = {name: gather(mask) for name, mask in masks.items()}
+        masks = {name: gather(mask) for name, mask in reading.masks.items()}
         report = {
             f"mask_{name}_{key}": figure
             for name, mask in masks.items()
@@ -120,7 +121,7 @@ class MetricTask(Task):
                 losses[f"masked_{name}"] = weights.masked * cross_entropy(arc, labels, 0.0, ignored)
                 report[f"accuracy_{name}"] = _accuracy(cosine, labels)
         if weights.visibility and phase != "model":
-            for name, error in self._occlusion_errors(batch, own).items():
+            for name, error in self._occlusion_errors(batch, reading.features).items():
                 likelihood = visibility_likelihood(
                     masks[name], gather(error), donors != NO_OCCLUSION
                 )
@@ -152,15 +153,17 @@ class MetricTask(Task):
         return losses, report
 
     def _patches(self, batch: Mapping[str, Tensor], visible: Tensor) -> Tensor:
-        """Of the batch, and of pictures behind surfaces, from which nothing else learns."""
+        """Compute the loss of the batch and of images behind synthetic occluders.
+
+        The encoder does not learn from the latter.
+        """
         with torch.no_grad(), self.autocast():
-            covered = self.model.encoder(self.normalise(batch["covered"]))
+            occluded = self.model.encoder(self.normalise(batch["covered"]))
         assert self.model.bands is not None
         with self.autocast():
-            seen = self.model.bands.see(covered.taps)
-        return patch_visibility(
-            torch.cat([visible, seen]), torch.cat([batch["visible"], batch["covered_visible"]])
-        )
+            predicted = self.model.bands.predict_visibility(occluded.taps)
+        truth = torch.cat([batch["visible"], batch["covered_visible"]])
+        return patch_visibility(torch.cat([visible, predicted]), truth)
 
     def _text(self, joint: Tensor, labels: Tensor, ignored: Tensor | None) -> Tensor:
         if unit_text(self.config.model):
@@ -169,9 +172,9 @@ class MetricTask(Task):
         return cross_entropy(logits, labels, self.config.metric.loss.label_smoothing, ignored)
 
     def _text_transfer(self, labels: Tensor) -> Tensor:
-        """Prototypes of the batch's identities against their texts (ours).
+        """Contrast prototypes of the batch's identities with their texts (ours).
 
-        Those of the visual space too, where a linear projection leads from there to the texts.
+        Those of the visual space too, if it has a linear projection to the texts.
         """
         texts, weight = self.texts[labels], self.prototypes.weight
         temperature = self.config.metric.loss.transfer_temperature
@@ -185,9 +188,9 @@ class MetricTask(Task):
     def _occlusion_errors(
         self, batch: Mapping[str, Tensor], features: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Squared differences of unit features behind the neck, image - twin; 0 where not mixed.
+        """Return squared differences of unit features after the neck, image - twin; 0 if not mixed.
 
-        Of the encoder's own spaces: bands learn what is seen from the patches.
+        Only of the encoder's spaces, as bands learn visibility from the patches.
         """
         rows = (batch["donor_labels"] != NO_OCCLUSION).nonzero()[:, 0]
         errors = {name: torch.zeros_like(features[name]) for name in self.model.encoder.spaces}
@@ -197,13 +200,13 @@ class MetricTask(Task):
             twins = self.model.encoder(self.normalise(batch["twins"][rows]))
         for name, twin in features_of(twins).items():
             neck = self.model.necks[name]
-            seen, clean = (
-                _normalized_after_neck(neck, feature) for feature in (features[name][rows], twin)
-            )
-            errors[name][rows] = (seen - clean).square()
+            pair = (_normalized_after_neck(neck, x) for x in (features[name][rows], twin))
+            occluded, clean = pair
+            errors[name][rows] = (occluded - clean).square()
         return errors
 
     def optimiser(self) -> torch.optim.Optimizer:
+        """See `Task`."""
         section = self.config.metric
         rates = section.encoder_lr, section.lr, section.bias_lr_factor
         groups = self.fine_tuning_groups(*rates, section.weight_decay)
@@ -212,6 +215,7 @@ class MetricTask(Task):
         return torch.optim.Adam(groups, fused=True)
 
     def lr_factor(self, step: int) -> float:
+        """See `Task`."""
         section = self.config.metric
         epoch = step / self.steps_per_epoch
         part = step * len(section.rates) // (section.epochs * self.steps_per_epoch)
@@ -222,7 +226,7 @@ class MetricTask(Task):
         return factor * warmup_steps(epoch, warmup, milestones, section.gamma)
 
     def filter_gradients(self, phase: str) -> None:
-        """Drop the gradients of what `phase` leaves alone; clip those of the mask generator."""
+        """Drop the gradients that `phase` does not update; clip those of the mask generator."""
         for name, parameter in self.named_parameters():
             of_generator = name.startswith("model.mask_generator.")
             if phase != "joint" and of_generator != (phase == "mask"):
@@ -232,17 +236,16 @@ class MetricTask(Task):
             nn.utils.clip_grad_norm_(generator, self.config.metric.mask_grad_clip)
 
     def first_epoch(self) -> dict[str, Window]:
-        """Where the losses of the first epoch should be, see `first_epoch_windows`."""
+        """Compute the windows of the losses of the first epoch, see `first_epoch_windows`."""
         section = self.config.metric
         rates = [section.lr * self.lr_factor(step) for step in range(self.steps_per_epoch)]
         return first_epoch_windows(section, len(self.texts), self.model.spaces, rates)
 
     def alarms(self, epoch: int, figures: Mapping[str, float]) -> dict[str, str]:
-        """What is wrong with an epoch's mean figures, by name; each says what it means.
+        """See `Task`.
 
-        After the first epoch: losses outside their windows. Later: a mask that differs less than
-        `DEAD_MASK` between pictures is dead once warm-up and half of the training are over; before
-        that it may still wake.
+        After the first epoch: losses outside their windows. After warm-up and half of the training:
+        masks that differ less than `DEAD_MASK` between pictures.
         """
         if epoch == 1:
             return {
@@ -267,9 +270,9 @@ def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _normalized_after_neck(neck: nn.Module, features: Tensor) -> Tensor:
-    """Unit features behind a batch-norm neck as retrieval sees them, with its running statistics.
+    """Return unit features after a batch-norm neck with its running statistics, as in retrieval.
 
-    The neck itself is not touched, whether it is in training or not.
+    The neck itself is not changed, even in training.
     """
     assert isinstance(neck, nn.BatchNorm1d)
     scaled = nn.functional.batch_norm(
@@ -280,15 +283,12 @@ def _normalized_after_neck(neck: nn.Module, features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def compute_mask_figures(masks: Tensor) -> dict[str, Tensor]:
-    """Is the mask alive, and does it depend on the picture?
-
-    Args:
-        masks: float [B, D] in (0, 1).
+    """Measure how masks float [B, D] in (0, 1) vary.
 
     Returns:
         `mean`; `std_samples`, the mean over dimensions of the std over samples (0 = one static
         mask for all); `std_channels`, the std over dimensions of the mean mask; `participation`
-        (sum m)^2 / (D sum m^2), 1 = all dimensions kept alike.
+        (sum m)^2 / (D sum m^2), 1 = all dimensions have equal weight.
     """
     square_sum = masks.square().sum(dim=1)
     return {

@@ -1,9 +1,9 @@
-"""Pre-training: a small CLIP from generated people and what is said about them (ours).
+"""Pre-training: a small CLIP from generated people and their captions (ours).
 
 Two contrasts in one batch of P identities x K pictures: pictures of one person against those of
-the others (supervised contrast, Khosla et al. 2020), in both spaces that retrieval uses, and
-pictures against captions (CLIP). Most of the time the encoder is shown a random share of the
-patches only (FLIP, Li et al. 2023), which costs a third and hides what an occluder might.
+the others (supervised contrast, Khosla et al. 2020), in both spaces of retrieval, and pictures
+against captions (CLIP). In most epochs the encoder gets a random share of the patches only (FLIP,
+Li et al. 2023), which costs a third and hides parts as an occluder does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PretrainTask(Task):
 
     Args:
         config: the run's configuration.
-        captions: what is said about each training identity, in the order of the class labels.
+        captions: of each training identity, in the order of the class labels.
         steps_per_epoch: length of the step plan.
     """
 
@@ -47,16 +47,17 @@ class PretrainTask(Task):
     def forward(
         self, batch: Mapping[str, Tensor], phase: str = "joint"
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One step's losses.
+        """Compute one step's losses.
 
         Args:
             batch: `images` uint8 [B, H, W, 3]; `labels` int64 [B]; `step` int, the global step.
+            phase: there is one.
         """
         section = self.config.pretrain
         images = batch["images"]
-        kept = self._kept_patches(int(batch["step"]), len(images)).to(images.device)
+        kept = self._draw_patches(int(batch["step"]), len(images)).to(images.device)
         with self.autocast():
-            shown = self._shown(images, kept)
+            shown = self._select_patches(images, kept)
             visual, joint = encode_patches(self.clip.visual, shown, kept)
             labels = gather(batch["labels"])
             classes, index = labels.unique(return_inverse=True)
@@ -77,8 +78,8 @@ class PretrainTask(Task):
         correct = (spaces["joint"].detach() @ text.detach().T).argmax(dim=1) == index
         return losses, {"caption_accuracy": correct.float().mean(), "scale": scale.detach()}
 
-    def _shown(self, images: Tensor, kept: Tensor) -> Tensor:
-        """The patches `kept`, normalised, float32 [B, n, values]; the others are not touched."""
+    def _select_patches(self, images: Tensor, kept: Tensor) -> Tensor:
+        """Select the patches `kept` and normalise them, float32 [B, n, values]."""
         size = self.clip.visual.conv1.kernel_size[0]
         batch, height, width, _ = images.shape
         patches = images.view(batch, height // size, size, width // size, size, 3)
@@ -87,8 +88,8 @@ class PretrainTask(Task):
         pixels = shown.unflatten(2, (-1, 3)) - self.pixel_mean
         return (pixels / self.pixel_std).flatten(2)
 
-    def _kept_patches(self, step: int, images: int) -> Tensor:
-        """Numbers of the patches shown, int64 [B, kept], each row drawn without repetition."""
+    def _draw_patches(self, step: int, images: int) -> Tensor:
+        """Draw numbers of patches, int64 [B, kept], each row without repetition."""
         section = self.config.pretrain
         epoch, at = divmod(step, self.steps_per_epoch)
         patches = self.clip.visual.positional_embedding.shape[0] - 1
@@ -99,30 +100,34 @@ class PretrainTask(Task):
         return torch.from_numpy(np.ascontiguousarray(order))
 
     def optimiser(self) -> torch.optim.Optimizer:
+        """See `Task`."""
         section = self.config.pretrain
         named = self.clip.named_parameters()
         groups = parameter_group(named, section.lr, 1.0, section.weight_decay)
         return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
     def lr_factor(self, step: int) -> float:
+        """See `Task`."""
         section = self.config.pretrain
         epoch = step / self.steps_per_epoch
         return warmup_cosine(epoch, section.warmup_epochs, section.epochs, 0.005)
 
     def filter_gradients(self, phase: str) -> None:
+        """Clip all gradients."""
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold."""
+        """See `Task`."""
         return {name: tensor.detach() for name, tensor in self.clip.state_dict().items()}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `Task`."""
         self.clip.load_state_dict(dict(state))
 
 
 @torch.inference_mode()
 def encode_captions(clip: Any, backbone: str, captions: Sequence[str]) -> Tensor:
-    """Unit text features of captions, float32 [N, P]."""
+    """Compute unit text features of captions, float32 [N, P]."""
     tokenizer = find_tokenizer(backbone)
     parts = [
         clip.encode_text(tokenizer(list(captions[i : i + 256])), normalize=True)

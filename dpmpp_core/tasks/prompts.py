@@ -46,7 +46,7 @@ class PromptTask(Task):
         return features.float()
 
     def batches(self, start: int) -> Iterator[dict[str, Tensor]]:
-        """Batches of row numbers from step `start` on, each from (seed, epoch, step) alone."""
+        """Yield batches of row numbers from step `start` on, each from (seed, epoch, step)."""
         size, per_epoch = self.config.prompts.batch, self.steps_per_epoch
         for epoch in range(start // per_epoch, self.epochs):
             draw = np.random.default_rng((self.config.seed, 1, epoch))
@@ -57,7 +57,7 @@ class PromptTask(Task):
     def forward(
         self, batch: Mapping[str, Tensor], phase: str = "joint"
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """`rows` int64 [B] -> losses `image_to_text` and `text_to_image`."""
+        """Compute the losses `image_to_text` and `text_to_image` of `rows` int64 [B]."""
         labels = self.labels[batch["rows"]]
         image = self.features[batch["rows"]]
         classes, index = labels.unique(return_inverse=True)  # each identity is encoded once
@@ -69,28 +69,31 @@ class PromptTask(Task):
         return losses, {}
 
     def optimiser(self) -> torch.optim.Optimizer:
+        """See `Task`."""
         section = self.config.prompts
         named = [("tokens", self.prompts.tokens)]
         groups = parameter_group(named, section.lr, 1.0, section.weight_decay)
         return torch.optim.Adam(groups, foreach=True)
 
     def lr_factor(self, step: int) -> float:
+        """See `Task`."""
         section = self.config.prompts
         epoch = step / self.steps_per_epoch
         floor = section.min_lr / section.lr
         return warmup_cosine(epoch, section.warmup_epochs, section.epochs, floor)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold; the frozen rest is rebuilt."""
+        """See `Task`; the frozen rest is rebuilt."""
         return {"tokens": self.prompts.tokens.detach()}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `Task`."""
         with torch.no_grad():
             self.prompts.tokens.copy_(state["tokens"])
 
     @torch.no_grad()
     def results(self) -> dict[str, Tensor]:
-        """`texts` [C, P], the frozen text prototypes; `scale` of image-text products; `tokens`."""
+        """Return `texts` [C, P], the text prototypes, `scale` of image-text products, `tokens`."""
         labels = torch.arange(len(self.prompts.tokens), device=self.labels.device)
         texts = torch.cat([self._comparable(self.prompts(part)) for part in labels.split(256)])
         return {

@@ -1,6 +1,6 @@
-"""Stage 0: learn where the person is from identity labels alone (SPT, AAAI 2024).
+"""Stage 0: learn person masks from identity labels alone (SPT, AAAI 2024).
 
-A patch belongs to the person if the identity can be told with it and not without it.
+A patch belongs to the person if the identity can be recognised with it and not without it.
 """
 
 from __future__ import annotations
@@ -48,15 +48,17 @@ class SaliencyTask(Task):
 
     @property
     def updates_all(self) -> bool:
+        """See `Task`."""
         return False  # no loss is in the joint space
 
     def forward(
         self, batch: Mapping[str, Tensor], phase: str = "joint"
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One step's losses.
+        """Compute one step's losses.
 
         Args:
             batch: `images` uint8 [B, H, W, 3]; `labels` int64 [B].
+            phase: there is one.
 
         Returns:
             weighted losses; the accuracy of each pass, and the mask's share and spread.
@@ -93,9 +95,11 @@ class SaliencyTask(Task):
         return self.classifier(self.neck(features))
 
     def optimiser(self) -> torch.optim.Optimizer:
+        """See `Task`."""
         section = self.config.saliency
         groups = self.fine_tuning_groups(section.encoder_lr, section.lr, 1.0, WEIGHT_DECAY)
         return torch.optim.Adam(groups, fused=True)
 
     def lr_factor(self, step: int) -> float:
+        """See `Task`."""
         return warmup_cosine(step / self.steps_per_epoch, WARMUP_EPOCHS, self.epochs, 0.01)

@@ -9,11 +9,9 @@ from torch import nn
 
 
 def warmup_cosine(epoch: float, warmup: int, epochs: int, floor: float) -> float:
-    """Factor on the base rate: linear from 0.01 over `warmup` epochs, then cosine to `floor`.
+    """Return the factor on the base rate: linear from 0.01 over `warmup` epochs, then cosine.
 
-    Args:
-        epoch: position in epochs, fractional inside one.
-        floor: last factor, in [0, 1].
+    The position `epoch` is fractional; `floor` in [0, 1] is the last factor.
     """
     if epoch < warmup:
         return 0.01 + 0.99 * epoch / warmup
@@ -22,7 +20,7 @@ def warmup_cosine(epoch: float, warmup: int, epochs: int, floor: float) -> float
 
 
 def warmup_steps(epoch: float, warmup: int, milestones: Sequence[int], gamma: float) -> float:
-    """Factor on the base rate: linear from 0.1 over `warmup` epochs, x gamma at each milestone."""
+    """Return the factor on the base rate: linear from 0.1 in warm-up, x gamma at each milestone."""
     start = 0.1 + 0.9 * epoch / warmup if epoch < warmup else 1.0
     return start * gamma ** sum(epoch >= milestone for milestone in milestones)
 
@@ -30,7 +28,7 @@ def warmup_steps(epoch: float, warmup: int, milestones: Sequence[int], gamma: fl
 def parameter_group(
     named: Iterable[tuple[str, nn.Parameter]], lr: float, bias_factor: float, weight_decay: float
 ) -> list[dict]:
-    """Optimiser groups of the trainable parameters: biases at `bias_factor` x `lr` (CLIP-ReID)."""
+    """Group the trainable parameters for an optimiser: biases at `bias_factor` x `lr`."""
     weights: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
     for name, parameter in named:

@@ -19,10 +19,7 @@ def train_step(
 ) -> dict[str, torch.Tensor]:
     """Update the parameters once and return losses and report, detached scalars.
 
-    Args:
-        model: the task or its data-parallel wrapper.
-        batch: as the task's `forward` takes it.
-        step: steps done before; decides the learning rates.
+    `model` is the task or its data-parallel wrapper; `step` decides the learning rates.
     """
     for group in optimiser.param_groups:
         group["lr"] = group["base_lr"] * task.lr_factor(step)
@@ -32,18 +29,18 @@ def train_step(
         computed = _backward(model, split_batch(batch, task.accumulate), phase)
         task.filter_gradients(phase)
         optimiser.step()
-        figures = computed | figures  # the first pass knows most
+        figures = computed | figures  # the first pass has most figures
     return figures
 
 
 def _backward(
     model: torch.nn.Module, parts: list[dict[str, torch.Tensor]], phase: str
 ) -> dict[str, torch.Tensor]:
-    """Gradients of the mean loss of the parts; the workers exchange them with the last one."""
+    """Compute gradients of the mean loss of the parts; workers exchange them after the last one."""
     means: dict[str, torch.Tensor] = {}
     for number, part in enumerate(parts, start=1):
-        alone = number < len(parts) and isinstance(model, DistributedDataParallel)
-        with model.no_sync() if alone else nullcontext():  # type: ignore[operator]
+        local = number < len(parts) and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if local else nullcontext():  # type: ignore[operator]
             losses, report = model(part, phase)
             loss = torch.stack(list(losses.values())).sum() / len(parts)
             loss.backward()
@@ -54,7 +51,7 @@ def _backward(
 
 
 def split_batch(batch: dict[str, torch.Tensor], count: int) -> list[dict[str, torch.Tensor]]:
-    """A batch cut into equal parts of whole identities; numbers such as the step go to each."""
+    """Cut a batch into equal parts of whole identities; each gets scalars such as the step."""
     if count == 1:
         return [batch]
     cut = {

@@ -1,4 +1,4 @@
-"""What a stage of training is to the loop that runs it."""
+"""The interface of a training stage to the loop that runs it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ Figures = dict[str, Tensor]
 
 
 class Task(nn.Module):
-    """A module whose forward(batch, phase) gives one pass's losses; here is what most share.
+    """A module whose forward(batch, phase) returns one pass's losses, with common defaults.
 
     Args:
         config: the run's configuration.
-        epochs, steps_per_epoch: how long the training is.
+        epochs: length of the training.
+        steps_per_epoch: length of an epoch.
     """
 
     pixel_mean: Tensor
@@ -42,24 +43,24 @@ class Task(nn.Module):
 
     @property
     def accumulate(self) -> int:
-        """Parts in which a batch is taken, one after the other."""
+        """Number of parts of a batch, computed one after the other."""
         return 1
 
     def compile_parts(self) -> None:
-        """torch.compile what gains by it, where that is asked for; names of the state stay."""
+        """Apply torch.compile if configured; names of the state stay."""
 
     def forward(self, batch: Mapping[str, Tensor], phase: str = "joint") -> tuple[Figures, Figures]:
-        """Weighted losses to be summed, and detached figures to be shown."""
+        """Return weighted losses to be summed, and detached figures to be shown."""
         raise NotImplementedError
 
     def optimiser(self) -> torch.optim.Optimizer:
-        """An optimiser whose groups know their `base_lr`."""
+        """Create an optimiser whose groups hold their `base_lr`."""
         raise NotImplementedError
 
     def fine_tuning_groups(
         self, encoder_lr: float, lr: float, bias_factor: float, weight_decay: float
     ) -> list[dict]:
-        """Optimiser groups of `model.encoder`, which only needs tuning, and of all that is new."""
+        """Group the parameters of `model.encoder`, which is fine-tuned, and the new ones."""
         named = list(self.named_parameters())
         encoder = [item for item in named if item[0].startswith("model.encoder.")]
         new = [item for item in named if not item[0].startswith("model.encoder.")]
@@ -67,36 +68,37 @@ class Task(nn.Module):
         return groups + parameter_group(new, lr, bias_factor, weight_decay)
 
     def lr_factor(self, step: int) -> float:
-        """Factor on the base rates at a step."""
+        """Return the factor on the base rates at a step."""
         raise NotImplementedError
 
     def filter_gradients(self, phase: str) -> None:
         """Drop or clip gradients between the backward pass and the update."""
 
     def alarms(self, epoch: int, figures: Mapping[str, float]) -> dict[str, str]:
-        """What is wrong with an epoch's mean figures, by name; each says what it means."""
+        """Return warnings about the mean figures of an epoch, by name."""
         return {}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold."""
+        """Return the tensors that a checkpoint must hold."""
         return {name: tensor.detach() for name, tensor in self.state_dict().items()}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the tensors of `trained_state`."""
         self.load_state_dict(dict(state))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] with the configured mean and std."""
+        """Normalise uint8 [B, H, W, 3] to float32 [B, 3, H, W]."""
         return ((images - self.pixel_mean) / self.pixel_std).permute(0, 3, 1, 2).contiguous()
 
     def autocast(self) -> torch.autocast:
-        """bf16 where `metric.precision` asks for it or, on `auto`, where the device computes it."""
+        """Return a context of bf16, if configured or, on `auto`, if the device computes it."""
         device, precision = self.pixel_mean.device, self.config.metric.precision
         enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
         return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the device has bf16 arithmetic, so that autocast gains time."""
+    """Return whether the device has bf16 arithmetic, so that autocast gains time."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

@@ -1,1 +1,1 @@
-"""The cluster of the overlay `local`, without Kubernetes: what its pods run, as processes here."""
+"""The cluster of the overlay `local` as processes of this machine, without Kubernetes."""

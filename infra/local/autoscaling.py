@@ -1,4 +1,4 @@
-"""Ray's autoscaler (v2) on the groups of the overlay `local`: nodes come with the work and go.
+"""Run Ray's autoscaler (v2) on the groups of the overlay `local`: nodes come and go with the work.
 
 Ray's fake nodes are processes here. They run in namespaces of their own, as Ray begins by ending
 every Ray process that it sees. Run by `cluster.sh autoscaling`.
@@ -20,7 +20,8 @@ from typing import Any
 import ray
 import yaml
 
-from infra.local.demo import DPMPP, ROOT
+from infra.local.cluster import ROOT
+from infra.local.demo import DPMPP
 from pipelines.deploy.policy import parse_quantity
 from pipelines.deploy.render import get_object, render_overlay
 
@@ -31,6 +32,7 @@ IDLE_MINUTES = 0.25
 
 
 def run_autoscaling() -> None:
+    """Run a training on the autoscaler, in namespaces of its own, and write the table."""
     if INSIDE not in os.environ:
         with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
             (Path(folder) / "over").mkdir()
@@ -68,7 +70,7 @@ def _run_on_autoscaler() -> None:
             "min_workers": group["minReplicas"],
             "max_workers": group["maxReplicas"],
         }
-    del types["driver"]  # the program runs beside the head here
+    del types["driver"]  # the program runs on the head's machine here
     cluster = AutoscalingCluster({"CPU": 0}, types, autoscaler_v2=True)
     cluster.start()
     try:
@@ -79,7 +81,7 @@ def _run_on_autoscaler() -> None:
 
 
 def _provider_defaults() -> dict[str, Any]:
-    """What Ray reads from a file of its fake provider, which its wheel leaves out."""
+    """Return what Ray reads from a file of its fake provider, which its wheel leaves out."""
     lists = (
         "initialization_commands", "setup_commands", "head_setup_commands",
         "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands",
@@ -100,7 +102,7 @@ def _provider_defaults() -> dict[str, Any]:
 
 
 def _watch_training(folder: Path) -> list[tuple[float, str, Counter[str]]]:
-    """(seconds, what the program does, nodes by pool), whenever one of them changed."""
+    """Train; return (seconds, stage, nodes by pool) at every change of stage or nodes."""
     command = [
         DPMPP, "train", "--address", "auto", "--storage", str(folder / "runs"), "--config",
         str(CONFIG), "metric.epochs=8",

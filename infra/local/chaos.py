@@ -1,6 +1,6 @@
-"""Losses on the local cluster, each under way in a job, which must end right all the same.
+"""Faults on the local cluster, each during a job, which must succeed all the same.
 
-Each fault has its training: the same job with another seed, so that nothing is reused.
+Each fault has its own training: the same job with another seed, so that nothing is reused.
 """
 
 from __future__ import annotations
@@ -10,59 +10,65 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from infra.local import demo
+from infra.local.cluster import ROOT, start_cluster
+from infra.local.demo import read_log, submit_job, upload_images, wait_for_job
 from infra.local.nodes import Nodes
 from infra.local.services import Services
 
-TABLE = demo.ROOT / "tests" / "bench" / "results" / "cluster-chaos.md"
-AWAY = 60  # seconds
-# Long enough that a fault falls into the work: six epochs of stage 2.
+TABLE = ROOT / "tests" / "bench" / "results" / "cluster-chaos.md"
+AWAY_SECONDS = 60
+# Six epochs of stage 2, so that a fault falls into the training.
 LONGER = ("metric.epochs=6", "cluster.checkpoint_seconds=5")
 Fault = Callable[[Nodes, Services], str]
 
 
 def lose_data_node(nodes: Nodes, services: Services) -> str:
-    nodes.lose("data-0")
+    """Kill and restart a data node."""
+    nodes.kill("data-0")
     nodes.start("data-0")
-    return "its batches are made on another node"
+    return "its batches are built on another node"
 
 
 def lose_train_node(nodes: Nodes, services: Services) -> str:
-    nodes.lose("train-0")
+    """Kill and restart the train node."""
+    nodes.kill("train-0")
     nodes.start("train-0")
-    return "training goes on from its checkpoint on the node that joined"
+    return "training continues from its checkpoint on the node that joined"
 
 
 def train_node_leaves(nodes: Nodes, services: Services) -> str:
-    """SIGTERM, as when the pod is deleted: Ray drains the node before it ends."""
-    begun = time.monotonic()
+    """Send SIGTERM, as when the pod is deleted: Ray drains the node before it ends."""
+    start = time.monotonic()
     nodes.terminate("train-0")
-    took = time.monotonic() - begun
+    took = time.monotonic() - start
     nodes.start("train-0")
-    return f"after {took:.0f} s of notice; training goes on from the checkpoint made at it"
+    return f"after {took:.0f} s of notice; training continues from the checkpoint written then"
 
 
 def restart_head(nodes: Nodes, services: Services) -> str:
-    nodes.lose("head")
+    """Kill and restart the head."""
+    nodes.kill("head")
     nodes.start("head")
     return "state from Redis; driver and workers waited"
 
 
 def mlflow_away(nodes: Nodes, services: Services) -> str:
+    """Stop MLflow for AWAY_SECONDS."""
     services.stop("mlflow", hard=True)
-    time.sleep(AWAY)
+    time.sleep(AWAY_SECONDS)
     services.start("mlflow")
-    return f"{AWAY} s away"
+    return f"{AWAY_SECONDS} s away"
 
 
 def s3_away(nodes: Nodes, services: Services) -> str:
+    """Stop S3 for AWAY_SECONDS."""
     services.stop("s3", hard=True)
-    time.sleep(AWAY)
+    time.sleep(AWAY_SECONDS)
     services.start("s3")
-    return f"{AWAY} s away"
+    return f"{AWAY_SECONDS} s away"
 
 
-# Fault, job, what its log must say before the fault.
+# Fault, job, text of its log after which the fault follows.
 FAULTS: tuple[tuple[Fault, str, str], ...] = (
     (lose_train_node, "train", "metric: started"),
     (restart_head, "train", "metric: started"),
@@ -74,13 +80,12 @@ FAULTS: tuple[tuple[Fault, str, str], ...] = (
 
 
 def run_chaos() -> None:
-    from infra.local.__main__ import cluster
-
+    """Run a job per fault, or those of DPMPP_FAULTS, and write the table."""
     chosen = os.environ.get("DPMPP_FAULTS", "").split(",")
     rows = []
-    with cluster() as (nodes, services):
+    with start_cluster() as (nodes, services):
         os.environ.update(nodes.token)
-        demo.upload_images(services)
+        upload_images(services)
         for seed, (fault, job, moment) in enumerate(FAULTS, start=1):
             if chosen == [""] or fault.__name__ in chosen:
                 rows.append(run_fault(fault, job, moment, seed, nodes, services))
@@ -90,23 +95,24 @@ def run_chaos() -> None:
 def run_fault(
     fault: Fault, job: str, moment: str, seed: int, nodes: Nodes, services: Services
 ) -> list[str]:
+    """Run a job with a fault in it; return the row of the table."""
     name = fault.__name__.replace("_", " ")
     longer = LONGER if job == "train" else ("data.demo.seed=0",)
-    started = demo.submit_job(job, f"seed={seed}", *longer)["job"]
+    started = submit_job(job, f"seed={seed}", *longer)["job"]
     deadline = time.monotonic() + 400
-    while moment not in demo.read_log(started):
+    while moment not in read_log(started):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{name}: no {moment!r}\n{demo.read_log(started)}")
+            raise RuntimeError(f"{name}: no {moment!r}\n{read_log(started)}")
         time.sleep(1)
     time.sleep(15 if job == "train" else 2)
     how = fault(nodes, services)
-    done = demo.wait_for_job(started)
+    done = wait_for_job(started)
     print(f"{name}: {done['status']} in {done['seconds']:.0f} s: {how}", flush=True)
     return [name, job, f"{done['seconds']:.0f}", how]
 
 
 def write_table(rows: list[list[str]], table: Path = TABLE) -> None:
-    """The table, with what it has of faults that were not met this time (DPMPP_FAULTS)."""
+    """Write the table; rows of faults that were not run this time are kept."""
     met = {row[0] for row in rows}
     old = table.read_text().splitlines() if table.exists() else []
     kept = [line.strip("| ").split(" | ") for line in old if line.count("|") == 5]
@@ -114,10 +120,10 @@ def write_table(rows: list[list[str]], table: Path = TABLE) -> None:
     lines = [
         "# Losses on the local cluster",
         "",
-        "`make cluster-chaos`: one fault under way in each job, submitted through the Jobs API; "
-        "each ended as SUCCEEDED, without anybody's help. Seconds: of the job, fault included.",
+        "`make cluster-chaos`: one fault during each job, submitted through the Jobs API; "
+        "each ended as SUCCEEDED, without help. Seconds: of the job, fault included.",
         "",
-        "| fault | job | seconds | how it went on |",
+        "| fault | job | seconds | how it continued |",
         "|---|---|---:|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",

@@ -1,4 +1,4 @@
-"""Every job of the overlay `local` through Ray's Jobs API, from images to a registered model.
+"""Run every job of the overlay `local` through Ray's Jobs API, from images to a registered model.
 
 Ends in a table: seconds, and the nodes that did the work.
 """
@@ -17,17 +17,17 @@ from typing import Any
 
 import boto3
 
+from infra.local.cluster import ROOT, start_cluster
 from infra.local.nodes import HEAD, Nodes
 from infra.local.services import HOST, Services
 
-ROOT = Path(__file__).parents[2]
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 ADDRESS = f"http://{HEAD}:8265"
 TABLE = ROOT / "tests" / "bench" / "results" / "cluster-demo.md"
 JOBS = ("prepare", "train", "tune", "evaluate", "promote", "synthesize")
 # Small enough for two cores; everything else is config.yaml's.
 JOB_OPTIONS = {"tune": ["--", "--trials", "2"], "promote": ["--", "--gate", "demo"]}
-# What each kind of work is called among Ray's tasks and actors, and the pool it belongs to.
+# Ray's name of each kind of task or actor, and the pool that it must run on.
 POOL_OF = {
     "MapWorker": "data",
     "RayTrainWorker": "train",
@@ -37,13 +37,14 @@ POOL_OF = {
 
 
 def run_demo() -> None:
-    from infra.local.__main__ import cluster
-
+    """Run every job and write the table."""
     began = time.monotonic()
-    with cluster() as (nodes, services):
+    with start_cluster() as (nodes, services):
         os.environ.update(nodes.token)
         upload_images(services)
-        rows = [[f"start of {len(nodes.nodes)} nodes and images", format_seconds(began), ""]]
+        rows = [
+            [f"start of {len(nodes.nodes)} nodes and images", f"{time.monotonic() - began:.0f}", ""]
+        ]
         for job in JOBS:
             done = run_job(job)
             rows.append([done["entrypoint"], f"{done['seconds']:.0f}", *locate_work(done, nodes)])
@@ -52,7 +53,7 @@ def run_demo() -> None:
 
 
 def upload_images(services: Services) -> None:
-    """Draw the images and put them where DPMPP_DATA of site.env says."""
+    """Generate the images and upload them to DPMPP_DATA of site.env."""
     folder = services.folder / "images"
     config = ROOT / "infra" / "k8s" / "overlays" / "local" / "config.yaml"
     command = [DPMPP, "data", "demo", str(folder), "--config", str(config)]
@@ -64,6 +65,7 @@ def upload_images(services: Services) -> None:
 
 
 def s3_client(services: Services) -> Any:
+    """Return a boto3 client of the local S3."""
     return boto3.client(
         "s3",
         endpoint_url=f"http://{HOST}:8333",
@@ -79,7 +81,7 @@ def submit_job(job: str, *overrides: str) -> dict[str, Any]:
 
 
 def wait_for_job(name: str, longest: float = 900) -> dict[str, Any]:
-    """The job's last status; RuntimeError, with its log, if it did not succeed."""
+    """Return the job's last status; raise RuntimeError, with its log, if it did not succeed."""
     deadline = time.monotonic() + longest
     while (status := _run_deploy("status", name)["jobs"][0])["status"] in ("PENDING", "RUNNING"):
         if time.monotonic() > deadline:
@@ -102,6 +104,7 @@ def run_job(job: str, *overrides: str) -> dict[str, Any]:
 
 
 def read_log(name: str) -> str:
+    """Return what a job printed."""
     command = [DPMPP, "deploy", "logs", name, "--address", ADDRESS]
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
@@ -109,7 +112,7 @@ def read_log(name: str) -> str:
 def _run_deploy(*arguments: str) -> dict[str, Any]:
     what, *rest = arguments
     command = [DPMPP, "deploy", what, "--address", ADDRESS, "--json", *rest]
-    for _ in range(30):  # a head that is away comes back
+    for _ in range(30):  # the head may be restarting
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
         if done.stdout.strip():
             return json.loads(done.stdout.strip().splitlines()[-1])
@@ -118,16 +121,16 @@ def _run_deploy(*arguments: str) -> dict[str, Any]:
 
 
 def locate_work(done: dict[str, Any], nodes: Nodes) -> list[str]:
-    """What ran where, by pool: `3 MapWorker`; RuntimeError for work in a wrong place."""
+    """Return what ran by pool, as `3 MapWorker`; raise RuntimeError for a wrong pool."""
     from ray.job_submission import JobSubmissionClient
     from ray.util.state import list_actors, list_nodes, list_tasks
 
     pools = {node.address: node.pool for node in nodes.nodes.values()}
-    where = {found.node_id: pools[found.node_ip] for found in list_nodes(address=ADDRESS)}
+    where = {node.node_id: pools[node.node_ip] for node in list_nodes(address=ADDRESS)}
     ray_id = JobSubmissionClient(ADDRESS).get_job_info(done["job"]).job_id
     limit, mine = 10_000, [("job_id", "=", ray_id)]
     work: Counter[tuple[str, str]] = Counter()
-    # A program that asks nothing of Ray, such as a promotion, has no id there.
+    # A program that does not use Ray, such as a promotion, has no id there.
     for actor in list_actors(address=ADDRESS, filters=mine, limit=limit) if ray_id else []:
         if actor.node_id in where:
             work[where[actor.node_id], strip_arguments(actor.class_name)] += 1
@@ -147,25 +150,21 @@ def locate_work(done: dict[str, Any], nodes: Nodes) -> list[str]:
 
 
 def strip_arguments(name: str) -> str:
-    """A class or function without its arguments: `MapWorker(MapBatches(X))` is a MapWorker."""
+    """Return a class or function without its arguments: `MapWorker(MapBatches(X))` -> MapWorker."""
     return name.partition("(")[0].rpartition(".")[2].strip()
 
 
 def list_registered(services: Services) -> list[str]:
-    """Models in MLflow's registry, with the aliases of their versions."""
+    """Return the models in MLflow's registry, with the aliases of their versions."""
     os.environ.update(services.mlflow_login)
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"http://{HOST}:5000")
-    found = client.search_registered_models()
-    return [f"{model.name}: {dict(model.aliases)}" for model in found]
-
-
-def format_seconds(since: float) -> str:
-    return f"{time.monotonic() - since:.0f}"
+    return [f"{m.name}: {dict(m.aliases)}" for m in client.search_registered_models()]
 
 
 def write_table(rows: list[list[str]], models: list[str], total: float) -> None:
+    """Write the table of jobs, their seconds and nodes."""
     import mlflow
     import ray
 

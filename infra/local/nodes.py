@@ -24,13 +24,15 @@ BRIDGE = "dpmpp0"
 HEAD = "10.77.0.2"
 NAMES = ("dpmpp-redis", "dpmpp-postgres", "dpmpp-s3", "mlflow")
 BIN = Path(sys.executable).parent
-OBJECT_STORE_BYTES = 400 * 2**20  # bytes of object store of a node
+OBJECT_STORE_BYTES = 400 * 2**20  # per node
 # Inside of the namespaces: private /tmp and /etc/hosts, then what the pod would start.
-ENTER = 'mount --bind "$0/tmp" /tmp && mount --bind "$0/hosts" /etc/hosts && exec "$@"'
+ENTER_NODE = 'mount --bind "$0/tmp" /tmp && mount --bind "$0/hosts" /etc/hosts && exec "$@"'
 
 
 @dataclass
 class Node:
+    """A node: its start command, and its process while it runs."""
+
     name: str
     address: str
     pool: str
@@ -66,10 +68,10 @@ class Nodes:
     def _add(self, name: str, address: str, group: dict[str, Any], how: list[str]) -> None:
         container = group["template"]["spec"]["containers"][0]
         labels = group.get("labels") or {}
-        told = dict(group.get("resources") or {})
+        resources = dict(group.get("resources") or {})
         params = dict(group.get("rayStartParams") or {})
         size = parse_quantity(container["resources"]["limits"]["cpu"])
-        cpus = told.pop("CPU", params.pop("num-cpus", f"{size:g}"))
+        cpus = resources.pop("CPU", params.pop("num-cpus", f"{size:g}"))
         params.pop("dashboard-host", None)
         command = [
             str(BIN / "ray"), "start", "--block", *how, f"--node-ip-address={address}",
@@ -78,13 +80,13 @@ class Nodes:
             "--labels", ",".join(f"{k}={v}" for k, v in labels.items()),
             *(f"--{key}={value}" for key, value in params.items()),
         ]  # fmt: skip
-        if told:
-            numbers = {key: float(value) for key, value in told.items()}
+        if resources:
+            numbers = {key: float(value) for key, value in resources.items()}
             command += ["--resources", json.dumps(numbers)]
         self.nodes[name] = Node(name, address, labels["pool"], command, self._env(container))
 
     def _env(self, container: dict[str, Any]) -> dict[str, str]:
-        """The pod's environment, its secrets, and what the operator adds."""
+        """Return the pod's environment, its secrets, and the variables that the operator adds."""
         env = {e["name"]: e["value"] for e in container.get("env") or [] if "value" in e}
         env.pop("HOME", None)
         known = {"dpmpp-s3": self._services.s3, "dpmpp-mlflow-login": self._services.mlflow_login}
@@ -96,20 +98,20 @@ class Nodes:
 
     @property
     def token(self) -> dict[str, str]:
-        """What authOptions puts into every pod."""
+        """The variables that authOptions sets in every pod."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._services.passwords["ray"]}
 
-    def up(self) -> None:
-        """Make the network, start every node, wait until Ray knows them all."""
+    def start_all(self) -> None:
+        """Start every node and wait until each responds."""
         (self._services.folder / "config.yaml").write_text(get_config_text(self._objects) or "")
         for name in self.nodes:  # the head comes first
             self.start(name)
 
     def start(self, name: str) -> None:
-        """Start a node with an empty disk and wait until it answers.
+        """Start a node with an empty disk and wait until it responds.
 
-        Any that ends meanwhile is started again, as a pod would be: on a busy machine Ray's parts
-        give up waiting for one another.
+        A node that ends meanwhile is restarted, as a pod would be: on a busy machine Ray's parts
+        time out waiting for one another.
         """
         self._launch(name)
         node = self.nodes[name]
@@ -143,7 +145,7 @@ class Nodes:
             extra = [f"--redis-password={self._services.passwords['redis']}"]
         inside = ["ip", "netns", "exec", f"dpmpp-{name}", "unshare", "--mount",
                   "--pid", "--fork", "--kill-child", "--mount-proc",
-                  "bash", "-c", ENTER, str(folder), *node.command, *extra]  # fmt: skip
+                  "bash", "-c", ENTER_NODE, str(folder), *node.command, *extra]  # fmt: skip
         log = (self._services.folder / f"{name}.log").open("ab")
         node.process = subprocess.Popen(
             inside, env=env, stdout=log, stderr=log, start_new_session=True
@@ -154,12 +156,12 @@ class Nodes:
         process = self.nodes[name].process
         assert process is not None
         children = ["pgrep", "--parent", str(process.pid)]
-        found = subprocess.run(children, capture_output=True, text=True, check=True)
-        os.kill(int(found.stdout.split()[0]), signal.SIGTERM)
+        listed = subprocess.run(children, capture_output=True, text=True, check=True)
+        os.kill(int(listed.stdout.split()[0]), signal.SIGTERM)
         process.wait(timeout=120)
-        self.lose(name)
+        self.kill(name)
 
-    def lose(self, name: str) -> None:
+    def kill(self, name: str) -> None:
         """Kill a node with all its processes."""
         node = self.nodes[name]
         if node.process is not None:
@@ -167,8 +169,9 @@ class Nodes:
             node.process = None
 
     def close(self) -> None:
+        """Kill all nodes and remove the network."""
         for name in reversed(self.nodes):
-            self.lose(name)
+            self.kill(name)
             subprocess.run(
                 ["ip", "netns", "del", f"dpmpp-{name}"], capture_output=True, check=False
             )
@@ -178,7 +181,7 @@ class Nodes:
 
 
 def create_bridge() -> None:
-    """The network on which services and nodes meet."""
+    """Create the network of services and nodes."""
     if subprocess.run(["ip", "link", "show", BRIDGE], capture_output=True).returncode:
         _run_ip("link", "add", BRIDGE, "type", "bridge")
         _run_ip("addr", "add", f"{HOST}/24", "dev", BRIDGE)
@@ -186,7 +189,7 @@ def create_bridge() -> None:
 
 
 def create_network(name: str, address: str) -> None:
-    """A network namespace with an address on the bridge."""
+    """Create a network namespace with an address on the bridge."""
     space, end = f"dpmpp-{name}", bridge_end(address)
     if Path(f"/run/netns/{space}").exists():
         return
@@ -201,7 +204,7 @@ def create_network(name: str, address: str) -> None:
 
 
 def bridge_end(address: str) -> str:
-    """The end of a node's cable that is on the bridge."""
+    """Return the name of a node's interface on the bridge."""
     return f"dp{address.rpartition('.')[2]}"
 
 

@@ -43,9 +43,9 @@ class Services:
         }
 
     def start(self, name: str) -> None:
-        """Start a server and wait until it answers."""
+        """Start a server and wait until it responds."""
         if accepts_connections(HOST, PORTS[name]):
-            raise SystemExit(f"{HOST}:{PORTS[name]} answers already: end the cluster before")
+            raise SystemExit(f"{HOST}:{PORTS[name]} is in use: stop the other cluster first")
         log = (self.folder / f"{name}.log").open("ab")
         command, env, prefix = getattr(self, f"_{name}")()
         self._running[name] = subprocess.Popen(
@@ -55,19 +55,20 @@ class Services:
 
         def up() -> bool:
             if self._running[name].poll() is not None:
-                said = (self.folder / f"{name}.log").read_text(errors="replace")[-1000:]
-                raise SystemExit(f"{name} ended at its start:\n{said}")
+                output = (self.folder / f"{name}.log").read_text(errors="replace")[-1000:]
+                raise SystemExit(f"{name} ended at its start:\n{output}")
             return accepts_connections(HOST, PORTS[name])
 
         wait_for(up, f"{name} on {HOST}:{PORTS[name]}", 120)
 
     def stop(self, name: str, hard: bool = False) -> None:
-        """End a server; `hard` as a lost machine would."""
+        """End a server; `hard` = by SIGKILL, as if its machine were lost."""
         process = self._running.pop(name, None)
         if process is not None:
             end_session(process, signal.SIGKILL if hard else signal.SIGTERM)
 
     def close(self) -> None:
+        """End all servers."""
         for name in [*reversed(self._running)]:
             self.stop(name)
 
@@ -81,7 +82,7 @@ class Services:
         )  # fmt: skip
 
     def _postgres(self) -> tuple[list, Mapping[str, str], list[str]]:
-        """PostgreSQL refuses to run as root."""
+        """Return the command, as the user postgres: PostgreSQL refuses to run as root."""
         data = self.folder / "postgres"
         become = ["runuser", "-u", "postgres", "--"]
         if not data.exists():
@@ -111,7 +112,7 @@ class Services:
         )  # fmt: skip
 
     def _mlflow(self) -> tuple[list, Mapping[str, str], list[str]]:
-        """The Deployment's two steps: migrate, then serve with logins."""
+        """Run the Deployment's first step, migrate; return the second, serve with logins."""
         base = f"postgresql://mlflow:{self.passwords['postgres']}@{HOST}:5432"
         if not (self.folder / "basic_auth.ini").exists():
             env = os.environ | {"PGPASSWORD": self.passwords["postgres"]}
@@ -142,7 +143,7 @@ class Services:
 
 
 def end_session(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    """End a process that leads a session, with all in it."""
+    """End a process that leads a session, with all processes in it."""
     try:
         os.killpg(process.pid, how)
         process.wait(timeout=20)
@@ -154,6 +155,7 @@ def end_session(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
 
 
 def accepts_connections(host: str, port: int) -> bool:
+    """Return whether something listens on a port."""
     try:
         with socket.create_connection((host, port), timeout=1):
             return True
@@ -162,6 +164,7 @@ def accepts_connections(host: str, port: int) -> bool:
 
 
 def wait_for(done: Callable[[], bool], what: str, seconds: float) -> None:
+    """Wait until `done` is true; raise TimeoutError after so many seconds."""
     deadline = time.monotonic() + seconds
     while not done():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The command line: one function a command, nothing decided here."""
+"""The command line: one thin function per command; `main` is the entry point of `dpmpp`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pipelines.cli.looking import config_app, data_app
 
 app = typer.Typer(
     name="dpmpp",
-    help="Occluded person re-identification: from a folder of images to a registered model.",
+    help="Occluded person re-identification: from a folder of images to a registered model. "
+    "A command for a stage first runs the stages that it needs, and reuses finished ones.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -31,8 +32,8 @@ app.add_typer(config_app, name="config")
 app.add_typer(deploy_app, name="deploy")
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -51,4 +52,4 @@ def main() -> None:
         app()
     finally:
         sys.stdout.flush()
-        os.dup2(2, 1)  # what libraries say as they end must not come after the result
+        os.dup2(2, 1)  # what libraries print at exit must not follow the result

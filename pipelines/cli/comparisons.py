@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.cli import show
 from pipelines.cli.options import (
     Address,
     Bands,
@@ -18,6 +19,7 @@ from pipelines.cli.options import (
     TrackingUri,
     run_command,
 )
+from pipelines.workflows.options import Options
 
 app = typer.Typer()
 
@@ -48,9 +50,8 @@ def ablate(
         from dpmpp_core.config import load_config, parse_seeds
 
         load_config(config, overrides or [])
-        from dpmpp_core.data.synthesis import BANDS, PARTS, parse_bands, parse_parts
+        from dpmpp_core.data.synthesis import parse_bands, parse_parts
         from pipelines.workflows.ablation import AblationRequest, ablate
-        from pipelines.workflows.session import Options
 
         request = AblationRequest(
             grid=grid,
@@ -59,23 +60,14 @@ def ablate(
             variants=tuple(variants.split(",")) if variants else (),
         )
         options = Options(
-            data=data,
-            config=config,
-            overrides=overrides or [],
-            storage=storage,
-            tracking_uri=tracking_uri,
-            address=address,
-            bands=BANDS if bands is None else parse_bands(bands),
-            parts=PARTS if parts is None else parse_parts(parts),
-        )
+            data=data, config=config, overrides=overrides or [], storage=storage,
+            tracking_uri=tracking_uri, address=address,
+            bands=() if bands is None else parse_bands(bands),
+            parts=() if parts is None else parse_parts(parts),
+        )  # fmt: skip
         return ablate(options, request)
 
-    def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show import show_ablation
-
-        show_ablation(result)
-
-    run_command(work, show, as_json)
+    run_command(work, show.show_ablation, as_json)
 
 
 @app.command()
@@ -129,38 +121,20 @@ def tune(
         load_config(config, overrides or [])
         load_space(space)
         from pipelines.tuning.search import TuningRequest, search
-        from pipelines.workflows.session import Options
 
         request = TuningRequest(
-            space=space,
-            trials=trials,
-            epochs=epochs,
-            searcher=searcher,
-            scheduler=scheduler,
-            grace_period=grace_period,
-            brackets=brackets,
-            perturbation_interval=perturbation_interval,
-            objectives=tuple(objectives.split(",")),
-            share=share,
-            seed=seed,
-            max_concurrent=max_concurrent,
-        )
+            space=space, trials=trials, epochs=epochs, searcher=searcher, scheduler=scheduler,
+            grace_period=grace_period, brackets=brackets,
+            perturbation_interval=perturbation_interval, objectives=tuple(objectives.split(",")),
+            share=share, seed=seed, max_concurrent=max_concurrent,
+        )  # fmt: skip
         options = Options(
-            data=data,
-            config=config,
-            overrides=overrides or [],
-            storage=storage,
-            tracking_uri=tracking_uri,
-            address=address,
-        )
+            data=data, config=config, overrides=overrides or [], storage=storage,
+            tracking_uri=tracking_uri, address=address,
+        )  # fmt: skip
         return search(options, request)
 
-    def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show import show_tuning
-
-        show_tuning(result)
-
-    run_command(work, show, as_json)
+    run_command(work, show.show_tuning, as_json)
 
 
 @app.command()
@@ -173,7 +147,7 @@ def reproduce(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Training seeds.")] = "0,1,2",
     any_counts: Annotated[
-        bool, typer.Option("--any-counts", help="Go on where counts are not the published ones.")
+        bool, typer.Option("--any-counts", help="Continue if counts are not the published ones.")
     ] = False,
     listed: Annotated[bool, typer.Option("--list", help="Show the protocols.")] = False,
     storage: StorageUri = "runs",
@@ -198,21 +172,9 @@ def reproduce(
         if listed or protocol is None:
             return list_protocols()
         request = ReproductionRequest(
-            protocol=protocol,
-            data=data,
-            test_data=test_data,
-            seeds=chosen,
-            any_counts=any_counts,
-            overrides=changes,
-            storage=storage,
-            tracking_uri=tracking_uri,
-            address=address,
-        )
+            protocol=protocol, data=data, test_data=test_data, seeds=chosen, any_counts=any_counts,
+            overrides=changes, storage=storage, tracking_uri=tracking_uri, address=address,
+        )  # fmt: skip
         return reproduce(request)
 
-    def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show import show_protocols, show_reproduction
-
-        (show_protocols if listed else show_reproduction)(result)
-
-    run_command(work, show, as_json)
+    run_command(work, show.show_protocols if listed else show.show_reproduction, as_json)

@@ -1,4 +1,4 @@
-"""Commands that deploy: manifests rendered and checked, jobs started and followed."""
+"""Commands that render and check manifests, and start and follow jobs."""
 
 from __future__ import annotations
 
@@ -33,10 +33,9 @@ def render(overlay: Overlay = "local", manifests: Manifests = MANIFESTS_FOLDER) 
     """Print the objects of an overlay, for kubectl apply."""
 
     def work() -> dict[str, Any]:
-        from pipelines.deploy.render import dump_yaml
-        from pipelines.deploy.render import render_overlay as made
+        from pipelines.deploy.render import dump_yaml, render_overlay
 
-        return {"text": dump_yaml(made(manifests, overlay))}
+        return {"text": dump_yaml(render_overlay(manifests, overlay))}
 
     run_command(work, lambda result: typer.echo(result["text"], nl=False), False)
 
@@ -50,19 +49,18 @@ def validate(
     crds: Crds = None,
     as_json: Json = False,
 ) -> None:
-    """Check overlays: schemas, what the operator refuses, our rules, room for config.yaml."""
+    """Check overlays: schemas, the operator's rules, ours, resources for config.yaml."""
 
     def work() -> dict[str, Any]:
         from pipelines.deploy.check import find_problems, resolve_crds_folder
-        from pipelines.deploy.render import list_overlays
-        from pipelines.deploy.render import render_overlay as made
+        from pipelines.deploy.render import list_overlays, render_overlay
 
         folder = resolve_crds_folder(crds)
         checked = {}
         for name in [overlay] if overlay else list_overlays(manifests):
-            objects = made(manifests, name)
-            found = [str(problem) for problem in find_problems(objects, folder)]
-            checked[name] = {"objects": len(objects), "problems": found}
+            objects = render_overlay(manifests, name)
+            problems = [str(problem) for problem in find_problems(objects, folder)]
+            checked[name] = {"objects": len(objects), "problems": problems}
         failed = any(one["problems"] for one in checked.values())
         return {"overlays": checked, "crds": str(folder) if folder else None, "failed": failed}
 
@@ -74,7 +72,7 @@ def validate(
             for problem in checked["problems"]:
                 typer.echo(f"  {problem}")
         if result["crds"] is None:
-            typer.echo("KubeRay's own schemas were not at hand: --crds FOLDER, or KUBERAY_CRDS")
+            typer.echo("KubeRay's own schemas were not given: --crds FOLDER, or KUBERAY_CRDS")
 
     run_command(work, show, as_json)
 
@@ -101,10 +99,9 @@ def submit(
 
     def work() -> dict[str, Any]:
         from pipelines.deploy import jobs, kube
-        from pipelines.deploy.render import get_object
-        from pipelines.deploy.render import render_overlay as made
+        from pipelines.deploy.render import get_object, render_overlay
 
-        objects = made(manifests, overlay)
+        objects = render_overlay(manifests, overlay)
         ready = jobs.build_job(objects, job, overrides or [])
         target: Any
         ended: tuple[str, ...]
@@ -131,7 +128,7 @@ def status(
     context: Context = None,
     as_json: Json = False,
 ) -> None:
-    """How a job is."""
+    """Show the status of a job."""
 
     def work() -> dict[str, Any]:
         target = _connect_target(address, namespace, context)
@@ -152,7 +149,7 @@ def logs(
     namespace: Namespace = "dpmpp",
     context: Context = None,
 ) -> None:
-    """What a job printed."""
+    """Print what a job printed."""
 
     def work() -> dict[str, Any]:
         out = sys.stderr  # what `run_command` leaves open while work runs
@@ -174,7 +171,7 @@ def stop(
     context: Context = None,
     as_json: Json = False,
 ) -> None:
-    """End a job. What it has written stays, and the same submission goes on from there."""
+    """End a job. Its results stay, and the same submission continues from there."""
     run_command(
         lambda: _connect_target(address, namespace, context).stop(name), _print_status, as_json
     )

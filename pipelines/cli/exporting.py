@@ -1,4 +1,4 @@
-"""The command that takes a model out of Python."""
+"""The command that exports a model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.cli import show
 from pipelines.cli.options import Json, run_command
 
 app = typer.Typer()
@@ -23,14 +24,9 @@ def export(
     """Write a model as one ONNX file: pixels in, features and masks out; checked against it."""
 
     def work() -> dict[str, Any]:
-        from pipelines.inference.onnx_export import export as write
+        from pipelines.inference import onnx_export
         from pipelines.inference.onnx_model import default_graph_path
 
-        return write(model, out or Path(default_graph_path(str(model))))
+        return onnx_export.export(model, out or Path(default_graph_path(str(model))))
 
-    def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show import show_export
-
-        show_export(result)
-
-    run_command(work, show, as_json)
+    run_command(work, show.show_export, as_json)

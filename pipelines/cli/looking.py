@@ -1,4 +1,4 @@
-"""Commands that look at and make data sets, and show configurations."""
+"""Commands that check and generate data sets, and show configurations."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.cli import show
 from pipelines.cli.options import ConfigName, Json, Overrides, run_command
 
-data_app = typer.Typer(help="Look at and make data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Check and generate data sets.", no_args_is_help=True)
 config_app = typer.Typer(help="Show configurations.", no_args_is_help=True)
 
 
 @data_app.command("check")
 def data_check(
     folder: Annotated[str, typer.Argument(help="Data folder or s3://bucket/prefix.")],
-    layout: Annotated[str, typer.Option(help="Layout; auto = find out.")] = "auto",
+    layout: Annotated[str, typer.Option(help="Layout; auto = detect it.")] = "auto",
     dataset: Annotated[
         str | None, typer.Option(help="Compare with the published counts of this data set.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Look through a data set: what is usable, what is not and why."""
-    from pipelines.cli.show import show_data
+    """Check a data set: what is usable, what is not and why."""
 
     def work() -> dict[str, Any]:
         from dpmpp_core.data.manifest import read_manifest
@@ -43,7 +43,7 @@ def data_check(
             ],
         }
 
-    run_command(work, show_data, as_json)
+    run_command(work, show.show_data, as_json)
 
 
 @data_app.command("demo")
@@ -54,7 +54,6 @@ def data_demo(
     as_json: Json = False,
 ) -> None:
     """Generate the demo data set, in Market-1501 layout."""
-    from pipelines.cli.show import show_demo
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config import load_config
@@ -63,31 +62,31 @@ def data_demo(
         summary = draw_demo(out, load_config(config, overrides or []).data.demo)
         return {"root": str(out), "images": dict(summary.images), "seconds": summary.seconds}
 
-    run_command(work, show_demo, as_json)
+    run_command(work, show.show_demo, as_json)
 
 
 @config_app.command("show")
 def config_show(
     overrides: Overrides = None, config: ConfigName = "demo", as_json: Json = False
 ) -> None:
-    """The effective configuration."""
+    """Show the effective configuration."""
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config import load_config
 
         return load_config(config, overrides or []).model_dump(mode="json")
 
-    def show(values: dict[str, Any]) -> None:
+    def show_config(values: dict[str, Any]) -> None:
         from dpmpp_core.config import Config
 
         typer.echo(Config.model_validate(values).to_yaml(), nl=False)
 
-    run_command(work, show, as_json)
+    run_command(work, show_config, as_json)
 
 
 @config_app.command("schema")
 def config_schema() -> None:
-    """The JSON schema of the configuration."""
+    """Print the JSON schema of the configuration."""
     from dpmpp_core.config import Config
 
     typer.echo(json.dumps(Config.model_json_schema(), indent=2))
@@ -95,7 +94,7 @@ def config_schema() -> None:
 
 @config_app.command("list")
 def config_list() -> None:
-    """Names of the shipped recipes."""
+    """Print the names of the shipped recipes."""
     from dpmpp_core.config import recipe_names
 
     typer.echo("\n".join(recipe_names()))

@@ -1,4 +1,4 @@
-"""What several commands ask for, and how every command ends."""
+"""Options that several commands share, and how every command runs and ends."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ Model = Annotated[
         "--model", help="Folder of a saved model, or FILE.onnx. Default: train one on the data."
     ),
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Make every stage anew.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Build every stage again.")]
 Bands = Annotated[
     str | None,
-    typer.Option("--bands", help="Percent hidden, 10-20,20-30,...; default: 0-10 to 60-70."),
+    typer.Option("--bands", help="Percent occluded, 10-20,20-30,...; default: 0-10 to 60-70."),
 ]
 Parts = Annotated[
     str | None,
-    typer.Option("--parts", help="Parts hidden; default: any,top,bottom,side."),
+    typer.Option("--parts", help="Parts occluded; default: any,top,bottom,side."),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one result object as the last line of stdout.")
@@ -84,8 +84,8 @@ def run_command(
 ) -> None:
     """Run a command's work.
 
-    Exit codes: 0 done, 1 failed while running, 2 the user's to mend, 3 refused (`refused` of the
-    result says why).
+    Exit codes: 0 done, 1 failed while running, 2 for the user to correct, 3 refused (`refused` of
+    the result is the reason).
 
     While it runs, stdout is stderr: libraries and Ray's workers print where they like, and
     `--json` promises that the last line of stdout is the result.
@@ -110,7 +110,7 @@ def run_command(
         print(f"dpmpp: {one_line(str(error))}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print("dpmpp: stopped; the same command goes on from here", file=sys.stderr)
+        print("dpmpp: stopped; the same command continues from here", file=sys.stderr)
         code = 1
     except Exception:
         print(redact(traceback.format_exc()), end="", file=sys.stderr)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli.options import Json, StorageUri, TrackingUri, run_command
+from pipelines.cli.show_promotion import show_promotion
 
 app = typer.Typer()
 
@@ -22,7 +23,9 @@ def promote(
         str | None,
         typer.Option(help="Where the evaluation's images are. Default: where they were."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge; change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run the checks; change nothing.")
+    ] = False,
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Make the previous champion the champion again.")
     ] = False,
@@ -30,15 +33,14 @@ def promote(
         bool,
         typer.Option(
             "--explain",
-            help="Say each check's verdict as a sentence, from records alone; load and change "
-            "nothing.",
+            help="Show each check as a sentence, from records only; load and change nothing.",
         ),
     ] = False,
     storage: StorageUri = "runs",
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Make a registered model the champion, if it passes the gate. Exit code 3: it did not."""
+    """Make a registered model the champion, if it passes the gate. Exit code 3: it does not."""
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config.gate import load_gate
@@ -50,20 +52,9 @@ def promote(
         from pipelines.registry.promotion import PromotionRequest, promote, roll_back
 
         request = PromotionRequest(
-            name=name,
-            version=version,
-            gate=gate,
-            data=data,
-            storage=storage,
-            tracking_uri=tracking_uri,
-            dry_run=dry_run or explain,
-            records_only=explain,
-        )
+            name=name, version=version, gate=gate, data=data, storage=storage,
+            tracking_uri=tracking_uri, dry_run=dry_run or explain, records_only=explain,
+        )  # fmt: skip
         return roll_back(request) if rollback else promote(request)
 
-    def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show_promotion import show_promotion
-
-        show_promotion(result, gate, explain)
-
-    run_command(work, show, as_json)
+    run_command(work, lambda result: show_promotion(result, gate, explain), as_json)

@@ -1,4 +1,4 @@
-"""Commands that make gallery indexes and search them."""
+"""Commands that build gallery indexes and search them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.cli import show_search
 from pipelines.cli.options import Address, Json, run_command
 
 app = typer.Typer()
-index_app = typer.Typer(help="Make and keep gallery indexes.", no_args_is_help=True)
+index_app = typer.Typer(help="Build and maintain gallery indexes.", no_args_is_help=True)
 
 Index = Annotated[str, typer.Option("--index", help="Folder of the index.")]
 AnyIndex = Annotated[str, typer.Option("--index", help="Folder or s3://bucket/prefix.")]
@@ -25,9 +26,7 @@ Labels = Annotated[
 ]
 IndexModel = Annotated[
     str | None,
-    typer.Option(
-        "--model", help="Where the index's model is, if it was moved; as of `build_index`."
-    ),
+    typer.Option("--model", help="Where the index's model is, if it was moved; as of `build`."),
 ]
 BaseRate = Annotated[
     float | None,
@@ -39,7 +38,7 @@ Approximate = Annotated[
     bool,
     typer.Option(
         "--approximate",
-        help="Score only the images whose sketches score best, one in 250: finds 98 % of the ten "
+        help="Score only the images whose sketches score best, one in 250: returns 98 % of the ten "
         "best of 100,000. `index compact --approximate` writes the sketches.",
     ),
 ]
@@ -58,13 +57,13 @@ def index_build(
         str,
         typer.Option(
             help="Type of the features: float32, float16, bfloat16, int8; or int8+float32, which "
-            "reads int8 and finds what float32 finds."
+            "reads int8 and returns what float32 returns."
         ),
     ] = "float32",
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Make an index of a folder's images; the same command again goes on with it."""
+    """Build an index of a folder's images; the same command again continues it."""
 
     def work() -> dict[str, Any]:
         from dpmpp_core.index.segments import known_type
@@ -74,7 +73,7 @@ def index_build(
             index, model, known_type(stored), ImageSource(data, split, labels, address)
         )
 
-    run_command(work, _show_added, as_json)
+    run_command(work, show_search.show_added, as_json)
 
 
 @index_app.command("add")
@@ -94,7 +93,7 @@ def index_add(
 
         return add_images(index, ImageSource(data, split, labels, address), model)
 
-    run_command(work, _show_added, as_json)
+    run_command(work, show_search.show_added, as_json)
 
 
 @index_app.command("delete")
@@ -106,14 +105,14 @@ def index_delete(
     pid: Annotated[list[int] | None, typer.Option(help="A person; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Delete images or persons; `compact_index` then gives their space back."""
+    """Delete images or persons; `compact` then frees their space."""
 
     def work() -> dict[str, Any]:
         from pipelines.gallery.index import delete_images
 
         return delete_images(index, image or [], pid or [])
 
-    run_command(work, _show_index, as_json)
+    run_command(work, show_search.show_index, as_json)
 
 
 @index_app.command("compact")
@@ -129,26 +128,26 @@ def index_compact(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Give back the space of what was deleted, and make few large segments of many."""
+    """Free the space of what was deleted, and merge many segments into few."""
 
     def work() -> dict[str, Any]:
         from pipelines.gallery.index import compact_index
 
         return compact_index(index, approximate)
 
-    run_command(work, _show_index, as_json)
+    run_command(work, show_search.show_index, as_json)
 
 
 @index_app.command("info")
 def index_info(index: AnyIndex, as_json: Json = False) -> None:
-    """What is in an index."""
+    """Show what is in an index."""
 
     def work() -> dict[str, Any]:
-        from pipelines.gallery.index import describe_index
+        from pipelines.gallery.index import read_index_facts
 
-        return describe_index(index)
+        return read_index_facts(index)
 
-    run_command(work, _show_index, as_json)
+    run_command(work, show_search.show_index, as_json)
 
 
 @index_app.command("calibrate")
@@ -165,7 +164,7 @@ def index_calibrate(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Fit the "same person" probability, and tell what thresholds cost."""
+    """Fit the "same person" probability, and show what thresholds cost."""
 
     def work() -> dict[str, Any]:
         from pipelines.gallery.calibration import calibrate_index
@@ -173,12 +172,7 @@ def index_calibrate(
 
         return calibrate_index(index, ImageSource(data, "all", labels, address), base_rate, model)
 
-    def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show_search import show_calibration
-
-        show_calibration(result)
-
-    run_command(work, show, as_json)
+    run_command(work, show_search.show_calibration, as_json)
 
 
 @app.command()
@@ -196,7 +190,7 @@ def search(
     shards: Annotated[
         int, typer.Option(help="Ray workers to share the segments; 0 = this process.")
     ] = 0,
-    html: Annotated[str | None, typer.Option(help="Also write a page to look at.")] = None,
+    html: Annotated[str | None, typer.Option(help="Also write an HTML page.")] = None,
     base_rate: BaseRate = None,
     tracklet: Annotated[
         bool, typer.Option("--tracklet", help="All pictures of the folder are of one person.")
@@ -213,36 +207,22 @@ def search(
 
     def work() -> dict[str, Any]:
         from dpmpp_core.data.sightings import parse_time
-        from dpmpp_core.index import Where
+        from dpmpp_core.index import RowFilter
         from pipelines.gallery.search import SearchRequest, run_search
 
-        where = Where(
+        where = RowFilter(
             cameras=camera or None,
             since=None if since is None else parse_time(since),
             until=None if until is None else parse_time(until),
         )
         request = SearchRequest(
-            index=index,
-            query=query,
-            top=top,
-            where=where,
-            model=model,
-            shards=shards,
-            base_rate=base_rate,
-            html=html,
-            address=address,
-            engine=engine,
-            tracklet=tracklet,
+            index=index, query=query, top=top, where=where, model=model, shards=shards,
+            base_rate=base_rate, html=html, address=address, engine=engine, tracklet=tracklet,
             approximate=approximate,
-        )
+        )  # fmt: skip
         return run_search(request)
 
-    def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show_search import show_results
-
-        show_results(result)
-
-    run_command(work, show, as_json)
+    run_command(work, show_search.show_results, as_json)
 
 
 @app.command("app")
@@ -263,15 +243,3 @@ def web_app(
         return serve_app(index, model, host, port, approximate)
 
     run_command(work, lambda result: None, as_json=False)
-
-
-def _show_added(result: dict[str, Any]) -> None:
-    from pipelines.cli.show_search import show_added
-
-    show_added(result)
-
-
-def _show_index(result: dict[str, Any]) -> None:
-    from pipelines.cli.show_search import show_index
-
-    show_index(result)

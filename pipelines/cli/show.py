@@ -1,4 +1,4 @@
-"""Results as a person reads them on a terminal."""
+"""Results for people at a terminal."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from dpmpp_core.percent import format_percent
-from dpmpp_core.protocols import FIGURES, GPU, GPU_FLOPS
 from dpmpp_core.redaction import one_line
-from pipelines.reporting.html import results_table, robustness_table
-from pipelines.reporting.tables import cameras_line, intervals_table, shot_rows, shots_table
 
 MAX_LISTED_FILES = 20
 
 
 def show_result(result: dict[str, Any]) -> None:
-    """The tables and places of a pipeline's result."""
+    """Print the tables of a pipeline's result, and where its files are."""
+    from pipelines.reporting.html import build_results_table, build_robustness_table
+
     console = Console()
     show_data(result)
     stages = Table(title="Stages")
@@ -31,10 +30,10 @@ def show_result(result: dict[str, Any]) -> None:
         stages.add_row(stage["name"], f"{stage['seconds']:.1f}", reused)
     console.print(stages)
     if "metrics" in result:
-        console.print(results_table(result["metrics"]))
+        console.print(build_results_table(result["metrics"]))
         show_breakdowns(result)
     if "robustness" in result:
-        console.print(robustness_table(result["robustness"]))
+        console.print(build_robustness_table(result["robustness"]))
     places = {
         "report": result.get("report"),
         "model": result.get("model_uri") or result.get("model"),
@@ -46,23 +45,30 @@ def show_result(result: dict[str, Any]) -> None:
 
 
 def show_breakdowns(result: dict[str, Any]) -> None:
-    """How sure the figures are, and of which queries they are made."""
+    """Print confidence intervals, and figures by subset of queries."""
+    from pipelines.reporting.tables import (
+        build_intervals_table,
+        build_tracklet_rows,
+        build_tracklets_table,
+        summarise_cameras,
+    )
+
     console = Console()
-    console.print(intervals_table(result["intervals"], result["strata"]))
+    console.print(build_intervals_table(result["intervals"], result["strata"]))
     for name, tables in result["strata"].items():
-        line = cameras_line(name, tables)
+        line = summarise_cameras(name, tables)
         if line:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     if "multi_shot" not in result:
         return
-    if shot_rows(result["multi_shot"]):
-        console.print(shots_table(result["multi_shot"]))
+    if build_tracklet_rows(result["multi_shot"]):
+        console.print(build_tracklets_table(result["multi_shot"]))
     else:
         console.print("no person has several queries of one camera: no tracklets to measure")
 
 
 def show_data(result: dict[str, Any]) -> None:
-    """Counts, quarantined files by name, warnings."""
+    """Print counts, quarantined files by name, warnings."""
     console = Console()
     table = Table(title="Data")
     counts = {name: v for name, v in result["counts"].items() if name != "quarantined"}
@@ -78,7 +84,7 @@ def show_data(result: dict[str, Any]) -> None:
 
 
 def show_left_out(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """Quarantined files: how many for which reason, the first by name."""
+    """Print how many files are quarantined for which reason, the first by name."""
     if rows:
         reasons = Counter(row["reason"] for row in rows)
         listed = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
@@ -93,13 +99,13 @@ def show_left_out(console: Console, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def show_demo(result: dict[str, Any]) -> None:
-    """What was generated, and where."""
+    """Print what was generated, and where."""
     listed = ", ".join(f"{number} in {name}" for name, number in result["images"].items())
     Console().print(f"{result['root']}: {listed}, {result['seconds']:.1f} s", highlight=False)
 
 
 def show_export(result: dict[str, Any]) -> None:
-    """The file, what goes in and comes out, and how near it is to the model."""
+    """Print the file, its inputs and outputs, and its largest difference from the model."""
     console = Console()
     spaces = ", ".join(f"{name} {width}" for name, width in result["spaces"].items())
     for line in (
@@ -112,22 +118,24 @@ def show_export(result: dict[str, Any]) -> None:
 
 
 def show_synthesis(result: dict[str, Any]) -> None:
-    """What was written, by band."""
+    """Print what was written, by occlusion bin."""
     console = Console()
-    made = result["synthesis"]
-    table = Table(title="Hidden")
-    for column in ("percent", "pictures", "not possible", "mean hidden"):
+    synthesis = result["synthesis"]
+    table = Table(title="Occluded")
+    for column in ("percent", "pictures", "not possible", "mean occluded"):
         table.add_column(column, justify="left" if column == "percent" else "right")
-    for name, band in made["bands"].items():
+    for name, band in synthesis["bands"].items():
         mean = format_percent(band["hidden_mean"])
         table.add_row(name, f"{band['images']:,}", f"{band['missed']:,}", mean)
     console.print(table)
-    listed = ", ".join(f"{number:,} in {name}" for name, number in made["files"].items())
-    console.print(f"{made['root']}: {listed}", highlight=False, markup=False, soft_wrap=True)
+    listed = ", ".join(f"{number:,} in {name}" for name, number in synthesis["files"].items())
+    console.print(f"{synthesis['root']}: {listed}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_protocols(listed: dict[str, Any]) -> None:
-    """Protocols: data, published bracket, what a seed needs."""
+    """Print protocols: data, published range, what a seed needs."""
+    from dpmpp_core.protocols import FIGURES, GPU, GPU_FLOPS
+
     console = Console()
     table = Table(title="Published protocols")
     for column in ("protocol", "rank-1", "mAP", "hours", "GPU GB"):
@@ -142,7 +150,7 @@ def show_protocols(listed: dict[str, Any]) -> None:
         console.print(f"{name}: {values['needed']}", highlight=False, soft_wrap=True, markup=False)
     console.print(
         "Rank-1 and mAP (%): least and largest published of earlier methods, 256x128, no "
-        "re-ranking; - = none at hand. Hours of a seed and memory: estimates, not measured, for "
+        "re-ranking; - = none available. Hours of a seed and memory: estimates, not measured, for "
         f"one {GPU}, that sustains {GPU_FLOPS / 1e12:.0f} TFLOP/s.",
         highlight=False,
         soft_wrap=True,
@@ -150,7 +158,9 @@ def show_protocols(listed: dict[str, Any]) -> None:
 
 
 def show_reproduction(result: dict[str, Any]) -> None:
-    """Our figures beside the published ones, and the verdict."""
+    """Print our figures, the published ones, and the verdict."""
+    from dpmpp_core.protocols import FIGURES
+
     console = Console()
     name = f"{result['title']}, {result['queries']} queries (%)"
     table = Table(title=name, min_width=len(name) + 2)
@@ -172,7 +182,7 @@ def show_reproduction(result: dict[str, Any]) -> None:
     parts = []
     for figure, name in zip(FIGURES, ("rank-1", "mAP"), strict=True):
         verdict, bracket = result["verdict"][figure], result["bracket"][figure]
-        where = f" the published {_format_bracket(bracket)}" if bracket else " published at hand"
+        where = f" the published {_format_bracket(bracket)}" if bracket else " published available"
         parts.append(f"{name} {verdict}{where}")
     console.print(f"verdict: {'; '.join(parts)}", highlight=False, soft_wrap=True)
     if result["caveats"]:
@@ -191,8 +201,8 @@ def _format_spread(values: dict[str, Any]) -> str:
 
 
 def show_ablation(result: dict[str, Any]) -> None:
-    """Mean and spread of each variant, and where the whole table is."""
-    from pipelines.reporting.ablation_table import spread
+    """Print mean and spread of each variant, and where the whole table is."""
+    from pipelines.reporting.ablation_table import format_mean_std
 
     console = Console()
     table = Table(title=result["ablation"])
@@ -201,7 +211,7 @@ def show_ablation(result: dict[str, Any]) -> None:
         table.add_column(column, justify="right" if i else "left")
     for name, measured in result["variants"].items():
         values = [measured[query_set]["masked"]["mAP"] for query_set in sets]
-        table.add_row(escape(name), str(len(values[0])), *map(spread, values))
+        table.add_row(escape(name), str(len(values[0])), *map(format_mean_std, values))
     console.print(table)
     for trial, why in result["failed"].items():
         console.print(f"failed: {trial}: {why}", markup=False)
@@ -209,7 +219,7 @@ def show_ablation(result: dict[str, Any]) -> None:
 
 
 def show_tuning(result: dict[str, Any]) -> None:
-    """What a search found, and where it is."""
+    """Print the result of a search, and where its files are."""
     console = Console()
     names = result["objectives"]
     table = Table(title=f"{len(result['trials'])} trials")

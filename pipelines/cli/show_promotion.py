@@ -1,4 +1,4 @@
-"""A promotion for the terminal."""
+"""Promotions for people at a terminal."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dpmpp_core.config.gate import Gate, load_gate
 from dpmpp_core.redaction import one_line
-from pipelines.registry.promotion import format_value
 
 
 def show_promotion(result: dict[str, Any], gate: str, explain: bool) -> None:
-    """Every check and what became of it; with `explain` as sentences, with the gate's own words."""
+    """Print every check and its verdict; with `explain` as sentences, with the gate's settings."""
+    from pipelines.registry.promotion import format_value
+
     console = Console()
     checks = result.get("checks", [])
     if explain:
-        _print_explanation(console, load_gate(gate), checks)
+        _print_explanation(console, gate, checks)
     elif checks:
         table = Table(title=f"{result['name']} version {result['version']}")
         for column in ("check", "", "value", "threshold"):
@@ -47,15 +47,18 @@ def _describe_outcome(result: dict[str, Any]) -> str:
         )
     if result["champion"] == version:
         return f"{name}: version {version} is the champion already"
-    return f"{name}: version {version} could be the champion; nothing was changed"
+    return f"{name}: version {version} passes; nothing was changed"
 
 
-def _print_explanation(console: Console, gate: Gate, checks: list[dict[str, Any]]) -> None:
+def _print_explanation(console: Console, gate_name: str, checks: list[dict[str, Any]]) -> None:
+    from dpmpp_core.config.gate import Gate, load_gate
+
+    gate = load_gate(gate_name)
     for check in checks:
         mark = "passed" if check["passed"] else "FAILED"
         _print_line(console, f"{mark} {check['name']}: {check['says']}")
     if gate.reproduce is not None:
-        _print_line(console, "not tried from records: images, loads, reproduces, latency")
+        _print_line(console, "not checked from records: images, loads, reproduces, latency")
     _print_line(console, "")
     for key, field in Gate.model_fields.items():
         value = getattr(gate, key)

@@ -1,4 +1,4 @@
-"""Indexes and what was found in them, for people at a terminal."""
+"""Indexes and search results for people at a terminal."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dpmpp_core.data.sightings import show_time
 from dpmpp_core.redaction import one_line
 from pipelines.cli.show import show_left_out
-from pipelines.gallery.pages import format_probability
 
 
 def show_added(result: dict[str, Any]) -> None:
-    """What was added, what was left out, and the index."""
+    """Print what was added, what was left out, and the index."""
     _print_line(
         f"{result['root']}: {result['added']:,} added, {result['replaced']:,} of them for older "
         f"pictures, {result['known']:,} were there, {result['seconds']:.1f} s"
@@ -24,7 +22,9 @@ def show_added(result: dict[str, Any]) -> None:
 
 
 def show_index(result: dict[str, Any]) -> None:
-    """Facts of an index."""
+    """Print the facts of an index."""
+    from dpmpp_core.data.sightings import show_time
+
     if "gone" in result:
         _print_line(f"{result['gone']:,} deleted")
     if "bytes_before" in result:
@@ -34,17 +34,18 @@ def show_index(result: dict[str, Any]) -> None:
     cameras = ", ".join(map(str, result["cameras"][:20]))
     cameras += ", ..." if len(result["cameras"]) > 20 else ""
     spaces = ", ".join(f"{space} {width}" for space, width in result["spaces"].items())
+    times = (show_time(result[key]) for key in ("first_time", "last_time"))
     facts = {
         "index": result["index"],
-        "images": f"{result['images']:,} of {result['persons']:,} persons that are known",
+        "images": f"{result['images']:,} of {result['persons']:,} known persons",
         "cameras": cameras or "not known",
-        "times": " to ".join(filter(None, map(show_time, _time_span(result)))) or "not known",
+        "times": " to ".join(filter(None, times)) or "not known",
         "size": f"{_format_bytes(result['bytes'])} in {result['segments']} segments, "
         f"{result['stored']}",
         "sketches": f"of {result['sketched']:,} images; `dpmpp index compact` adds what is missing"
         if result["sketched"]
         else "",
-        "deleted": f"{result['deleted']:,}; `dpmpp index compact` gives their space back"
+        "deleted": f"{result['deleted']:,}; `dpmpp index compact` frees their space"
         if result["deleted"]
         else "",
         "model": f"{result['model']} ({result['weights_sha256'][:12]}; {spaces})",
@@ -55,7 +56,7 @@ def show_index(result: dict[str, Any]) -> None:
 
 
 def show_calibration(result: dict[str, Any]) -> None:
-    """How good the probabilities are, and what thresholds cost."""
+    """Print how good the probabilities are, and what thresholds cost."""
     held = result["held_out"]
     _print_line(
         f"fitted on {result['same']:,} pairs of the same person and {result['different']:,} of "
@@ -79,7 +80,10 @@ def show_calibration(result: dict[str, Any]) -> None:
 
 
 def show_results(result: dict[str, Any]) -> None:
-    """A table for each query."""
+    """Print one table per query."""
+    from dpmpp_core.data.sightings import show_time
+    from pipelines.gallery.pages import format_probability
+
     console = Console()
     for query in result["queries"]:
         table = Table(title=one_line(query["image"]), title_justify="left")
@@ -101,13 +105,13 @@ def show_results(result: dict[str, Any]) -> None:
     if result["approximate"]:
         _print_line(
             f"approximate: {result['scored']:,} of {result['images']:,} images scored; without "
-            "--approximate nothing is missed"
+            "--approximate all are scored"
         )
     if result["base_rate"] is None:
-        _print_line("probabilities are not told: `dpmpp index calibrate` fits them")
+        _print_line("no probabilities: `dpmpp index calibrate` fits them")
     else:
         _print_line(
-            f"same person: if {100 * result['base_rate']:g} % of the pairs looked at show one; "
+            f"same person: if {100 * result['base_rate']:g} % of the compared pairs show one; "
             "--base-rate changes it"
         )
     if "html" in result:
@@ -116,10 +120,6 @@ def show_results(result: dict[str, Any]) -> None:
 
 def _print_line(text: str) -> None:
     Console().print(one_line(text), highlight=False, soft_wrap=True, markup=False)
-
-
-def _time_span(result: dict[str, Any]) -> tuple[int | None, int | None]:
-    return result["first_time"], result["last_time"]
 
 
 def _format_bytes(number: int) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, cast
 
 import typer
 
+from pipelines.cli import show
 from pipelines.cli.options import (
     Address,
     Bands,
@@ -20,6 +22,7 @@ from pipelines.cli.options import (
     TrackingUri,
     run_command,
 )
+from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import STAGE
 
 app = typer.Typer()
@@ -39,17 +42,11 @@ def _add_command(name: str, until: str, help_text: str) -> None:
         fresh: Fresh = False,
         as_json: Json = False,
     ) -> None:
-        _run(
-            until,
-            as_json,
-            data=data,
-            config=config,
-            overrides=overrides or [],
-            storage=storage,
-            tracking_uri=tracking_uri,
-            address=address,
-            fresh=fresh,
-        )
+        options = Options(
+            data=data, config=config, overrides=overrides or [], storage=storage,
+            tracking_uri=tracking_uri, address=address, fresh=fresh,
+        )  # fmt: skip
+        _run(options, until, as_json)
 
 
 _add_command("run", "register", "Run the whole pipeline: data to registered model and report.")
@@ -79,18 +76,13 @@ def evaluate(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    _run(
-        "evaluate",
-        as_json,
-        data=data,
-        config=config,
+    """Run the pipeline up to the stage `evaluate`, without training if there is a `--model`."""
+    options = Options(
+        data=data, config=config,
         overrides=[*(overrides or []), *([] if shots is None else [f"evaluation.shots=[{shots}]"])],
-        storage=storage,
-        tracking_uri=tracking_uri,
-        address=address,
-        fresh=fresh,
-        model=model,
-    )
+        storage=storage, tracking_uri=tracking_uri, address=address, fresh=fresh, model=model,
+    )  # fmt: skip
+    _run(options, "evaluate", as_json)
 
 
 @app.command(help=STAGE["robustness"].help)
@@ -107,20 +99,12 @@ def robustness(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    _run(
-        "robustness",
-        as_json,
-        bands=bands,
-        parts=parts,
-        data=data,
-        config=config,
-        overrides=overrides or [],
-        storage=storage,
-        tracking_uri=tracking_uri,
-        address=address,
-        fresh=fresh,
-        model=model,
-    )
+    """Run the pipeline up to the stage `robustness`, without training if there is a `--model`."""
+    options = Options(
+        data=data, config=config, overrides=overrides or [], storage=storage,
+        tracking_uri=tracking_uri, address=address, fresh=fresh, model=model,
+    )  # fmt: skip
+    _run(options, "robustness", as_json, bands, parts)
 
 
 @app.command(help=STAGE["synthesis"].help)
@@ -144,7 +128,13 @@ def synthesize(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
+    """Run the pipeline up to the stage `synthesis`."""
     changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
+
+    options = Options(
+        data=data, config=config, overrides=changes, storage=storage, tracking_uri=tracking_uri,
+        address=address, fresh=fresh,
+    )  # fmt: skip
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config import load_config
@@ -153,56 +143,30 @@ def synthesize(
         from dpmpp_core.data.synthesis import BANDS, Part, parse_bands
         from pipelines.stages.synthesis import SynthesisRequest
         from pipelines.workflows.pipeline import run_pipeline
-        from pipelines.workflows.session import Options
 
-        options = Options(
-            data=data,
-            config=config,
-            overrides=changes,
-            storage=storage,
-            tracking_uri=tracking_uri,
-            address=address,
-            fresh=fresh,
-            synthesis=SynthesisRequest(
-                out=out,
-                bands=parse_bands(bands) if bands else BANDS,
-                splits=tuple(splits.split(",")),
-                part=cast(Part, part),
-            ),
+        synthesis = SynthesisRequest(
+            out=out,
+            bands=parse_bands(bands) if bands else BANDS,
+            splits=tuple(splits.split(",")),
+            part=cast(Part, part),
         )
-        return run_pipeline(options, until="synthesis")
+        return run_pipeline(replace(options, synthesis=synthesis), until="synthesis")
 
-    def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show import show_synthesis
-
-        show_synthesis(result)
-
-    run_command(work, show, as_json)
+    run_command(work, show.show_synthesis, as_json)
 
 
 def _run(
-    until: str, as_json: bool, bands: str | None = None, parts: str | None = None, **options: Any
+    options: Options, until: str, as_json: bool, bands: str | None = None, parts: str | None = None
 ) -> None:
-    """Run the pipeline up to a stage, with these fields of `Options`."""
-
     def work() -> dict[str, Any]:
         from dpmpp_core.config import load_config
 
-        load_config(options["config"], options["overrides"])  # a typo must not wait for torch
-        from dpmpp_core.data.synthesis import BANDS, PARTS, parse_bands, parse_parts
+        load_config(options.config, options.overrides)  # a typo must not wait for torch and Ray
+        from dpmpp_core.data.synthesis import parse_bands, parse_parts
         from pipelines.workflows.pipeline import run_pipeline
-        from pipelines.workflows.session import Options
 
-        chosen = Options(
-            bands=BANDS if bands is None else parse_bands(bands),
-            parts=PARTS if parts is None else parse_parts(parts),
-            **options,
-        )
-        return run_pipeline(chosen, until)
+        chosen_bands = () if bands is None else parse_bands(bands)
+        chosen_parts = () if parts is None else parse_parts(parts)
+        return run_pipeline(replace(options, bands=chosen_bands, parts=chosen_parts), until)
 
-    def show(result: dict[str, Any]) -> None:
-        from pipelines.cli.show import show_result
-
-        show_result(result)
-
-    run_command(work, show, as_json)
+    run_command(work, show.show_result, as_json)

@@ -1,4 +1,4 @@
-"""An overlay checked as a whole: schemas, the operator's rules, ours, and its config.yaml."""
+"""Check a whole overlay: schemas, the operator's rules, ours, and its config.yaml."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CRDS_VARIABLE = "KUBERAY_CRDS"
 
 
 def resolve_crds_folder(given: Path | None) -> Path | None:
-    """The folder of KubeRay's CRDs: as given, or of the environment; None = neither."""
+    """Return the folder of KubeRay's CRDs, as given or of the environment; None = neither."""
     folder = given or (Path(os.environ[CRDS_VARIABLE]) if os.environ.get(CRDS_VARIABLE) else None)
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder of KubeRay's CRDs (--crds, {CRDS_VARIABLE})")
@@ -31,33 +31,33 @@ def resolve_crds_folder(given: Path | None) -> Path | None:
 
 
 def find_problems(objects: Sequence[Object], crds: Path | None) -> list[Problem]:
-    """Everything that is wrong. Rules are asked only of objects that what precedes accepts."""
-    found: list[Problem] = []
+    """Return all problems; later rules are only checked where an object passes the earlier ones."""
+    problems: list[Problem] = []
     for thing in objects:
         name = format_name(thing)
         wrong = check_schema(thing, crds)
         wrong = wrong or [Problem(name, *rule) for rule in check_operator_rules(thing)]
-        found += wrong or [Problem(name, *rule) for rule in check_policy(thing)]
-    if found:
-        return found
-    found += [
+        problems += wrong or [Problem(name, *rule) for rule in check_policy(thing)]
+    if problems:
+        return problems
+    problems += [
         Problem(format_name(t), path, text) for t, path, text in find_missing_references(objects)
     ]
-    return found + _check_config(objects)
+    return problems + _check_config(objects)
 
 
 def find_job_problems(job: Object, objects: Sequence[Object]) -> list[Problem]:
-    """What is wrong with a job whose schema an API server has checked: our rules, its config."""
-    found = [Problem(format_name(job), *rule) for rule in check_policy(job)]
+    """Check a job whose schema an API server has checked: our rules, its config."""
+    problems = [Problem(format_name(job), *rule) for rule in check_policy(job)]
     maps = [thing for thing in objects if thing["kind"] == "ConfigMap"]
-    return found or _check_config([*maps, job])
+    return problems or _check_config([*maps, job])
 
 
 def _check_config(objects: Sequence[Object]) -> list[Problem]:
-    """Whether config.yaml is one, and fits the clusters."""
+    """Check that config.yaml is a configuration, and fits the clusters."""
     name, text = "ConfigMap/dpmpp-config", get_config_text(objects)
     if text is None:
-        return [Problem(name, "", "is missing: jobs would not know what to train")]
+        return [Problem(name, "", "is missing: jobs need it to train")]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(text)
@@ -65,10 +65,10 @@ def _check_config(objects: Sequence[Object]) -> list[Problem]:
             config = load_config(str(path))
         except ConfigError as error:
             return [Problem(name, "config.yaml", str(error).replace(f"{path}: ", ""))]
-    found = [
+    problems = [
         Problem(format_name(thing), *rule)
         for thing in objects
         for _, spec in iter_clusters(thing)
         for rule in check_capacity(config.cluster, spec)
     ]
-    return found[:5]  # every job has the same cluster
+    return problems[:5]  # every job has the same cluster

@@ -1,4 +1,4 @@
-"""Jobs of an overlay on a Ray cluster that is there, through Ray's Jobs API."""
+"""Jobs of an overlay on a running Ray cluster, through Ray's Jobs API."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ ENDED_STATES = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def build_job(objects: Sequence[Object], job: str, overrides: Sequence[str]) -> Object:
-    """The RayJob of a pipeline, ready to be started: named, not suspended, with its overrides.
+    """Return the RayJob of a pipeline, ready to start: named, not suspended, with its overrides.
 
-    The name holds a hash of what is run, so that the same submission twice is one job.
+    The name holds a hash of what is run, so the same submission twice is one job.
 
     Args:
+        objects: those of the overlay.
         job: `train` for the RayJob `dpmpp-train`.
         overrides: configuration values, `section.key=value`, and options, appended to its command.
 
     Raises:
         ConfigError: no such job, or an override that no shell takes as it is.
     """
-    found = json.loads(json.dumps(get_object(list(objects), "RayJob", f"dpmpp-{job}")))
-    spec = found["spec"]
+    rayjob = json.loads(json.dumps(get_object(list(objects), "RayJob", f"dpmpp-{job}")))
+    spec = rayjob["spec"]
     spec["entrypoint"] = " ".join([spec["entrypoint"].strip(), *overrides])
     spec.pop("suspend", None)
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
-    found["metadata"] = {
+    rayjob["metadata"] = {
         "name": f"dpmpp-{job}-{digest[:8]}",
-        "namespace": found["metadata"].get("namespace", "default"),
+        "namespace": rayjob["metadata"].get("namespace", "default"),
         "labels": {"app.kubernetes.io/name": "dpmpp", "dpmpp/job": job},
     }
-    for path, sentence in check_operator_rules(found):
+    for path, sentence in check_operator_rules(rayjob):
         raise ConfigError(f"{job}: {path}: {sentence}")
-    return found
+    return rayjob
 
 
 class RayCluster:
@@ -50,7 +51,7 @@ class RayCluster:
         address: `http://head:8265`. A token is taken from RAY_AUTH_TOKEN (RAY_AUTH_MODE=token).
 
     Raises:
-        ConfigError: nothing answers there, another Ray, or no token.
+        ConfigError: no response, another version of Ray, or no token.
     """
 
     def __init__(self, address: str) -> None:
@@ -58,13 +59,13 @@ class RayCluster:
 
         try:
             self._client = JobSubmissionClient(address)
-        except Exception as error:  # Ray raises whatever its HTTP library does
+        except Exception as error:  # Ray passes errors of its HTTP library on
             raise ConfigError(f"--address {address}: {_explain_failure(error)}") from None
 
     def submit(self, job: Object) -> dict[str, Any]:
-        """Start a job, or find it started."""
+        """Start a job, unless it was started before."""
         name, spec = job["metadata"]["name"], job["spec"]
-        known = {found.submission_id for found in self._client.list_jobs()}
+        known = {submission.submission_id for submission in self._client.list_jobs()}
         if name not in known:
             self._client.submit_job(
                 entrypoint=spec["entrypoint"],
@@ -75,7 +76,7 @@ class RayCluster:
         return self.status(name) | {"found": name in known}
 
     def status(self, name: str) -> dict[str, Any]:
-        """`job`, `status`, `message`, times in seconds since 1970, `entrypoint` and its node."""
+        """Return `job`, `status`, `message`, times (seconds since 1970), `entrypoint`, its node."""
         info = self._info(name)
         return {
             "job": name,
@@ -91,18 +92,18 @@ class RayCluster:
         try:
             return self._client.get_job_info(name)
         except RuntimeError:
-            names = [str(found.submission_id) for found in self._client.list_jobs()]
+            names = [str(submission.submission_id) for submission in self._client.list_jobs()]
             raise ConfigError(
                 f"no job {name!r} on the cluster (there are {', '.join(sorted(names)) or 'none'})"
             ) from None
 
     def list(self) -> list[dict[str, Any]]:
-        """Every job, as `status`."""
-        names = [found.submission_id for found in self._client.list_jobs()]
+        """Return every job, as `status`."""
+        names = [submission.submission_id for submission in self._client.list_jobs()]
         return [self.status(str(name)) for name in names if name]
 
     def logs(self, name: str, follow: bool, write: Any) -> None:
-        """What the job's program printed; with `follow` until it ends."""
+        """Write what the job's program printed; with `follow` until it ends."""
         self._info(name)
         if not follow:
             write(self._client.get_job_logs(name))
@@ -115,7 +116,7 @@ class RayCluster:
         asyncio.run(tail())
 
     def stop(self, name: str) -> dict[str, Any]:
-        """Ask the job's program to end: it writes a checkpoint first."""
+        """Stop the job's program, which writes a checkpoint first."""
         self._info(name)
         self._client.stop_job(name)
         return self.status(name)

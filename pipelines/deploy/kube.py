@@ -1,4 +1,4 @@
-"""Jobs of an overlay on Kubernetes, through its API: the operator makes a cluster for each."""
+"""Jobs of an overlay on Kubernetes, through its API; the operator starts a cluster for each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Kubernetes:
     """A namespace of the cluster that kubectl's configuration names.
 
     Raises:
-        ConfigError: no client library, no configuration, or nothing answers.
+        ConfigError: no client library, no configuration, or no response.
     """
 
     def __init__(self, namespace: str, context: str | None = None) -> None:
@@ -35,7 +35,7 @@ class Kubernetes:
             from kubernetes import client, config
         except ImportError:
             raise ConfigError(
-                "pip install 'dpmpp[deploy]' brings what talks to Kubernetes"
+                "the client of Kubernetes is missing: pip install 'dpmpp[deploy]' installs it"
             ) from None
         try:
             try:
@@ -49,18 +49,19 @@ class Kubernetes:
                 f"no Kubernetes is configured ({one_line(str(error))[:200]}): set KUBECONFIG, or "
                 "name a Ray cluster with --address"
             ) from None
-        self._namespace = namespace
-        # Of generated code; every field of theirs may be None to a type checker.
+        self._namespace, self._api_error = namespace, client.ApiException
+        # Generated code: its types allow None for every field.
         self._core: Any = client.CoreV1Api()
         self._apps: Any = client.AppsV1Api()
         self._custom: Any = client.CustomObjectsApi()
 
     def submit(self, job: Object, objects: Sequence[Object], kuberay: str) -> dict[str, Any]:
-        """Create the RayJob, or find it.
+        """Create the RayJob, unless it exists.
 
-        Its schema is for the API server to check (a dry run), whose own sentence is the error.
+        The API server checks its schema (a dry run); its message is the error.
 
         Args:
+            job: see `build_job`.
             objects: those of the overlay, applied before.
             kuberay: the version of the operator that the manifests are for.
 
@@ -70,20 +71,18 @@ class Kubernetes:
         """
         name = job["metadata"]["name"]
         self._create(job, kuberay, dry_run="All")
-        self._find_operator(kuberay)
+        self._check_operator(kuberay)
         for problem in find_job_problems(job, objects):
             raise ConfigError(f"{problem} (`dpmpp deploy validate` shows all)")
-        self._find_references(job)
-        self._find_config(objects)
-        self._find_room(job)
+        self._check_references(job)
+        self._check_applied_config(objects)
+        self._check_quotas(job)
         if not self._create(job, kuberay):
-            return self._again(name)
+            return self._existing_status(name)
         return self.status(name) | {"found": False}
 
     def _create(self, job: Object, kuberay: str, **options: str) -> bool:
-        """Create a RayJob without fields that the server does not know; False if it is there."""
-        from kubernetes.client.exceptions import ApiException
-
+        """Create a RayJob, unknown fields refused; return False if it exists."""
         name = job["metadata"]["name"]
         with _translate_errors():
             try:
@@ -91,7 +90,7 @@ class Kubernetes:
                     GROUP, VERSION, self._namespace, PLURAL, job,
                     field_validation="Strict", **options,
                 )  # fmt: skip
-            except ApiException as error:
+            except self._api_error as error:
                 if error.status == 409:
                     return False
                 if error.status == 404 and "page not found" in str(error.body):
@@ -102,7 +101,7 @@ class Kubernetes:
                 raise ConfigError(f"RayJob/{name} is refused: {_api_message(error)}") from None
         return True
 
-    def _again(self, name: str) -> dict[str, Any]:
+    def _existing_status(self, name: str) -> dict[str, Any]:
         status = self.status(name)
         if status["status"] in ENDED_STATES:
             raise ConfigError(
@@ -112,36 +111,36 @@ class Kubernetes:
         return status | {"found": True}
 
     def status(self, name: str) -> dict[str, Any]:
-        """`job`, `status`, Ray's own (`ray`), `message`, `cluster`, attempts that failed, times."""
-        from kubernetes.client.exceptions import ApiException
-
+        """Return `job`, `status`, `ray` (Ray's status), `message`, `cluster`, `failed`, times."""
         try:
-            found: Any = self._custom.get_namespaced_custom_object(
+            rayjob: Any = self._custom.get_namespaced_custom_object(
                 GROUP, VERSION, self._namespace, PLURAL, name
             )
-        except ApiException as error:
+        except self._api_error as error:
             raise ConfigError(
                 f"no RayJob {name!r} in {self._namespace}: {_api_message(error)}"
             ) from None
-        return _format_status(found)
+        return _format_status(rayjob)
 
     def list(self) -> list[dict[str, Any]]:
-        """Every RayJob of the namespace but the suspended templates, as `status`."""
+        """Return every RayJob of the namespace but the suspended templates, as `status`."""
         with _translate_errors():
-            found: Any = self._custom.list_namespaced_custom_object(
+            rayjobs: Any = self._custom.list_namespaced_custom_object(
                 GROUP, VERSION, self._namespace, PLURAL
             )
-        return [_format_status(item) for item in found["items"] if not item["spec"].get("suspend")]
+        return [
+            _format_status(item) for item in rayjobs["items"] if not item["spec"].get("suspend")
+        ]
 
     def logs(self, name: str, follow: bool, write: Any) -> None:
-        """What the job's program printed, from the pod that submitted it and follows."""
+        """Write what the job's program printed, from the log of the submitter's pod."""
         self.status(name)
         selector = f"batch.kubernetes.io/job-name={name}"
         with _translate_errors():
-            found = self._core.list_namespaced_pod(self._namespace, label_selector=selector).items
-            if not found:
+            pods = self._core.list_namespaced_pod(self._namespace, label_selector=selector).items
+            if not pods:
                 raise ConfigError(f"RayJob/{name} has no submitter yet: its cluster is starting")
-            newest = max(found, key=lambda pod: pod.metadata.creation_timestamp)
+            newest = max(pods, key=lambda pod: pod.metadata.creation_timestamp)
             stream = self._core.read_namespaced_pod_log(
                 newest.metadata.name, self._namespace, follow=follow, _preload_content=False
             )
@@ -157,15 +156,13 @@ class Kubernetes:
             )
         return status | {"status": "deleted"}
 
-    def _find_operator(self, wanted: str) -> None:
-        """The operator's version must be that of the manifests, where it may be read."""
-        from kubernetes.client.exceptions import ApiException
-
+    def _check_operator(self, wanted: str) -> None:
+        """Check that the operator has the version of the manifests, if it may be read."""
         try:
             operators = self._apps.list_deployment_for_all_namespaces(
                 label_selector="app.kubernetes.io/name=kuberay-operator"
             ).items
-        except ApiException:  # not everybody may read other namespaces
+        except self._api_error:  # a user may lack the right to read other namespaces
             return
         for operator in operators:
             image = operator.spec.template.spec.containers[0].image
@@ -176,26 +173,24 @@ class Kubernetes:
                     "or set KUBERAY_VERSION in versions.env once they are checked against its CRDs"
                 )
 
-    def _find_references(self, job: Object) -> None:
-        """Secrets and ConfigMaps that pods name must be there, or they would wait for ever.
+    def _check_references(self, job: Object) -> None:
+        """Check that secrets and ConfigMaps exist that pods need, or they would wait for ever.
 
-        The API server accepts a job without them: only the kubelet looks, long after.
+        The API server accepts a job without them; only the kubelet needs them, much later.
         """
-        from kubernetes.client.exceptions import ApiException
-
         for kind, name in sorted(set(_iter_references(job))):
             read = getattr(self._core, f"read_namespaced_{kind}")
             try:
                 read(name, self._namespace)
-            except ApiException as error:
-                if error.status == 403:  # may not be read by this user
+            except self._api_error as error:
+                if error.status == 403:  # this user may not read it
                     continue
-                how = "infra/README.md says how" if kind == "secret" else "apply the overlay first"
+                how = "see infra/README.md" if kind == "secret" else "apply the overlay first"
                 raise ConfigError(
                     f"{self._namespace} has no {kind} {name!r}, which the pods need: {how}"
                 ) from None
 
-    def _find_config(self, objects: Sequence[Object]) -> None:
+    def _check_applied_config(self, objects: Sequence[Object]) -> None:
         for thing in objects:
             if thing["kind"] == "ConfigMap" and thing["metadata"]["name"] == "dpmpp-config":
                 with _translate_errors():
@@ -206,16 +201,14 @@ class Kubernetes:
                         "(kubectl apply -k) before submitting"
                     )
 
-    def _find_room(self, job: Object) -> None:
-        """The head, a driver, a data and a train pod must fit into every quota.
+    def _check_quotas(self, job: Object) -> None:
+        """Check that the head, a driver, a data and a train pod fit into every quota.
 
-        A dry run would not say so: the operator makes the pods later, one by one.
+        A dry run does not check it: the operator creates the pods later, one by one.
         """
-        from kubernetes.client.exceptions import ApiException
-
         try:
             quotas = self._core.list_namespaced_resource_quota(self._namespace).items
-        except ApiException:
+        except self._api_error:
             return
         needed = sum_least_size(job["spec"]["rayClusterSpec"])
         for quota in quotas:
@@ -231,7 +224,7 @@ class Kubernetes:
 
 
 def sum_least_size(spec: Any) -> dict[str, float]:
-    """CPUs, bytes, GPUs and pods of one pod of each group, which any training needs."""
+    """Return CPUs, bytes, GPUs and pods of one pod per group, which any training needs."""
     total: dict[str, float] = {"pods": 0}
     for _, _, group in iter_groups(spec, ""):
         total["pods"] += 1
@@ -243,7 +236,7 @@ def sum_least_size(spec: Any) -> dict[str, float]:
 
 
 def _iter_references(job: Object) -> Iterator[tuple[str, str]]:
-    """(`secret` or `config_map`, name) of what the pods of a job take values from."""
+    """Yield (`secret` or `config_map`, name) of the sources of values of a job's pods."""
     options = job["spec"]["rayClusterSpec"].get("gcsFaultToleranceOptions") or {}
     source = ((options.get("redisPassword") or {}).get("valueFrom") or {}).get("secretKeyRef")
     if source:
@@ -260,10 +253,10 @@ def _iter_references(job: Object) -> Iterator[tuple[str, str]]:
                     yield "config_map", item["configMapRef"]["name"]
 
 
-def _format_status(found: Any) -> dict[str, Any]:
-    status = found.get("status") or {}
+def _format_status(rayjob: Any) -> dict[str, Any]:
+    status = rayjob.get("status") or {}
     return {
-        "job": found["metadata"]["name"],
+        "job": rayjob["metadata"]["name"],
         "status": status.get("jobDeploymentStatus") or "New",
         "ray": status.get("jobStatus") or "",
         "message": one_line(status.get("message") or status.get("reason") or ""),
@@ -271,13 +264,13 @@ def _format_status(found: Any) -> dict[str, Any]:
         "failed": status.get("failed", 0),
         "started": status.get("startTime"),
         "ended": status.get("endTime"),
-        "entrypoint": found["spec"].get("entrypoint"),
+        "entrypoint": rayjob["spec"].get("entrypoint"),
     }
 
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    """Faults of the API and of the way to it, as sentences."""
+    """Translate errors of the API and the network into ConfigError."""
     import urllib3
     from kubernetes.client.exceptions import ApiException
 
@@ -286,19 +279,19 @@ def _translate_errors() -> Iterator[None]:
     except ApiException as error:
         raise ConfigError(f"Kubernetes refuses: {_api_message(error)}") from None
     except urllib3.exceptions.HTTPError as error:
-        raise ConfigError(f"Kubernetes does not answer: {one_line(str(error))[:200]}") from None
+        raise ConfigError(f"Kubernetes does not respond: {one_line(str(error))[:200]}") from None
 
 
 def _api_message(error: Any) -> str:
-    """The message inside an ApiException."""
+    """Return the message inside an ApiException."""
     try:
         return one_line(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):
         return one_line(f"{error.status} {error.reason}")
 
 
-def wait_until_ended(ask: Any, ended: Sequence[str], seconds: float = 2.0) -> dict[str, Any]:
-    """Ask for a status until it is one of `ended`."""
-    while (status := ask())["status"] not in ended:
+def wait_until_ended(get_status: Any, ended: Sequence[str], seconds: float = 2.0) -> dict[str, Any]:
+    """Poll a status until it is one of `ended`."""
+    while (status := get_status())["status"] not in ended:
         time.sleep(seconds)
     return status

@@ -1,4 +1,4 @@
-"""What this project asks of its own manifests, beyond what Kubernetes and the operator accept."""
+"""Rules of this project for its manifests, stricter than Kubernetes and the operator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GPU_RESOURCE = "nvidia.com/gpu"
 
 
 def parse_quantity(text: Any) -> float:
-    """A quantity of Kubernetes as a number: CPUs or bytes."""
+    """Return a quantity of Kubernetes as a number: CPUs or bytes."""
     text = str(text)
     if text.endswith("m"):
         return float(text[:-1]) / 1000
@@ -25,7 +25,7 @@ def parse_quantity(text: Any) -> float:
 
 
 def iter_pods(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The pod specs inside an object, with their paths."""
+    """Yield the pod specs inside an object, with their paths."""
     for path, spec in iter_clusters(thing):
         for where, _, group in iter_groups(spec, path):
             yield f"{where}.template.spec", get_pod(group)
@@ -40,9 +40,9 @@ def iter_pods(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def check_policy(thing: Object) -> Findings:
-    """Rules for one object."""
+    """Yield (path, sentence) for each rule that one object breaks."""
     if thing.get("kind") == "Secret":
-        yield "", "secrets are made on the cluster, never in manifests"
+        yield "", "secrets are created on the cluster, never in manifests"
     claims = [c["metadata"]["name"] for c in thing.get("spec", {}).get("volumeClaimTemplates", [])]
     for path, pod in iter_pods(thing):
         yield from _check_pod(path, pod, claims)
@@ -123,21 +123,21 @@ def _check_job(path: str, job: Mapping[str, Any]) -> Findings:
     if not job.get("shutdownAfterJobFinishes"):
         yield f"{path}.shutdownAfterJobFinishes", "is not true: a failed job would hold its nodes"
     wanted = json.loads(job.get("entrypointResources") or "{}")
-    there: set[str] = set()
+    offered: set[str] = set()
     for _, _, group in iter_groups(job.get("rayClusterSpec") or {}, path):
-        there |= set(group.get("resources") or {})
-    for name in sorted(set(wanted) - there):
+        offered |= set(group.get("resources") or {})
+    for name in sorted(set(wanted) - offered):
         yield f"{path}.entrypointResources", f"no group has the resource {name!r}: it would wait"
 
 
 def check_capacity(config: ClusterConfig, spec: Mapping[str, Any]) -> Findings:
-    """Whether a cluster, grown as far as it may, has room for what config.yaml asks of it."""
+    """Check that a cluster, at its largest, has the resources that config.yaml requests."""
     by_pool = {
         "train_nodes": _select_groups(spec, config.train_nodes),
         "data_nodes": _select_groups(spec, config.data_nodes),
     }
-    for key, found in by_pool.items():
-        if not found:
+    for key, groups_of_pool in by_pool.items():
+        if not groups_of_pool:
             labels = " and ".join(getattr(config, key)) or "any labels"
             yield f"cluster.{key}", f"no worker group has {labels}"
     if not all(by_pool.values()):
@@ -145,25 +145,25 @@ def check_capacity(config: ClusterConfig, spec: Mapping[str, Any]) -> Findings:
     cpus, places = config.train_cpus or 1, 0
     for group in by_pool["train_nodes"]:
         size = _group_size(group)
-        room = int(size.get("cpu", 0) // cpus)
+        workers = int(size.get("cpu", 0) // cpus)
         if config.gpu:
-            room = min(room, int(size.get(GPU_RESOURCE, 0)))
-        places += room * group.get("maxReplicas", 0)
+            workers = min(workers, int(size.get(GPU_RESOURCE, 0)))
+        places += workers * group.get("maxReplicas", 0)
     if places < config.train_workers:
         device = "1 GPU and " if config.gpu else ""
         yield (
             "cluster.train_workers",
-            f"{config.train_workers} with {device}{cpus} CPUs each, but the groups grow to room "
+            f"{config.train_workers} with {device}{cpus} CPUs each, but the groups grow to places "
             f"for {places}: raise maxReplicas or the pods' size",
         )
     reading = sum(
         int(_group_size(group).get("cpu", 0)) * group.get("maxReplicas", 0)
         for group in by_pool["data_nodes"]
     )
-    asked = {"data_workers": config.data_workers or 0}
+    requested = {"data_workers": config.data_workers or 0}
     if not config.gpu:
-        asked["embed_workers"] = config.embed_workers or 0
-    for key, count in asked.items():
+        requested["embed_workers"] = config.embed_workers or 0
+    for key, count in requested.items():
         if count + 1 > reading:
             yield (
                 f"cluster.{key}",
@@ -181,12 +181,12 @@ def _select_groups(spec: Mapping[str, Any], labels: Sequence[str]) -> list[dict[
 def _group_size(group: Mapping[str, Any]) -> dict[str, float]:
     limits = (get_pod(group)["containers"][0].get("resources") or {}).get("limits") or {}
     sizes = {name: parse_quantity(value) for name, value in limits.items()}
-    told = group.get("resources") or {}
-    return sizes | ({"cpu": parse_quantity(told["CPU"])} if "CPU" in told else {})
+    declared = group.get("resources") or {}
+    return sizes | ({"cpu": parse_quantity(declared["CPU"])} if "CPU" in declared else {})
 
 
 def get_config_text(objects: Sequence[Object]) -> str | None:
-    """The text of config.yaml in the ConfigMap dpmpp-config."""
+    """Return the text of config.yaml in the ConfigMap dpmpp-config."""
     for thing in objects:
         if thing.get("kind") == "ConfigMap" and thing["metadata"]["name"] == "dpmpp-config":
             return (thing.get("data") or {}).get("config.yaml")
@@ -194,7 +194,7 @@ def get_config_text(objects: Sequence[Object]) -> str | None:
 
 
 def find_missing_references(objects: Sequence[Object]) -> Iterator[tuple[Object, str, str]]:
-    """ConfigMaps that are named and not there: (object, path, sentence)."""
+    """Yield (object, path, sentence) for each ConfigMap that is named and missing."""
     maps = {o["metadata"]["name"] for o in objects if o.get("kind") == "ConfigMap"}
     for thing in objects:
         for path, pod in iter_pods(thing):

@@ -1,4 +1,4 @@
-"""An overlay of `infra/k8s` -> the objects that a cluster would get."""
+"""Render an overlay of `infra/k8s` into the objects that a cluster would get."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from dpmpp_core.errors import ConfigError, suggest
 from dpmpp_core.redaction import one_line
 
 Object = dict[str, Any]  # of Kubernetes, as its API takes it
-KUSTOMIZE_TIMEOUT_SECONDS = 60  # that kustomize may take; it takes less than one
+KUSTOMIZE_TIMEOUT_SECONDS = 60  # it takes less than one
 
 
 def render_overlay(manifests: Path, overlay: str) -> list[Object]:
-    """The objects of an overlay.
+    """Return the objects of an overlay.
 
     Args:
         manifests: the folder that holds `overlays/`.
         overlay: a name in there, or the path of any folder with a kustomization.yaml.
 
     Raises:
-        ConfigError: no such overlay, no kubectl, or what kustomize finds wrong.
+        ConfigError: no such overlay, no kubectl, or an error of kustomize.
     """
     folder = find_overlay(manifests, overlay)
-    made = subprocess.run(
+    result = subprocess.run(
         [find_kubectl(), "kustomize", str(folder)],
         capture_output=True, text=True, timeout=KUSTOMIZE_TIMEOUT_SECONDS, check=False,
     )  # fmt: skip
-    if made.returncode:
-        raise ConfigError(f"{folder}: kustomize refuses it: {one_line(made.stderr)}")
-    return parse_objects(made.stdout)
+    if result.returncode:
+        raise ConfigError(f"{folder}: kustomize refuses it: {one_line(result.stderr)}")
+    return [item for item in yaml.load_all(result.stdout, yaml.CSafeLoader) if item]
 
 
 def find_overlay(manifests: Path, overlay: str) -> Path:
-    """The folder of an overlay; ConfigError, with the nearest name, if there is none."""
+    """Return the folder of an overlay; raise ConfigError, with the nearest name, if none."""
     for folder in (manifests / "overlays" / overlay, Path(overlay)):
         if (folder / "kustomization.yaml").is_file():
             return folder
@@ -48,7 +48,7 @@ def find_overlay(manifests: Path, overlay: str) -> Path:
 
 
 def list_overlays(manifests: Path) -> list[str]:
-    """Names of the overlays, sorted; ConfigError if there are none."""
+    """Return the names of the overlays, sorted; raise ConfigError if there are none."""
     names = sorted(path.parent.name for path in manifests.glob("overlays/*/kustomization.yaml"))
     if not names:
         raise ConfigError(
@@ -59,36 +59,32 @@ def list_overlays(manifests: Path) -> list[str]:
 
 
 def find_kubectl() -> str:
-    """The program: the one beside this Python first, so that versions are those of the extra."""
-    found = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which(
+    """Return the program, first the one of this Python environment, with the extra's version."""
+    program = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which(
         "kubectl"
     )
-    if found is None:
-        raise ConfigError("kubectl is not installed: pip install 'dpmpp[deploy]' brings one")
-    return found
-
-
-def parse_objects(text: str) -> list[Object]:
-    """Objects of a YAML stream that kustomize wrote."""
-    return [item for item in yaml.load_all(text, yaml.CSafeLoader) if item]
+    if program is None:
+        raise ConfigError("kubectl is not installed: pip install 'dpmpp[deploy]' installs one")
+    return program
 
 
 def dump_yaml(objects: list[Object]) -> str:
+    """Return objects as a YAML stream."""
     return yaml.safe_dump_all(objects, sort_keys=False)
 
 
 def format_name(thing: Object) -> str:
-    """`Kind/name`, for messages."""
+    """Return `Kind/name`, for messages."""
     return f"{thing.get('kind', '?')}/{(thing.get('metadata') or {}).get('name', '?')}"
 
 
 def get_object(objects: list[Object], kind: str, name: str | None = None) -> Object:
-    """The object of a kind, and a name; ConfigError, with those there are, if there is none."""
-    found = {o["metadata"]["name"]: o for o in objects if o.get("kind") == kind}
-    if name is None and len(found) == 1:
-        return next(iter(found.values()))
-    if name in found:
-        return found[name]
-    hint = suggest(str(name), found)
-    there = ", ".join(found) or "none"
-    raise ConfigError(f"no {kind} named {name!r}{hint} in the overlay (there are {there})")
+    """Return the object of a kind and a name; raise ConfigError, with the others, if none."""
+    by_name = {o["metadata"]["name"]: o for o in objects if o.get("kind") == kind}
+    if name is None and len(by_name) == 1:
+        return next(iter(by_name.values()))
+    if name in by_name:
+        return by_name[name]
+    hint = suggest(str(name), by_name)
+    names = ", ".join(by_name) or "none"
+    raise ConfigError(f"no {kind} named {name!r}{hint} in the overlay (there are {names})")

@@ -1,4 +1,4 @@
-"""What KubeRay's operator refuses although its CRD takes it: checked before anything is applied.
+"""Rules of KubeRay's operator that its CRD does not hold, to be checked before anything is applied.
 
 Each rule takes an object or a part of it and yields (path, sentence).
 """
@@ -29,7 +29,7 @@ POSITIVE_FIELDS = ("activeDeadlineSeconds", "preRunningDeadlineSeconds")
 
 
 def iter_clusters(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The RayCluster specs inside an object, with their paths."""
+    """Yield the RayCluster specs inside an object, with their paths."""
     spec = thing.get("spec") or {}
     if thing.get("kind") == "RayCluster":
         yield "spec", spec
@@ -39,7 +39,7 @@ def iter_clusters(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def iter_jobs(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The RayJob specs inside an object, with their paths."""
+    """Yield the RayJob specs inside an object, with their paths."""
     spec = thing.get("spec") or {}
     if thing.get("kind") == "RayJob":
         yield "spec", spec
@@ -48,18 +48,19 @@ def iter_jobs(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def iter_groups(spec: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(path, name, group) of the head and every worker group."""
+    """Yield (path, name, group) of the head and every worker group."""
     yield f"{path}.headGroupSpec", "head", spec.get("headGroupSpec") or {}
     for number, group in enumerate(spec.get("workerGroupSpecs") or []):
         yield f"{path}.workerGroupSpecs[{number}]", str(group.get("groupName")), group
 
 
 def get_pod(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pod spec of a group, or of anything else with a pod template."""
     return (group.get("template") or {}).get("spec") or {}
 
 
 def check_operator_rules(thing: Object) -> Findings:
-    """All rules of the operator, for any object."""
+    """Yield (path, sentence) for each rule of the operator that an object breaks."""
     yield from _check_name(thing)
     for path, spec in iter_clusters(thing):
         yield from _check_cluster(
@@ -118,8 +119,8 @@ def _check_cluster(spec: Mapping[str, Any], path: str, annotations: Mapping[str,
 
 
 def _parse_version(version: str) -> tuple[int, ...]:
-    found = re.match(r"(\d+)\.(\d+)", version)
-    return tuple(map(int, found.groups())) if found else (0, 0)
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return tuple(map(int, match.groups())) if match else (0, 0)
 
 
 def _check_group(path: str, name: str, group: Mapping[str, Any], autoscaled: bool) -> Findings:
@@ -181,7 +182,7 @@ def _check_job(job: Mapping[str, Any], path: str) -> Findings:
 
 
 def _check_submission(job: Mapping[str, Any], path: str) -> Findings:
-    """What the submitter hands to Ray."""
+    """Check what the submitter passes to Ray."""
     entrypoint = str(job.get("entrypoint", "")).strip()
     if not entrypoint and job.get("submissionMode") != "InteractiveMode":
         yield f"{path}.entrypoint", "is missing"

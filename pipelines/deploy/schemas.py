@@ -1,4 +1,4 @@
-"""Objects against the schemas of their kinds, strictly: what a server would drop is an error.
+"""Check objects against the schemas of their kinds, strictly: an unknown field is an error.
 
 KubeRay's come from the files of its CRDs (`KUBERAY_CRDS`, a folder of YAML), Kubernetes' own from
 the package kubernetes-validate.
@@ -26,7 +26,7 @@ INTEGER_LIMITS = {"int32": 2**31 - 1, "int64": 2**63 - 1}
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with an object, where, and what would be right."""
+    """A mistake in an object: where, and what would be right."""
 
     thing: str  # Kind/name
     path: str  # spec.workerGroupSpecs[0].maxReplicas; empty = all of it
@@ -37,10 +37,11 @@ class Problem:
 
 
 def check_schema(thing: Object, crds: Path | None) -> list[Problem]:
-    """What the schema of the object's kind refuses.
+    """Return what the schema of the object's kind refuses.
 
     Args:
-        crds: folder of KubeRay's CRDs; None = its objects are left to the rules alone.
+        thing: the object.
+        crds: folder of KubeRay's CRDs; None = its objects are only checked by rules.
 
     Raises:
         ConfigError: no such folder, or CRDs that lack the kind or version.
@@ -51,29 +52,22 @@ def check_schema(thing: Object, crds: Path | None) -> list[Problem]:
             return []
         validator = _load_crd_validator(crds, kind, version.removeprefix("ray.io/"))
     else:
-        found = _load_kubernetes_validator(kind, version)
-        if found is None:
+        validator = _load_kubernetes_validator(kind, version)
+        if validator is None:
             return [Problem(format_name(thing), "", f"no schema of {version} {kind} is known")]
-        validator = found
     plain = _drop_nulls(thing)
     return [
         Problem(format_name(thing), format_path(error.absolute_path), _format_error(error))
         for error in sorted(validator.iter_errors(plain), key=lambda e: str(e.absolute_path))
     ] + [
-        Problem(format_name(thing), *found)
-        for found in _find_duplicates(plain, validator.schema, [])
+        Problem(format_name(thing), *duplicate)
+        for duplicate in _find_duplicates(plain, validator.schema, [])
     ]
-
-
-def has_schema(thing: Object) -> bool:
-    """Whether Kubernetes itself knows the kind; monitoring objects are others'."""
-    version, kind = str(thing.get("apiVersion")), str(thing.get("kind"))
-    return version.startswith("ray.io/") or _load_kubernetes_validator(kind, version) is not None
 
 
 @cache
 def _load_crd_validator(folder: Path, kind: str, version: str) -> Any:
-    """A validator of the kind's CRD."""
+    """Return a validator of the kind's CRD."""
     from jsonschema import Draft202012Validator
 
     path = folder / f"ray.io_{kind.lower()}s.yaml"
@@ -91,44 +85,42 @@ def _load_crd_validator(folder: Path, kind: str, version: str) -> Any:
 
 
 def _make_strict(node: Any, top: bool = True) -> Any:
-    """A CRD's schema as JSON Schema that refuses what the server would drop."""
+    """Return a CRD's schema as JSON Schema that refuses what the server would drop."""
     if isinstance(node, list):
         return [_make_strict(item, False) for item in node]
     if not isinstance(node, dict):
         return node
-    made = {k: v for k, v in node.items() if k not in ("description", "properties", "items")}
+    strict = {k: v for k, v in node.items() if k not in ("description", "properties", "items")}
     if "properties" in node:
-        made["properties"] = {k: _make_strict(v, False) for k, v in node["properties"].items()}
-        if "additionalProperties" not in node and not _keeps_unknown(node):
-            made["additionalProperties"] = False
+        strict["properties"] = {k: _make_strict(v, False) for k, v in node["properties"].items()}
+        if "additionalProperties" not in node and not node.get(
+            "x-kubernetes-preserve-unknown-fields"
+        ):
+            strict["additionalProperties"] = False
     if "items" in node:
-        made["items"] = _make_strict(node["items"], False)
+        strict["items"] = _make_strict(node["items"], False)
     if isinstance(node.get("additionalProperties"), dict):
-        made["additionalProperties"] = _make_strict(node["additionalProperties"], False)
+        strict["additionalProperties"] = _make_strict(node["additionalProperties"], False)
     if most := INTEGER_LIMITS.get(str(node.get("format"))):
-        made = {"minimum": -most - 1, "maximum": most} | made
+        strict = {"minimum": -most - 1, "maximum": most} | strict
     if top:
-        made["properties"]["metadata"] = {
+        strict["properties"]["metadata"] = {
             "type": "object",
             "properties": {key: {} for key in METADATA_FIELDS},
             "additionalProperties": False,
         }
-        made["required"] = ["apiVersion", "kind", "metadata", "spec"]
-    return made
-
-
-def _keeps_unknown(node: dict[str, Any]) -> bool:
-    return bool(node.get("x-kubernetes-preserve-unknown-fields"))
+        strict["required"] = ["apiVersion", "kind", "metadata", "spec"]
+    return strict
 
 
 @cache
 def _load_kubernetes_validator(kind: str, version: str) -> Any:
-    """A strict validator of one of Kubernetes' own kinds, or None."""
+    """Return a strict validator of one of Kubernetes' own kinds, or None."""
     try:
         from kubernetes_validate import utils
     except ImportError:
         raise ConfigError(
-            "kubernetes-validate is missing: pip install 'dpmpp[deploy]' brings it"
+            "kubernetes-validate is missing: pip install 'dpmpp[deploy]' installs it"
         ) from None
     from jsonschema import Draft202012Validator
     from referencing import Registry, Resource
@@ -146,14 +138,14 @@ def _load_kubernetes_validator(kind: str, version: str) -> Any:
 
 
 def _drop_nulls(value: Any) -> Any:
-    """As the server sees it: a null is an absent value."""
+    """Drop nulls, which a server takes as absent values."""
     if isinstance(value, dict):
         return {k: _drop_nulls(v) for k, v in value.items() if v is not None}
     return [_drop_nulls(v) for v in value] if isinstance(value, list) else value
 
 
 def _format_error(error: Any) -> str:
-    """A JSON Schema error for people."""
+    """Return a JSON Schema error as a sentence."""
     if error.validator == "additionalProperties":
         known = list(error.schema.get("properties", {}))
         unknown = [key for key in error.instance if key not in known]
@@ -175,7 +167,7 @@ def _format_error(error: Any) -> str:
 
 
 def _find_duplicates(value: Any, schema: Any, path: list[Any]) -> Iterator[tuple[str, str]]:
-    """Items of a list that the server keys by some of their fields, with the same key."""
+    """Yield (path, sentence) for items with the same key in lists that the server keys."""
     if not isinstance(schema, dict):
         return
     if isinstance(value, dict):
@@ -188,8 +180,8 @@ def _find_duplicates(value: Any, schema: Any, path: list[Any]) -> Iterator[tuple
         keys = schema.get("x-kubernetes-list-map-keys")
         if keys:
             defaults = {k: items["properties"].get(k, {}).get("default") for k in keys}
-            found = Counter(tuple(str(i.get(k, defaults[k])) for k in keys) for i in value)
-            for key, count in found.items():
+            counts = Counter(tuple(str(i.get(k, defaults[k])) for k in keys) for i in value)
+            for key, count in counts.items():
                 if count > 1:
                     yield format_path(path), f"{' '.join(key)} stands here {count} times"
         for number, inner in enumerate(value):
@@ -197,6 +189,6 @@ def _find_duplicates(value: Any, schema: Any, path: list[Any]) -> Iterator[tuple
 
 
 def format_path(path: Sequence[Any]) -> str:
-    """`spec.containers[0].name`"""
+    """Return a path in the form `spec.containers[0].name`."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")

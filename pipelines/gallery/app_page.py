@@ -14,7 +14,7 @@ import streamlit as st
 from dpmpp_core.data.images import decode
 from dpmpp_core.data.sightings import parse_time
 from dpmpp_core.errors import UserError
-from dpmpp_core.index import Where, facts
+from dpmpp_core.index import RowFilter, describe_index
 from pipelines.gallery.pages import QueryAnswer, render_answer
 from pipelines.gallery.search import Searcher
 
@@ -34,7 +34,7 @@ def main() -> None:
     st.markdown("#### Find a person")
     index, model, *flags = sys.argv[1:]
     searcher = open_searcher(index, model, "approximate" in flags)
-    indexed = facts(searcher.index)
+    indexed = describe_index(searcher.index)
     with st.sidebar:
         st.caption(f"{indexed['images']:,} images, {len(indexed['cameras'])} cameras")
         top = int(st.number_input("Results", 1, MAX_RESULTS, 20))
@@ -47,7 +47,7 @@ def main() -> None:
     if dropped is None:
         return
     try:
-        where = Where(
+        where = RowFilter(
             cameras=cameras or None,
             since=parse_time(since) if since else None,
             until=parse_time(until) if until else None,

@@ -24,7 +24,7 @@ from pipelines.gallery.index import (
 )
 from pipelines.inference.embed import embed_images
 from pipelines.registry.references import get_registry_uri
-from pipelines.reporting.figures import reliability_diagram, save_png
+from pipelines.reporting.figures import draw_reliability, save_png
 from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
 
@@ -77,7 +77,7 @@ def calibrate_index(
     query, gallery = split_queries_and_gallery(kept, values)
     sha256 = index.manifest.model.weights_sha256
     calibration = calibrate(score_pairs(query, gallery), sha256, base_rate)
-    save_png(index.folder / PICTURE_FILE, reliability_diagram(calibration))
+    save_png(index.folder / PICTURE_FILE, draw_reliability(calibration))
     with write_atomically(index.folder / CALIBRATION_FILE, durable=True) as file:
         file.write_text(calibration.model_dump_json(indent=1) + "\n")
     return {

@@ -21,7 +21,7 @@ from dpmpp_core.data.inspection import inspect_picture
 from dpmpp_core.data.manifest import QUARANTINE_SCHEMA
 from dpmpp_core.data.sightings import Sighting, Sightings, find_sightings, read_labels
 from dpmpp_core.errors import DataError
-from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, Stored, facts
+from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, Stored, describe_index
 from dpmpp_core.index.manifest import Segment
 from dpmpp_core.models.reid import CARD_FILE, NAME, WEIGHTS_FILE, ReidModel, load_model
 from dpmpp_core.models.saved import read_card
@@ -91,8 +91,8 @@ def add_images(folder: str, images: ImageSource, model: str | None = None) -> di
         model: where the index's model is now, if not where it was.
 
     Returns:
-        `facts` of the index, and: added, replaced (pictures that changed), known (files that were
-        not opened or have the same content), quarantined, seconds.
+        `describe_index` of the index, and: added, replaced (pictures that changed), known (files
+        that were not opened or have the same content), quarantined, seconds.
 
     Raises:
         UserError: the index, its model or the data.
@@ -108,7 +108,7 @@ def delete_images(folder: str, images: Sequence[str], pids: Sequence[int]) -> di
     if not images and not pids:
         raise DataError("nothing to delete: name --image or --pid")
     index, gone = GalleryIndex.open(resolve_local_folder(folder)).delete(images, pids)
-    return {**facts(index), "gone": gone}
+    return {**describe_index(index), "gone": gone}
 
 
 def compact_index(folder: str, approximate: bool = False) -> dict[str, Any]:
@@ -121,12 +121,12 @@ def compact_index(folder: str, approximate: bool = False) -> dict[str, Any]:
     index = GalleryIndex.open(resolve_local_folder(folder))
     before = index.bytes
     index = index.compact(approximate)
-    return {**facts(index), "bytes_before": before}
+    return {**describe_index(index), "bytes_before": before}
 
 
-def describe_index(uri: str) -> dict[str, Any]:
+def read_index_facts(uri: str) -> dict[str, Any]:
     """Return the facts of an index, local or on S3."""
-    return {**facts(open_index(uri)), "index": redact(uri)}
+    return {**describe_index(open_index(uri)), "index": redact(uri)}
 
 
 def resolve_local_folder(folder: str) -> Path:
@@ -293,7 +293,7 @@ def _add_sightings(
     with write_atomically(index.folder / QUARANTINE_FILE, durable=True) as file:
         pq.write_table(pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA), file)
     return {
-        **facts(writer.index),
+        **describe_index(writer.index),
         "root": redact(listing.root),
         "layout": sightings.layout,
         "added": writer.added,

@@ -16,7 +16,7 @@ from dpmpp_core.data.sightings import show_time
 from dpmpp_core.errors import DataError
 from pipelines.gallery.search import Hit
 from pipelines.inference.queries import QueryEmbeddings
-from pipelines.reporting.html import templates, write_page
+from pipelines.reporting.html import load_templates, write_page
 
 THUMBNAIL_PIXELS = 192  # of the larger side
 QUERY_SIZE = 256, 128  # height and width of a query
@@ -66,7 +66,7 @@ def render_answer(answer: QueryAnswer) -> str:
     return Markup("<style>{}{}</style>{}").format(
         parts.light(),  # type: ignore[attr-defined]
         parts.style(),  # type: ignore[attr-defined]
-        parts.answered(_prepare_answer(answer)),  # type: ignore[attr-defined]
+        parts.render_answer(_prepare_answer(answer)),  # type: ignore[attr-defined]
     )
 
 
@@ -136,7 +136,7 @@ def format_probability(probability: float) -> str:
 
 
 def _build_environment() -> jinja2.Environment:
-    environment = templates()
+    environment = load_templates()
     environment.filters["chance"] = format_probability
     environment.filters["time"] = show_time
     environment.filters["name"] = lambda image: image.rpartition("/")[2]

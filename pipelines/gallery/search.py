@@ -15,7 +15,7 @@ from dpmpp_core.data.files import list_files, resolve_path
 from dpmpp_core.data.images import Image, read_image
 from dpmpp_core.data.sightings import find_sightings, show_time
 from dpmpp_core.errors import ConfigError, DataError, WeightsError
-from dpmpp_core.index import Found, GalleryIndex, Where, search
+from dpmpp_core.index import GalleryIndex, RowFilter, SearchResult, search
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import refuse_unusable, to_columns
 from pipelines.gallery.calibration import read_calibration
@@ -38,7 +38,7 @@ from pipelines.inference.queries import (
     tile_frames,
 )
 from pipelines.registry.references import is_registered
-from pipelines.runtime.progress import bar
+from pipelines.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class SearchRequest:
     index: str
     query: str
     top: int = 20
-    where: Where = field(default_factory=Where)
+    where: RowFilter = field(default_factory=RowFilter)
     model: str | None = None
     shards: int = 0
     base_rate: float | None = None
@@ -116,7 +116,7 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
         picture, query = searcher.embed_as_one(root, paths)
         (hits,), scored = searcher.find(query, request.top, request.where)
         answers, paths = [(root, picture, query, hits)], []
-    with bar("searched", len(paths)) as shown:
+    with progress_bar("searched", len(paths)) as shown:
         for start in range(0, len(paths), BATCH_QUERIES):
             part = paths[start : start + BATCH_QUERIES]
             pictures = [read_image(root, path) for path in part]
@@ -236,19 +236,19 @@ class Searcher:
             pictures += frames[: SHOWN_FRAMES - len(pictures)]
         return tile_frames(pictures), fuse_queries(parts)
 
-    def find(self, query: QueryEmbeddings, top: int, where: Where) -> Results:
+    def find(self, query: QueryEmbeddings, top: int, where: RowFilter) -> Results:
         """Return the best of the index, as it is now, for each query."""
         for last in (False, False, True):
             self._refresh()
             try:
-                found, rows = self._search(query, top, where)
-                return Results(self._hits(found, rows), found.scored)
+                results, rows = self._search(query, top, where)
+                return Results(self._hits(results, rows), results.scored)
             except FileNotFoundError:  # compacted at this moment
                 if last:
                     raise DataError(f"{self.uri} is compacted again and again") from None
         raise AssertionError
 
-    def describe(self, where: Where, scored: int) -> dict[str, str]:
+    def describe(self, where: RowFilter, scored: int) -> dict[str, str]:
         """Return the facts of a search that a page shows; `scored` as of `Results`."""
         shown = {"index": redact(self.uri), "images": f"{len(self.index):,}"}
         if self._approximate:
@@ -263,7 +263,7 @@ class Searcher:
         if self._calibration is not None and self.base_rate is not None:
             c = self._calibration
             shown["probability"] = (
-                f"if {100 * self.base_rate:g} % of the pairs looked at show the same person; "
+                f"if {100 * self.base_rate:g} % of the compared pairs show the same person; "
                 f"fitted on {c.same:,} pairs of the same person and {c.different:,} of two, "
                 f"of {c.persons} persons"
             )
@@ -281,16 +281,20 @@ class Searcher:
             self.index = now
             self._shards = self._start_shards() if self._shards else None
 
-    def _search(self, query: QueryEmbeddings, top: int, where: Where) -> tuple[Found, pa.Table]:
+    def _search(
+        self, query: QueryEmbeddings, top: int, where: RowFilter
+    ) -> tuple[SearchResult, pa.Table]:
         if self._shards is not None:
             return self._shards.search(query, top, where)
-        found = search(self.index, query.features, query.masks, top, where, None, self._approximate)
-        return found, self.index.take(found.positions[found.positions >= 0])
+        results = search(
+            self.index, query.features, query.masks, top, where, None, self._approximate
+        )
+        return results, self.index.take(results.positions[results.positions >= 0])
 
-    def _hits(self, found: Found, rows: pa.Table) -> list[list[Hit]]:
+    def _hits(self, results: SearchResult, rows: pa.Table) -> list[list[Hit]]:
         """Return the hits of each query; `rows` has those of valid positions, query by query."""
-        valid = found.positions >= 0
-        scores = found.scores[valid].astype(np.float64)
+        valid = results.positions >= 0
+        scores = results.scores[valid].astype(np.float64)
         chances: list[float] | list[None] = [None] * len(scores)
         if self._calibration is not None:
             chances = self._calibration.probability(scores, self.base_rate).tolist()

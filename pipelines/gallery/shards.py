@@ -12,7 +12,14 @@ import ray
 import torch
 
 from dpmpp_core.config import ClusterConfig
-from dpmpp_core.index import Found, GalleryIndex, ModelVersion, Where, best, search
+from dpmpp_core.index import (
+    GalleryIndex,
+    ModelVersion,
+    RowFilter,
+    SearchResult,
+    merge_results,
+    search,
+)
 from pipelines.gallery.index import fetch_segment
 from pipelines.inference.queries import QueryEmbeddings
 from pipelines.runtime.resources import connect
@@ -38,10 +45,10 @@ class Shard:
         features: dict,
         masks: dict,
         k: int,
-        where: Where,
+        where: RowFilter,
         model: ModelVersion,
         approximate: bool,
-    ) -> Found:
+    ) -> SearchResult:
         """Return the k best of these segments."""
         index = self._index()
         index.check(model, "the query")
@@ -91,7 +98,9 @@ class Shards:
             for files in self._files
         ]
 
-    def search(self, query: QueryEmbeddings, k: int, where: Where) -> tuple[Found, pa.Table]:
+    def search(
+        self, query: QueryEmbeddings, k: int, where: RowFilter
+    ) -> tuple[SearchResult, pa.Table]:
         """Return the k best of each query, and their rows, query by query."""
         features, masks = ray.put(query.features), ray.put(query.masks)
         model, approximate = self._index.manifest.model, self._approximate
@@ -99,8 +108,8 @@ class Shards:
             worker.search.remote(features, masks, k, where, model, approximate)
             for worker in self._workers
         ]
-        found = best(ray.get(parts), k)
-        wanted = found.positions[found.positions >= 0]
+        results = merge_results(ray.get(parts), k)
+        wanted = results.positions[results.positions >= 0]
         owners = self._owners(wanted)
         waiting = {
             number: self._workers[number].take.remote(wanted[owners == number])
@@ -109,9 +118,9 @@ class Shards:
         tables = [ray.get(rows) for rows in waiting.values()]
         places = [np.flatnonzero(owners == number) for number in waiting]
         if not tables:
-            return found, self._index.take(wanted)
+            return results, self._index.take(wanted)
         order = np.argsort(np.concatenate(places))
-        return found, pa.concat_tables(tables).take(pa.array(order))
+        return results, pa.concat_tables(tables).take(pa.array(order))
 
     def _owners(self, positions: np.ndarray) -> np.ndarray:
         """Return the number of the worker that has each position."""

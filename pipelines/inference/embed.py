@@ -29,7 +29,7 @@ from dpmpp_core.retrieval import (
     to_columns,
 )
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
-from pipelines.runtime.progress import bar
+from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.resources import Plan, create_pool, parse_labels
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
@@ -138,7 +138,7 @@ def stream_embeddings(
     )
     dataset.context.execution_options.label_selector = parse_labels(plan.embed_nodes) or None
     done = 0
-    with bar(title, len(paths)) as shown:
+    with progress_bar(title, len(paths)) as shown:
         for part in dataset.iter_batches(batch_size=None):
             done += len(part["row"])
             shown.update(done)
@@ -151,7 +151,7 @@ def _embed_in_process(
     threads = torch.get_num_threads()
     try:
         work = worker(*arguments)  # sets one thread, since results depend on their number
-        with bar(title, len(paths)) as shown:
+        with progress_bar(title, len(paths)) as shown:
             for start in range(0, len(paths), batch):
                 rows = np.arange(start, min(start + batch, len(paths)))
                 yield work({"row": rows, "path": np.array(paths[start : start + batch], object)})
@@ -220,4 +220,4 @@ def cache_features(run: Run, prepared: Stage) -> Stage:
         )
         return {"images": len(joint), "norm_mean": float(joint.norm(dim=1).mean())}
 
-    return run.stage("features", identity, build)
+    return run.build_stage("features", identity, build)

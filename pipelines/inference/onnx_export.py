@@ -119,10 +119,8 @@ def _columns(model: ReidModel) -> list[str]:
 
 def _write(model: ReidModel, path: Path, facts: Mapping[str, str]) -> None:
     example = torch.zeros(2, model.data.height, model.data.width, 3, dtype=torch.uint8)
-    verbose = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
-    levels = [logger.level for logger in verbose]
-    for logger in verbose:
-        logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # onnxscript, onnx_ir and torch.onnx log much
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -139,8 +137,7 @@ def _write(model: ReidModel, path: Path, facts: Mapping[str, str]) -> None:
             program.model.metadata_props.update(facts)
             program.save(path, external_data=False)
     finally:
-        for logger, level in zip(verbose, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def _compare_outputs(model: ReidModel, exported: OnnxModel, out: Path) -> float:

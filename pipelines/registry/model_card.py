@@ -16,7 +16,7 @@ from dpmpp_core.config import Config
 from dpmpp_core.percent import format_percent
 from dpmpp_core.redaction import one_line
 from pipelines.registry.record import CARD, Record
-from pipelines.reporting.tables import bounded, hidden_rows
+from pipelines.reporting.tables import build_occlusion_rows, format_interval
 
 LAST_HEADING = "## Configuration"
 MAX_DESCRIPTION_CHARS = 5000  # that MLflow keeps
@@ -114,12 +114,12 @@ def _format_figures(measured: Mapping[str, Any]) -> list[str]:
     labels = {"masked": "with mask", "unmasked": "no mask", "gain": "what the mask adds"}
     for name, kinds in measured["intervals"].items():
         for kind, values in kinds.items():
-            shown = (bounded(values[figure], kind == "gain") for figure in ("mAP", "rank1"))
+            shown = (format_interval(values[figure], kind == "gain") for figure in ("mAP", "rank1"))
             lines.append(f"| {name} | {labels[kind]} | {' | '.join(shown)} |")
         for baseline, values in measured["metrics"]["baselines"][name].items():
             shown = (format_percent(values[figure]) for figure in ("mAP", "rank1"))
             lines.append(f"| {name} | {baseline} | {' | '.join(shown)} |")
-    hidden = hidden_rows(measured["strata"])
+    hidden = build_occlusion_rows(measured["strata"])
     if hidden:
         lines += ["", "| queries | number | mAP | rank-1 |", "|---|---:|---:|---:|"]
         lines += [f"| {' | '.join(row)} |" for row in hidden]

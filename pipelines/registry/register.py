@@ -62,7 +62,7 @@ def register(run: Run, prepared: Stage, metric: Stage, evaluated: Stage) -> Stag
         number = int(created.version)
         return {"model_uri": f"models:/{name}/{number}", "version": number, "alias": CANDIDATE}
 
-    return run.stage("register", identity, build)
+    return run.build_stage("register", identity, build)
 
 
 def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> ModelVersion:

@@ -131,8 +131,10 @@ def _rank_queries(columns: dict[str, np.ndarray], images: pa.Table) -> dict[str,
     figures = {}
     for name, query in sets.items():
         if len(query):
-            ids = query.pids, gallery.pids, query.camids, gallery.camids
-            ranked = rank_features(query.features, query.masks, gallery.features, *ids)
+            ranked = rank_features(
+                query.features, query.masks, gallery.features,
+                query.pids, gallery.pids, query.camids, gallery.camids,
+            )  # fmt: skip
             figures[name] = QueryFigures.of(query, ranked)
     return figures
 

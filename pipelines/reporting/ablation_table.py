@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from dpmpp_core.config.grid import Grid
 from dpmpp_core.retrieval import MODES, Difference, Mode, RankingResult, paired_difference
-from pipelines.reporting.ablation_figure import ablation_picture
-from pipelines.reporting.figures import png_bytes, robustness_comparison
+from pipelines.reporting.ablation_figure import draw_ablation
+from pipelines.reporting.figures import draw_robustness_comparison, encode_png
 from pipelines.runtime.tracking import environment
 
 TABLE = "table.md"
@@ -30,11 +30,14 @@ class Measured:
     """One variant with one seed.
 
     Attributes:
-        ranked: query set -> mode -> what each query found.
-        pids: query set -> int64 [Q].
-        figures: numbers for MLflow.
-        seconds: of stage 2 and the evaluation, when they were made.
-        warnings: of its training.
+        variant: Its name.
+        seed: The training seed.
+        ranked: Query set -> mode -> ranking of each query.
+        pids: Query set -> int64 [Q].
+        figures: Numbers for MLflow.
+        seconds: Duration of stage 2 and the evaluation.
+        weights_sha256: Hash of the model.
+        warnings: Alarms of its training.
     """
 
     variant: str
@@ -49,14 +52,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ablation:
-    """All that the table shows.
+    """Content of the table.
 
     Attributes:
-        command: what makes it again.
-        measured: a variant's seeds stand together, in the grid's order.
-        curves: variant -> its robustness, see `pictures.robustness_comparison`.
-        failed: trial -> why.
-        counts: of the data.
+        command: Command that reproduces it.
+        grid: The variants.
+        measured: Results in the grid's order, the seeds of a variant together.
+        curves: Variant -> its robustness, see `draw_robustness_comparison`.
+        failed: Trial -> reason.
+        counts: Counts of the data.
     """
 
     command: str
@@ -65,49 +69,46 @@ class Ablation:
     curves: dict[str, Any]
     failed: dict[str, str]
     counts: dict[str, Any]
-    _gains: dict[Any, Difference | None] = field(default_factory=dict, repr=False)  # made once each
+    _gains: dict[Any, Difference] = field(default_factory=dict, repr=False)  # a cache
 
-    def of(self, variant: str) -> dict[int, Measured]:
+    def by_seed(self, variant: str) -> dict[int, Measured]:
+        """Return the results of a variant by seed."""
         return {m.seed: m for m in self.measured if m.variant == variant}
 
     @property
     def variants(self) -> list[str]:
+        """The measured variants."""
         return list(dict.fromkeys(m.variant for m in self.measured))
 
     @property
     def query_sets(self) -> list[str]:
+        """The measured query sets."""
         return list(self.measured[0].ranked) if self.measured else []
 
     def gain(
         self, query_set: str, one: tuple[str, Mode], other: tuple[str, Mode]
     ) -> Difference | None:
-        """Average precision of a variant in a mode less another's, over the seeds they share."""
-        asked = query_set, one, other
-        if asked not in self._gains:
-            self._gains[asked] = self._gain(*asked)
-        return self._gains[asked]
-
-    def _gain(
-        self, query_set: str, one: tuple[str, Mode], other: tuple[str, Mode]
-    ) -> Difference | None:
-        (a, mode), (b, control) = one, other
-        ours, theirs = self.of(a), self.of(b)
-        seeds = [seed for seed in ours if seed in theirs]
-        seeds = [s for s in seeds if control in theirs[s].ranked[query_set]]
-        if not seeds:
-            return None
-        return paired_difference(
-            [ours[s].ranked[query_set][mode].average_precision for s in seeds],
-            [theirs[s].ranked[query_set][control].average_precision for s in seeds],
-            ours[seeds[0]].pids[query_set],
-        )
+        """Return the gain in average precision of one (variant, mode) over another, by seed."""
+        pair = query_set, one, other
+        if pair not in self._gains:
+            (a, mode), (b, control) = one, other
+            ours, theirs = self.by_seed(a), self.by_seed(b)
+            seeds = [s for s in ours if s in theirs and control in theirs[s].ranked[query_set]]
+            if not seeds:
+                return None
+            self._gains[pair] = paired_difference(
+                [ours[s].ranked[query_set][mode].average_precision for s in seeds],
+                [theirs[s].ranked[query_set][control].average_precision for s in seeds],
+                ours[seeds[0]].pids[query_set],
+            )
+        return self._gains[pair]
 
 
-def by_variant(ablation: Ablation) -> dict[str, Any]:
-    """variant -> query set -> mode -> `mAP`, `rank1`: lists by seed, fractions."""
+def collect_by_variant(ablation: Ablation) -> dict[str, Any]:
+    """Return variant -> query set -> mode -> `mAP`, `rank1`: lists by seed, fractions."""
     values: dict[str, Any] = {}
     for variant in ablation.variants:
-        runs = list(ablation.of(variant).values())
+        runs = list(ablation.by_seed(variant).values())
         values[variant] = {
             query_set: {
                 mode: {
@@ -122,21 +123,21 @@ def by_variant(ablation: Ablation) -> dict[str, Any]:
     return values
 
 
-def render(ablation: Ablation) -> dict[str, bytes]:
-    """File name -> content: Markdown, CSV, JSON, and the pictures as PNG."""
+def render_ablation(ablation: Ablation) -> dict[str, bytes]:
+    """Return file name -> content: Markdown, CSV, JSON, and the figures as PNG."""
     files = {
-        TABLE: _markdown(ablation).encode(),
-        "table.csv": _csv(ablation).encode(),
-        "table.json": (json.dumps(_json(ablation), indent=1) + "\n").encode(),
-        "ablation.png": png_bytes(ablation_picture(*_dots(ablation))),
+        TABLE: _format_markdown(ablation).encode(),
+        "table.csv": _format_csv(ablation).encode(),
+        "table.json": (json.dumps(_build_json(ablation), indent=1) + "\n").encode(),
+        "ablation.png": encode_png(draw_ablation(*_plot_data(ablation))),
     }
     if ablation.curves:
-        files["robustness.png"] = png_bytes(robustness_comparison(ablation.curves))
+        files["robustness.png"] = encode_png(draw_robustness_comparison(ablation.curves))
         files["robustness.json"] = (json.dumps(ablation.curves, indent=1) + "\n").encode()
     return files
 
 
-def _markdown(ablation: Ablation) -> str:
+def _format_markdown(ablation: Ablation) -> str:
     grid = ablation.grid
     versions = environment()
     packages = ", ".join(f"{k} {v}" for k, v in versions["packages"].items())
@@ -150,8 +151,8 @@ def _markdown(ablation: Ablation) -> str:
         "[95 % interval over identities, bootstrap]. **Bold**: further from zero than two standard "
         "deviations and than the whole interval.",
         "",
-        *[line for query_set in ablation.query_sets for line in _parts(ablation, query_set)],
-        *[line for query_set in ablation.query_sets for line in _masks(ablation, query_set)],
+        *[line for name in ablation.query_sets for line in _format_parts(ablation, name)],
+        *[line for name in ablation.query_sets for line in _format_masks(ablation, name)],
     ]
     if ablation.failed:
         lines += ["## Failed", "", *(f"- {k}: {v}" for k, v in ablation.failed.items()), ""]
@@ -167,51 +168,51 @@ def _markdown(ablation: Ablation) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _parts(ablation: Ablation, query_set: str) -> list[str]:
+def _format_parts(ablation: Ablation, query_set: str) -> list[str]:
     grid = ablation.grid
     lines = [
-        f"## What the parts are worth: {query_set} queries",
+        f"## Effect of the parts: {query_set} queries",
         "",
         "| variant | | n | mAP | rank-1 | over the one before | over plain | full over it |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name in ablation.variants:
-        runs = [run.ranked[query_set]["masked"] for run in ablation.of(name).values()]
+        runs = [run.ranked[query_set]["masked"] for run in ablation.by_seed(name).values()]
         after, own = grid.variants[name].after, (name, "masked")
         pairs = [
             (own, (after, "masked")) if after else None,
             (own, (grid.plain, "masked")) if name != grid.plain else None,
             ((grid.full, "masked"), own) if name != grid.full else None,
         ]
-        cells = [_shown(ablation.gain(query_set, *pair)) if pair else "" for pair in pairs]  # type: ignore[arg-type]
+        cells = [_format_gain(ablation.gain(query_set, *pair)) if pair else "" for pair in pairs]  # type: ignore[arg-type]
+        m_ap, rank1 = [r.mAP for r in runs], [r.rank(1) for r in runs]
         lines.append(
-            f"| {name} | {grid.variants[name].says} | {len(runs)} | "
-            f"{spread([r.mAP for r in runs])} | {spread([r.rank(1) for r in runs])} | "
-            f"{' | '.join(cells)} |"
+            f"| {name} | {grid.variants[name].says} | {len(runs)} | {format_mean_std(m_ap)} | "
+            f"{format_mean_std(rank1)} | {' | '.join(cells)} |"
         )
     return [*lines, ""]
 
 
-def _masks(ablation: Ablation, query_set: str) -> list[str]:
+def _format_masks(ablation: Ablation, query_set: str) -> list[str]:
     lines = [
-        f"## What the masks are worth at test: {query_set} queries",
+        f"## Effect of the masks at test: {query_set} queries",
         "",
-        "mAP with the query's own mask, and what it is above no mask, above other queries' masks "
-        "(mean of five exchanges), above the mean mask for all, and above the masks of both sides.",
+        "mAP with the query's own mask, and its gain over no mask, over other queries' masks "
+        "(mean of five exchanges), over the mean mask for all, and over the masks of both sides.",
         "",
         "| variant | n | own | over none | over permuted | over static | over both sides |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name in ablation.variants:
-        runs = [run.ranked[query_set]["masked"] for run in ablation.of(name).values()]
+        runs = [run.ranked[query_set]["masked"] for run in ablation.by_seed(name).values()]
         gains = [ablation.gain(query_set, (name, "masked"), (name, mode)) for mode in CONTROLS]
-        cells = [_shown(gain) for gain in gains]
-        own = spread([r.mAP for r in runs])
+        cells = [_format_gain(gain) for gain in gains]
+        own = format_mean_std([r.mAP for r in runs])
         lines.append(f"| {name} | {len(runs)} | {own} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
-def _shown(gain: Difference | None) -> str:
+def _format_gain(gain: Difference | None) -> str:
     if gain is None:
         return "-"
     deviation = f" ± {100 * gain.std:.1f}" if gain.n > 1 else ""
@@ -220,14 +221,14 @@ def _shown(gain: Difference | None) -> str:
     return f"{text} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation of fractions, in percent; one value stands alone."""
+def format_mean_std(values: Sequence[float]) -> str:
+    """Format mean ± standard deviation of fractions, in percent; the mean alone for one value."""
     mean = f"{100 * statistics.mean(values):.1f}"
     return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def _csv(ablation: Ablation) -> str:
-    """A row a variant, seed, query set and mode."""
+def _format_csv(ablation: Ablation) -> str:
+    """Format a row per variant, seed, query set and mode."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["variant", "seed", "queries", "mode", "mAP", "rank1", "rank5", "rank10", "mINP"])
@@ -239,8 +240,8 @@ def _csv(ablation: Ablation) -> str:
     return text.getvalue()
 
 
-def _json(ablation: Ablation) -> dict[str, Any]:
-    """`variants` as in the command's result, and every difference of the Markdown tables."""
+def _build_json(ablation: Ablation) -> dict[str, Any]:
+    """Return `variants` as in the command's result, and all differences of the Markdown tables."""
     grid = ablation.grid
     differences = [
         (query_set, one, other)
@@ -257,8 +258,8 @@ def _json(ablation: Ablation) -> dict[str, Any]:
         "command": ablation.command,
         "environment": environment(),
         "counts": ablation.counts,
-        "variants": by_variant(ablation),
-        "seeds": {name: list(ablation.of(name)) for name in ablation.variants},
+        "variants": collect_by_variant(ablation),
+        "seeds": {name: list(ablation.by_seed(name)) for name in ablation.variants},
         "differences": [
             {"queries": query_set, "of": one, "less": other, **gain._asdict()}
             for query_set, one, other in differences
@@ -268,10 +269,10 @@ def _json(ablation: Ablation) -> dict[str, Any]:
     }
 
 
-def _dots(ablation: Ablation) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `ablation_picture` draws: mAP by seed, and the masks' gains over their controls."""
-    values = by_variant(ablation)
-    mAP = {
+def _plot_data(ablation: Ablation) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return mAP by seed, and the masks' gains over their controls, for `draw_ablation`."""
+    values = collect_by_variant(ablation)
+    scores = {
         query_set: {name: values[name][query_set]["masked"]["mAP"] for name in ablation.variants}
         for query_set in ablation.query_sets
     }
@@ -282,4 +283,4 @@ def _dots(ablation: Ablation) -> tuple[dict[str, Any], dict[str, Any]]:
         }
         for control in ("permuted", "static")
     }
-    return mAP, gains
+    return scores, gains

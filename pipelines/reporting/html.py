@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else, and its figures as plain tables."""
+"""The report of a run: one self-contained HTML file, and its results as terminal tables."""
 
 from __future__ import annotations
 
@@ -17,42 +17,30 @@ from rich.markup import escape
 from rich.table import Table
 
 from dpmpp_core.data.files import write_atomically
+from dpmpp_core.data.synthesis import CLEAN_QUERIES
 from dpmpp_core.percent import format_percent
 from dpmpp_core.retrieval.masks import DEAD_MASK
-from pipelines.reporting.figures import CLEAN_QUERIES, loss_curves, png_bytes
+from pipelines.reporting.figures import draw_training_history, encode_png
 from pipelines.reporting.tables import (
-    SHOT_COLUMNS,
-    camera_grids,
-    hidden_rows,
-    interval_rows,
-    shot_rows,
+    TRACKLET_COLUMNS,
+    build_camera_grids,
+    build_interval_rows,
+    build_occlusion_rows,
+    build_tracklet_rows,
 )
+from pipelines.runtime.stage import Stage
 
 Image = NDArray[np.uint8]
 Metrics = Mapping[str, Mapping[str, Any]]
 
-FIGURES = {
-    "mAP": "mAP",
-    "rank1": "rank-1",
-    "rank5": "rank-5",
-    "rank10": "rank-10",
-    "mINP": "mINP",
-}
+FIGURES = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mINP": "mINP"}
 BASELINES = "baselines"
-LISTED = 100
+LISTED_FILES = 100
 MISSING: Mapping[str, float] = {}
 
 
-class StageTime(NamedTuple):
-    """One stage of the run: seconds it took; reused = taken over from an earlier run."""
-
-    name: str
-    seconds: float
-    reused: bool
-
-
 class Quarantined(NamedTuple):
-    """A file that was left out, why (a class of reasons), and what exactly was found."""
+    """A file that was left out, the class of the reason, and its detail."""
 
     path: str
     reason: str
@@ -69,19 +57,24 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that the report shows. Everything but the title may be empty.
+    """Content of the report. Everything except the title may be empty.
 
-    facts: label -> value (configuration, data folder, counts, seed, versions, weights, duration).
-    metrics: query set -> what `dpmpp_core.retrieval.evaluate` returns; and, under "baselines",
-        query set -> {"histogram": {...}, "chance": {...}}. Fractions in [0, 1].
-    mask_statistics: query set -> space -> what `mask_statistics` returns for it.
-    intervals, strata, multi_shot: query set -> what `compute_intervals`,
-        `evaluate_by_occlusion` and `evaluate_by_camera_pair` (under "hidden", "cameras"), and
-        `evaluate_tracklets` of `dpmpp_core.retrieval` return.
-    thumbnails: path of a quarantined file -> RGB picture, None where it cannot be decoded.
-    pictures: shown in this order.
-    history: one mapping an epoch, "epoch" and the losses.
-    warnings: sentences on what went wrong in training.
+    Attributes:
+        title: Heading of the page.
+        facts: Label -> value (configuration, data folder, counts, seed, versions, weights).
+        metrics: Query set -> what `dpmpp_core.retrieval.evaluate` returns; and, under "baselines",
+            query set -> {"histogram": {...}, "chance": {...}}. Fractions in [0, 1].
+        mask_statistics: Query set -> space -> what `mask_statistics` returns for it.
+        intervals: Query set -> what `compute_intervals` returns.
+        strata: Query set -> what `evaluate_by_occlusion` (under "hidden") and
+            `evaluate_by_camera_pair` (under "cameras") return.
+        multi_shot: Query set -> what `evaluate_tracklets` returns.
+        stages: The finished stages.
+        quarantine: Files that were left out.
+        thumbnails: Path of a quarantined file -> RGB picture, None where it cannot be decoded.
+        pictures: Figures in their order.
+        history: One mapping per epoch, "epoch" and the losses.
+        warnings: Alarms of the training.
     """
 
     title: str
@@ -91,7 +84,7 @@ class ReportData:
     intervals: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     strata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     multi_shot: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    stages: Sequence[StageTime] = ()
+    stages: Sequence[Stage] = ()
     quarantine: Sequence[Quarantined] = ()
     thumbnails: Mapping[str, Image | None] = field(default_factory=dict)
     pictures: Sequence[Picture] = ()
@@ -122,34 +115,37 @@ class Control(NamedTuple):
 
 
 def write_report(path: Path, report: ReportData) -> None:
-    """Writes the report as one HTML file; makes the folder. Raises OSError if it cannot be written.
+    """Write the report as one HTML file, and create its folder; OSError if that fails.
 
     Pictures are embedded, nothing is loaded from elsewhere, no script runs.
     """
-    rows = result_rows(report.metrics)
+    rows = build_result_rows(report.metrics)
     page = (
-        templates()
+        load_templates()
         .get_template("report.html.j2")
         .render(
             report=report,
             sets={name: [row for row in rows if row.query_set == name] for name in _sets(report)},
             controls=[_control(name, report.metrics[name]) for name in _sets(report)],
-            sure=[*interval_rows(report.intervals), *hidden_rows(report.strata)],
-            cameras=camera_grids(report.strata),
-            shots=shot_rows(report.multi_shot),
-            shot_columns=SHOT_COLUMNS,
-            losses=loss_curves(report.history) if report.history else None,
+            intervals=[
+                *build_interval_rows(report.intervals),
+                *build_occlusion_rows(report.strata),
+            ],
+            cameras=build_camera_grids(report.strata),
+            shots=build_tracklet_rows(report.multi_shot),
+            shot_columns=TRACKLET_COLUMNS,
+            losses=draw_training_history(report.history) if report.history else None,
             reasons=Counter(row.reason for row in report.quarantine).most_common(),
             examples=[r for r in report.quarantine if report.thumbnails.get(r.path) is not None],
-            listed=LISTED,
+            listed=LISTED_FILES,
             dead_mask=DEAD_MASK,
         )
     )
     write_page(path, page)
 
 
-def templates() -> jinja2.Environment:
-    """The templates of pages; what they show is escaped."""
+def load_templates() -> jinja2.Environment:
+    """Load the templates of pages, which escape their values."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -163,46 +159,46 @@ def templates() -> jinja2.Environment:
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write a page; a reader never sees half of it. Raises OSError if it cannot be written."""
+    """Write a page atomically; OSError if it cannot be written."""
     with write_atomically(path) as file:
         file.write_text(page, encoding="utf-8")
 
 
-def result_rows(metrics: Metrics) -> list[Row]:
-    """The results of all query sets, a row a figure."""
+def build_result_rows(metrics: Metrics) -> list[Row]:
+    """Return the results of all query sets, one row per metric."""
     rows = []
     for name, result in metrics.items():
         if name == BASELINES:
             continue
-        floor = metrics.get(BASELINES, {}).get(name, {})
+        sources = {**result, **metrics.get(BASELINES, {}).get(name, {})}
         for key, figure in FIGURES.items():
-            masked, unmasked = (
-                result.get(mode, MISSING).get(key) for mode in ("masked", "unmasked")
+            masked, unmasked, histogram, chance = (
+                sources.get(mode, MISSING).get(key)
+                for mode in ("masked", "unmasked", "histogram", "chance")
             )
             rows.append(
                 Row(
-                    name,
-                    figure,
-                    format_percent(masked),
-                    format_percent(unmasked),
-                    _points(masked, unmasked),
-                    format_percent(floor.get("histogram", MISSING).get(key)),
-                    format_percent(floor.get("chance", MISSING).get(key)),
+                    query_set=name,
+                    figure=figure,
+                    masked=format_percent(masked),
+                    unmasked=format_percent(unmasked),
+                    difference=_points(masked, unmasked),
+                    histogram=format_percent(histogram),
+                    chance=format_percent(chance),
                 )
             )
     return rows
 
 
-COLUMNS = ("query set", "%", "with mask", "no mask", "difference", "histogram", "chance")
-
-
-def results_table(metrics: Metrics) -> Table:
-    """The results for the terminal."""
+def build_results_table(metrics: Metrics) -> Table:
+    """Build a table of the results for the terminal."""
     table = Table(title="Results")
-    for i, column in enumerate(COLUMNS):
+    for i, column in enumerate(
+        ("query set", "%", "with mask", "no mask", "difference", "histogram", "chance")
+    ):
         table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
     last = None
-    for row in result_rows(metrics):
+    for row in build_result_rows(metrics):
         if last is not None and row.query_set != last:
             table.add_section()
         shown = "" if row.query_set == last else escape(row.query_set)
@@ -211,8 +207,8 @@ def results_table(metrics: Metrics) -> Table:
     return table
 
 
-def robustness_table(measured: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Figures by part and share of the person hidden, for the terminal, as in robustness.json."""
+def build_robustness_table(measured: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Build a table of `robustness.json`, by part and share hidden, for the terminal."""
     table = Table(title="Robustness")
     for i, column in enumerate(
         ("part", "hidden (%)", "queries", "mAP with mask", "no mask", "rank-1 with mask", "no mask")
@@ -228,13 +224,6 @@ def robustness_table(measured: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def results_markdown(metrics: Metrics) -> str:
-    """The results as a Markdown table, ending in a newline."""
-    lines = [COLUMNS, ("---", "---", *["---:"] * (len(COLUMNS) - 2)), *result_rows(metrics)]
-    cells = [[cell.replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
-
-
 def _sets(report: ReportData) -> list[str]:
     return [name for name in report.metrics if name != BASELINES]
 
@@ -243,13 +232,8 @@ def _control(name: str, result: Mapping[str, Any]) -> Control:
     own, permuted, static = (
         result.get(mode, MISSING).get("mAP") for mode in ("masked", "permuted", "static")
     )
-    return Control(
-        name,
-        format_percent(own),
-        format_percent(permuted),
-        format_percent(static),
-        _points(own, permuted),
-    )
+    shown = [format_percent(value) for value in (own, permuted, static)]
+    return Control(name, shown[0], shown[1], shown[2], _points(own, permuted))
 
 
 def _points(value: float | None, other: float | None) -> str:
@@ -266,11 +250,11 @@ def _duration(seconds: float) -> str:
 
 
 def _data_uri(image: bytes | Image) -> str:
-    """A picture as text: PNG, which keeps plots crisp; JPEG where it saves half (photographs)."""
+    """Return a data URI: PNG, which keeps plots sharp, or JPEG where it halves the size."""
     if isinstance(image, bytes):
         data, kind = image, "png"
     else:
-        data, kind = png_bytes(image), "png"
+        data, kind = encode_png(image), "png"
         quality = [cv2.IMWRITE_JPEG_QUALITY, 90]
         jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
         if 2 * len(jpeg) < len(data):

@@ -1,4 +1,4 @@
-"""How sure an evaluation is and what it is made of, as tables for people."""
+"""Tables of an evaluation's intervals, strata and tracklets."""
 
 from __future__ import annotations
 
@@ -24,75 +24,72 @@ class MetricWithInterval(NamedTuple):
 
     queries: str
     number: str
-    mAP: str
+    mean_ap: str
     rank1: str
 
 
-def interval_rows(intervals: Mapping[str, Mapping[str, Any]]) -> list[MetricWithInterval]:
-    """With mask, without, and the gain, of every query set."""
-    said = {"masked": "with mask", "unmasked": "no mask", "gain": "difference"}
+def build_interval_rows(intervals: Mapping[str, Mapping[str, Any]]) -> list[MetricWithInterval]:
+    """Return rows with mask, without, and of the gain, of every query set."""
+    labels = {"masked": "with mask", "unmasked": "no mask", "gain": "difference"}
     return [
         MetricWithInterval(
-            f"{name}, {said[kind]}",
+            f"{name}, {labels[kind]}",
             "",
-            *(bounded(values[figure], kind == "gain") for figure in ("mAP", "rank1")),
+            *(format_interval(values[figure], kind == "gain") for figure in ("mAP", "rank1")),
         )
         for name, kinds in intervals.items()
         for kind, values in kinds.items()
     ]
 
 
-def hidden_rows(strata: Mapping[str, Mapping[str, Any]]) -> list[MetricWithInterval]:
-    """With mask, by share hidden; nothing where no share is known."""
+def build_occlusion_rows(strata: Mapping[str, Mapping[str, Any]]) -> list[MetricWithInterval]:
+    """Return rows with mask by share hidden; none where no share is known."""
     return [
         MetricWithInterval(
             f"{name}, {share} % hidden",
             f"{values['queries']:,}",
-            *(bounded(values[figure]) for figure in ("mAP", "rank1")),
+            *(format_interval(values[figure]) for figure in ("mAP", "rank1")),
         )
         for name, tables in strata.items()
         for share, values in tables["hidden"].items()
     ]
 
 
-def intervals_table(
+def build_intervals_table(
     intervals: Mapping[str, Mapping[str, Any]], strata: Mapping[str, Mapping[str, Any]]
 ) -> Table:
-    """Both for the terminal."""
+    """Build a table of both for the terminal."""
     table = Table(title="With 95 % intervals over identities")
     for i, column in enumerate(("queries", "", "mAP", "rank-1")):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for rows in (interval_rows(intervals), hidden_rows(strata)):
+    for rows in (build_interval_rows(intervals), build_occlusion_rows(strata)):
         for row in rows:
             table.add_row(escape(row.queries), *row[1:])
         table.add_section()
     return table
 
 
-def camera_grids(strata: Mapping[str, Mapping[str, Any]]) -> dict[str, list[list[str]]]:
-    """Query set -> mAP in percent, a row a camera of queries, a column one of the gallery.
+def build_camera_grids(strata: Mapping[str, Mapping[str, Any]]) -> dict[str, list[list[str]]]:
+    """Return query set -> mAP in percent, by camera of queries (rows) and of gallery (columns).
 
     The first row and column name the cameras; sets with one pair of cameras are left out.
     """
     grids = {}
     for name, tables in strata.items():
-        found = {(row["query_camera"], row["gallery_camera"]): row for row in tables["cameras"]}
-        if len(found) < 2:
+        cells = {
+            (row["query_camera"], row["gallery_camera"]): format_percent(row["mAP"])
+            for row in tables["cameras"]
+        }
+        if len(cells) < 2:
             continue
-        own, other = (sorted({pair[i] for pair in found}) for i in (0, 1))
-        body = [
-            [
-                f"{a}",
-                *(format_percent(found[a, b]["mAP"]) if (a, b) in found else NONE for b in other),
-            ]
-            for a in own
-        ]
+        own, other = (sorted({pair[i] for pair in cells}) for i in (0, 1))
+        body = [[str(a), *(cells.get((a, b), NONE) for b in other)] for a in own]
         grids[name] = [["", *map(str, other)], *body]
     return grids
 
 
-def cameras_line(name: str, tables: Mapping[str, Any]) -> str | None:
-    """The worst and the best pair of cameras in one line; None where there is only one pair."""
+def summarise_cameras(name: str, tables: Mapping[str, Any]) -> str | None:
+    """Return the worst and the best pair of cameras in one line; None if there is only one."""
     rows = sorted(tables["cameras"], key=lambda row: row["mAP"])
     if len(rows) < 2:
         return None
@@ -104,8 +101,8 @@ def cameras_line(name: str, tables: Mapping[str, Any]) -> str | None:
     return f"{name}: mAP of {len(rows)} pairs of cameras from {worst} to {best}"
 
 
-def shot_rows(multi_shot: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Query set, pictures, tracklets, persons, mAP by way, and what fusing gains over one frame."""
+def build_tracklet_rows(multi_shot: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Return a row per query set and number of pictures, of TRACKLET_COLUMNS."""
     return [
         [
             name,
@@ -113,36 +110,36 @@ def shot_rows(multi_shot: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             f"{values['tracklets']:,}",
             f"{values['persons']:,}",
             *(format_percent(values[way]["mAP"]) for way in FUSION_METHODS),
-            bounded(values["gain"]["single"], signed=True),
-            bounded(values["gain"]["late"], signed=True),
+            format_interval(values["gain"]["single"], signed=True),
+            format_interval(values["gain"]["late"], signed=True),
         ]
         for name, by_number in multi_shot.items()
         for k, values in by_number.items()
     ]
 
 
-SHOT_COLUMNS = (
+TRACKLET_COLUMNS = (
     "queries", "pictures", "tracklets", "persons", *FUSION_METHODS.values(),
     "over one frame", "over mean score",
 )  # fmt: skip
 
 
-TERMINAL = ("queries", "pictures", "one frame", "mean score", "fused",
+TERMINAL_COLUMNS = ("queries", "pictures", "one frame", "mean score", "fused",
             "over one frame")  # fmt: skip
 
 
-def shots_table(multi_shot: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The most of it for the terminal, which is narrow."""
+def build_tracklets_table(multi_shot: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Build a table of the columns TERMINAL_COLUMNS for the terminal."""
     table = Table(title="Several pictures as one query, mAP", pad_edge=False)
-    chosen = [SHOT_COLUMNS.index(name) for name in TERMINAL]
-    for place, name in enumerate(TERMINAL):
+    chosen = [TRACKLET_COLUMNS.index(name) for name in TERMINAL_COLUMNS]
+    for place, name in enumerate(TERMINAL_COLUMNS):
         table.add_column(name, justify="right" if place else "left", no_wrap=True)
-    for row in shot_rows(multi_shot):
+    for row in build_tracklet_rows(multi_shot):
         table.add_row(escape(row[0]), *(row[i] for i in chosen[1:]))
     return table
 
 
-def bounded(values: Mapping[str, float | None], signed: bool = False) -> str:
-    """`MEAN [LOW, HIGH]` in percent; without the interval where there is none."""
+def format_interval(values: Mapping[str, float | None], signed: bool = False) -> str:
+    """Format `MEAN [LOW, HIGH]` in percent; without the interval where there is none."""
     mean, *ends = (format_percent(values[name], signed) for name in ("mean", "low", "high"))
     return mean if NONE in (mean, *ends) else f"{mean} [{', '.join(ends)}]"

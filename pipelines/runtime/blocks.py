@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from pipelines.runtime.progress import bar
+from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.resources import create_pool
 
 S3_READS_PER_TASK = 8  # concurrent ones, since a task mostly waits for S3
@@ -55,7 +55,7 @@ def map_blocks(
         num_cpus=1,
     )
     done = 0
-    with bar(title, sum(map(len, blocks))) as shown:
+    with progress_bar(title, sum(map(len, blocks))) as shown:
         for finished in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             assert isinstance(finished, pa.Table)
             done += sum(finished["done"].to_pylist())

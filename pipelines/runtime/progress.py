@@ -20,7 +20,7 @@ console = Console(stderr=True)
 LINE_SECONDS = 10.0
 
 
-class Bar:
+class ProgressBar:
     """The progress of one piece of work."""
 
     def __init__(self, title: str, total: int, progress: Progress | None) -> None:
@@ -45,10 +45,10 @@ class Bar:
 
 
 @contextmanager
-def bar(title: str, total: int) -> Iterator[Bar]:
+def progress_bar(title: str, total: int) -> Iterator[ProgressBar]:
     """Show the progress of `total` items of work."""
     if not console.is_terminal:
-        yield Bar(title, total, None)
+        yield ProgressBar(title, total, None)
         return
     columns = (
         TextColumn("  {task.description}"),
@@ -58,7 +58,7 @@ def bar(title: str, total: int) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        yield Bar(title, total, progress)
+        yield ProgressBar(title, total, progress)
 
 
 @ray.remote(num_cpus=0)
@@ -109,17 +109,16 @@ def follow_training(
 
     def watch() -> None:
         seen = 0
-        with bar(title, total) as shown:
+        with progress_bar(title, total) as shown:
             while True:
                 ended = over.wait(1.0)  # one last look after the end
                 try:
                     step, note, reports = ray.get(monitor.read.remote(seen), timeout=5)
                 except Exception:  # a lost monitor must not stop the training that it shows
-                    if ended:
-                        return
-                    continue
+                    reports = []
+                else:
+                    shown.update(step, note)
                 seen += len(reports)
-                shown.update(step, note)
                 for report in reports:
                     if isinstance(report, str):
                         log.warning("training: %s", report)

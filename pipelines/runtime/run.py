@@ -26,7 +26,7 @@ class Run:
 
     Attributes:
         fresh: Whether every stage is built, none reused.
-        build: Whether missing stages are built; else `stage` raises StageNotFoundError.
+        build: Whether missing stages are built; else `build_stage` raises StageNotFoundError.
         lock: Taken for a stage's key while it is built; trials of a search share stages.
         stages: The finished ones, in order.
     """
@@ -53,7 +53,7 @@ class Run:
                 path.write_bytes(content)
                 self.tracking.log_artifact(path)
 
-    def stage(
+    def build_stage(
         self, name: str, identity: Mapping[str, Any], build: Callable[[Path], dict[str, Any]]
     ) -> Stage:
         """Reuse the stage of this identity, or build it.

@@ -140,12 +140,7 @@ class Storage:
     @patient
     def _upload(self, folder: Path, key: str) -> None:
         self.delete(key)
-        fs.copy_files(
-            str(folder),
-            self.path(key),
-            source_filesystem=fs.LocalFileSystem(),
-            destination_filesystem=self.filesystem,
-        )
+        fs.copy_files(str(folder), self.path(key), fs.LocalFileSystem(), self.filesystem)
 
     def fetch(self, key: str) -> Path:
         """Return a local folder with the contents of a committed one; on S3, this node's copy."""
@@ -188,12 +183,7 @@ class Storage:
 
     @patient
     def _download(self, key: str, folder: Path) -> None:
-        fs.copy_files(
-            self.path(key),
-            str(folder),
-            source_filesystem=self.filesystem,
-            destination_filesystem=fs.LocalFileSystem(),
-        )
+        fs.copy_files(self.path(key), str(folder), self.filesystem, fs.LocalFileSystem())
 
     @patient
     def delete(self, key: str) -> None:

@@ -72,7 +72,7 @@ def evaluate_model(run: Run, prepared: Stage, model: ModelLocation) -> Stage:
         (folder / METRICS_FILE).write_text(json.dumps(measured, indent=2))
         return {name: values for name, values in measured.items() if name != "cmc"}
 
-    return run.stage("evaluate", identity, build)
+    return run.build_stage("evaluate", identity, build)
 
 
 def _weights_hash(model: str) -> str:

@@ -70,17 +70,17 @@ class InspectionCache:
         Rows of files that are gone, changed or were unreadable are deleted: such a file may be
         readable now. Returns the remaining rows, of CACHE_SCHEMA.
         """
-        there = self._storage.files(self.key)
-        parts = [file for file in there if file.endswith(".parquet")]
+        stored = self._storage.files(self.key)
+        parts = [file for file in stored if file.endswith(".parquet")]
         rows = self._read(parts)
         readable = rows.filter(pc.not_equal(rows["reason"], UNREADABLE))
         kept = readable.join(files.select(FILE), FILE, join_type="left semi")
         # Another file than parts is left of a killed write.
-        if len(kept) < len(rows) or len(parts) > MAX_PARTS or parts != there:
+        if len(kept) < len(rows) or len(parts) > MAX_PARTS or parts != stored:
             kept = kept.sort_by("path")
             for start in range(0, len(kept), PART_ROWS):
                 self.add(kept.slice(start, PART_ROWS))
-            for file in there:
+            for file in stored:
                 self._storage.delete(file)
         return kept
 

@@ -19,7 +19,7 @@ from dpmpp_core.data.inspection import inspect_file
 from dpmpp_core.data.layouts import Entry, Scan, scan
 from dpmpp_core.data.manifest import FORMAT, IMAGE_SCHEMA, INSPECTED_SCHEMA, Manifest
 from pipelines.runtime.blocks import map_blocks, read_files
-from pipelines.runtime.progress import bar
+from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.resources import parse_labels
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
@@ -48,7 +48,7 @@ def demo_data(run: Run) -> Stage:
         summary = draw_demo(folder / "data", section, draw)
         return {"images": dict(summary.images), "identities": summary.identities}
 
-    return run.stage("demo-data", {"demo": section}, build)
+    return run.build_stage("demo-data", {"demo": section}, build)
 
 
 def draw_demo(
@@ -59,7 +59,7 @@ def draw_demo(
     """Generate a demo data set into `out`, showing progress; raises as `demo.generate`."""
     images = section.train_identities * section.train_images
     images += section.test_identities * (section.gallery_images + 2 * section.query_images)
-    with bar("demo images", images) as shown:
+    with progress_bar("demo images", images) as shown:
         return demo.generate(out, section, lambda done, _: shown.update(done), run)
 
 
@@ -133,7 +133,7 @@ def prepare(run: Run, source: Source) -> Stage:
             "warnings": list(manifest.warnings),
         }
 
-    return run.stage("prepare", identity, build)
+    return run.build_stage("prepare", identity, build)
 
 
 def inspect_all(source: Source, storage: Storage, workers: int) -> pa.Table:

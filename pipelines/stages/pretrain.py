@@ -23,7 +23,7 @@ from dpmpp_core.models.tensors import read_tensors
 from dpmpp_core.retrieval.captions import caption_retrieval
 from dpmpp_core.tasks.pretrain import PretrainTask, encode_captions
 from pipelines.inference.embeddings_file import load_embeddings
-from pipelines.reporting.figures import caption_lists, save_png
+from pipelines.reporting.figures import draw_caption_lists, save_png
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage, stage_key
 from pipelines.training.driver import fit
@@ -66,7 +66,7 @@ def pretrain(run: Run, prepared: Stage, saliency: Stage) -> Stage:
         )
         return {**summary, "weights": weights.name, "weights_sha256": digest}
 
-    return run.stage("pretrain", identity, build)
+    return run.build_stage("pretrain", identity, build)
 
 
 def _weights_name(run: Run) -> str:
@@ -109,7 +109,7 @@ def measure_captions(run: Run, prepared: Stage, pretrained: Stage, evaluated: St
         right = np.array(texts)[:, None] == np.array(by_image)[None]
         figures = caption_retrieval(scores, right)
         rows = np.linspace(0, len(texts) - 1, min(SHOWN_CAPTIONS, len(texts))).astype(int)
-        picture = caption_lists(
+        picture = draw_caption_lists(
             [texts[row] for row in rows],
             scores[rows],
             right[rows],
@@ -119,4 +119,4 @@ def measure_captions(run: Run, prepared: Stage, pretrained: Stage, evaluated: St
         (folder / "captions.json").write_text(json.dumps(figures, indent=2))
         return {"captions": figures}
 
-    return run.stage("captions", identity, build)
+    return run.build_stage("captions", identity, build)

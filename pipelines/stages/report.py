@@ -13,20 +13,20 @@ import numpy.typing as npt
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.steps import NO_OCCLUSION, StepMaker
+from dpmpp_core.data.synthesis import CLEAN_QUERIES
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import Embeddings, top_matches
 from pipelines.inference.embeddings_file import load_embeddings
 from pipelines.reporting.figures import (
-    CLEAN_QUERIES,
-    cmc_curves,
-    contact_sheet,
-    loss_curves,
-    mask_picture,
-    ranked_lists,
-    robustness_curve,
+    draw_cmc_curves,
+    draw_contact_sheet,
+    draw_masks,
+    draw_ranked_lists,
+    draw_robustness,
+    draw_training_history,
     save_png,
 )
-from pipelines.reporting.html import Picture, Quarantined, ReportData, StageTime, write_report
+from pipelines.reporting.html import Picture, Quarantined, ReportData, write_report
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.tracking import environment
@@ -87,7 +87,7 @@ def build_report(
                 intervals=measured["intervals"],
                 strata=measured["strata"],
                 multi_shot=measured.get("multi_shot", {}),
-                stages=[StageTime(s.name, s.seconds, s.reused) for s in run.stages],
+                stages=list(run.stages),
                 quarantine=quarantine,
                 thumbnails=_thumbnails(manifest, quarantine),
                 pictures=pictures,
@@ -97,7 +97,7 @@ def build_report(
         )
         return {"pictures": len(pictures)}
 
-    stage = run.stage("report", identity, build)
+    stage = run.build_stage("report", identity, build)
     run.tracking.log_artifact(run.folder(stage) / "report.html")
     return stage
 
@@ -137,7 +137,7 @@ def _retrieval_pictures(
         Picture(
             "CMC curves",
             "Share of queries whose person is among the first k of the ranking.",
-            cmc_curves(measured["cmc"]),
+            draw_cmc_curves(measured["cmc"]),
         )
     ]
     for name, query in queries.items():
@@ -147,7 +147,7 @@ def _retrieval_pictures(
                 "Left the query, then the best of the gallery, with and without its mask. Green: "
                 "the same person. Red: another person. The upper half are right at rank 1, the "
                 "lower half are not, as far as there are such queries.",
-                ranked_lists(query, gallery, _examples(query, gallery), load),
+                draw_ranked_lists(query, gallery, _examples(query, gallery), load),
             )
         )
         masks = {space: mask for space, mask in query.masks.items() if mask.std() > 0}
@@ -156,7 +156,7 @@ def _retrieval_pictures(
                 Picture(
                     f"Masks of {name} queries",
                     "Which dimensions of the identity space each query trusts.",
-                    mask_picture(masks),
+                    draw_masks(masks),
                 )
             )
     return pictures
@@ -172,7 +172,7 @@ def _robustness_picture(stage: Stage) -> Picture:
         "Robustness",
         "Clean queries, more and more hidden behind scenes of the training images, against the "
         f"clean gallery.{changed if 'any' in parts else ''}{left_out}",
-        robustness_curve(measured),
+        draw_robustness(measured),
     )
 
 
@@ -183,8 +183,8 @@ def _examples(query: Embeddings, gallery: Embeddings) -> list[int]:
     right = gallery.pids[best[:, 0]] == query.pids
     half = LISTED_QUERIES // 2
     chosen: list[int] = []
-    for wanted in (right, ~right):
-        index = np.flatnonzero(wanted)
+    for group in (right, ~right):
+        index = np.flatnonzero(group)
         picks = np.linspace(0, len(index) - 1, min(half, len(index))).round().astype(int)
         chosen += index[picks].tolist()
     return chosen
@@ -202,7 +202,7 @@ def _training_pictures(
         _shade(resize(read_image(manifest.root, path), *size), mask)
         for path, mask in zip(some, masks, strict=True)
     ]
-    maker = TrainingSet(config, run.storage.uri, prepared.key, saliency.key).step_maker()
+    maker = TrainingSet(config, run.storage.uri, prepared.key, saliency.key).build_step_maker()
     batch = maker.make(0)
     captions = [
         "not mixed" if donor == NO_OCCLUSION else "mixed" for donor in batch["donor_labels"]
@@ -212,16 +212,22 @@ def _training_pictures(
         Picture(
             "Person masks",
             "Training images; everything outside the person mask is darkened.",
-            contact_sheet(shaded, [Path(path).stem for path in some], 8),
+            draw_contact_sheet(shaded, [Path(path).stem for path in some], 8),
         ),
         Picture(
             "Training batch",
             "The first images of the training: augmented, and partly hidden behind the scene of "
             "another image of the batch.",
-            contact_sheet([batch["images"][i] for i in shown], [captions[i] for i in shown], 8),
+            draw_contact_sheet(
+                [batch["images"][i] for i in shown], [captions[i] for i in shown], 8
+            ),
         ),
         *_pairs_picture(maker),
-        Picture("Training", "Losses, accuracy and mask figures by epoch.", loss_curves(history)),
+        Picture(
+            "Training",
+            "Losses, accuracy and mask figures by epoch.",
+            draw_training_history(history),
+        ),
     ]
 
 
@@ -245,7 +251,7 @@ def _pairs_picture(maker: StepMaker) -> list[Picture]:
         "The recipient, rolled sideways, is visible where the donor's person was; the donor's "
         "scene hides the rest."
     )
-    return [Picture("Pairs and their transfer", text, contact_sheet(cells, captions, 10))]
+    return [Picture("Pairs and their transfer", text, draw_contact_sheet(cells, captions, 10))]
 
 
 def _shade(image: Image, mask: npt.NDArray[np.bool_]) -> Image:

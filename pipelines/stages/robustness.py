@@ -11,16 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from dpmpp_core.data.manifest import Manifest
-from dpmpp_core.data.synthesis import Band, Part
-from dpmpp_core.retrieval import (
-    Embeddings,
-    rank_by_mode,
-    summarise_rankings,
-    to_columns,
-)
+from dpmpp_core.data.synthesis import CLEAN_QUERIES, Band, Part
+from dpmpp_core.retrieval import Embeddings, rank_by_mode, summarise_rankings, to_columns
 from pipelines.inference.embed import ModelLocation, build_embeddings, embed_images
 from pipelines.inference.embeddings_file import load_embeddings
-from pipelines.reporting.figures import CLEAN_QUERIES, robustness_curve, save_png
+from pipelines.reporting.figures import draw_robustness, save_png
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.stages.synthesis import select_clean_rows
@@ -95,10 +90,10 @@ def measure_robustness(
             for part in parts:
                 for name, figure in measured[part].items():
                     table.writerow({"part": part, "band": name, **figure})
-        save_png(folder / PICTURE, robustness_curve(measured))
+        save_png(folder / PICTURE, draw_robustness(measured))
         return {"measured": measured}
 
-    return run.stage("robustness", identity, build)
+    return run.build_stage("robustness", identity, build)
 
 
 def has_clean_queries(prepared: Stage) -> bool:
@@ -128,7 +123,7 @@ class EmbedHidden:
         model: ModelLocation,
     ) -> None:
         self._model = model.load()
-        self._synthesiser = training_set.synthesiser()
+        self._synthesiser = training_set.build_synthesiser()
         self._rows, self._settings = rows, settings
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

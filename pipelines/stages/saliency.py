@@ -18,11 +18,13 @@ from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.person_masks import person_masks
 from dpmpp_core.models.saliency import SaliencyModel, save_saliency
 from dpmpp_core.occlusion.saliency import mask_iou
+from dpmpp_core.tasks.saliency import SaliencyTask
 from pipelines.inference.embed import embed_images
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage, stage_key
-from pipelines.stages.train import train_saliency
+from pipelines.training.driver import fit
 from pipelines.training.masks import save_masks, transfer_grid
+from pipelines.training.training_set import TrainingSet
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +66,11 @@ def compute_person_masks(run: Run, prepared: Stage) -> Stage:
         trained: ray.ObjectRef | None = None
         summary: dict[str, Any] = {}
         if config.saliency.provider == "sps":
-            model, summary = train_saliency(run, prepared, key)
-            summary["weights_sha256"] = save_saliency(model, folder / MODEL)
-            trained = ray.put(model)
+            images = TrainingSet(config, run.storage.uri, prepared.key, None, "saliency")
+            task, summary = fit(run, "saliency", images, prepared.key, key)
+            assert isinstance(task, SaliencyTask)
+            summary["weights_sha256"] = save_saliency(task.model, folder / MODEL)
+            trained = ray.put(task.model)
         paths = sorted(set(manifest.images["path"].to_pylist()))
         arguments = (manifest.root, config, trained)
         columns = embed_images(
@@ -92,7 +96,7 @@ def compute_person_masks(run: Run, prepared: Stage) -> Stage:
             figures["iou_with_truth"] = float(mask_iou(masks, truth).mean())
         return {"provider": config.saliency.provider, **figures, **summary}
 
-    return run.stage("saliency", identity, build)
+    return run.build_stage("saliency", identity, build)
 
 
 def _identity(run: Run, manifest: Manifest) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from dpmpp_core.data.images import read_image
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
 from dpmpp_core.errors import ArgumentError, DataError
-from pipelines.reporting.figures import contact_sheet, save_png
-from pipelines.runtime.progress import bar
+from pipelines.reporting.figures import draw_contact_sheet, save_png
+from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.resources import create_pool
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
@@ -100,9 +100,9 @@ def synthesize(
 ) -> dict[str, Any]:
     """Write an occluded data set in Market-1501 layout (ours).
 
-    `query/` holds every clean query hidden once per band, `query_holistic/` the clean ones,
-    `bounding_box_test/` the gallery, and `bounding_box_train/` the training images, with their
-    hidden versions if requested. Donors are training images or backgrounds, never test images.
+    `query/` holds every clean query hidden once per band, `query_holistic/` the clean ones, and
+    `bounding_box_test/` the gallery. `bounding_box_train/` holds the training images, with hidden
+    versions if requested. Donors are training images or backgrounds, never test images.
     `synthesis.parquet` (SCHEMA) has a row per file, `synthesis.png` shows some. The same seed
     gives the same bytes on any number of workers. `out` appears when everything is written.
 
@@ -114,7 +114,7 @@ def synthesize(
     hidden = {split: select_clean_rows(manifest, rows, split) for split in request.splits}
     if not len(manifest.subset("train")):
         raise DataError(f"{manifest.root} has no training images, from which occlusions are taken")
-    offset = int(manifest.layout != "market1501")  # there, person 0 is nobody
+    offset = int(manifest.layout != "market1501")  # there, person 0 is a distractor
     folders = dict(FOLDERS)
     if "query" in request.splits:
         folders["query"] = HOLISTIC
@@ -170,7 +170,7 @@ class HideImages:
     """Data worker: rows and bands -> encoded images; null where no donor fits."""
 
     def __init__(self, training_set: TrainingSet, part: Part) -> None:
-        self._synthesiser, self._part = training_set.synthesiser(), part
+        self._synthesiser, self._part = training_set.build_synthesiser(), part
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return rows of RESULT_SCHEMA."""
@@ -210,7 +210,7 @@ def _hide_images(
         num_cpus=1,
     )
     results: list[dict[str, Any]] = []
-    with bar("pictures hidden", len(items)) as shown:
+    with progress_bar("pictures hidden", len(items)) as shown:
         for part in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             assert isinstance(part, pa.Table)
             results += part.to_pylist()
@@ -245,7 +245,7 @@ def _copy_images(
     for place in folders.values():
         (folder / place).mkdir(exist_ok=True)
     records = []
-    with bar("pictures copied", len(taken)) as shown:
+    with progress_bar("pictures copied", len(taken)) as shown:
         for row in taken:
             ending = Path(row["path"]).suffix.lower()
             path = f"{folders[row['split']]}/{_file_stem(row, offset)}{ending}"
@@ -297,4 +297,4 @@ def _draw_sheet(folder: Path, records: list[dict[str, Any]], bands: tuple[Band, 
             captions.append(
                 f"{100 * sample['hidden']:.0f} % hidden" if sample else f"none for {name}"
             )
-    return contact_sheet(images, captions, 1 + len(bands))
+    return draw_contact_sheet(images, captions, 1 + len(bands))

@@ -1,4 +1,4 @@
-"""Stages 0, 1 and 2: what is trained, from what, and what is stored."""
+"""Stages 1 and 2: what is trained, from what, and what is stored."""
 
 from __future__ import annotations
 
@@ -11,25 +11,14 @@ from dpmpp_core.config import MetricConfig
 from dpmpp_core.data.files import list_files, listing_fingerprint
 from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.reid import save_model
-from dpmpp_core.models.saliency import SaliencyModel
 from dpmpp_core.models.tensors import refuse_non_finite
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
-from dpmpp_core.tasks.saliency import SaliencyTask
 from pipelines.inference.embed import ENCODER_KEYS
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage, stage_key
 from pipelines.training.driver import TrainingSegment, fit
 from pipelines.training.training_set import TrainingSet
-
-
-def train_saliency(run: Run, prepared: Stage, key: str) -> tuple[SaliencyModel, dict[str, Any]]:
-    """Train stage 0, which learns where the person is; return model and summary for the stage."""
-    training_set = TrainingSet(run.config, run.storage.uri, prepared.key, None, "saliency")
-    task, summary = fit(run, "saliency", training_set, prepared.key, key)
-    assert isinstance(task, SaliencyTask)
-    return task.model, summary
-
 
 TEXT_KEYS = {"prompt_tokens", "prompt", "normalise_text"}
 CHECKPOINT = "checkpoint"
@@ -56,7 +45,7 @@ def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -
         save_file(results, folder / "texts.safetensors")
         return {**summary, "identities": len(results["texts"]), "scale": float(results["scale"])}
 
-    return run.stage("prompts", identity, build)
+    return run.build_stage("prompts", identity, build)
 
 
 def train_metric(
@@ -119,7 +108,7 @@ def train_metric(
             "first_epoch": {name: list(w) for name, w in task.first_epoch().items()},
         }
 
-    return run.stage("metric", identity, build)
+    return run.build_stage("metric", identity, build)
 
 
 def restrict_rates(section: MetricConfig, until: int) -> MetricConfig:

@@ -42,7 +42,7 @@ class MakeBatches:
 
     def __init__(self, training_set: TrainingSet, first: int, rank: int, world: int) -> None:
         _keep_freed_memory()
-        self._maker = training_set.step_maker()
+        self._maker = training_set.build_step_maker()
         self._first, self._rank, self._world = first, rank, world
 
     def __call__(self, rows: Arrays) -> Iterator[Arrays]:
@@ -85,7 +85,7 @@ class BatchPlan:
         """Return the step, excluded, at which an execution from step `first` on ends."""
         return min(self.total, first + self.steps_per_execution)
 
-    def pipeline(self, first: int, rank: int = 0, world: int = 1) -> Dataset:
+    def build_pipeline(self, first: int, rank: int = 0, world: int = 1) -> Dataset:
         """Return the batches of the steps from `first` on for train worker `rank` of `world`."""
         steps = self.end(first) - first
         workers = max(1, self.data_workers // world + (rank < self.data_workers % world))
@@ -141,6 +141,6 @@ class BatchesPerRank(ray.train.DataConfig):
         first, iterators = self._first_step(), []
         for rank in range(world_size):
             hints = worker_node_ids and [worker_node_ids[rank]]
-            dataset = self._plan.pipeline(first, rank, world_size)
+            dataset = self._plan.build_pipeline(first, rank, world_size)
             iterators.append({DATASET: dataset.streaming_split(1, locality_hints=hints)[0]})
         return iterators

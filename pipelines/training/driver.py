@@ -74,7 +74,7 @@ def fit(
     name = training_key(key)
     monitor = start_monitor()
     job = Job(kind, training_set, inputs, f"{name}/checkpoints", run.plan.train_cpus, monitor)
-    task = job.task()
+    task = job.build_task()
     epochs = segment.epochs if segment else task.epochs
     total = task.steps_per_epoch * epochs
     if segment and segment.start:

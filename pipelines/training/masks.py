@@ -14,7 +14,7 @@ from dpmpp_core.errors import DataError
 from dpmpp_core.occlusion.saliency import pack_mask, unpack_mask
 
 FILE = "masks.parquet"  # path: string, mask: binary, np.packbits of the patch grid, row by row
-PATCH = 16  # pixels; the grid of the patch transfer, whatever the encoder's stride
+PATCH = 16  # pixels; the grid of the patch transfer, independent of the encoder's stride
 
 
 def transfer_grid(config: Config) -> tuple[int, int]:

@@ -26,11 +26,11 @@ def pack_images(run: Run, training_set: TrainingSet) -> None:
     if not training_set.is_packed(root):
         return
     uri = run.storage.uri
-    there = set(run.storage.files(training_set.shards))
+    existing = set(run.storage.files(training_set.shards))
     blocks = [
         pa.table({"shard": [shard] * len(rows), **{n: rows[n] for n in ("path", "sha256")}})
         for shard, start in enumerate(range(0, len(table), SHARD_ROWS))
-        if training_set.shard(shard) not in there
+        if training_set.shard(shard) not in existing
         for rows in [table.slice(start, SHARD_ROWS).combine_chunks()]
     ]
     if not blocks:

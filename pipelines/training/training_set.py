@@ -88,7 +88,7 @@ class TrainingSet:
         section = getattr(self.config, self.section)
         return StepPlan(labels, camids, section.identities, section.images, self.config.seed)
 
-    def step_maker(self, cache_bytes: int = CACHE_BYTES) -> StepMaker:
+    def build_step_maker(self, cache_bytes: int = CACHE_BYTES) -> StepMaker:
         """Build what makes the arrays of a step, on the calling machine; see `StepMaker`."""
         root, paths, labels, camids = self.rows()
         grid = transfer_grid(self.config)
@@ -128,7 +128,7 @@ class TrainingSet:
         images += self.has_twins * images + self.has_synthetic_occlusion * images // 2
         return images * data.height * data.width * 3
 
-    def synthesiser(self) -> Synthesiser:
+    def build_synthesiser(self) -> Synthesiser:
         """Build what hides any image of the manifest behind training images."""
         assert self.saliency is not None
         manifest = Manifest.load(Storage(self.storage).fetch(self.prepared))

@@ -54,7 +54,7 @@ class Job:
     threads: int
     monitor: Any
 
-    def task(self) -> Task:
+    def build_task(self) -> Task:
         """Build the task, untrained."""
         config = self.training_set.config
         if self.kind == "prompts":
@@ -146,7 +146,7 @@ def train_loop(settings: LoopConfig) -> LoopResult:
     batches: Iterable[dict[str, torch.Tensor]] = ()
     if job.kind != "prompts":  # the data workers start while the model is built
         batches = start_batches(ray.train.get_dataset_shard(DATASET))
-    task = job.task().to(device)
+    task = job.build_task().to(device)
     task.compile_parts()
     optimiser = task.optimiser()
     checkpoints = job.open_checkpoints()

@@ -1,1 +1,4 @@
-"""Search configurations with Ray Tune and Optuna."""
+"""Search configurations with Ray Tune and Optuna.
+
+`search.search` runs a `TuningRequest`; `spaces` and `schedulers` connect Optuna and Tune to it.
+"""

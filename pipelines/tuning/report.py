@@ -1,4 +1,4 @@
-"""What a search looks like: a live table while it runs; a table and Optuna's plots at its end."""
+"""Show a search: a live table while it runs; a table and Optuna's plots at its end."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from rich.table import Table
 
 from pipelines.runtime.progress import console
 from pipelines.runtime.tracking import environment
-from pipelines.tuning.spaces import SearchSpec, TrialRecord, build_study, pareto_front
+from pipelines.tuning.spaces import SearchSpec, TrialRecord, build_study, select_pareto_front
 
 log = logging.getLogger(__name__)
 
-TABLE, CSV = "trials.md", "trials.csv"
+TABLE_FILE, CSV_FILE = "trials.md", "trials.csv"
 CSV_COLUMNS = ("number", "state", "value", "params", "intermediate_values", "user_attrs")
 MAX_LIVE_ROWS = 12
 MIN_IMPORTANCE_TRIALS = 8  # trained to the end
-STATES = {"running": "runs", "done": "done", "stopped": "stopped early", "failed": "failed"}
+STATE_LABELS = {"running": "runs", "done": "done", "stopped": "stopped early", "failed": "failed"}
 
 
 class SearchProgress:
@@ -62,7 +62,7 @@ class SearchProgress:
             log.warning("trial %d failed: %s", record.number, record.reason)
         if not console.is_terminal:
             measured = "".join(f", {name} {100 * v:.1f}" for name, v in record.last.items())
-            ended, state = self._ended(), STATES[record.state]
+            ended, state = self._ended(), STATE_LABELS[record.state]
             log.info("trial %d: %s%s (%s)", record.number, state, measured, ended)
 
     def _ended(self) -> str:
@@ -71,15 +71,15 @@ class SearchProgress:
     def _table(self) -> Table:
         minutes = (time.monotonic() - self._start) / 60
         table = Table(title=f"{self._ended()} trials, {minutes:.1f} minutes")
-        for column in _columns(self._spec):
+        for column in _column_titles(self._spec):
             table.add_column(column, justify="left" if column in ("state", "changes") else "right")
-        for record in ranked(self._spec, self._records)[:MAX_LIVE_ROWS]:
-            table.add_row(*_cells(self._spec, record))
+        for record in rank_trials(self._spec, self._records)[:MAX_LIVE_ROWS]:
+            table.add_row(*_format_cells(self._spec, record))
         return table
 
 
-def ranked(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Longest trained first, of those the best in the first objective; failed ones last."""
+def rank_trials(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Sort trials: the longest trained first, then by the first objective; failed ones last."""
     first = spec.objectives[0]
     return sorted(
         records,
@@ -87,71 +87,71 @@ def ranked(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[TrialRecord
     )
 
 
-def _columns(spec: SearchSpec) -> list[str]:
+def _column_titles(spec: SearchSpec) -> list[str]:
     return ["trial", "state", "epochs", *(f"{name} mAP" for name in spec.objectives), "changes"]
 
 
-def _cells(spec: SearchSpec, record: TrialRecord) -> list[str]:
+def _format_cells(spec: SearchSpec, record: TrialRecord) -> list[str]:
     figures = [f"{100 * record.last[n]:.1f}" if record.last else "" for n in spec.objectives]
     changes = ", ".join(f"{k.rsplit('.', 1)[-1]} {v}" for k, v in record.changes.items())
     epochs = str(max(record.rungs, default=""))
     text = record.reason or changes or "as it was"
-    return [str(record.number), STATES[record.state], epochs, *figures, text]
+    return [str(record.number), STATE_LABELS[record.state], epochs, *figures, text]
 
 
-def importances(spec: SearchSpec, records: Sequence[TrialRecord]) -> dict[str, float]:
+def compute_importances(spec: SearchSpec, records: Sequence[TrialRecord]) -> dict[str, float]:
     """Return the share of the first objective's variation that each key explains.
 
     PED-ANOVA (Watanabe et al. 2023) over trials trained to the end; empty for fewer than
     MIN_IMPORTANCE_TRIALS, or if all have the same value.
     """
-    study = _first_objective(spec, records)
+    study = _build_first_study(spec, records)
     values = [trial.value for trial in study.get_trials(states=[TrialState.COMPLETE])]
     if len(values) < MIN_IMPORTANCE_TRIALS or len(set(values)) < 2:
         return {}
-    return get_param_importances(study, evaluator=_evaluator(len(values)))
+    return get_param_importances(study, evaluator=_build_evaluator(len(values)))
 
 
-def _first_objective(spec: SearchSpec, records: Sequence[TrialRecord]) -> optuna.Study:
-    """The trials that lie in the space."""
+def _build_first_study(spec: SearchSpec, records: Sequence[TrialRecord]) -> optuna.Study:
+    """Return a study of the first objective, of the trials that lie in the space."""
     inside = [one for one in records if spec.contains({**spec.start, **one.changes})]
     return build_study(spec, inside, spec.objectives[:1])
 
 
-def _evaluator(trials: int) -> PedAnovaImportanceEvaluator:
+def _build_evaluator(trials: int) -> PedAnovaImportanceEvaluator:
     best = max(0.1, 4 / trials)  # one or two trials carry no information
     return PedAnovaImportanceEvaluator(target_quantile=best, evaluate_on_local=False)
 
 
-def render(
+def render_report(
     spec: SearchSpec, records: Sequence[TrialRecord], command: str, counts: dict[str, Any]
 ) -> dict[str, bytes]:
-    """File name -> content: the trials as Markdown and CSV, and what pictures can be drawn."""
-    study, several = _first_objective(spec, records), build_study(spec, records, spec.objectives)
+    """Return file name -> content: the trials as Markdown and CSV, and the plots."""
+    study, several = _build_first_study(spec, records), build_study(spec, records, spec.objectives)
     files = {
-        TABLE: _markdown(spec, records, command, counts).encode(),
-        CSV: several.trials_dataframe(CSV_COLUMNS).to_csv(index=False).encode(),
+        TABLE_FILE: _render_markdown(spec, records, command, counts).encode(),
+        CSV_FILE: several.trials_dataframe(CSV_COLUMNS).to_csv(index=False).encode(),
     }
     first, complete = spec.objectives[0], len(study.get_trials(states=[TrialState.COMPLETE]))
     if complete > 1:
         axes = plots.plot_parallel_coordinate(study, target_name=first)
         axes.grid(visible=False)
-        files["parallel-coordinates.png"] = _png(axes, 1.2 * len(spec.space) + 3, 6)
+        files["parallel-coordinates.png"] = _encode_png(axes, 1.2 * len(spec.space) + 3, 6)
     if any(len(record.rungs) > 1 for record in records):
         axes = plots.plot_intermediate_values(study)
         axes.set(title="What was measured at each rung", xlabel="epochs", ylabel=f"{first} mAP")
-        files["intermediate-values.png"] = _png(axes, 8, 5)
-    if importances(spec, records):
-        evaluator = _evaluator(complete)
+        files["intermediate-values.png"] = _encode_png(axes, 8, 5)
+    if compute_importances(spec, records):
+        evaluator = _build_evaluator(complete)
         axes = plots.plot_param_importances(study, evaluator=evaluator, target_name=first)
-        files["importance.png"] = _png(axes, 8, 0.35 * len(spec.space) + 1.5)
+        files["importance.png"] = _encode_png(axes, 8, 0.35 * len(spec.space) + 1.5)
     if several.best_trials and len(spec.objectives) > 1:
         axes = plots.plot_pareto_front(several, target_names=list(spec.objectives))
-        files["pareto.png"] = _png(axes, 6, 5)
+        files["pareto.png"] = _encode_png(axes, 6, 5)
     return files
 
 
-def _png(axes: Axes, width: float, height: float) -> bytes:
+def _encode_png(axes: Axes, width: float, height: float) -> bytes:
     """Return the figure, of this size in inches, as a PNG file; it is closed."""
     figure, file = axes.get_figure(root=True), io.BytesIO()
     assert figure is not None
@@ -161,13 +161,13 @@ def _png(axes: Axes, width: float, height: float) -> bytes:
     return file.getvalue()
 
 
-def _markdown(
+def _render_markdown(
     spec: SearchSpec, records: Sequence[TrialRecord], command: str, counts: dict[str, Any]
 ) -> str:
     packages = environment()["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "ray", "optuna"))
     sizes = {name: counts[name]["images"] for name in counts if name != "quarantined"}
-    front = [str(record.number) for record in pareto_front(spec, records)]
+    front = [str(record.number) for record in select_pareto_front(spec, records)]
     lines = [
         "# Search",
         "",
@@ -176,11 +176,11 @@ def _markdown(
         + ", ".join(f"{name} {size}" for name, size in sizes.items() if size)
         + f". Best: trial {', '.join(front) or 'none'}.",
         "",
-        _row(_columns(spec)),
-        _row(["---:", "---", "---:", *["---:"] * len(spec.objectives), "---"]),
-        *(_row(_cells(spec, record)) for record in ranked(spec, records)),
+        _format_row(_column_titles(spec)),
+        _format_row(["---:", "---", "---:", *["---:"] * len(spec.objectives), "---"]),
+        *(_format_row(_format_cells(spec, record)) for record in rank_trials(spec, records)),
     ]
-    shares = importances(spec, records)
+    shares = compute_importances(spec, records)
     if shares:
         first = spec.objectives[0]
         lines += ["", f"Share of the variation of {first} that a key explains (PED-ANOVA):", ""]
@@ -188,5 +188,5 @@ def _markdown(
     return "\n".join(lines) + "\n"
 
 
-def _row(cells: list[str]) -> str:
+def _format_row(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"

@@ -1,4 +1,4 @@
-"""Tune's schedulers, with a start configuration that is never given up.
+"""Tune's schedulers, with a start configuration that is never stopped.
 
 Tune restores a search without the state of its scheduler, so each takes it from the trials.
 """
@@ -14,15 +14,15 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 
-from pipelines.tuning.spaces import NUMBER, TrialRecord
+from pipelines.tuning.spaces import NUMBER_KEY, TrialRecord
 
-REDUCTION = 3  # one in so many continues at a rung, and trains so many times as long
-FACTORS = (1.25, 0.8)  # on the learning rates of a copy (Jaderberg et al. 2017)
-QUANTILE = 0.25  # of a population, replaced by copies of as many of the best
-EPOCHS, RUNGS = "epochs", "rungs"  # keys of a result
-FACTOR = "factor"  # key of a member's configuration: of its learning rates, from now on
-MEMBER = "member"  # key of a Tune grid: one member's first configuration
-FIRST_RUNG = "first_rung"  # key of a trial's configuration: how many rungs its bracket skips
+REDUCTION_FACTOR = 3  # one in so many continues at a rung, and trains so many times as long
+RATE_FACTORS = (1.25, 0.8)  # on the learning rates of a copy (Jaderberg et al. 2017)
+REPLACED_SHARE = 0.25  # of a population, replaced by copies of as many of the best
+EPOCHS_KEY, RUNGS_KEY = "epochs", "rungs"  # keys of a result
+FACTOR_KEY = "factor"  # key of a member's configuration, of its learning rates from now on
+MEMBER_KEY = "member"  # key of a Tune grid: one member's first configuration
+FIRST_RUNG_KEY = "first_rung"  # key of a trial's configuration: how many rungs its bracket skips
 
 
 class Asha(ASHAScheduler):
@@ -41,30 +41,31 @@ class Asha(ASHAScheduler):
         records: Sequence[TrialRecord] = (),
     ) -> None:
         super().__init__(
-            time_attr=EPOCHS,
+            time_attr=EPOCHS_KEY,
             metric=objective,
             mode="max",
             max_t=epochs,
             grace_period=grace_period,
-            reduction_factor=REDUCTION,
+            reduction_factor=REDUCTION_FACTOR,
             brackets=brackets,
         )
         for record, bracket in product(records, self._brackets):
-            known: Any = SimpleNamespace(trial_id=f"trial {record.number}")
+            finished: Any = SimpleNamespace(trial_id=f"trial {record.number}")
             for rung, values in record.rungs.items():
-                bracket.on_result(known, rung, values[objective])
+                bracket.on_result(finished, rung, values[objective])
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Put the trial into a bracket, whose rungs it is measured at; restore its results."""
         super().on_trial_add(tune_controller, trial)
         bracket = self._trial_info[trial.trial_id]
-        trial.config[FIRST_RUNG] = self._brackets.index(bracket)
-        for epochs, values in trial.last_result.get(RUNGS, {}).items():
-            super().on_trial_result(tune_controller, trial, {**values, EPOCHS: int(epochs)})
+        trial.config[FIRST_RUNG_KEY] = self._brackets.index(bracket)
+        for epochs, values in trial.last_result.get(RUNGS_KEY, {}).items():
+            super().on_trial_result(tune_controller, trial, {**values, EPOCHS_KEY: int(epochs)})
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Return the decision on a result; the start always continues."""
         decision = super().on_trial_result(tune_controller, trial, result)
-        return decision if trial.config[NUMBER] else TrialScheduler.CONTINUE
+        return decision if trial.config[NUMBER_KEY] else TrialScheduler.CONTINUE
 
 
 class Population(PopulationBasedTraining):
@@ -77,14 +78,14 @@ class Population(PopulationBasedTraining):
 
     def __init__(self, objective: str, interval: int, max_concurrent: int) -> None:
         super().__init__(
-            time_attr=EPOCHS,
+            time_attr=EPOCHS_KEY,
             metric=objective,
             mode="max",
             perturbation_interval=interval,
-            hyperparam_mutations={FACTOR: tune.uniform(*sorted(FACTORS))},
-            quantile_fraction=QUANTILE,
+            hyperparam_mutations={FACTOR_KEY: tune.uniform(*sorted(RATE_FACTORS))},
+            quantile_fraction=REPLACED_SHARE,
             resample_probability=0,
-            perturbation_factors=FACTORS,
+            perturbation_factors=RATE_FACTORS,
             synch=True,
         )
         self._max_concurrent = max_concurrent
@@ -92,22 +93,24 @@ class Population(PopulationBasedTraining):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Keep the member paused until it is chosen, at the segment that it has reached."""
         super().on_trial_add(tune_controller, trial)
-        trial.config.update(trial.config.pop(MEMBER, {}))
+        trial.config.update(trial.config.pop(MEMBER_KEY, {}))
         if trial.is_finished():
             tune_controller.get_live_trials().discard(trial)  # or the others would wait for it
             return
-        if EPOCHS in trial.last_result:
-            epochs = trial.last_result[EPOCHS]
+        if EPOCHS_KEY in trial.last_result:
+            epochs = trial.last_result[EPOCHS_KEY]
             self._save_trial_state(self._trial_state[trial], epochs, trial.last_result, trial)
         trial.set_status(Trial.PAUSED)
         reached = [s.last_train_time for t, s in self._trial_state.items() if not t.is_finished()]
         self._next_perturbation_sync = min(reached) + self._perturbation_interval
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Stop waiting for a failed member."""
         super().on_trial_error(tune_controller, trial)
         tune_controller.get_live_trials().discard(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Return the next member to train; None if as many train as may."""
         trials = [trial for trial in tune_controller.get_trials() if not trial.is_finished()]
         if sum(trial.status != Trial.PAUSED for trial in trials) >= self._max_concurrent:
             return None
@@ -119,17 +122,17 @@ class Population(PopulationBasedTraining):
         return chosen
 
     def _quantiles(self) -> tuple[list[Trial], list[Trial]]:
-        """The worst, the start excepted, and the best, which may be copied."""
+        """Return the worst, the start excepted, and the best, which may be copied."""
         lower, upper = super()._quantiles()
         scores = {trial: state.last_score for trial, state in self._trial_state.items()}
         ranked = [
             trial
             for trial in sorted(scores, key=lambda trial: scores[trial] or 0.0)
-            if trial.config[NUMBER] and trial not in upper and not trial.is_finished()
+            if trial.config[NUMBER_KEY] and trial not in upper and not trial.is_finished()
         ]
         return ranked[: len(lower)], upper
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict, dict]:
-        """The donor's configuration at another factor; the member keeps its number."""
+        """Return the donor's configuration at another factor; the member keeps its number."""
         config, operations = super()._get_new_config(trial, trial_to_clone)
-        return {**config, NUMBER: trial.config[NUMBER]}, operations
+        return {**config, NUMBER_KEY: trial.config[NUMBER_KEY]}, operations

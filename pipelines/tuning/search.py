@@ -20,48 +20,49 @@ from dpmpp_core.data.occlusion_ratios import occlusion_ratios
 from dpmpp_core.data.validation import hold_out
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.redaction import redact
+from dpmpp_core.retrieval.objectives import OBJECTIVES
 from pipelines.runtime.resources import Plan
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.tracking import look_up
 from pipelines.stages.robustness import has_clean_queries
 from pipelines.stages.saliency import compute_person_masks
-from pipelines.tuning.report import SearchProgress, importances, render
-from pipelines.tuning.schedulers import REDUCTION
+from pipelines.tuning.report import SearchProgress, compute_importances, render_report
+from pipelines.tuning.schedulers import REDUCTION_FACTOR
 from pipelines.tuning.spaces import (
-    RATES,
+    RATES_KEY,
     SCHEDULERS,
     SEARCHERS,
     SearchSpec,
     TrialRecord,
-    pareto_front,
+    select_pareto_front,
 )
 from pipelines.tuning.stage_locks import start_stage_locks
-from pipelines.tuning.trials import OBJECTIVES, SearchContext, log_trial, run_search
+from pipelines.tuning.trials import SearchContext, log_trial, run_search
+from pipelines.workflows.options import Options
 from pipelines.workflows.session import (
-    Options,
-    begin,
     open_session,
-    prepared_data,
-    with_backgrounds,
+    open_tracking_run,
+    prepare_data,
+    resolve_backgrounds,
 )
 from pipelines.workflows.trial_pool import learn_prompts
 
 log = logging.getLogger(__name__)
 
-BEST = "best.yaml"
-MIN_GRACE_EPOCHS = 2  # after one, the warm-up's, trials cannot be compared
+BEST_FILE = "best.yaml"
+MIN_GRACE_EPOCHS = 2  # the first is the warm-up, after which trials cannot be compared
 OBJECTIVES_VERSION = 2  # searches that measured other objectives are not continued
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TuningRequest:
-    """What to search.
+    """The options of `dpmpp tune`.
 
     Attributes:
         space: name of a shipped space, or a YAML file.
         trials: how many in all, the first being the start configuration; with pbt the population.
-        epochs: of the longest training, whose schedule is squeezed into them; None = a third of
+        epochs: of the longest training, whose schedule is scaled to them; None = a third of
             the configuration's.
         grace_period: epochs before which ASHA stops no trial; None = a third of `epochs`, but no
             rung before MIN_GRACE_EPOCHS.
@@ -101,52 +102,50 @@ class TuningRequest:
         for name in (*numbers, "max_concurrent"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{_option(name)} {value}: 1 or more")
+                raise ConfigError(f"{_format_option(name)} {value}: 1 or more")
         if self.scheduler == "pbt" and self.trials < 2:
             raise ConfigError(f"--trials {self.trials}: a population (pbt) has 2 or more members")
         owners = {"grace_period": "asha", "brackets": "asha", "perturbation_interval": "pbt"}
         for name, owner in owners.items():
             if self.scheduler != owner and getattr(self, name) not in (None, 1):
                 raise ConfigError(
-                    f"{_option(name)} is an option of --scheduler {owner}: leave it out with "
-                    f"{self.scheduler}"
+                    f"{_format_option(name)} is an option of --scheduler {owner}: leave it out "
+                    f"with {self.scheduler}"
                 )
 
 
 def search(options: Options, request: TuningRequest) -> dict[str, Any]:
-    """Try configurations until there are `request.trials`; the result that `--json` prints.
+    """Try configurations until there are `request.trials`; return what `--json` prints.
 
     The same search started again continues where it was, with more trials if more are requested.
 
     Raises:
-        UserError: configuration, space, weights or data; more trials at a time than there are
-            resources for.
+        UserError: configuration, space, weights or data; too few resources for so many trials
+            at a time.
     """
-    base = with_backgrounds(load_config(options.config, options.overrides))
+    base = resolve_backgrounds(load_config(options.config, options.overrides))
     space = load_space(request.space)
     space.check(options.config, options.overrides)
-    rungs = rung_epochs(base.metric.epochs, request)
+    rungs = compute_rungs(base.metric.epochs, request)
     population = request.scheduler == "pbt"
-    if population and (RATES in space or len(base.metric.rates) > 1):
-        raise ConfigError(f"{RATES}: `--scheduler pbt` finds it; leave it out of space and recipe")
+    if population and (RATES_KEY in space or len(base.metric.rates) > 1):
+        raise ConfigError(
+            f"{RATES_KEY}: `--scheduler pbt` searches it; leave it out of space and recipe"
+        )
     values = base.model_dump(mode="json")
     spec = SearchSpec(
-        space,
-        {key: look_up(values, key) for key in [*space, *([RATES] if population else [])]},
-        request.objectives,
-        tuple(rungs),
-        request.searcher,
-        request.scheduler,
-        request.brackets,
-        request.seed,
-    )
+        space=space,
+        start={key: look_up(values, key) for key in [*space, *([RATES_KEY] if population else [])]},
+        objectives=request.objectives, rungs=tuple(rungs), searcher=request.searcher,
+        scheduler=request.scheduler, brackets=request.brackets, seed=request.seed,
+    )  # fmt: skip
     with open_session(options, [base]) as (run, source, side_by_side):
         grows = base.cluster.autoscaled and options.address is not None
         plan = _limit_trials(side_by_side, request.max_concurrent, grows)
-        prepared = prepared_data(run, source)
+        prepared = prepare_data(run, source)
         validation = hold_out_identities(run, prepared, request)
-        name = f"tune-{base.name}-{_identity(base, validation, request, spec)}"
-        begin(run, prepared, name)
+        name = f"tune-{base.name}-{_fingerprint_search(base, validation, request, spec)}"
+        open_tracking_run(run, prepared, name)
         hiding = compute_person_masks(run, validation)
         learn_prompts(run, validation, hiding)  # here, where its progress is shown
         locks = start_stage_locks()
@@ -154,22 +153,23 @@ def search(options: Options, request: TuningRequest) -> dict[str, Any]:
         log.info("Ray: %s", plan)
         progress = SearchProgress(spec, request.trials)
         records = run_search(run, context, name, request.trials, progress)
-        return _publish(run, context, records, name, options, request)
+        return _publish_results(run, context, records, name, options, request)
 
 
-def rung_epochs(epochs: int, request: TuningRequest) -> list[int]:
+def compute_rungs(epochs: int, request: TuningRequest) -> list[int]:
     """Return the epochs after which a trial is measured, ascending: rungs, or segments of pbt.
 
     Args:
         epochs: of the configuration.
+        request: its scheduler and epochs.
 
     Raises:
         ConfigError: more are requested than that.
     """
-    most = max(1, round(epochs / REDUCTION)) if request.epochs is None else request.epochs
+    most = max(1, round(epochs / REDUCTION_FACTOR)) if request.epochs is None else request.epochs
     if most > epochs:
         raise ConfigError(f"--epochs {most}: at most metric.epochs, which is {epochs}")
-    third = round(most / REDUCTION)
+    third = round(most / REDUCTION_FACTOR)
     if request.scheduler == "fifo":
         return [most]
     if request.scheduler == "pbt":
@@ -187,7 +187,7 @@ def rung_epochs(epochs: int, request: TuningRequest) -> list[int]:
     rungs = []
     while grace < most:
         rungs.append(grace)
-        grace *= REDUCTION
+        grace *= REDUCTION_FACTOR
     if request.brackets > len(rungs) + 1:
         raise ConfigError(
             f"--brackets {request.brackets}: at most {len(rungs) + 1}, as each begins a rung later"
@@ -195,14 +195,22 @@ def rung_epochs(epochs: int, request: TuningRequest) -> list[int]:
     return [*rungs, most]
 
 
-def _identity(base: Config, validation: Stage, request: TuningRequest, spec: SearchSpec) -> str:
+def _fingerprint_search(
+    base: Config, validation: Stage, request: TuningRequest, spec: SearchSpec
+) -> str:
     values = base.model_dump(mode="json", exclude={"name", "cluster", "tracking"})
-    how = [request.searcher, request.scheduler, request.brackets, request.objectives, request.seed]
-    how += [spec.rungs, OBJECTIVES_VERSION, dpmpp_core.__version__]
+    settings = [
+        request.searcher,
+        request.scheduler,
+        request.brackets,
+        request.objectives,
+        request.seed,
+    ]
+    settings += [spec.rungs, OBJECTIVES_VERSION, dpmpp_core.__version__]
     if request.scheduler == "pbt":
-        how.append(request.trials)
+        settings.append(request.trials)
     data = validation.summary["dataset_id"]
-    return fingerprint(values, data, how, spec.space.to_json())[:12]
+    return fingerprint(values, data, settings, spec.space.to_json())[:12]
 
 
 def _limit_trials(most: Plan, requested: int | None, grows: bool) -> Plan:
@@ -216,7 +224,7 @@ def _limit_trials(most: Plan, requested: int | None, grows: bool) -> Plan:
 
 
 def hold_out_identities(run: Run, prepared: Stage, request: TuningRequest) -> Stage:
-    """The manifest to search on: no test image is in it."""
+    """Build the manifest to search on, which holds no test image."""
     identity = {"prepare": prepared.key, "share": request.share, "seed": request.seed}
 
     def build(folder: Path) -> dict[str, Any]:
@@ -232,16 +240,16 @@ def hold_out_identities(run: Run, prepared: Stage, request: TuningRequest) -> St
             "warnings": [],
         }
 
-    stage = run.stage("validation", identity, build)
+    stage = run.build_stage("validation", identity, build)
     if not has_clean_queries(stage):
         raise DataError(
-            f"{stage.summary['root']}: no held-out query is clean, so none can be hidden by a "
+            f"{stage.summary['root']}: no held-out query is clean, so none can be occluded by a "
             "known share: hold out more (--share)"
         )
     return stage
 
 
-def _publish(
+def _publish_results(
     run: Run,
     context: SearchContext,
     records: Sequence[TrialRecord],
@@ -253,10 +261,10 @@ def _publish(
     for record in records:
         log_trial(run, name, record)  # those that a killed driver did not
     spec, summary = context.spec, context.validation.summary
-    front = pareto_front(spec, records)
-    files = render(spec, records, _command(options, request), summary["counts"])
+    front = select_pareto_front(spec, records)
+    files = render_report(spec, records, _build_command(options, request), summary["counts"])
     for record in front:
-        file = BEST if record is front[0] else f"pareto-{record.number}.yaml"
+        file = BEST_FILE if record is front[0] else f"pareto-{record.number}.yaml"
         changes = [*options.overrides, *as_overrides(record.changes)]
         config = load_config(options.config, [*changes, f"name={context.base.name}-tuned"])
         files[file] = redact(config.to_yaml()).encode()
@@ -277,24 +285,24 @@ def _publish(
         "start": records[0].last,
         "best": front[0].last if front else None,
         "best_changes": front[0].changes if front else None,
-        "importance": importances(spec, records),
+        "importance": compute_importances(spec, records),
         "failed": {} if front else {f"trial {r.number}": r.reason for r in records},
         "folder": run.storage.location(name),
-        "config": run.storage.location(f"{name}/{BEST}") if front else None,
+        "config": run.storage.location(f"{name}/{BEST_FILE}") if front else None,
     }
 
 
-def _command(options: Options, request: TuningRequest) -> str:
-    """The command that runs the same search again."""
+def _build_command(options: Options, request: TuningRequest) -> str:
+    """Return the command that runs the same search again."""
     words = ["dpmpp tune", *options.overrides, f"--config {options.config}"]
     words += [] if options.data is None else [f"--data {Path(options.data).name}"]
     for one in fields(TuningRequest):
         value = getattr(request, one.name)
         if value != one.default and one.name != "max_concurrent":
             text = ",".join(value) if isinstance(value, tuple) else value
-            words.append(f"{_option(one.name)} {text}")
+            words.append(f"{_format_option(one.name)} {text}")
     return " ".join(words)
 
 
-def _option(name: str) -> str:
+def _format_option(name: str) -> str:
     return f"--{name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""A search space on Optuna: how a trial draws, the searcher that proposes, the study it leaves."""
+"""Search spaces on Optuna: how a trial draws, the searcher, the study of finished trials."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from dpmpp_core.config.space import Choices, Parameter, Space
 
 SEARCHERS = ("tpe", "random")
 SCHEDULERS = ("asha", "pbt", "fifo")
-STARTUP_TRIALS = 5  # drawn at random before TPE has something to learn from
-NUMBER = "number"  # key of a Tune configuration: the trial's number, 0 = the start configuration
-RATES = "metric.rates"
+STARTUP_TRIALS = 5  # drawn at random before TPE starts
+NUMBER_KEY = "number"  # in a Tune configuration: the trial's number; 0 = the start
+RATES_KEY = "metric.rates"
 STUDY_NAME = "search"
 
 warnings.filterwarnings("ignore", category=ExperimentalWarning)  # Optuna's `group` and plots
@@ -51,13 +51,13 @@ class TrialRecord:
 
     @property
     def last(self) -> dict[str, float]:
-        """What was measured after the longest training; empty before the first."""
+        """Objectives after the longest training; empty before the first."""
         return self.rungs[max(self.rungs)] if self.rungs else {}
 
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """What is searched, and with what of Tune and Optuna.
+    """The search: space, objectives, and the settings of Tune and Optuna.
 
     Attributes:
         start: values of the space's keys in the start configuration.
@@ -81,11 +81,11 @@ class SearchSpec:
         A start outside the space cannot be expressed in it: that trial draws nothing.
         """
         inside = trial.number > 0 or self.contains(self.start)
-        return {NUMBER: trial.number, **(self.draw(trial) if inside else {})}
+        return {NUMBER_KEY: trial.number, **(self.draw(trial) if inside else {})}
 
     def draw(self, trial: optuna.Trial) -> dict[str, Any]:
         """Return a value for each key, as the configuration has it."""
-        return {key: _draw(trial, key, parameter) for key, parameter in self.space.items()}
+        return {key: _draw_value(trial, key, parameter) for key, parameter in self.space.items()}
 
     def contains(self, values: Mapping[str, Any]) -> bool:
         """Return whether a configuration with these values could have been drawn."""
@@ -99,14 +99,14 @@ class SearchSpec:
         }
 
 
-def _draw(trial: optuna.Trial, key: str, parameter: Parameter) -> Any:
+def _draw_value(trial: optuna.Trial, key: str, parameter: Parameter) -> Any:
     if isinstance(parameter, Choices):
         texts = [json.dumps(choice) for choice in parameter.choices]
         return json.loads(trial.suggest_categorical(key, texts))
     low, high, log = parameter.low, parameter.high, parameter.log
     if parameter.whole:
         return trial.suggest_int(key, int(low), int(high), log=log)
-    drawn = float(f"{trial.suggest_float(key, low, high, log=log):.4g}")  # for people to read
+    drawn = float(f"{trial.suggest_float(key, low, high, log=log):.4g}")  # short enough to read
     return min(max(drawn, low), high)
 
 
@@ -125,13 +125,13 @@ def build_searcher(spec: SearchSpec, records: Sequence[TrialRecord] = ()) -> Opt
         metric=list(spec.objectives) if several else spec.objectives[0],
         mode=["max"] * len(spec.objectives) if several else "max",
         points_to_evaluate=[spec.params(spec.start)] if begins else None,
-        sampler=_sampler(spec, len(records)),
+        sampler=_build_sampler(spec, len(records)),
         storage=storage,
         study_name=STUDY_NAME,
     )
 
 
-def _sampler(spec: SearchSpec, finished: int) -> BaseSampler:
+def _build_sampler(spec: SearchSpec, finished: int) -> BaseSampler:
     seed = int(np.random.SeedSequence([spec.seed, finished]).generate_state(1)[0])
     if spec.searcher == "random":
         return RandomSampler(seed)
@@ -181,7 +181,7 @@ def build_study(
     return study
 
 
-def pareto_front(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+def select_pareto_front(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Return Optuna's best trials, best in the first objective first; of equals the earliest."""
     best = build_study(spec, records, spec.objectives).best_trials
     ranked = sorted(best, key=lambda t: ([-value for value in t.values], t.number))

@@ -43,7 +43,7 @@ def start_stage_locks() -> Any:
 
 
 @contextmanager
-def hold(locks: Any, holder: str, name: str, limit: int = 1) -> Iterator[None]:
+def hold_lock(locks: Any, holder: str, name: str, limit: int = 1) -> Iterator[None]:
     """Wait until fewer than `limit` others hold the name, and hold it during the block."""
     while not ray.get(locks.acquire.remote(holder, name, limit)):
         time.sleep(POLL_SECONDS)

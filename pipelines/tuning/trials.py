@@ -22,12 +22,12 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from dpmpp_core.config import Config, MetricConfig
+from dpmpp_core.config import Config
+from dpmpp_core.config.schedule import shorten_schedule, split_into_segments
 from dpmpp_core.config.space import apply_changes
 from dpmpp_core.data.synthesis import PARTS, Band
-from dpmpp_core.errors import DataError
+from dpmpp_core.retrieval.objectives import OBJECTIVES, compute_objectives
 from pipelines.inference.embed import ModelLocation
-from pipelines.reporting.figures import CLEAN_QUERIES
 from pipelines.runtime.resources import Plan, throttle
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
@@ -37,104 +37,72 @@ from pipelines.runtime.tuner import build_tuner, failure_reason, run_tuner
 from pipelines.stages.robustness import measure_robustness
 from pipelines.stages.saliency import compute_person_masks
 from pipelines.tuning.report import SearchProgress
-from pipelines.tuning.schedulers import EPOCHS, FACTOR, FIRST_RUNG, MEMBER, Asha, Population
-from pipelines.tuning.spaces import NUMBER, RATES, SearchSpec, State, TrialRecord, build_searcher
-from pipelines.tuning.stage_locks import hold
-from pipelines.workflows.session import with_backgrounds
+from pipelines.tuning.schedulers import (
+    EPOCHS_KEY,
+    FACTOR_KEY,
+    FIRST_RUNG_KEY,
+    MEMBER_KEY,
+    Asha,
+    Population,
+)
+from pipelines.tuning.spaces import (
+    NUMBER_KEY,
+    RATES_KEY,
+    SearchSpec,
+    State,
+    TrialRecord,
+    build_searcher,
+)
+from pipelines.tuning.stage_locks import hold_lock
+from pipelines.workflows.session import resolve_backgrounds
 from pipelines.workflows.trial_pool import learn_prompts, train_and_evaluate
 
 log = logging.getLogger(__name__)
 
-OBJECTIVES = ("occluded", "holistic")
 OCCLUSION_BANDS = Band(20, 40), Band(40, 60)  # percent of the person, in validation queries
-CHECKPOINT = "measured.json"
+CHECKPOINT_FILE = "measured.json"
 
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What all trials of a search share; goes to the processes that run them.
+    """What all trials of a search share; it is sent to the processes that run them.
 
     Attributes:
         base: the configuration that the search starts from.
         validation: the manifest with held-out identities as its test set.
-        hiding: person masks with which the validation's queries are hidden, for all trials alike.
-        locks: the actor that `hold` takes.
+        occluder_masks: person masks for the occlusion of validation queries, in all trials.
+        locks: the actor that `hold_lock` takes.
     """
 
     base: Config
     validation: Stage
-    hiding: Stage
+    occluder_masks: Stage
     storage: str
     plan: Plan
     spec: SearchSpec
     locks: Any
 
     def measure(self, config: Config, holder: str, until: int | None = None) -> dict[str, float]:
-        """Train, and return the objectives in [0, 1]; silent, as only the driver talks to MLflow.
+        """Train, and return the objectives in [0, 1]; only the driver logs to MLflow.
 
         Args:
+            config: of the trial.
             holder: the trial's id.
             until: train the first segments of `metric.rates`, up to this epoch.
         """
-        lock = partial(hold, self.locks, holder)
+        lock = partial(hold_lock, self.locks, holder)
         storage = Storage(self.storage)
         with lock("training", self.plan.trials):
             run = Run(config, storage, Tracking(""), self.plan, lock=lock)
             masks = compute_person_masks(run, self.validation)
             prompts = learn_prompts(run, self.validation, masks)
             metric, evaluated = train_and_evaluate(run, self.validation, masks, prompts, until)
-            base = replace(run, config=self.base)  # so that every trial's queries are hidden alike
+            base = replace(run, config=self.base)  # the same occlusions for every trial
             model = ModelLocation(storage.uri, metric.key)
             hidden = measure_robustness(
-                base, self.validation, self.hiding, evaluated, model, OCCLUSION_BANDS, PARTS
+                base, self.validation, self.occluder_masks, evaluated, model, OCCLUSION_BANDS, PARTS
             )
-        return objectives(evaluated.summary["metrics"], hidden.summary["measured"])
-
-
-def objectives(metrics: dict[str, Any], hidden: dict[str, Any]) -> dict[str, float]:
-    """Masked mAP of hidden queries and of clean ones.
-
-    `occluded` is a mean over queries. That of a hidden one is the mean over parts and bands, that
-    of a really occluded one its own: of a few such the mAP depends on the training's seed alone,
-    so they must not weigh more than they are.
-    """
-    synthetic = [
-        figure["mAP_masked"]
-        for part, bands in hidden.items()
-        if part != CLEAN_QUERIES
-        for figure in bands.values()
-        if figure["mAP_masked"] is not None
-    ]
-    parts = [(float(np.mean(synthetic)), hidden[CLEAN_QUERIES]["queries"])] if synthetic else []
-    if "occluded" in metrics:
-        real = metrics["occluded"]
-        parts.append((real["masked"]["mAP"], real["num_queries"]))
-    if not parts:
-        raise DataError("not one validation query could be hidden: see `dpmpp saliency`")
-    figures, queries = zip(*parts, strict=True)
-    return {
-        "occluded": float(np.average(figures, weights=queries)),
-        "holistic": float(metrics["holistic"]["masked"]["mAP"]),
-    }
-
-
-def shortened(config: Config, epochs: int) -> Config:
-    """The same training in fewer epochs: its schedule is squeezed, not cut."""
-    metric, share = config.metric, epochs / config.metric.epochs
-    changes = {
-        "epochs": epochs,
-        "warmup_epochs": round(metric.warmup_epochs * share),
-        "milestones": sorted({max(1, round(m * share)) for m in metric.milestones}),
-    }
-    short = MetricConfig.model_validate({**metric.model_dump(), **changes})
-    return config if epochs == metric.epochs else config.model_copy(update={"metric": short})
-
-
-def split_into_segments(config: Config, rates: Sequence[float], segments: int) -> Config:
-    """Return the same training in equal segments at these rates, the last one for the rest."""
-    given = tuple(rates) + tuple(rates[-1:]) * (segments - len(rates))
-    metric = config.metric.model_copy(update={"rates": given})
-    return config.model_copy(update={"metric": metric})
+        return compute_objectives(evaluated.summary["metrics"], hidden.summary["measured"])
 
 
 def run_search(
@@ -142,24 +110,24 @@ def run_search(
 ) -> list[TrialRecord]:
     """Run trials until there are `total`; return all, in the order of their numbers.
 
-    A search that asks for more trials than a finished one had continues it with a further Tuner,
-    whose searcher has learnt from the trials of the ones before.
+    A search with more trials than a finished one continues it with a further Tuner, whose searcher
+    has learnt from the earlier trials.
 
     Raises:
         KeyboardInterrupt: stopped before all were done.
     """
     records: list[TrialRecord] = []
     while len(records) < total:
-        tuner = _search_tuner(run, context, f"{name}/tune-{len(records):04d}", total, records)
+        tuner = _build_search_tuner(run, context, f"{name}/tune-{len(records):04d}", total, records)
         latest: dict[str, TrialRecord] = {}
 
         def watch(trials: Sequence[Trial], before=tuple(records), latest=latest) -> None:
             ended = []
             for trial in trials:
-                known = latest.get(trial.trial_id)
-                if known is None or known.state == "running":
+                earlier = latest.get(trial.trial_id)
+                if earlier is None or earlier.state == "running":
                     latest[trial.trial_id] = record_trial(trial, context.spec)
-                    if known is not None and trial.is_finished():
+                    if earlier is not None and trial.is_finished():
                         ended.append(trial.trial_id)
             progress.update([*before, *latest.values()])
             for trial_id in ended:
@@ -175,7 +143,7 @@ def run_search(
     return records
 
 
-def _search_tuner(
+def _build_search_tuner(
     run: Run, context: SearchContext, key: str, total: int, records: Sequence[TrialRecord]
 ) -> tune.Tuner:
     spec, concurrent = context.spec, context.plan.trials
@@ -190,11 +158,11 @@ def _search_tuner(
     population: dict[str, Any] = {}
     if spec.scheduler == "pbt":  # which takes no searcher: this one draws the first population
         drawn = [searcher.suggest(str(number)) for number in range(total)]
-        members = tune.grid_search([{NUMBER: 0}, *drawn[1:]])
-        population = {MEMBER: members, FACTOR: spec.start[RATES][0]}
+        members = tune.grid_search([{NUMBER_KEY: 0}, *drawn[1:]])
+        population = {MEMBER_KEY: members, FACTOR_KEY: spec.start[RATES_KEY][0]}
         config = tune.TuneConfig(scheduler=config.scheduler, reuse_actors=True)
     trainable = tune.with_parameters(_run_trial, context=context)
-    stop = {EPOCHS: spec.rungs[-1]}
+    stop = {EPOCHS_KEY: spec.rungs[-1]}
     cluster = context.base.cluster
     return build_tuner(run.storage, key, trainable, cluster, config, population, stop)
 
@@ -215,27 +183,27 @@ def build_scheduler(
 
 
 def record_trial(trial: Trial, spec: SearchSpec) -> TrialRecord:
-    """Return what Tune knows of a trial."""
+    """Return the record of a trial of Tune."""
     config, result = trial.config, trial.last_result
     rungs = {
         int(epochs): {name: values[name] for name in OBJECTIVES}
         for epochs, values in result.get("rungs", {}).items()
     }
-    changes = changed_values(config, spec)
+    changes = select_changes(config, spec)
     rates = result.get("rates", [])
-    if any(rate != spec.start[RATES][0] for rate in rates):
-        changes[RATES] = rates
+    if any(rate != spec.start[RATES_KEY][0] for rate in rates):
+        changes[RATES_KEY] = rates
     state: State = "running"
     if trial.status == Trial.ERROR:
         state = "failed"
     elif trial.status == Trial.TERMINATED:
         state = "done" if spec.rungs[-1] in rungs else "stopped"
-    return TrialRecord(config[NUMBER], changes, state, rungs, failure_reason(trial))
+    return TrialRecord(config[NUMBER_KEY], changes, state, rungs, failure_reason(trial))
 
 
-def changed_values(config: Mapping[str, Any], spec: SearchSpec) -> dict[str, Any]:
+def select_changes(config: Mapping[str, Any], spec: SearchSpec) -> dict[str, Any]:
     """Return the configuration keys that a trial changes; none for the start."""
-    if config[NUMBER] == 0:
+    if config[NUMBER_KEY] == 0:
         return {}
     return {key: config[key] for key in spec.space if key in config}
 
@@ -249,23 +217,23 @@ def log_trial(run: Run, name: str, record: TrialRecord) -> None:
 
 
 def _run_trial(config: dict[str, Any], context: SearchContext) -> None:
-    """A trial, in its own process: one report per rung."""
+    """Run a trial, in its own process, with one report per rung."""
     throttle(ray.data.DataContext.get_current())
     spec, holder = context.spec, tune.get_context().get_trial_id()
     measured = load_measured()
-    changes = changed_values(config, spec)
-    changed = with_backgrounds(apply_changes(context.base, changes))
-    for epochs in spec.rungs[config.get(FIRST_RUNG, 0) :]:
+    changes = select_changes(config, spec)
+    changed = resolve_backgrounds(apply_changes(context.base, changes))
+    for epochs in spec.rungs[config.get(FIRST_RUNG_KEY, 0) :]:
         if str(epochs) in measured["rungs"]:
             continue
         if spec.scheduler == "pbt":
-            rates = [*measured["rates"], float(f"{config[FACTOR]:.4g}")]
-            short = shortened(changed, spec.rungs[-1])
+            rates = [*measured["rates"], float(f"{config[FACTOR_KEY]:.4g}")]
+            short = shorten_schedule(changed, spec.rungs[-1])
             segment = split_into_segments(short, rates, len(spec.rungs))
             values = context.measure(segment, holder, until=epochs)
             measured["rates"] = rates
         else:
-            values = context.measure(shortened(changed, epochs), holder)
+            values = context.measure(shorten_schedule(changed, epochs), holder)
         measured["rungs"][str(epochs)] = values
         report_measured(epochs, measured)
 
@@ -276,12 +244,12 @@ def load_measured() -> dict[str, Any]:
     if checkpoint is None:
         return {"rungs": {}, "rates": []}
     with checkpoint.as_directory() as folder:
-        return json.loads((Path(folder) / CHECKPOINT).read_text())
+        return json.loads((Path(folder) / CHECKPOINT_FILE).read_text())
 
 
 def report_measured(epochs: int, measured: dict[str, Any]) -> None:
     """Report a rung to Tune, with all that was measured so far as the checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / CHECKPOINT).write_text(json.dumps(measured))
-        result = {EPOCHS: epochs, **measured["rungs"][str(epochs)], **measured}
+        (Path(folder) / CHECKPOINT_FILE).write_text(json.dumps(measured))
+        result = {EPOCHS_KEY: epochs, **measured["rungs"][str(epochs)], **measured}
         tune.report(result, checkpoint=tune.Checkpoint.from_directory(folder))

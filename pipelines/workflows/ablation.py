@@ -14,18 +14,24 @@ from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import rank_by_mode
 from pipelines.inference.embed import ModelLocation
 from pipelines.inference.embeddings_file import load_embeddings
-from pipelines.reporting.ablation_table import TABLE, Ablation, Measured, by_variant, render
+from pipelines.reporting.ablation_table import (
+    TABLE,
+    Ablation,
+    Measured,
+    collect_by_variant,
+    render_ablation,
+)
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.stages.robustness import has_clean_queries, measure_robustness
 from pipelines.stages.saliency import compute_person_masks
+from pipelines.workflows.options import Options
 from pipelines.workflows.session import (
-    Options,
-    begin,
-    identity,
+    compute_run_name,
     open_session,
-    prepared_data,
-    with_backgrounds,
+    open_tracking_run,
+    prepare_data,
+    resolve_backgrounds,
 )
 from pipelines.workflows.trial_pool import Trial, learn_prompts, run_trials
 
@@ -62,12 +68,12 @@ def ablate(options: Options, request: AblationRequest) -> dict[str, Any]:
     """
     grid = load_grid(request.grid)
     grid.check(request.variants)
-    cases = _configs(grid, options, request)
+    cases = _load_configs(grid, options, request)
     full = cases[grid.full, request.seeds[0]]
     with open_session(options, [full, *cases.values()]) as (run, source, side_by_side):
-        prepared = prepared_data(run, source)
-        name = f"ablation-{identity(prepared, *cases.values())}"
-        begin(run, prepared, name)
+        prepared = prepare_data(run, source)
+        name = f"ablation-{compute_run_name(prepared, *cases.values())}"
+        open_tracking_run(run, prepared, name)
         trials = {case: _build_trial(run, prepared, case, config) for case, config in cases.items()}
         log.info("Ray: %s", side_by_side)
         failed = run_trials(list(trials.values()), run.storage, side_by_side)
@@ -79,13 +85,13 @@ def ablate(options: Options, request: AblationRequest) -> dict[str, Any]:
         drawn = [(v, request.seeds[0]) for v in grid.curves if (v, request.seeds[0]) in done]
         drawn = drawn if has_clean_queries(prepared) else []
         curves = {v: _measure_curve(run, done[v, seed], options) for v, seed in drawn}
-        command, counts = _command(options, request), prepared.summary["counts"]
+        command, counts = _build_command(options, request), prepared.summary["counts"]
         ablation = Ablation(command, grid, measured, curves, failed, counts)
-        run.publish(name, render(ablation) if measured else {})
-        return _result(run, prepared, name, ablation) | {"seeds": list(request.seeds)}
+        run.publish(name, render_ablation(ablation) if measured else {})
+        return _collect_result(run, prepared, name, ablation) | {"seeds": list(request.seeds)}
 
 
-def _configs(
+def _load_configs(
     grid: Grid, options: Options, request: AblationRequest
 ) -> dict[tuple[str, int], Config]:
     """Map (variant, seed) to its validated configuration, in the grid's order."""
@@ -95,7 +101,7 @@ def _configs(
         seeds = request.seeds if name in (grid.plain, grid.full) else request.few_seeds
         for seed in seeds:
             changes = [*grid.overrides(name), *options.overrides, f"seed={seed}"]
-            cases[name, seed] = with_backgrounds(load_config(options.config, changes))
+            cases[name, seed] = resolve_backgrounds(load_config(options.config, changes))
     return cases
 
 
@@ -128,12 +134,12 @@ def _measure_curve(run: Run, trial: Trial, options: Options) -> dict[str, Any]:
     metric, evaluated = trial.stages(run.storage, run.plan)
     curve = measure_robustness(
         replace(run, config=trial.config), trial.prepared, trial.masks, evaluated,
-        ModelLocation(run.storage.uri, metric.key), options.bands, options.parts,
+        ModelLocation(run.storage.uri, metric.key), options.bands or BANDS, options.parts or PARTS,
     )  # fmt: skip
     return curve.summary["measured"]
 
 
-def _result(run: Run, prepared: Stage, name: str, ablation: Ablation) -> dict[str, Any]:
+def _collect_result(run: Run, prepared: Stage, name: str, ablation: Ablation) -> dict[str, Any]:
     measured = ablation.measured
     return {
         "ablation": name,
@@ -141,7 +147,7 @@ def _result(run: Run, prepared: Stage, name: str, ablation: Ablation) -> dict[st
         "tracking_uri": redact(run.tracking.uri),
         "dataset_id": prepared.summary["dataset_id"],
         "counts": ablation.counts,
-        "variants": by_variant(ablation),
+        "variants": collect_by_variant(ablation),
         "weights_sha256": {f"{m.variant} {m.seed}": m.weights_sha256 for m in measured},
         "warnings": [f"{m.variant} {m.seed}: {w}" for m in measured for w in m.warnings],
         "failed": ablation.failed,
@@ -150,7 +156,7 @@ def _result(run: Run, prepared: Stage, name: str, ablation: Ablation) -> dict[st
     }
 
 
-def _command(options: Options, request: AblationRequest) -> str:
+def _build_command(options: Options, request: AblationRequest) -> str:
     """Return the command that builds the same table again."""
     words = ["dpmpp ablate", *options.overrides, f"--config {options.config}"]
     words += [] if request.grid == "method" else [f"--grid {request.grid}"]
@@ -159,6 +165,6 @@ def _command(options: Options, request: AblationRequest) -> str:
     if request.few_seeds != request.seeds:
         words += [f"--few-seeds {','.join(map(str, request.few_seeds))}"]
     words += [f"--variants {','.join(request.variants)}"] if request.variants else []
-    words += [] if options.bands == BANDS else [f"--bands {','.join(map(str, options.bands))}"]
-    words += [] if options.parts == PARTS else [f"--parts {','.join(options.parts)}"]
+    words += [] if not options.bands else [f"--bands {','.join(map(str, options.bands))}"]
+    words += [] if not options.parts else [f"--parts {','.join(options.parts)}"]
     return " ".join(words)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipelines.runtime.run import Run
     from pipelines.runtime.stage import Stage
     from pipelines.stages.prepare import Source
-    from pipelines.workflows.session import Options
+    from pipelines.workflows.options import Options
 
 
 @dataclass
@@ -60,10 +60,10 @@ class StageSpec:
 
 def _prepare(p: Pipeline) -> Stage:
     from dpmpp_core.errors import DataError
-    from pipelines.workflows.session import begin, identity, prepared_data
+    from pipelines.workflows.session import compute_run_name, open_tracking_run, prepare_data
 
-    prepared = prepared_data(p.run, p.source)
-    begin(p.run, prepared, identity(prepared, p.run.config))
+    prepared = prepare_data(p.run, p.source)
+    open_tracking_run(p.run, prepared, compute_run_name(prepared, p.run.config))
     trains = p.until not in ("prepare", "synthesis") and p.options.model is None
     if trains and prepared.summary["counts"].get("train", {}).get("images", 0) == 0:
         raise DataError(
@@ -106,7 +106,7 @@ def _pretrain(p: Pipeline) -> Stage:
 def _evaluate(p: Pipeline) -> Stage:
     from pipelines.stages.evaluate import evaluate_model
 
-    evaluated = evaluate_model(p.run, p.done["prepare"], _model(p))
+    evaluated = evaluate_model(p.run, p.done["prepare"], _model_location(p))
     if "metric" in p.done:
         p.run.tracking.log_final_metrics(evaluated.summary["metrics"])
     return evaluated
@@ -119,14 +119,15 @@ def _captions(p: Pipeline) -> Stage:
 
 
 def _robustness(p: Pipeline) -> Stage | None:
+    from dpmpp_core.data.synthesis import BANDS, PARTS
     from pipelines.stages.robustness import has_clean_queries, measure_robustness
 
     done, options = p.done, p.options
     if p.until != "robustness" and not has_clean_queries(done["prepare"]):
         return None
     return measure_robustness(
-        p.run, done["prepare"], done["saliency"], done["evaluate"], _model(p),
-        options.bands, options.parts,
+        p.run, done["prepare"], done["saliency"], done["evaluate"], _model_location(p),
+        options.bands or BANDS, options.parts or PARTS,
     )  # fmt: skip
 
 
@@ -154,7 +155,7 @@ def _synthesis(p: Pipeline) -> None:
     p.extra["synthesis"] = synthesize(p.run, p.done["prepare"], masks, p.options.synthesis)
 
 
-def _model(p: Pipeline) -> ModelLocation:
+def _model_location(p: Pipeline) -> ModelLocation:
     """Return the location of the model that is measured."""
     from pipelines.inference.embed import ModelLocation
 
@@ -237,13 +238,13 @@ def run_pipeline(options: Options, until: str = "register") -> dict[str, Any]:
     """
     from dpmpp_core.config import load_config
     from dpmpp_core.errors import ConfigError
-    from pipelines.workflows.session import open_session, with_backgrounds
+    from pipelines.workflows.session import open_session, resolve_backgrounds
 
-    config = with_backgrounds(load_config(options.config, options.overrides))
+    config = resolve_backgrounds(load_config(options.config, options.overrides))
     if until in ("features", "prompts") and not _has_text(config, options, until):
         raise ConfigError(
             f"model.backbone {config.model.backbone} has no text tower, so there are no prompts to "
-            "learn: go on with `dpmpp train`, or take an open_clip backbone"
+            "learn: continue with `dpmpp train`, or take an open_clip backbone"
         )
     planned = plan_stages(config, options, until)
     encoder_users = {"features", "metric", "pretrain"}
@@ -256,20 +257,20 @@ def run_pipeline(options: Options, until: str = "register") -> dict[str, Any]:
             stage = spec.run(pipeline)
             if stage is not None:
                 pipeline.done[spec.name] = stage
-        return _result(run) | pipeline.extra
+        return _collect_result(run) | pipeline.extra
 
 
-def _result(run: Run) -> dict[str, Any]:
+def _collect_result(run: Run) -> dict[str, Any]:
     """Return one machine-readable object, and write it; absent stages leave their keys out."""
     import pyarrow.parquet as pq
 
     from dpmpp_core.redaction import redact
-    from pipelines.workflows.session import identity
+    from pipelines.workflows.session import compute_run_name
 
     by_name = {stage.name: stage for stage in run.stages}
     prepared = by_name["prepare"]
     quarantine = pq.read_table(run.folder(prepared) / "quarantine.parquet").to_pylist()
-    name = identity(prepared, run.config)
+    name = compute_run_name(prepared, run.config)
     result: dict[str, Any] = {
         "run": name,
         "run_id": run.tracking.run_id,

@@ -17,8 +17,8 @@ from dpmpp_core.protocols import FIGURES, Protocol, load_protocol, needs, protoc
 from dpmpp_core.tasks.first_epoch import Window, outside_first_epoch
 from pipelines.runtime.storage import Storage
 from pipelines.stages.prepare import find_data
+from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import run_pipeline
-from pipelines.workflows.session import Options
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,9 @@ class ReproductionRequest:
     def training_options(self, protocol: Protocol, seed: int) -> Options:
         """Return those of the run that trains, and tests where that is the same folder."""
         return Options(
-            data=self.data,
-            config=protocol.recipe,
-            overrides=[*self.overrides, f"seed={seed}"],
-            storage=self.storage,
-            tracking_uri=self.tracking_uri,
-            address=self.address,
-        )
+            data=self.data, config=protocol.recipe, overrides=[*self.overrides, f"seed={seed}"],
+            storage=self.storage, tracking_uri=self.tracking_uri, address=self.address,
+        )  # fmt: skip
 
     def test_options(self, protocol: Protocol, seed: int, model: str | None) -> Options:
         """Return those of the run that tests on another folder, without the changes of `data.*`."""
@@ -105,7 +101,7 @@ def reproduce(request: ReproductionRequest) -> dict[str, Any]:
     if differences and not request.any_counts:
         raise DataError(
             f"{protocol.title}: not the published data: {'; '.join(differences)}. Complete the "
-            "folder, or go on with --any-counts; the figures are then not comparable"
+            "folder, or continue with --any-counts; the figures are then not comparable"
         )
     for difference in differences:
         log.warning("counts: %s", difference)

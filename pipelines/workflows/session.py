@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpmpp_core.config import Config, ModelConfig, fingerprint
 from dpmpp_core.data.donors import list_backgrounds
 from dpmpp_core.data.files import resolve_path
-from dpmpp_core.data.synthesis import BANDS, PARTS, Band, Part
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.models.clip import check_weights, find_tokenizer, grid_size, has_text
 from dpmpp_core.models.reid import NAME
@@ -23,33 +21,10 @@ from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking, resolve_tracking
 from pipelines.stages.prepare import Source, demo_data, find_data, prepare
-from pipelines.stages.synthesis import SynthesisRequest
 from pipelines.training.masks import PATCH
+from pipelines.workflows.options import Options
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of a pipeline; see `dpmpp run --help`.
-
-    Attributes:
-        model: a saved model to measure in place of training one.
-        bands, parts: shares of the person, and the parts, that `robustness` occludes.
-        synthesis: the data set that the stage `synthesis` writes.
-    """
-
-    data: str | None = None
-    config: str = "demo"
-    overrides: list[str] = field(default_factory=list)
-    storage: str = "runs"
-    tracking_uri: str | None = None
-    address: str | None = None
-    fresh: bool = False
-    model: str | None = None
-    bands: tuple[Band, ...] = BANDS
-    parts: tuple[Part, ...] = PARTS
-    synthesis: SynthesisRequest | None = None
 
 
 @contextmanager
@@ -59,8 +34,8 @@ def open_session(
     """Check everything that a user can get wrong, then connect; MLflow's run ends with the block.
 
     Args:
-        configs: what is going to be run, each `with_backgrounds`. The first one is the run's own;
-            all are of one data set.
+        options: those of the run.
+        configs: all that will run, after `resolve_backgrounds`; the first one is the run's own.
         loads_encoder: whether a stage loads the weights that training starts from.
 
     Yields:
@@ -88,17 +63,17 @@ def open_session(
         raise
 
 
-def prepared_data(run: Run, source: Source | None) -> Stage:
+def prepare_data(run: Run, source: Source | None) -> Stage:
     """Return the manifest of the data, or of the demo set, which is generated if it is missing."""
-    return prepare(run, source or find_data(run.config.data, demo_root(run)))
+    return prepare(run, source or find_data(run.config.data, find_demo_root(run)))
 
 
-def demo_root(run: Run) -> str:
+def find_demo_root(run: Run) -> str:
     """Return where the run's demo set is, which is generated if it is missing."""
     return run.storage.location(demo_data(run).key) + "/data"
 
 
-def begin(run: Run, prepared: Stage, name: str) -> None:
+def open_tracking_run(run: Run, prepared: Stage, name: str) -> None:
     """Log the warnings of the data, and open the MLflow run of that name."""
     summary = prepared.summary
     for warning in summary["warnings"]:
@@ -107,14 +82,14 @@ def begin(run: Run, prepared: Stage, name: str) -> None:
     run.tracking.begin(run.config, name, data, run.fresh)
 
 
-def identity(prepared: Stage, *configs: Config) -> str:
+def compute_run_name(prepared: Stage, *configs: Config) -> str:
     """Return `NAME-HASH`, the hash of the configurations and the data."""
     values = [c.model_dump(mode="json", exclude={"name", "cluster", "tracking"}) for c in configs]
     digest = fingerprint(*values, prepared.summary["dataset_id"])
     return f"{configs[0].name}-{digest[:12]}"
 
 
-def with_backgrounds(config: Config) -> Config:
+def resolve_backgrounds(config: Config) -> Config:
     """Return the configuration with an absolute path of backgrounds, which are there."""
     root = config.occlusion.backgrounds
     if not root:

@@ -17,7 +17,7 @@ from ray import tune
 from dpmpp_core.config import Config
 from dpmpp_core.models.clip import has_text
 from pipelines.inference.embed import ModelLocation, cache_features
-from pipelines.runtime.progress import bar
+from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.resources import Plan, throttle
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage, StageNotFoundError
@@ -29,7 +29,7 @@ from pipelines.stages.train import train_metric, train_prompts
 
 log = logging.getLogger(__name__)
 
-FOLDER = "tune"
+TUNE_FOLDER = "tune"
 
 
 def learn_prompts(run: Run, prepared: Stage, masks: Stage) -> Stage | None:
@@ -91,17 +91,17 @@ def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[st
     if not alike:
         return {}
     pending = sorted(alike.values(), key=lambda trial: trial.config.seed)
-    storage.delete(FOLDER)
+    storage.delete(TUNE_FOLDER)
     reasons: dict[str | None, str] = {}
     tuner = build_tuner(
         storage,
-        FOLDER,
-        tune.with_parameters(_run, trials=pending, storage=storage.uri, plan=plan),
+        TUNE_FOLDER,
+        tune.with_parameters(_run_trial, trials=pending, storage=storage.uri, plan=plan),
         pending[0].config.cluster,
         tune.TuneConfig(max_concurrent_trials=plan.trials, reuse_actors=True),
         {"number": tune.grid_search(list(range(len(pending))))},
     )
-    with bar("trials", len(pending)) as shown:
+    with progress_bar("trials", len(pending)) as shown:
         ended: set[int] = set()
 
         def watch(running: Sequence[Any]) -> None:
@@ -122,11 +122,11 @@ def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[st
         raise KeyboardInterrupt  # on Ctrl-C Tune returns what there is
     for name, reason in failed.items():
         log.warning("trials: %s failed: %s", name, reason)
-    storage.delete(FOLDER)
+    storage.delete(TUNE_FOLDER)
     return failed
 
 
-def _run(
+def _run_trial(
     settings: dict[str, Any], trials: Sequence[Trial], storage: str, plan: Plan
 ) -> dict[str, Any]:
     throttle(ray.data.DataContext.get_current())

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, Stored, Where, search
+from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, RowFilter, Stored, search
 from pipelines.runtime.tracking import environment
 from tests.bench.timing import RESULTS
 
@@ -62,7 +62,7 @@ def measure(folder: Path, stored: Stored, rows: int) -> list[str]:
     search(index, *one, 20)
     single = min(timed(lambda: search(index, *one, 20)) for _ in range(5))
     several = min(timed(lambda: search(index, *many, 20)) for _ in range(2))
-    camera = min(timed(lambda: search(index, *one, 20, Where(cameras=[3]))) for _ in range(3))
+    camera = min(timed(lambda: search(index, *one, 20, RowFilter(cameras=[3]))) for _ in range(3))
     blocks = [x for block in index.blocks() for x in block.features.values()]
     limit = min(timed(lambda: [as_words(x).sum() for x in blocks]) for _ in range(5))
     size = index.bytes

@@ -15,7 +15,7 @@ from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.demo.occluders import TEST_KINDS
 from dpmpp_core.models.bands import SPACE as BANDS
 from dpmpp_core.retrieval import Embeddings, paired_bootstrap
-from pipelines.reporting.figures import contact_sheet, save_png
+from pipelines.reporting.figures import draw_contact_sheet, save_png
 
 EXCHANGES = 10
 FIFTHS = 5
@@ -149,7 +149,7 @@ def picture(root: str, query: Embeddings, notes: Notes, path: Path) -> None:
         blank = np.full((*SIZE, 3), 255, np.uint8)
         missing = 3 * (SHOWN - len(line))
         cells, captions = cells + missing * [blank], captions + missing * [""]
-    save_png(path, contact_sheet(cells, captions, 3 * SHOWN))
+    save_png(path, draw_contact_sheet(cells, captions, 3 * SHOWN))
 
 
 class Trust:

@@ -42,8 +42,8 @@ from dpmpp_core.retrieval.evaluation import MODES, Embeddings, rank_by_mode
 from dpmpp_core.retrieval.masks import mask_statistics
 from pipelines.inference.embeddings_file import load_embeddings
 from pipelines.runtime.tracking import environment
+from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import run_pipeline
-from pipelines.workflows.session import Options
 from tests.bench.mask_following import EXCHANGES, Figures, Floats, following, gain_table, picture
 from tests.bench.seeds import spread
 from tests.bench.timing import RESULTS

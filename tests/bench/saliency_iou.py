@@ -27,8 +27,8 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.occlusion.saliency import mask_iou
 from pipelines.runtime.tracking import environment
 from pipelines.training.masks import load_masks, transfer_grid
+from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import run_pipeline
-from pipelines.workflows.session import Options
 
 RESULTS = Path(__file__).parent / "results"
 PROVIDERS = ("spectral", "attention", "sps", "given")

@@ -28,7 +28,7 @@ from dpmpp_core.config.space import load_space
 from pipelines.reporting.figures import save_png
 from pipelines.runtime.tracking import environment, look_up
 from pipelines.tuning.spaces import SearchSpec, TrialRecord, build_searcher
-from pipelines.tuning.trials import changed_values
+from pipelines.tuning.trials import select_changes
 from tests.bench.search_report import Search, followed, picture, table, winner, within
 from tests.bench.search_trials import BASE, Memory, Workshop
 from tests.bench.timing import RESULTS
@@ -97,7 +97,7 @@ def run_trials(
         number = len(trials)
         config = searcher.suggest(str(number))
         assert config is not None
-        changes = changed_values(config, spec)
+        changes = select_changes(config, spec)
         result = measure(changes, epochs)
         trials.append(TrialRecord(number, changes, "done", {epochs: result}))
         searcher.on_trial_result(str(number), {**result, "training_iteration": 1})

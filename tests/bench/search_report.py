@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipelines.reporting.figures import Image, drawn, panels_of
+from pipelines.reporting.figures import Image, create_panels, rasterise
 from pipelines.tuning.spaces import STARTUP_TRIALS, TrialRecord
 
 COLOURS = {"random": "#7A7A7A", "tpe": "#0072B2"}
@@ -156,7 +156,7 @@ def middle(epochs: Sequence[float]) -> str:
 
 def picture(arms: Mapping[str, Mapping[int, Search]], budget: int, first: int) -> Image:
     """The best so far against epochs spent: mean over seeds, band of one standard error."""
-    figure, (axes,) = panels_of(1, width=7, height=4.2)
+    figure, (axes,) = create_panels(1, width=7, height=4.2)
     epochs = np.arange(first, budget + 1)
     for arm, searches in arms.items():
         values = 100 * np.stack([search.at(epochs) for search in searches.values()])
@@ -167,4 +167,4 @@ def picture(arms: Mapping[str, Mapping[int, Search]], budget: int, first: int) -
     axes.set_xlabel("epochs trained")
     axes.set_ylabel("best so far: occluded mAP (%)")
     axes.legend(frameon=False, loc="lower right")
-    return drawn(figure)
+    return rasterise(figure)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from dpmpp_core.config import Config, load_config
+from dpmpp_core.config.schedule import shorten_schedule
 from dpmpp_core.config.space import as_overrides
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import read_manifest
@@ -32,11 +33,12 @@ from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.reid import ReidModel, start_clip
 from dpmpp_core.models.tensors import read_tensors
 from dpmpp_core.retrieval import Embeddings, rank_features
+from dpmpp_core.retrieval.objectives import compute_objectives
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
 from pipelines.reporting.figures import CLEAN_QUERIES
 from pipelines.training.masks import transfer_grid
-from pipelines.tuning.trials import OCCLUSION_BANDS, objectives, shortened
+from pipelines.tuning.trials import OCCLUSION_BANDS
 from tests.bench.first_epoch import train
 
 BASE = [
@@ -77,7 +79,7 @@ class Workshop:
     def measure(self, changes: dict[str, Any], epochs: int, seed: int = 0) -> dict[str, float]:
         """Train for so many epochs, a rung as a search has it; the objectives in [0, 1]."""
         config = load_config("demo", [*BASE, *as_overrides(changes), f"seed={seed}"])
-        return self._objectives(self._trained(shortened(config, epochs)))
+        return self._objectives(self._trained(shorten_schedule(config, epochs)))
 
     def counts(self) -> dict[str, Any]:
         """Identities and images of each split."""
@@ -181,7 +183,7 @@ class Workshop:
             if len(rows):
                 figure = self._precision(model, self._pictures[rows], rows, gallery)
                 metrics[name] = {"masked": {"mAP": figure}, "num_queries": len(rows)}
-        result = objectives(metrics, hidden)
+        result = compute_objectives(metrics, hidden)
         result["made"] = float(np.mean(made))
         if "occluded" in metrics:
             result["real"] = metrics["occluded"]["masked"]["mAP"]

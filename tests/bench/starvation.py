@@ -34,7 +34,7 @@ class Trainer:
         """Seconds per step, and the share of them spent waiting, after the warm-up."""
         waited = begun = 0.0
         mark = time.perf_counter()
-        pipeline = BatchPlan(training_set, steps, workers).pipeline(0)
+        pipeline = BatchPlan(training_set, steps, workers).build_pipeline(0)
         batches = start_batches(pipeline.streaming_split(1)[0])
         for step, batch in enumerate(batches):
             now = time.perf_counter()

@@ -31,7 +31,7 @@ from pipelines.stages.saliency import compute_person_masks
 from pipelines.training.batches import UNUSED, BatchPlan
 from pipelines.training.training_set import TrainingSet
 from pipelines.training.worker import start_batches
-from pipelines.workflows.session import demo_root
+from pipelines.workflows.session import find_demo_root
 from tests.bench.timing import write
 
 WARM_UP = 30  # steps: processes started, buffers full
@@ -50,8 +50,8 @@ class Measured(TrainingSet):
 
     cache: int = 0
 
-    def step_maker(self, cache_bytes: int = 0) -> StepMaker:
-        return super().step_maker(self.cache)
+    def build_step_maker(self, cache_bytes: int = 0) -> StepMaker:
+        return super().build_step_maker(self.cache)
 
 
 class Items(torch.utils.data.Dataset):
@@ -66,7 +66,7 @@ class Items(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         if self._maker is None:  # in the process that uses it
-            self._maker = self._set.step_maker()
+            self._maker = self._set.build_step_maker()
         made = self._maker.make(step)
         return {k: torch.from_numpy(v) for k, v in made.items() if k not in (*UNUSED, "step")}
 
@@ -76,7 +76,7 @@ class Taker:
 
     def from_ray_data(self, training_set: TrainingSet, steps: int, workers: int) -> Rate:
         begun = time.perf_counter()
-        pipeline = BatchPlan(training_set, steps, workers).pipeline(0)
+        pipeline = BatchPlan(training_set, steps, workers).build_pipeline(0)
         return rate(start_batches(pipeline.streaming_split(1)[0]), steps, begun)
 
     def from_loader(self, training_set: TrainingSet, steps: int, workers: int) -> Rate:
@@ -127,7 +127,7 @@ def measured_sets(folder: str) -> dict[str, Measured]:
     config = load_config("demo", ["saliency.provider=spectral", "cluster.data_workers=4"])
     plan, _ = connect(None, config.cluster)
     run = Run(config, Storage(folder), Tracking(""), plan)
-    prepared = prepare(run, find_data(config.data, demo_root(run)))
+    prepared = prepare(run, find_data(config.data, find_demo_root(run)))
     masks = compute_person_masks(run, prepared)
     found = {}
     for name, (probability, cache) in CASES.items():

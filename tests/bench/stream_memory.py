@@ -23,7 +23,7 @@ import ray
 from dpmpp_core.config import Config, DemoConfig, load_config
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.demo import generate
-from pipelines.reporting.figures import drawn, panels_of
+from pipelines.reporting.figures import create_panels, rasterise
 from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
 from pipelines.training.batches import BatchPlan
@@ -54,7 +54,7 @@ class Taker:
     def take(self, training_set: TrainingSet, workers: int, seconds: float) -> tuple[int, int]:
         """Steps and images taken in that time."""
         end, steps, images = time.monotonic() + seconds, 0, 0
-        pipeline = BatchPlan(training_set, STEPS, workers).pipeline(0)
+        pipeline = BatchPlan(training_set, STEPS, workers).build_pipeline(0)
         for batch in start_batches(pipeline.streaming_split(1)[0]):
             steps, images = steps + 1, images + len(batch["images"])
             if time.monotonic() > end:
@@ -145,14 +145,14 @@ def _memory(process: psutil.Process) -> Iterator[tuple[str, float]]:
 
 
 def picture(seconds: list[float], curves: dict[str, list[float]]) -> np.ndarray:
-    figure, (axes,) = panels_of(1, width=7.0, height=3.6)
+    figure, (axes,) = create_panels(1, width=7.0, height=3.6)
     for name, curve in curves.items():
         axes.plot(seconds, curve, label=name, lw=1.5)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds of streaming")
     axes.set_ylabel("resident memory, MB")
     axes.legend(fontsize=8)
-    return drawn(figure)
+    return rasterise(figure)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dpmpp_core.data.synthesis import Band
 from dpmpp_core.retrieval import MODES
 from pipelines.runtime.stage import StageNotFoundError
 from pipelines.workflows.ablation import AblationRequest, ablate
-from pipelines.workflows.session import Options
+from pipelines.workflows.options import Options
 from tests.support.configs import SMALL
 
 pytestmark = pytest.mark.long

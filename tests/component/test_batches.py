@@ -47,7 +47,7 @@ def training_set(
 @pytest.fixture(scope="module")
 def planned(training_set: TrainingSet) -> list[dict[str, Any]]:
     """What the steps hold, made here."""
-    maker = training_set.step_maker()
+    maker = training_set.build_step_maker()
     return [maker.make(step) for step in range(STEPS)]
 
 
@@ -62,7 +62,7 @@ def same(got: Iterable[Batch], planned: list[dict[str, Any]]) -> bool:
 
 
 def read(plan: BatchPlan, first: int = 0, rank: int = 0, world: int = 1) -> Iterable[Batch]:
-    return start_batches(plan.pipeline(first, rank, world).streaming_split(1)[0])
+    return start_batches(plan.build_pipeline(first, rank, world).streaming_split(1)[0])
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -123,7 +123,7 @@ def test_an_image_that_cannot_be_read_is_named(training_set: TrainingSet) -> Non
 
 
 def test_operators_are_named_for_what_they_do(training_set: TrainingSet) -> None:
-    shard = BatchPlan(training_set, 2, 1).pipeline(0).streaming_split(1)[0]
+    shard = BatchPlan(training_set, 2, 1).build_pipeline(0).streaming_split(1)[0]
     list(start_batches(shard))
     assert "MapBatches(MakeBatches)" in shard.stats()
 

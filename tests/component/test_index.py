@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 
 import pipelines.gallery.index
 from dpmpp_core.errors import ConfigError, DataError, WeightsError
-from dpmpp_core.index import GalleryIndex, Where, search
+from dpmpp_core.index import GalleryIndex, RowFilter, search
 from dpmpp_core.models.reid import CARD_FILE, load_model
 from pipelines.gallery.calibration import calibrate_index, read_calibration
 from pipelines.gallery.index import (
@@ -155,7 +155,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> GalleryIndex:
 def test_shards_find_what_one_machine_finds(count: int, large: GalleryIndex, cluster: None) -> None:
     asked = draw_queries(20)
     shards = Shards(str(large.folder), large, count, None)
-    for where in (Where(), Where(cameras=[1, 3], since=100, until=900)):
+    for where in (RowFilter(), RowFilter(cameras=[1, 3], since=100, until=900)):
         here = search(large, asked.features, asked.masks, 30, where)
         found, rows = shards.search(asked, 30, where)
         assert np.array_equal(found.positions, here.positions)
@@ -175,7 +175,9 @@ def test_a_person_is_searched_for_with_filters_and_a_page(
     assert all(0 < hit["probability"] < 1 for hit in asked["hits"])
     assert page.read_text().count('class="hit"') == 5
     other = run_search(
-        SearchRequest(index=str(index), query=str(query), base_rate=0.5, where=Where(cameras=[2]))
+        SearchRequest(
+            index=str(index), query=str(query), base_rate=0.5, where=RowFilter(cameras=[2])
+        )
     )
     assert {hit["camid"] for hit in other["queries"][0]["hits"]} == {2}
     assert other["base_rate"] == 0.5
@@ -210,7 +212,7 @@ def test_an_approximate_search_is_made_ready_by_compaction_and_says_what_it_scor
     both = {shards: run_search(replace(asked, shards=shards))["queries"] for shards in (0, 2)}
     assert both[0] == both[2]
     tracklet = str(small_demo / "query")
-    one = run_search(replace(asked, query=tracklet, tracklet=True, where=Where(cameras=[2])))
+    one = run_search(replace(asked, query=tracklet, tracklet=True, where=RowFilter(cameras=[2])))
     assert {hit["camid"] for hit in one["queries"][0]["hits"]} == {2}
 
 
@@ -229,11 +231,11 @@ def test_an_open_search_sees_what_is_added_and_deleted(index: Path, small_demo: 
     searcher = Searcher(str(index))
     picture = np.zeros((128, 64, 3), np.uint8)
     asked = searcher.ask([picture], ["black"])
-    first = searcher.find(asked, 1, Where()).hits[0][0]
+    first = searcher.find(asked, 1, RowFilter()).hits[0][0]
     delete_images(str(index), [first.image], [])
-    assert searcher.find(asked, 1, Where()).hits[0][0].image != first.image
+    assert searcher.find(asked, 1, RowFilter()).hits[0][0].image != first.image
     add_images(str(index), ImageSource(str(small_demo), "gallery"))
-    assert searcher.find(asked, 1, Where()).hits[0][0].image == first.image
+    assert searcher.find(asked, 1, RowFilter()).hits[0][0].image == first.image
 
 
 def test_shards_search_an_index_that_is_compacted_meanwhile(
@@ -242,7 +244,7 @@ def test_shards_search_an_index_that_is_compacted_meanwhile(
     folder = shutil.copytree(index, tmp_path / "index")
     searcher = Searcher(str(folder), shards=2)
     asked = searcher.ask([np.zeros((128, 64, 3), np.uint8)], ["black"])
-    first, second, third = searcher.find(asked, 3, Where()).hits[0]
+    first, second, third = searcher.find(asked, 3, RowFilter()).hits[0]
     stale = searcher.index
     delete_images(str(folder), [first.image], [])
     compact_index(str(folder))
@@ -251,5 +253,5 @@ def test_shards_search_an_index_that_is_compacted_meanwhile(
     real = GalleryIndex.open
     monkeypatch.setattr(GalleryIndex, "open", lambda folder: next(states, None) or real(folder))
     searcher._shards = searcher._started()
-    assert searcher.find(asked, 2, Where()).hits[0] == [second, third]
+    assert searcher.find(asked, 2, RowFilter()).hits[0] == [second, third]
     assert searcher.index.deleted == 0 and searcher.index != stale

@@ -22,8 +22,8 @@ from pipelines.runtime.run import Run
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import Tracking
 from pipelines.training.driver import _log_epochs
+from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import plan_stages, run_pipeline
-from pipelines.workflows.session import Options
 from tests.support.configs import SMALL
 from tests.support.tasks import metric_task
 
@@ -141,10 +141,10 @@ def test_a_dead_mask_reaches_the_log_and_mlflow_once(
     tracking.start_stage("metric")
     config = task.config
     one = plan_resources(cpus=2, gpus=0, config=config.cluster, shared=True)
-    on_figures = _log_epochs(Run(config, Storage(str(tmp_path)), tracking, one), task)
+    on_epoch = _log_epochs(Run(config, Storage(str(tmp_path)), tracking, one), task)
     for epoch in range(1, 5):
         figures = {"mask_visual_std_samples": 0.003, "mask_joint_std_samples": 0.2}
-        on_figures(epoch, figures)
+        on_epoch(epoch, figures)
     (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING"
                   and record.name == "pipelines.training.driver")  # fmt: skip
     assert "visual space" in warning and "0.0030 in epoch 3 of 4" in warning

@@ -18,8 +18,8 @@ from pipelines.stages.prepare import find_data, prepare
 from pipelines.stages.saliency import compute_person_masks
 from pipelines.stages.train import train_metric
 from pipelines.tuning.search import TuningRequest, search
-from pipelines.tuning.spaces import RATES
-from pipelines.workflows.session import Options
+from pipelines.tuning.spaces import RATES_KEY
+from pipelines.workflows.options import Options
 from pipelines.workflows.trial_pool import learn_prompts
 from tests.support.configs import SMALL
 
@@ -29,7 +29,7 @@ from tests.support.configs import SMALL
 def test_a_training_in_parts_is_the_training_in_one(
     cluster: None, small_demo: Path, tmp_path: Path
 ) -> None:
-    config = load_config("demo", [*SMALL, f"{RATES}=[1.0,0.5]"])
+    config = load_config("demo", [*SMALL, f"{RATES_KEY}=[1.0,0.5]"])
     plan, _ = connect(None, config.cluster)
     run = Run(config, Storage(str(tmp_path)), Tracking(""), plan)
     prepared = prepare(run, find_data(config.data, str(small_demo)))
@@ -67,18 +67,18 @@ def test_a_population_copies_its_best_and_ends_in_a_configuration(
     assert [list(trial["rungs"]) for trial in trials] == [[1, 2]] * 3
     assert trials[0]["changes"] == {}
 
-    copies = [trial for trial in trials if RATES in trial["changes"]]
+    copies = [trial for trial in trials if RATES_KEY in trial["changes"]]
     assert len(copies) == 1  # the worst quarter, the start excepted
-    factors = copies[0]["changes"][RATES]
+    factors = copies[0]["changes"][RATES_KEY]
     assert factors[0] == 1 and factors[1] in (0.8, 1.25)
     donors = [t for t in trials if t["rungs"][1] == copies[0]["rungs"][1] and t is not copies[0]]
-    assert [{**donor["changes"], RATES: factors} for donor in donors] == [copies[0]["changes"]]
+    assert [{**donor["changes"], RATES_KEY: factors} for donor in donors] == [copies[0]["changes"]]
     folder = Path(result["folder"])
     written = {file.name for file in folder.iterdir()}
     assert {"best.yaml", "intermediate-values.png", "trials.md"} <= written
     best = load_config(str(folder / "best.yaml"))
     usual = load_config("demo", SMALL)
     assert best.metric.lr == result["best_changes"].get("metric.lr", usual.metric.lr)
-    assert best.metric.rates == tuple(result["best_changes"].get(RATES, [1.0]))
+    assert best.metric.rates == tuple(result["best_changes"].get(RATES_KEY, [1.0]))
     again = search(options, request)  # nothing is left to do
     assert again["trials"] == trials

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import run_pipeline
-from pipelines.workflows.session import Options
 from tests.support.prepared import images, parts, spoil
 
 

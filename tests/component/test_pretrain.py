@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 import dpmpp_core
 from dpmpp_core.config import load_config
 from dpmpp_core.models.reid import start_clip
+from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import run_pipeline
-from pipelines.workflows.session import Options
 
 SMALL = [
     "data.height=128",

@@ -14,8 +14,8 @@ from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.models.person_masks import LearnedMasks
 from dpmpp_core.models.saliency import load_saliency
 from pipelines.training.masks import load_masks, transfer_grid
+from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import run_pipeline
-from pipelines.workflows.session import Options
 from tests.support.configs import SMALL
 
 LEARNED = [

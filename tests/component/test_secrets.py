@@ -11,8 +11,8 @@ import pytest
 from dpmpp_core.config import load_config
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.tracking import Tracking
+from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import run_pipeline
-from pipelines.workflows.session import Options
 
 SECRET, TOKEN = "wJalrXUtnFEMI", "hf_aBcDeFgHiJ"
 URI = f"s3://AKIA:{SECRET}@bucket/x"

@@ -85,7 +85,7 @@ def test_one_process_makes_the_same_bytes_as_the_workers(made: tuple[Path, dict[
     config = load_config("demo", [*SIZE, "seed=3"])
     training_set = TrainingSet(config, str(folder / "runs"), keys["prepare"], keys["saliency"])
     paths = Manifest.load(folder / "runs" / keys["prepare"]).images["path"].to_pylist()
-    maker = training_set.synthesiser()
+    maker = training_set.build_synthesiser()
     rows = [r for r in pq.read_table(folder / "out" / TABLE).to_pylist() if r["band"]]
     for row in rows[::5]:
         again = maker.make(paths.index(row["source"]), Band(*map(int, row["band"].split("-"))))

@@ -18,8 +18,8 @@ from dpmpp_core.config.space import Range, Space
 from dpmpp_core.errors import DataError
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tuner import build_tuner, run_tuner
-from pipelines.tuning.schedulers import FACTOR, FIRST_RUNG, MEMBER
-from pipelines.tuning.spaces import NUMBER, RATES, SearchSpec, TrialRecord
+from pipelines.tuning.schedulers import FACTOR_KEY, FIRST_RUNG_KEY, MEMBER_KEY
+from pipelines.tuning.spaces import NUMBER_KEY, RATES_KEY, SearchSpec, TrialRecord
 from pipelines.tuning.trials import (
     build_scheduler,
     load_measured,
@@ -38,22 +38,22 @@ class Killed(Exception):
 
 
 def make_spec(scheduler: str, rungs: tuple[int, ...], brackets: int = 1) -> SearchSpec:
-    start = {"metric.lr": 0.0, RATES: [1.0]}
+    start = {"metric.lr": 0.0, RATES_KEY: [1.0]}
     return SearchSpec(SPACE, start, ("occluded",), rungs, "tpe", scheduler, brackets)
 
 
 def trainable(config: dict[str, Any], log: Path, rungs: tuple[int, ...]) -> None:
     """Reports as a trial of a search does; the start is the worst of all."""
     measured = load_measured()
-    for epochs in rungs[config.get(FIRST_RUNG, 0) :]:
+    for epochs in rungs[config.get(FIRST_RUNG_KEY, 0) :]:
         if str(epochs) in measured["rungs"]:
             continue
-        if (config[NUMBER], epochs) == FAILING:
+        if (config[NUMBER_KEY], epochs) == FAILING:
             raise ValueError("out of luck")
-        measured["rates"] = [*measured["rates"], config.get(FACTOR, 1.0)]
+        measured["rates"] = [*measured["rates"], config.get(FACTOR_KEY, 1.0)]
         with log.open("a") as file:
-            file.write(json.dumps([config[NUMBER], measured["rates"]]) + "\n")
-        lr = config.get("metric.lr", 0.0 if FACTOR in config else config[NUMBER] / 10)
+            file.write(json.dumps([config[NUMBER_KEY], measured["rates"]]) + "\n")
+        lr = config.get("metric.lr", 0.0 if FACTOR_KEY in config else config[NUMBER_KEY] / 10)
         value = {"occluded": lr + epochs / 100, "holistic": 0.0}
         measured["rungs"][str(epochs)] = value
         report_measured(epochs, measured)
@@ -69,13 +69,13 @@ def run(
     records: dict[int, TrialRecord] = {}
 
     def observe(trials: Sequence[Trial]) -> None:
-        records.update({t.config[NUMBER]: record_trial(t, spec) for t in trials})
+        records.update({t.config[NUMBER_KEY]: record_trial(t, spec) for t in trials})
         watch(trials)
 
-    points = [{NUMBER: n, "metric.lr": n / 10} for n in range(1, MEMBERS)]
-    space = {MEMBER: tune.grid_search([{NUMBER: 0}, *points]), FACTOR: 1.0}
+    points = [{NUMBER_KEY: n, "metric.lr": n / 10} for n in range(1, MEMBERS)]
+    space = {MEMBER_KEY: tune.grid_search([{NUMBER_KEY: 0}, *points]), FACTOR_KEY: 1.0}
     if spec.scheduler != "pbt":
-        space = {NUMBER: tune.grid_search(list(range(MEMBERS)))}
+        space = {NUMBER_KEY: tune.grid_search(list(range(MEMBERS)))}
     tuner = build_tuner(
         Storage(uri or str(folder)),
         "search/tune-0000",
@@ -94,10 +94,10 @@ def check_population(folder: Path, records: list[TrialRecord]) -> None:
     assert records[0] == TrialRecord(0, {}, "done", records[0].rungs)
     assert all(list(record.rungs) == [2, 4, 6] for record in records if record.number != 3)
     assert (records[3].state, records[3].reason) == ("failed", "ValueError: out of luck")
-    copies = [record for record in records[1:] if RATES in record.changes]
+    copies = [record for record in records[1:] if RATES_KEY in record.changes]
     assert copies
     for record in copies:
-        rates = record.changes[RATES]
+        rates = record.changes[RATES_KEY]
         assert len(rates) == 3 and rates[0] == 1
         assert all(round(b / a, 6) in (1.0, 0.8, 1.25) for a, b in pairwise(rates))
     rows = [json.loads(line) for line in (folder / "log").read_text().splitlines()]

@@ -12,8 +12,8 @@ import pytest
 
 import dpmpp_core
 from dpmpp_core.errors import ConfigError
+from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import run_pipeline
-from pipelines.workflows.session import Options
 from tests.support.configs import SMALL
 
 OVERRIDES = [*SMALL, "model.backbone=timm/test_vit", "model.pretrained=null", "metric.lr=1e-3",

@@ -160,7 +160,7 @@ MISTAKES = [
             r"take it from a secret"),
     Mistake("secret in the manifest",
             lambda o: o.append({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}}),
-            r"secrets are made on the cluster"),
+            r"secrets are created on the cluster"),
     Mistake("no deadline", lambda o: job(o).pop("activeDeadlineSeconds"),
             r"a job that hangs would hold its nodes"),
     Mistake("driver without a place", lambda o: job(o).update(entrypointResources='{"drivers": 1}'),
@@ -183,5 +183,5 @@ MISTAKES = [
             lambda o: of_config(o, "data_workers: 2", "data_workers: 9"),
             r"cluster.data_workers: 9 and one .* grow to 4 CPUs"),
     Mistake("more training than fits", lambda o: of_config(o, "train_cpus: 2", "train_cpus: 3"),
-            r"cluster.train_workers: 1 with 3 CPUs each, but the groups grow to room for 0"),
+            r"cluster.train_workers: 1 with 3 CPUs each, but the groups grow to places for 0"),
 ]  # fmt: skip

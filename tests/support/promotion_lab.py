@@ -23,7 +23,8 @@ from pipelines.registry.register import register_version
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.stages.evaluate import evaluate_model
-from pipelines.workflows.session import Options, begin, open_session, prepared_data
+from pipelines.workflows.options import Options
+from pipelines.workflows.session import open_session, open_tracking_run, prepare_data
 from tests.support.configs import SMALL
 from tests.support.mlflow_server import MlflowServer
 
@@ -134,8 +135,8 @@ def lab(data: Path, server: MlflowServer, folder: Path) -> Iterator[Lab]:
         model.bands.patches[-1].weight *= 30  # an eye that learnt nothing has no opinion
     save_model(model, folder / "start")
     with open_session(options, [config]) as (run, source, _):
-        prepared = prepared_data(run, source)
-        begin(run, prepared, f"lab-{folder.name}")
+        prepared = prepare_data(run, source)
+        open_tracking_run(run, prepared, f"lab-{folder.name}")
         yield Lab(server, options, run, prepared, folder / "start", folder)
 
 

@@ -32,7 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def result(cluster: None, small_demo: Path, runs: Path) -> dict[str, Any]:
     """A whole pipeline on the small demo set."""
+    from pipelines.workflows.options import Options
     from pipelines.workflows.pipeline import run_pipeline
-    from pipelines.workflows.session import Options
 
     return run_pipeline(Options(data=str(small_demo), overrides=SMALL, storage=str(runs)))

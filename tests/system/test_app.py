@@ -104,7 +104,7 @@ def test_a_picture_is_dropped_and_people_are_found(
     cameras = [text for text in page.locator("figure.hit").all_inner_texts() if "camera" in text]
     images = len(list((small_demo / "bounding_box_test").glob("*.jpg")))
     assert len(cameras) == min(20, images)
-    assert page.locator(".asked img").get_attribute("src").startswith("data:image/")
+    assert page.locator(".query img").get_attribute("src").startswith("data:image/")
     assert page.locator("figure.hit img").first.evaluate("i => i.naturalWidth") > 0
     assert np.diff(scores(page)).max() <= 0
     assert f"Search: approximate: {images} images scored" in page.content()

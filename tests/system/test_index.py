@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 
-from dpmpp_core.index import GalleryIndex, Where, search
+from dpmpp_core.index import GalleryIndex, RowFilter, search
 from pipelines.gallery.index import ImageSource, add_images, build_index, compact_index
 from pipelines.gallery.search import SearchRequest, run_search
 from pipelines.gallery.shards import Shards
@@ -97,7 +97,7 @@ def test_a_shard_killed_while_it_searches_is_started_again(cluster: None, tmp_pa
     victim = shards._workers[0]
     pid = ray.get(victim.__ray_call__.remote(lambda worker: os.getpid()))
     answers: list = []
-    thread = threading.Thread(target=lambda: answers.append(shards.search(asked, 10, Where())))
+    thread = threading.Thread(target=lambda: answers.append(shards.search(asked, 10, RowFilter())))
     os.kill(pid, signal.SIGSTOP)  # or the search might be over before the kill
     thread.start()
     thread.join(timeout=1)

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import ray
 
 from pipelines.stages.prepare import MIN_TASK_IMAGES
+from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import run_pipeline
-from pipelines.workflows.session import Options
 from tests.support.cli import TIMEOUT_S
 from tests.support.prepared import images, parts, spoil
 

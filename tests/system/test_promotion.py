@@ -26,7 +26,7 @@ from dpmpp_core.errors import ConfigError, UserError
 from pipelines.registry.client import FILES, Registry, RegistryError, hash_files
 from pipelines.registry.promotion_log import Move, PromotionConflictError, PromotionLog
 from pipelines.runtime.tracking import environment
-from pipelines.workflows.session import open_session, prepared_data
+from pipelines.workflows.session import open_session, prepare_data
 from tests.support.cli import DPMPP, TIMEOUT_S, assert_mistake, invoke_dpmpp
 from tests.support.mlflow_server import MlflowServer
 from tests.support.promotion_lab import Lab, Network, deaden_masks, lab, sets_alias
@@ -521,7 +521,7 @@ def test_other_images_are_noticed_and_the_champion_measured_on_them(
     gone.unlink()
     with open_session(options, [at.run.config]) as (other, source, _):
         other = replace(other, tracking=at.run.tracking)
-        prepared = prepared_data(other, source)
+        prepared = prepare_data(other, source)
         at.register(name, run=other, prepared=prepared)
     told = at.promote(name, records_only=True, dry_run=True)
     assert "records do not compare" in told["notes"][0] and not told["refused_by"]

@@ -16,10 +16,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from dpmpp_core.config import load_config
+from dpmpp_core.config.schedule import shorten_schedule
 from dpmpp_core.errors import ConfigError, DataError
+from dpmpp_core.retrieval.objectives import compute_objectives
 from pipelines.reporting.figures import CLEAN_QUERIES
-from pipelines.tuning.search import TuningRequest, rung_epochs
-from pipelines.tuning.trials import objectives, shortened
+from pipelines.tuning.search import TuningRequest, compute_rungs
 from tests.support.configs import SMALL
 
 SPACE = """
@@ -144,28 +145,28 @@ def test_a_request_that_makes_no_sense_is_refused(changes: dict[str, Any], says:
 
 def test_a_rung_is_the_same_training_squeezed() -> None:
     config = load_config("market1501")
-    assert rung_epochs(60, TuningRequest()) == [7, 20]
-    assert rung_epochs(10, TuningRequest()) == [3]
-    assert rung_epochs(60, TuningRequest(epochs=60, grace_period=7)) == [7, 21, 60]
-    assert rung_epochs(60, TuningRequest(scheduler="fifo")) == [20]
+    assert compute_rungs(60, TuningRequest()) == [7, 20]
+    assert compute_rungs(10, TuningRequest()) == [3]
+    assert compute_rungs(60, TuningRequest(epochs=60, grace_period=7)) == [7, 21, 60]
+    assert compute_rungs(60, TuningRequest(scheduler="fifo")) == [20]
     with pytest.raises(ConfigError, match="at most metric"):
-        rung_epochs(60, TuningRequest(epochs=61))
+        compute_rungs(60, TuningRequest(epochs=61))
     with pytest.raises(ConfigError, match="--grace-period 21: at most"):
-        rung_epochs(60, TuningRequest(grace_period=21))
+        compute_rungs(60, TuningRequest(grace_period=21))
     with pytest.raises(ConfigError, match="--brackets 3: at most 2"):
-        rung_epochs(60, TuningRequest(brackets=3))
-    short = shortened(config, 20)
+        compute_rungs(60, TuningRequest(brackets=3))
+    short = shorten_schedule(config, 20)
     assert short.metric.epochs == 20 and short.metric.warmup_epochs == 3
-    assert short.metric.milestones == (10, 17) and shortened(config, 60) == config
-    assert rung_epochs(1, TuningRequest()) == [1]
+    assert short.metric.milestones == (10, 17) and shorten_schedule(config, 60) == config
+    assert compute_rungs(1, TuningRequest()) == [1]
 
 
 def test_a_population_trains_equal_segments() -> None:
     request = TuningRequest(scheduler="pbt", trials=4)
-    assert rung_epochs(60, request) == [7, 14, 21] and rung_epochs(10, request) == [1, 2, 3]
-    assert rung_epochs(60, replace(request, perturbation_interval=5)) == [5, 10, 15, 20]
+    assert compute_rungs(60, request) == [7, 14, 21] and compute_rungs(10, request) == [1, 2, 3]
+    assert compute_rungs(60, replace(request, perturbation_interval=5)) == [5, 10, 15, 20]
     with pytest.raises(ConfigError, match="are more than metric"):
-        rung_epochs(1, request)
+        compute_rungs(1, request)
 
 
 def test_few_really_occluded_queries_weigh_as_many_as_they_are() -> None:
@@ -175,11 +176,11 @@ def test_few_really_occluded_queries_weigh_as_many_as_they_are() -> None:
         "side": {"20-40": {"mAP_masked": 0.5}, "40-60": {"mAP_masked": None}},
     }
     metrics: dict[str, Any] = {"holistic": {"masked": {"mAP": 0.9}}}
-    assert objectives(metrics, hidden) == pytest.approx({"occluded": 0.5, "holistic": 0.9})
+    assert compute_objectives(metrics, hidden) == pytest.approx({"occluded": 0.5, "holistic": 0.9})
     metrics["occluded"] = {"masked": {"mAP": 1.0}, "num_queries": 1}
-    assert objectives(metrics, hidden)["occluded"] == pytest.approx(0.625)
+    assert compute_objectives(metrics, hidden)["occluded"] == pytest.approx(0.625)
     none = {"any": {"20-40": {"mAP_masked": None}}, CLEAN_QUERIES: {"queries": 3}}
-    assert objectives(metrics, none)["occluded"] == pytest.approx(1.0)
+    assert compute_objectives(metrics, none)["occluded"] == pytest.approx(1.0)
     del metrics["occluded"]
-    with pytest.raises(DataError, match="could be hidden"):
-        objectives(metrics, none)
+    with pytest.raises(DataError, match="could be occluded"):
+        compute_objectives(metrics, none)

@@ -159,7 +159,7 @@ def cached(given: str, file: str, kind: str, tensors: dict[str, torch.Tensor], s
             save_file(tensors, inside / file)
         training_set = TrainingSet(load_config("demo"), str(folder), "stages/p", "stages/s")
         job = Job(kind, training_set, "stages/x", "training/x", 1, None)
-        return job.task if kind == "prompts" else lambda: job._load(file)
+        return job.build_task if kind == "prompts" else lambda: job._load(file)
 
     return row(given, make, says)
 

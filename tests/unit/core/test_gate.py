@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpmpp_core.config.gate import Gate, gate_names, load_gate
+from dpmpp_core.config.gate import Gate, load_gate
+from dpmpp_core.config.shipped import shipped_names
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.gate import (
     budget_check,
@@ -36,7 +37,7 @@ def shifted(own, by):
     return QueryFigures(own.paths, own.pids, own.average_precision + by, own.first_match_rank)
 
 
-@pytest.mark.parametrize("name", gate_names())
+@pytest.mark.parametrize("name", shipped_names("gates"))
 def test_shipped_gates_are_read(name):
     gate = load_gate(name)
     assert gate.floors and gate.no_worse and gate.reproduce is not None

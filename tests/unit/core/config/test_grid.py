@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from dpmpp_core.config import config_keys, load_config
-from dpmpp_core.config.grid import Grid, grid_names, load_grid
+from dpmpp_core.config.grid import Grid, load_grid
+from dpmpp_core.config.shipped import shipped_names
 from dpmpp_core.errors import ConfigError
 
 
-@pytest.mark.parametrize("name", grid_names())
+@pytest.mark.parametrize("name", shipped_names("grids"))
 @pytest.mark.parametrize("recipe", ("proof", "demo", "market1501"))
 def test_every_shipped_variant_is_a_valid_configuration(name: str, recipe: str) -> None:
     grid = load_grid(name)

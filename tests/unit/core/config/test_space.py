@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from dpmpp_core.config import recipe_names
-from dpmpp_core.config.space import load_space, space_names
+from dpmpp_core.config.shipped import shipped_names
+from dpmpp_core.config.space import load_space
 from dpmpp_core.errors import ConfigError
 
 
-@pytest.mark.parametrize("space", space_names())
+@pytest.mark.parametrize("space", shipped_names("spaces"))
 @pytest.mark.parametrize("recipe", [name for name in recipe_names() if name != "pretrain"])
 def test_every_shipped_space_fits_every_recipe_with_text(space: str, recipe: str) -> None:
     load_space(space).check(recipe, [])

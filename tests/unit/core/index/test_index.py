@@ -22,10 +22,10 @@ from dpmpp_core.index import (
     STORED,
     GalleryIndex,
     ModelVersion,
-    Where,
-    best,
-    facts,
+    RowFilter,
+    describe_index,
     gallery,
+    merge_results,
     search,
 )
 from dpmpp_core.retrieval import masked_similarity, sketches
@@ -344,7 +344,9 @@ def test_search_is_the_brute_force_ranking_however_the_index_is_cut(data, tmp_pa
     index, _ = index.delete(images=[str(i) for i in dead])
     if len(index.manifest.segments) < len(cuts):
         return  # a segment without rows is dropped, which moves the positions
-    where = data.draw(st.sampled_from([Where(), Where(cameras=[1, 2]), Where(since=5, until=15)]))
+    where = data.draw(
+        st.sampled_from([RowFilter(), RowFilter(cameras=[1, 2]), RowFilter(since=5, until=15)])
+    )
     keep = [
         i not in dead
         and (where.cameras is None or camids[i] in where.cameras)
@@ -362,7 +364,7 @@ def test_search_is_the_brute_force_ranking_however_the_index_is_cut(data, tmp_pa
 
     files = [segment.file for segment in index.manifest.segments]
     shards = [set(files[i::3]) for i in range(3)]
-    merged = best([search(index, query, masks, k, where, shard) for shard in shards], k)
+    merged = merge_results([search(index, query, masks, k, where, shard) for shard in shards], k)
     assert np.array_equal(merged.positions, found.positions)
     assert np.array_equal(merged.scores, found.scores, equal_nan=True)
 
@@ -431,16 +433,16 @@ def test_an_approximate_search_misses_no_new_row_and_finds_no_deleted_one(index,
     index, _ = index.delete(images=best_name)
     assert index.sketched == 599
     assert exact.positions[1, 0] not in both_ways(index)[1].positions
-    exact, found = both_ways(index, where=Where(cameras=[1]))
+    exact, found = both_ways(index, where=RowFilter(cameras=[1]))
     assert {row["camid"] for row in index.take(found.positions.ravel()).to_pylist()} == {1}
     parts = [
         search(index, people_for(20, seed=5), masks_for(20), 10, None, {segment.file}, True)
         for segment in index.manifest.segments
     ]
-    assert np.array_equal(best(parts, 10).positions, both_ways(index)[1].positions)
+    assert np.array_equal(merge_results(parts, 10).positions, both_ways(index)[1].positions)
     compacted = index.compact()
     assert compacted.sketched == len(compacted) == 600
-    nothing = both_ways(compacted, where=Where(cameras=[9]))[1]
+    nothing = both_ways(compacted, where=RowFilter(cameras=[9]))[1]
     assert (nothing.positions == -1).all() and nothing.scored == 0
 
 
@@ -499,7 +501,7 @@ def test_info_tells_what_is_inside(index):
     rows = rows_of(["a", "b", "c"], pids=[1, 1, None], camids=[4, None, 2], times=[50, None, 7])
     index, _ = index.append(MODEL, rows, features_for(3))
     index, _ = index.delete(images=["c"])
-    told = facts(index)
+    told = describe_index(index)
     assert told["images"] == 2
     assert (told["persons"], told["cameras"], told["deleted"]) == (1, [4], 1)
     assert (told["first_time"], told["last_time"]) == (50, 50)

@@ -49,7 +49,7 @@ def test_a_band_is_the_weighed_mean_of_its_own_rows():
 def test_tokens_of_one_band_change_no_other(rows):
     """The eye looks further than a patch; what it lets through stays where it was."""
     module, x = bands(), taps(rows=rows)
-    module.see = lambda taps: torch.zeros(2, rows, COLUMNS)
+    module.predict_visibility = lambda taps: torch.zeros(2, rows, COLUMNS)
     y = x.clone()
     y[:, :, : rows // 3] += 3
     before, after = module(x), module(y)
@@ -74,7 +74,7 @@ def test_a_hidden_band_does_not_count():
     module = bands()
     x, gallery = taps(1), taps(2)
     seen = torch.full((2, ROWS, COLUMNS), 9.0)
-    module.see = lambda taps: seen
+    module.predict_visibility = lambda taps: seen
     g = module(gallery)
     seen = seen.clone()
     seen[:, :2] = -9.0

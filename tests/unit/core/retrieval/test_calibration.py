@@ -88,7 +88,7 @@ def test_persons_told_apart_without_a_mistake_have_a_finite_fit():
 
 def test_scores_that_fall_are_refused():
     pairs = drawn()
-    with pytest.raises(DataError, match="tells nothing"):
+    with pytest.raises(DataError, match="cannot calibrate"):
         fit_scores(-pairs.scores, pairs.same)
 
 

@@ -11,7 +11,13 @@ import pytest
 
 from dpmpp_core.config.grid import Grid
 from dpmpp_core.retrieval import MODES, Embeddings, paired_difference, rank_by_mode
-from pipelines.reporting.ablation_table import TABLE, Ablation, Measured, by_variant, render
+from pipelines.reporting.ablation_table import (
+    TABLE,
+    Ablation,
+    Measured,
+    collect_by_variant,
+    render_ablation,
+)
 
 PIDS = np.repeat(np.arange(30), 4)
 
@@ -74,7 +80,7 @@ def ablation(gains: dict[str, float]) -> Ablation:
 
 def test_the_table_says_who_is_ahead_and_by_how_much() -> None:
     made = ablation({"plain": 0.2, "better": 0.8})
-    files = render(made)
+    files = render_ablation(made)
     table = files[TABLE].decode()
     [row] = [line for line in table.splitlines() if line.startswith("| better | better |")]
     gain = made.gain("occluded", ("better", "masked"), ("plain", "masked"))
@@ -86,7 +92,7 @@ def test_the_table_says_who_is_ahead_and_by_how_much() -> None:
 
 def test_csv_and_json_hold_the_same_numbers() -> None:
     made = ablation({"plain": 0.2, "better": 0.8})
-    values, files = by_variant(made), render(made)
+    values, files = collect_by_variant(made), render_ablation(made)
     rows = list(csv.DictReader(io.StringIO(files["table.csv"].decode())))
     assert len(rows) == 2 * 3 * len(MODES)
     for row in rows:

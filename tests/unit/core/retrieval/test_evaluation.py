@@ -22,7 +22,7 @@ from dpmpp_core.retrieval import (
     masked_similarity,
     permuted_masks,
     rank_by_mode,
-    static_mask,
+    static_masks,
     top_matches,
 )
 from dpmpp_core.retrieval.evaluation import EXCHANGES
@@ -75,7 +75,7 @@ def test_evaluate_gives_each_mode_as_computed_step_by_step() -> None:
         "masked": [query.masks],
         "unmasked": [None],
         "permuted": [permuted_masks(query.masks, 3 * EXCHANGES + i) for i in range(EXCHANGES)],
-        "static": [static_mask(query.masks)],
+        "static": [static_masks(query.masks)],
     }.items():
         found = [
             evaluate_ranking(masked_similarity(query.features, masks, gallery.features), *ids)
@@ -160,14 +160,14 @@ def test_permuted_masks_are_a_derangement_shared_by_all_spaces(size: int, seed: 
     assert (permuted["v"][:, 0] != rows[:, 0]).all()
     assert sorted(permuted["v"][:, 0]) == list(range(size))
     np.testing.assert_array_equal(permuted["v"] * 2, permuted["v_p"])
-    np.testing.assert_array_equal(permuted_masks(rows, seed), permuted["v"])
+    np.testing.assert_array_equal(permuted_masks({"v": rows}, seed)["v"], permuted["v"])
 
 
 def test_permuted_masks_depend_on_the_seed_and_need_two_queries() -> None:
     rows = np.arange(20, dtype=np.float32)[:, None]
-    assert len({permuted_masks(rows, seed).tobytes() for seed in range(5)}) == 5
+    assert len({permuted_masks({"v": rows}, seed)["v"].tobytes() for seed in range(5)}) == 5
     with pytest.raises(ValueError, match="at least 2"):
-        permuted_masks(rows[:1], 0)
+        permuted_masks({"v": rows[:1]}, 0)
     with pytest.raises(ValueError, match="different numbers"):
         permuted_masks({"v": rows, "v_p": rows[1:]}, 0)
 
@@ -175,9 +175,9 @@ def test_permuted_masks_depend_on_the_seed_and_need_two_queries() -> None:
 def test_static_mask_is_the_mean_for_all() -> None:
     mask = np.array([[0.2, 0.4], [0.6, 0.8]], np.float32)
     expected = np.array([[0.4, 0.6]] * 2)
-    np.testing.assert_allclose(static_mask(mask), expected)
-    np.testing.assert_allclose(static_mask({"v": mask})["v"], expected)
-    assert static_mask(mask).dtype == np.float32
+    static = static_masks({"v": mask})["v"]
+    np.testing.assert_allclose(static, expected)
+    assert static.dtype == np.float32
 
 
 def test_mask_statistics_of_known_masks() -> None:

@@ -64,7 +64,7 @@ def test_rerank_equals_the_transcription(
     k1: int, k2: int, weight: float, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reranking, "BLOCK", block)
-    monkeypatch.setattr(reranking, "ROWS", block)
+    monkeypatch.setattr(reranking, "BLOCK_ROWS", block)
     for seed in range(3):
         arrays = clustered(seed, 9, 60)
         expected = transcribed(distances(*arrays), 9, k1, k2, weight)

@@ -117,7 +117,7 @@ def test_sgd_has_only_the_floor():
         (math.nan, "is nan, expected 1.000 to 2.000; lower the learning rates"),
         (math.inf, "is inf"),
         (0.5, "is 0.500, expected 1.000 to 2.000; falling faster"),
-        (2.5, "look at the losses of stage 1"),
+        (2.5, "check the losses of stage 1"),
     ],
 )
 def test_each_way_out_says_what_it_can_mean(value, says):

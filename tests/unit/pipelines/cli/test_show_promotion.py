@@ -43,7 +43,7 @@ def test_outcomes(capsys):
         (moved, "version 3 is the champion, version 2 the previous one"),
         (moved | {"previous": None}, "version 3 is the champion, the first one"),
         (moved | {"changed": False}, "version 3 is the champion already"),
-        (moved | {"changed": False, "champion": 2}, "could be the champion; nothing was changed"),
+        (moved | {"changed": False, "champion": 2}, "version 3 passes; nothing was changed"),
     ):
         show_promotion(result, "default", explain=False)
         assert says in capsys.readouterr().out

@@ -48,7 +48,7 @@ def test_the_page_shows_what_was_found_and_loads_nothing(image, tmp_path):
     ]
     write_search_page(out, {"index": "<b>x</b>"}, answers)
     page = out.read_text()
-    for text in ("50 %", "0.750", "person 3", "camera 2", "2026-11-27 13:05:00", "not found",
+    for text in ("50 %", "0.750", "person 3", "camera 2", "2026-11-27 13:05:00", "missing",
                  "No image of the index", "2 queries"):  # fmt: skip
         assert text in page
     assert "<script" not in page and "<b>x" not in page and "onerror=alert(1)>" not in page

@@ -20,13 +20,18 @@ from pipelines.reporting.html import (
     Picture,
     Quarantined,
     ReportData,
-    StageTime,
-    results_markdown,
-    results_table,
-    robustness_table,
+    build_result_rows,
+    build_results_table,
+    build_robustness_table,
     write_report,
 )
-from pipelines.reporting.tables import FUSION_METHODS, cameras_line, intervals_table, shots_table
+from pipelines.reporting.tables import (
+    FUSION_METHODS,
+    build_intervals_table,
+    build_tracklets_table,
+    summarise_cameras,
+)
+from pipelines.runtime.stage import Stage
 
 HOSTILE = '<script>alert("x")</script>\'"><img src=http://evil.example/x onerror=alert(1)> [red]&'
 NOISE = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
@@ -89,12 +94,12 @@ def full(name: str = "plain") -> ReportData:
             }
         },
         multi_shot={name: {"4": tracklets()}},
-        stages=[StageTime(name, 3725.0, True), StageTime("prompts", 61.0, False)],
+        stages=[Stage(name, "", {}, 3725.0, True), Stage("prompts", "", {}, 61.0, False)],
         quarantine=[Quarantined(name, name, name), Quarantined("b.jpg", "too small", "3 x 3")],
         thumbnails={name: NOISE, "b.jpg": None},
         pictures=[
             Picture(name, name, NOISE),
-            Picture("second", "", pictures.png_bytes(FLAT)),
+            Picture("second", "", pictures.encode_png(FLAT)),
         ],
         warnings=[f"dead mask {name}"],
         history=[{"epoch": 1, "total": 3.0}, {"epoch": 2, "total": 2.0, name: 0.1}],
@@ -192,24 +197,17 @@ def test_long_quarantine_is_counted_in_full_and_listed_in_part(tmp_path: Path) -
 
 def test_missing_and_nan_figures_are_dashes() -> None:
     broken = {"s": {"masked": {"mAP": float("nan")}, "unmasked": {"mAP": 0.5}}}
-    assert "| s | mAP | — | 50.0 | — | — | — |\n" in results_markdown(broken)
+    assert build_result_rows(broken)[0] == ("s", "mAP", "—", "50.0", "—", "—", "—")
 
 
 def test_no_negative_zero() -> None:
     tied = {"s": {"masked": {"mAP": 0.49999}, "unmasked": {"mAP": 0.5}}}
-    assert "| 50.0 | 50.0 | +0.0 |" in results_markdown(tied)
-
-
-def test_markdown_table_survives_hostile_names() -> None:
-    lines = results_markdown({"a|b\nc": result(0.6)}).splitlines()
-    assert len(lines) == 7
-    assert lines[2].startswith(r"| a\|b c | mAP | 60.0 | 50.0 | +10.0 |")
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {8}
+    assert build_result_rows(tied)[0][2:5] == ("50.0", "50.0", "+0.0")
 
 
 def test_terminal_table_shows_both_sets_and_takes_names_literally() -> None:
     out = io.StringIO()
-    Console(file=out, width=120).print(results_table({**metrics(), "[red]": result(0.3)}))
+    Console(file=out, width=120).print(build_results_table({**metrics(), "[red]": result(0.3)}))
     text = out.getvalue()
     for shown in ("occluded", "holistic", "[red]", "60.0", "+10.0", "12.3"):
         assert shown in text
@@ -243,27 +241,27 @@ def test_ranked_lists_frame_matches_in_green_and_leave_junk_out() -> None:
         asked.append(path)
         return NOISE
 
-    image = pictures.ranked_lists(query, gallery, [2, 0], load, k=3)
+    image = pictures.draw_ranked_lists(query, gallery, [2, 0], load, k=3)
     assert image.dtype == np.uint8 and image.ndim == 3
     assert asked.count("0/2") == 1 and asked.count("1/2") >= 2
     assert count(image, pictures.RIGHT) > 0 and count(image, pictures.WRONG) > 0
 
     gallery.camids[2] = 0  # now junk for query 2
     asked.clear()
-    image = pictures.ranked_lists(query, gallery, [2], load, k=10)
+    image = pictures.draw_ranked_lists(query, gallery, [2], load, k=10)
     assert "1/2" not in asked and len(asked) == 1 + 2 * 3
     assert count(image, pictures.RIGHT) == 0
 
 
 def test_contact_sheet_takes_any_sizes_and_long_captions() -> None:
     images = [NOISE, FLAT, NOISE[:3, :2], np.zeros((1, 400, 3), np.uint8)]
-    sheet = pictures.contact_sheet(images, ["a", "x" * 300, "", "päd ✓"], columns=3)
-    one = pictures.contact_sheet(images[:1], ["a"], columns=3)
+    sheet = pictures.draw_contact_sheet(images, ["a", "x" * 300, "", "päd ✓"], columns=3)
+    one = pictures.draw_contact_sheet(images[:1], ["a"], columns=3)
     assert sheet.shape[0] == 2 * one.shape[0] and sheet.shape[1] > 2 * one.shape[1]
     with pytest.raises(ValueError, match="at least one"):
-        pictures.contact_sheet([], [], 3)
+        pictures.draw_contact_sheet([], [], 3)
     with pytest.raises(ValueError):
-        pictures.contact_sheet(images, ["too few"], 3)
+        pictures.draw_contact_sheet(images, ["too few"], 3)
 
 
 @pytest.mark.parametrize("sets", [["occluded"], ["occluded", "holistic", "a $ sign_b"]])
@@ -271,8 +269,8 @@ def test_plots_draw_something(sets: list[str], tmp_path: Path) -> None:
     curve = np.linspace(0.2, 1, 50)
     masks = np.random.default_rng(0).random((300, 40))
     lines = {"with mask": curve, "no mask": curve**2, "histogram": curve[:1], "other": curve}
-    drawn = [pictures.cmc_curves({name: lines for name in sets})]
-    drawn.append(pictures.mask_picture({name: masks for name in sets}))
+    drawn = [pictures.draw_cmc_curves({name: lines for name in sets})]
+    drawn.append(pictures.draw_masks({name: masks for name in sets}))
     for image in drawn:
         assert image.dtype == np.uint8 and len(np.unique(image)) > 20
     pictures.save_png(tmp_path / "sub" / "a.png", drawn[0])
@@ -281,11 +279,14 @@ def test_plots_draw_something(sets: list[str], tmp_path: Path) -> None:
 
 
 def test_loss_curves_with_gaps_and_one_epoch() -> None:
-    assert pictures.loss_curves([{"epoch": 1, "total": 2.0}]).std() > 0
+    assert pictures.draw_training_history([{"epoch": 1, "total": 2.0}]).std() > 0
     gaps = [{"epoch": 1, "a": 1.0}, {"epoch": 2, "a": float("nan"), "b": 2.0}]
-    assert pictures.loss_curves(gaps).shape[1] > pictures.loss_curves(gaps[:1]).shape[1]
+    assert (
+        pictures.draw_training_history(gaps).shape[1]
+        > pictures.draw_training_history(gaps[:1]).shape[1]
+    )
     with pytest.raises(ValueError, match="no values"):
-        pictures.loss_curves([{"epoch": 1}])
+        pictures.draw_training_history([{"epoch": 1}])
 
 
 def hidden_curve(fall: float, parts: tuple[str, ...] = ("any", "top")) -> dict[str, Any]:
@@ -306,11 +307,11 @@ def hidden_curve(fall: float, parts: tuple[str, ...] = ("any", "top")) -> dict[s
 
 
 def test_robustness_is_drawn_part_by_part_and_listed() -> None:
-    one, two = (pictures.robustness_curve(hidden_curve(0.5, p)) for p in (("top",), ("any", "top")))
+    one, two = (pictures.draw_robustness(hidden_curve(0.5, p)) for p in (("top",), ("any", "top")))
     assert one.shape[0] < two.shape[0] and one.shape[1] == two.shape[1]
     assert np.ptp(one) == np.ptp(two) == 255
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(robustness_table(hidden_curve(0.5)))
+    console.print(build_robustness_table(hidden_curve(0.5)))
     text = console.export_text()
     assert text.count("top") == 1 and "77.5" in text and "—" in text
 
@@ -319,10 +320,10 @@ def test_variants_are_drawn_side_by_side() -> None:
     made_up = {"plain": 0.9, "random $erasing$": 0.7, "SPT": 0.5, "full": 0.3}
     curves = {f"made up: {name}": hidden_curve(fall) for name, fall in made_up.items()}
     curves["made up: silhouettes only"] = hidden_curve(0.2, ("any",))
-    drawn = pictures.robustness_comparison(curves)
+    drawn = pictures.draw_robustness_comparison(curves)
     assert drawn.shape[1] > 2 * 300 and np.ptp(drawn) == 255
     with pytest.raises(ValueError, match="no variant"):
-        pictures.robustness_comparison({"made up": {"clean": hidden_curve(0.1)["clean"]}})
+        pictures.draw_robustness_comparison({"made up": {"clean": hidden_curve(0.1)["clean"]}})
 
 
 # --- how sure, and of which queries -------------------------------------------------------------
@@ -340,20 +341,20 @@ def test_intervals_strata_and_tracklets_are_on_the_page(tmp_path: Path) -> None:
 def test_they_are_on_the_terminal_too() -> None:
     report = full("[red]")
     console = Console(file=io.StringIO(), width=200, color_system=None)
-    console.print(intervals_table(report.intervals, report.strata))
-    console.print(shots_table(report.multi_shot))
+    console.print(build_intervals_table(report.intervals, report.strata))
+    console.print(build_tracklets_table(report.multi_shot))
     shown = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert "[red], with mask │ │ 61.2 [55.0, 67.8] │ 40.0" in shown
     assert "[red], 10-20 % hidden │ 17 │ 61.2 [55.0, 67.8]" in shown
     assert "[red] │ 4 │ 51.0 │ 54.0 │ 50.0 │ +4.1 [-1.0, +9.0]" in shown
-    line = cameras_line("occluded", report.strata["[red]"])
+    line = summarise_cameras("occluded", report.strata["[red]"])
     assert line == (
         "occluded: mAP of 2 pairs of cameras from 25.0 (camera 1 to 2, 9 queries) to 75.0 "
         "(camera 2 to 1, 9 queries)"
     )
-    assert cameras_line("x", {"cameras": [camera(1, 2, 0.5)]}) is None
+    assert summarise_cameras("x", {"cameras": [camera(1, 2, 0.5)]}) is None
 
 
 def test_a_report_without_them_has_no_such_section(tmp_path: Path) -> None:
     text = written(tmp_path, ReportData("t", metrics=metrics())).text
-    assert "How sure" not in text and "Several pictures" not in text
+    assert "Intervals, and" not in text and "Several pictures" not in text

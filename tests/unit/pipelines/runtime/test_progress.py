@@ -14,7 +14,7 @@ def test_a_line_tells_how_much_is_done_and_when_the_rest_will_be(
 ) -> None:
     clock = iter(range(0, 1000, 60))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    with progress.bar("images checked", 10) as shown:
+    with progress.progress_bar("images checked", 10) as shown:
         shown.update(2)  # as a continued run starts
         shown.update(2)  # nothing new, nothing said
         shown.update(6, "fast")

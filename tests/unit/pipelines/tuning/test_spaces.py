@@ -15,8 +15,14 @@ from dpmpp_core.config.space import Choices, Range, Space, apply_changes
 from dpmpp_core.errors import ConfigError
 from pipelines.runtime import progress
 from pipelines.tuning import report as tune_report
-from pipelines.tuning.report import SearchProgress, importances, render
-from pipelines.tuning.spaces import NUMBER, SearchSpec, TrialRecord, build_searcher, pareto_front
+from pipelines.tuning.report import SearchProgress, compute_importances, render_report
+from pipelines.tuning.spaces import (
+    NUMBER_KEY,
+    SearchSpec,
+    TrialRecord,
+    build_searcher,
+    select_pareto_front,
+)
 
 SPACE = Space(
     {
@@ -50,7 +56,7 @@ def run(spec: SearchSpec, trials: int, records: list[TrialRecord] | None = None,
             searcher = build_searcher(spec, before)
             searcher.restore("searcher.pkl")
         config = searcher.suggest(str(number))
-        assert config is not None and config.pop(NUMBER) == number
+        assert config is not None and config.pop(NUMBER_KEY) == number
         changes = config if number else {}
         values = {"occluded": goal(changes), "holistic": -goal(changes)}
         done.append(TrialRecord(number, changes, "done", {3: values}))
@@ -74,10 +80,10 @@ def test_the_first_trial_is_the_start_and_others_stay_in_the_space(searcher: str
 def test_the_start_is_first_and_may_lie_outside_the_space(start: dict[str, Any]) -> None:
     spec = make_spec(start=start)
     first = build_searcher(spec).suggest("0")
-    assert first == {NUMBER: 0} | (start if spec.contains(start) else {})
+    assert first == {NUMBER_KEY: 0} | (start if spec.contains(start) else {})
     trials = run(spec, 12)
-    assert len(importances(spec, trials)) == len(SPACE)
-    assert "parallel-coordinates.png" in render(spec, trials, "dpmpp tune", {})
+    assert len(compute_importances(spec, trials)) == len(SPACE)
+    assert "parallel-coordinates.png" in render_report(spec, trials, "dpmpp tune", {})
 
 
 @pytest.mark.parametrize("searcher", ["tpe", "random"])
@@ -111,9 +117,13 @@ def test_the_front_holds_what_nothing_beats_in_both() -> None:
     ]
     records.append(TrialRecord(6, {}, "failed", reason="lost"))
     records.append(TrialRecord(7, {}, "stopped", {1: {"occluded": 0.9, "holistic": 0.9}}))
-    assert [trial.number for trial in pareto_front(make_spec(objectives=TWO), records)] == [2, 0, 1]
-    assert [trial.number for trial in pareto_front(make_spec(), records)] == [2]
-    assert pareto_front(make_spec(), records[6:7]) == []
+    assert [trial.number for trial in select_pareto_front(make_spec(objectives=TWO), records)] == [
+        2,
+        0,
+        1,
+    ]
+    assert [trial.number for trial in select_pareto_front(make_spec(), records)] == [2]
+    assert select_pareto_front(make_spec(), records[6:7]) == []
 
 
 def test_tpe_finds_more_than_chance() -> None:
@@ -129,10 +139,10 @@ def test_tpe_finds_more_than_chance() -> None:
 
 def test_importance_names_what_decides() -> None:
     spec = make_spec(searcher="random")
-    shares = importances(spec, run(spec, 40))
+    shares = compute_importances(spec, run(spec, 40))
     assert set(shares) == set(SPACE)
     assert max(shares, key=lambda key: shares[key]) == "metric.lr"
-    assert importances(spec, []) == {}
+    assert compute_importances(spec, []) == {}
 
 
 def test_changes_that_do_not_go_together_are_refused() -> None:
@@ -151,7 +161,7 @@ def test_a_bar_may_run_below_the_live_table(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tune_report, "console", console)
     spec = make_spec()
     records = run(spec, 3)
-    with SearchProgress(spec, 3) as shown, progress.bar("person masks", 2) as bar:
+    with SearchProgress(spec, 3) as shown, progress.progress_bar("person masks", 2) as bar:
         bar.update(1)
         shown.update(records)
         shown.end(records[0])
@@ -161,7 +171,7 @@ def test_a_bar_may_run_below_the_live_table(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_report_has_every_trial_and_its_pictures(tmp_path: Path) -> None:
     spec = make_spec(objectives=TWO)
     records = [*run(spec, 8), TrialRecord(8, {}, "failed", reason="a | reason")]
-    files = render(spec, records, "dpmpp tune", {"train": {"images": 3}, "quarantined": {}})
+    files = render_report(spec, records, "dpmpp tune", {"train": {"images": 3}, "quarantined": {}})
     lines = files["trials.md"].decode().splitlines()
     assert sum(line.startswith("| ") for line in lines) == 2 + 9  # its head and the trials
     assert "a / reason" in files["trials.md"].decode()

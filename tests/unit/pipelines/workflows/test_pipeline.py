@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dpmpp_core.config import load_config
+from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import STAGES, plan_stages
-from pipelines.workflows.session import Options
 
 CONTRIBUTING = Path(__file__).parents[4] / "CONTRIBUTING.md"
 TRAINED = ["prepare", "saliency", "features", "prompts", "metric", "evaluate"]

@@ -1,0 +1,27 @@
+"""The schedule of stage 2 in fewer epochs, or in segments (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dpmpp_core.config.sections import Config
+from dpmpp_core.config.training import MetricConfig
+
+
+def shorten_schedule(config: Config, epochs: int) -> Config:
+    """Return the same training in fewer epochs: its schedule is scaled, not cut."""
+    metric, share = config.metric, epochs / config.metric.epochs
+    changes = {
+        "epochs": epochs,
+        "warmup_epochs": round(metric.warmup_epochs * share),
+        "milestones": sorted({max(1, round(m * share)) for m in metric.milestones}),
+    }
+    short = MetricConfig.model_validate({**metric.model_dump(), **changes})
+    return config if epochs == metric.epochs else config.model_copy(update={"metric": short})
+
+
+def split_into_segments(config: Config, rates: Sequence[float], segments: int) -> Config:
+    """Return the same training in equal segments at these rates, the last one for the rest."""
+    given = tuple(rates) + tuple(rates[-1:]) * (segments - len(rates))
+    metric = config.metric.model_copy(update={"rates": given})
+    return config.model_copy(update={"metric": metric})
