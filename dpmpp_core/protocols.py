@@ -36,7 +36,7 @@ class PublishedResult(Section):
 
     method: str
     rank1: Percent
-    mAP: Percent  # noqa: N815
+    mAP: Percent
 
 
 class Target(Section):
@@ -66,11 +66,11 @@ class Protocol(Section):
     published: tuple[PublishedResult, ...]
 
     def bracket(self, figure: str) -> tuple[float, float] | None:
-        """Return the least and largest published `rank1` or `mAP`, percent; None if there is none."""
+        """Return the least and largest published `rank1` or `mAP`, percent; None without any."""
         values = [getattr(result, figure) for result in self.published]
         return (min(values), max(values)) if values else None
 
-    def verdict(self, rank1: float, mAP: float) -> dict[str, str]:  # noqa: N803
+    def verdict(self, rank1: float, mAP: float) -> dict[str, str]:
         """Return `inside`, `below`, `above` or `no bracket` for each figure in percent."""
         verdicts = {}
         for figure, ours in zip(FIGURES, (rank1, mAP), strict=True):
@@ -115,9 +115,9 @@ def needs(protocol: Protocol) -> Needs:
     """Estimate time and memory of one seed on one GPU (ours).
 
     A training step costs three forward passes, one for the forward and two for the backward
-    direction; the frozen text tower has no weight gradients, so two. Bands add half a batch, forward
-    only. A multiply-add is two FLOPs. Images are embedded once for stage 1 and once for the person
-    masks, queries and gallery once. Not counted: reading files, start of the workers, the optimiser.
+    direction; the frozen text tower has no weight gradients, so two. Bands add half a batch,
+    forward only. A multiply-add is two FLOPs. Images are embedded once for stage 1 and once for the
+    person masks, queries and gallery once. Not counted: reading files, start-up, the optimiser.
     """
     config = load_config(protocol.recipe)
     counts = PUBLISHED[protocol.dataset]

@@ -33,25 +33,8 @@ from dpmpp_core.config.training import (
 )
 
 __all__ = [
-    "LAYOUTS",
-    "AugmentConfig",
-    "ClusterConfig",
-    "Config",
-    "DataConfig",
-    "DemoConfig",
-    "EvaluationConfig",
-    "LossConfig",
-    "MetricConfig",
-    "ModelConfig",
-    "OcclusionConfig",
-    "PretrainConfig",
-    "PromptsConfig",
-    "SaliencyConfig",
-    "Section",
-    "TrackingConfig",
-    "config_keys",
-    "fingerprint",
-    "load_config",
-    "parse_seeds",
-    "recipe_names",
-]
+    "LAYOUTS", "AugmentConfig", "ClusterConfig", "Config", "DataConfig", "DemoConfig",
+    "EvaluationConfig", "LossConfig", "MetricConfig", "ModelConfig", "OcclusionConfig",
+    "PretrainConfig", "PromptsConfig", "SaliencyConfig", "Section", "TrackingConfig",
+    "config_keys", "fingerprint", "load_config", "parse_seeds", "recipe_names",
+]  # fmt: skip

@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from dpmpp_core.config.reading import first_problem
-from dpmpp_core.config.section import NonNegative, Positive, Probability, Section
-from dpmpp_core.config.shipped import read_named, shipped_names
+from dpmpp_core.config.section import NonNegative, Positive, Probability, Section, TwoOrMore
+from dpmpp_core.config.shipped import read_named
 from dpmpp_core.config.text import shorten
 from dpmpp_core.errors import ConfigError, suggest
 
@@ -32,13 +32,9 @@ class Gate(Section):
         description="figure: margin; the 95 % interval of the difference to the champion, over "
         "query identities, must lie above -margin",
     )
-    identities: Annotated[int, Field(ge=2)] = Field(
-        20, description="least number of persons among the queries, for a reliable interval"
-    )
+    identities: TwoOrMore = Field(20, description="least number of query persons, for the interval")
     draws: PositiveInt = Field(10_000, description="bootstrap samples of the interval")
-    mask_std: Positive | None = Field(
-        0.01, description="least std of a mask between queries; below, it is the same for all"
-    )
+    mask_std: Positive | None = Field(0.01, description="least std of a mask between queries")
     dataset: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = Field(
         None, description="identity of the data set it must be measured on, or its beginning"
     )
@@ -47,9 +43,7 @@ class Gate(Section):
         description="largest difference of mAP and rank-1 to those registered, when a new process "
         "loads the version and embeds the evaluation's images; null = it is not loaded",
     )
-    latency_ms: Positive | None = Field(
-        None, description="median of one picture on the machine that promotes"
-    )
+    latency_ms: Positive | None = Field(None, description="median per picture on this machine")
     size_mb: Positive | None = Field(None, description="all files of the version, in 10^6 bytes")
 
     @model_validator(mode="after")
@@ -67,11 +61,6 @@ class Gate(Section):
 def _names() -> list[str]:
     return [f"{prefix}{figure}" for prefix in ("", *(f"{s}." for s in QUERY_SETS))
             for figure in FIGURES]  # fmt: skip
-
-
-def gate_names() -> list[str]:
-    """Return the names of the gates shipped with the package."""
-    return shipped_names(FOLDER)
 
 
 def load_gate(source: str = "default") -> Gate:

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dpmpp_core.config.reading import first_problem
 from dpmpp_core.config.section import Section
-from dpmpp_core.config.shipped import read_named, shipped_names
+from dpmpp_core.config.shipped import read_named
 from dpmpp_core.errors import ConfigError, suggest
 
 FOLDER = "grids"
@@ -73,11 +73,6 @@ class Grid(Section):
             seen.append(current)
             yield current
             current = self.variants[current].after
-
-
-def grid_names() -> list[str]:
-    """Return the names of the grids shipped with the package."""
-    return shipped_names(FOLDER)
 
 
 def load_grid(source: str) -> Grid:

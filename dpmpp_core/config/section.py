@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Whole = Annotated[int, Field(ge=0)]
+TwoOrMore = Annotated[int, Field(ge=2)]
 
 LARGEST = 2**31 - 1  # of whole numbers: valid as a seed of every library
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Field, PositiveInt, model_validator
 
-from dpmpp_core.config.section import NonNegative, Positive, Probability, Section
+from dpmpp_core.config.section import NonNegative, Positive, Probability, Section, TwoOrMore, Whole
 from dpmpp_core.config.training import (
     AugmentConfig,
     MetricConfig,
@@ -31,24 +31,22 @@ LAYOUTS: tuple[str, ...] = get_args(Layout)
 class DemoConfig(Section):
     """The generated demo data set (used when no data folder is given)."""
 
-    train_identities: Annotated[int, Field(ge=2)] = 120
-    test_identities: Annotated[int, Field(ge=2)] = 60
+    train_identities: TwoOrMore = 120
+    test_identities: TwoOrMore = 60
     cameras: Annotated[int, Field(ge=2, le=99)] = 6
     train_images: PositiveInt = Field(8, description="images of each training identity")
     gallery_images: PositiveInt = Field(4, description="gallery images of each test identity")
     query_images: PositiveInt = Field(2, description="queries of each test identity, in each set")
     look_alikes: Probability = Field(
-        0.75, description="share of the groups of four in which all look alike"
+        0.75, description="share of the groups of four that look alike"
     )
-    one_garment: bool = Field(
-        False, description="look-alikes differ in one visible piece, and in nothing else"
-    )
+    one_garment: bool = Field(False, description="look-alikes differ in one visible piece only")
     unseen: bool = Field(
         False,
         description="occluders and cameras of the test are never seen in training; every occluded "
         "query has a twin of the same name in query_holistic, the same photograph without occluder",
     )
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Whole = 0
 
     @model_validator(mode="after")
     def _cameras(self) -> DemoConfig:
@@ -86,12 +84,8 @@ class ModelConfig(Section):
         description="an open_clip model with a ViT image tower, or timm/NAME (no text); "
         "timm/NAME.TAG sets `pretrained` too",
     )
-    pretrained: str | None = Field(
-        "openai", description="open_clip or timm tag; null = random weights"
-    )
-    checkpoint: str | None = Field(
-        None, description="local file of weights; `pretrained` still decides the activation"
-    )
+    pretrained: str | None = Field("openai", description="tag of open_clip or timm; null = random")
+    checkpoint: str | None = Field(None, description="local file; `pretrained` sets the activation")
     stride: PositiveInt | None = Field(None, description="patch stride; null = the patch size")
     taps: tuple[PositiveInt, ...] = Field(
         (2, 4, 10, 12), min_length=1, description="blocks the mask reads (DPM)"
@@ -101,7 +95,7 @@ class ModelConfig(Section):
         description="masks of the class token's spaces: full is DPM's, light a smaller one (ours); "
         "none = 0.5 (no measurable gain in the ablation)",
     )
-    bands: Annotated[int, Field(ge=0)] = Field(
+    bands: Whole = Field(
         8,
         description="horizontal bands of the person with a feature and a mask each (ours); 0 = off",
     )
@@ -132,7 +126,7 @@ class EvaluationConfig(Section):
 
     batch: PositiveInt = 64
     robustness: bool = Field(
-        False, description="measure clean queries hidden more and more, for the report (ours)"
+        False, description="also measure hidden clean queries, for the report (ours)"
     )
     shots: tuple[PositiveInt, ...] = Field(
         (),
@@ -151,16 +145,12 @@ class ClusterConfig(Section):
     data_workers: PositiveInt | None = Field(None, description="null = sized to the cluster")
     train_cpus: PositiveInt | None = Field(None, description="of a train worker; null = sized")
     embed_workers: PositiveInt | None = Field(None, description="with a CPU each; null = sized")
-    autoscaled: bool = Field(
-        False, description="nodes start on request: nothing is sized to those that exist"
-    )
+    autoscaled: bool = Field(False, description="nodes start on request: sizes must be given")
     gpu: bool | None = Field(None, description="null = use GPUs where the cluster has them")
     train_nodes: tuple[Label, ...] = Field((), description="labels of the nodes that train")
     data_nodes: tuple[Label, ...] = Field((), description="of those that prepare batches")
     checkpoint_seconds: NonNegative = Field(60.0, description="time between checkpoints")
-    max_failures: Annotated[int, Field(ge=0)] = Field(
-        3, description="restarts of the train workers after one was lost"
-    )
+    max_failures: Whole = Field(3, description="restarts after a train worker was lost")
 
     @model_validator(mode="after")
     def _fewest(self) -> ClusterConfig:
@@ -195,7 +185,7 @@ class Config(Section):
     """Everything that decides what a run computes."""
 
     name: str = Field("custom", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Whole = 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     saliency: SaliencyConfig = SaliencyConfig()

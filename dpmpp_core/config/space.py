@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from dpmpp_core.config.reading import config_keys, first_problem, load_config
 from dpmpp_core.config.section import Section
 from dpmpp_core.config.sections import Config
-from dpmpp_core.config.shipped import read_named, shipped_names
+from dpmpp_core.config.shipped import read_named
 from dpmpp_core.errors import ConfigError, suggest
 
 FOLDER = "spaces"
@@ -117,11 +117,6 @@ def apply_changes(config: Config, changes: Mapping[str, Any]) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{config.name}: {first_problem(error)}") from None
-
-
-def space_names() -> list[str]:
-    """Return the names of the spaces shipped with the package."""
-    return shipped_names(FOLDER)
 
 
 def load_space(source: str) -> Space:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from dpmpp_core.config.section import NonNegative, Positive, Probability, Section
+from dpmpp_core.config.section import NonNegative, Positive, Probability, Section, TwoOrMore, Whole
 
 
 class SaliencyConfig(Section):
@@ -20,15 +20,13 @@ class SaliencyConfig(Section):
         description="sps: learned from identities (SPT); attention: of the starting encoder; "
         "spectral: no model; given: annotations.parquet or masks/ in the data folder",
     )
-    identities: Annotated[int, Field(ge=2)] = Field(16, description="identities per batch; sps")
-    images: Annotated[int, Field(ge=2)] = Field(4, description="images per identity; sps")
+    identities: TwoOrMore = Field(16, description="identities per batch; sps")
+    images: TwoOrMore = Field(4, description="images per identity; sps")
     epochs: PositiveInt = Field(20, description="sps")
     encoder_lr: Positive = Field(5e-6, description="sps")
     lr: Positive = Field(1e-4, description="of the mask head and the classifier; sps")
     area_weight: NonNegative = Field(50.0, description="of the share's distance to target_ratio")
-    penalty_weight: NonNegative = Field(
-        0.1, description="of identity left in the background, summed over the batch"
-    )
+    penalty_weight: NonNegative = Field(0.1, description="of identity in the background, batch sum")
     triplet_weight: NonNegative = 1.0
 
 
@@ -40,21 +38,21 @@ class PromptsConfig(Section):
     lr: Positive = 3.5e-4
     min_lr: NonNegative = 1e-6
     weight_decay: NonNegative = 1e-4
-    warmup_epochs: Annotated[int, Field(ge=0)] = 5
+    warmup_epochs: Whole = 5
 
 
 class AugmentConfig(Section):
     """Augmentation of images; the saliency mask gets the same geometry."""
 
     flip: Probability = 0.5
-    pad: Annotated[int, Field(ge=0)] = Field(10, description="pixels added around, then cropped")
+    pad: Whole = Field(10, description="pixels added around, then cropped")
     erase: Probability = Field(
         0.0,
         description="random erasing, only of images not mixed; "
         "0 = off (no measurable gain in the ablation)",
     )
     camera: Probability = Field(
-        0.0, description="strength of random colours and sharpness (ours); 0 = off"
+        0.0, description="strength of colour and blur jitter (ours); 0 = off"
     )
 
 
@@ -72,9 +70,7 @@ class OcclusionConfig(Section):
     min_donor: Probability = Field(0.05, description="least share of patches in the donor's mask")
     top_share: Probability = Field(1.0, description="draw from this best share of candidates")
     rolling: bool = Field(False, description="shift the donor's mask; SPT does")
-    bank: Annotated[int, Field(ge=0)] = Field(
-        64, description="donors per step beyond the batch, from all training images (ours)"
-    )
+    bank: Whole = Field(64, description="donors per step beyond the batch, of all images (ours)")
     backgrounds: str | None = Field(
         None, description="folder or s3://bucket/prefix of pictures without people, for the bank"
     )
@@ -117,18 +113,16 @@ class LossConfig(Section):
 class PretrainConfig(Section):
     """A small CLIP of our own, from generated people and captions (ours)."""
 
-    identities: Annotated[int, Field(ge=2)] = Field(64, description="identities per batch (P)")
-    images: Annotated[int, Field(ge=2)] = Field(4, description="images per identity (K)")
+    identities: TwoOrMore = Field(64, description="identities per batch (P)")
+    images: TwoOrMore = Field(4, description="images per identity (K)")
     epochs: PositiveInt = 12
     lr: Positive = 5e-4
     weight_decay: NonNegative = 0.05
-    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    warmup_epochs: Whole = 1
     kept_patches: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="share of patches that the encoder gets (FLIP)"
     )
-    whole_epochs: Annotated[int, Field(ge=0)] = Field(
-        1, description="last epochs, in which the encoder gets all patches"
-    )
+    whole_epochs: Whole = Field(1, description="last epochs, with all patches")
     temperature: Positive = Field(0.1, description="of the contrast between images")
     text: NonNegative = Field(1.0, description="weight of the contrast with captions")
 
@@ -136,15 +130,15 @@ class PretrainConfig(Section):
 class MetricConfig(Section):
     """Stage 2: encoder, mask generator and prototypes together."""
 
-    identities: Annotated[int, Field(ge=2)] = Field(16, description="identities per batch (P)")
-    images: Annotated[int, Field(ge=2)] = Field(4, description="images per identity (K)")
+    identities: TwoOrMore = Field(16, description="identities per batch (P)")
+    images: TwoOrMore = Field(4, description="images per identity (K)")
     epochs: PositiveInt = 60
     encoder_lr: Positive = 5e-6
     lr: Positive = Field(1e-4, description="of everything that is new")
     optimiser: Literal["adam", "sgd"] = Field("adam", description="sgd has a momentum of 0.9")
     bias_lr_factor: Positive = 2.0
     weight_decay: NonNegative = 1e-4
-    warmup_epochs: Annotated[int, Field(ge=0)] = 10
+    warmup_epochs: Whole = 10
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[PositiveInt, ...] = Field((30, 50), description="epochs; for `step`")
     gamma: Positive = 0.1

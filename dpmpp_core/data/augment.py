@@ -81,7 +81,7 @@ def apply_to_masks(
 
 
 def _kept(size: int, offset: int) -> tuple[slice, slice]:
-    """Return the slice of the crop that the source fills, and that of the source, along one axis."""
+    """Return the slice of the crop that the source fills, and that of the source, on one axis."""
     kept = max(size - abs(offset), 0)
     into, out_of = max(-offset, 0), max(offset, 0)
     return slice(into, into + kept), slice(out_of, out_of + kept)

@@ -139,7 +139,6 @@ def write_atomically(path: Path, durable: bool = False) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file's content or a folder's entries are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -176,7 +175,7 @@ def ensure_empty_dir(out: Path) -> None:
 
 
 def is_inside(path: str) -> bool:
-    """Return whether a relative path stays below its root: no `.`, `..`, empty or absolute parts."""
+    """Return whether a relative path stays below its root, without `.`, `..` and empty parts."""
     return all(part not in ("", ".", "..") for part in path.split("/")) and "\0" not in path
 
 

@@ -112,7 +112,7 @@ class Manifest:
         return self.layout not in WITHOUT_TRAINING
 
     def subset(self, split: str, occluded: bool | None = None) -> pa.Table:
-        """Return rows of one split (train, query, gallery), of one query set if `occluded` is set."""
+        """Return rows of one split (train, query, gallery), or of one query set by `occluded`."""
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; known are {', '.join(SPLITS)}")
         keep = pc.equal(self.images["split"], split)
@@ -238,7 +238,6 @@ def load_split(folder: Path, split: str) -> tuple[str, pa.Table]:
 
 
 def _check_usable(manifest: Manifest) -> None:
-    """Raise DataError if the images do not allow training and evaluation."""
     query, gallery = manifest.subset("query"), manifest.subset("gallery")
     missing = sorted(_pids(query) - _pids(gallery))
     persons = manifest.subset("train")["pid"].value_counts().field("counts")
@@ -295,7 +294,6 @@ def _pids(rows: pa.Table) -> set[int]:
 
 
 def _in_order(rows: pa.Table) -> pa.Table:
-    """Sort rows by split, in the order of SPLITS, and path."""
     place = pc.index_in(rows["split"], value_set=pa.array(SPLITS))
     if place.null_count:
         raise ValueError(f"splits are {', '.join(SPLITS)}, not {rows['split'].unique()}")
@@ -317,7 +315,6 @@ def rows_sha256(images: pa.Table) -> str:
 
 
 def _json_cells(column: pa.Array) -> pa.Array:
-    """Encode each value like `json.dumps`."""
     if not pa.types.is_string(column.type):
         return column.cast(pa.string())
     if pc.all(pc.match_substring_regex(column, r"^[ !#-\[\]-~]*$")).as_py():  # nothing to escape

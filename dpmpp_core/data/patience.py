@@ -12,13 +12,9 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 180.0  # seconds after which an outage is an error
 _NETWORK = {
-    errno.ECONNABORTED,
-    errno.ECONNREFUSED,
-    errno.ECONNRESET,
-    errno.EHOSTUNREACH,
-    errno.ENETUNREACH,
-    errno.ETIMEDOUT,
-}
+    errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH,
+    errno.ENETUNREACH, errno.ETIMEDOUT,
+}  # fmt: skip
 # Messages of the S3 client about a server that is unreachable, failing or overloaded.
 _OUTAGE = re.compile(
     r"NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|TIMEOUT"

@@ -73,7 +73,6 @@ def some(items: Sequence[object]) -> str:
 
 
 def _marked(rows: pa.Table, marked: dict[int, tuple[str, str]]) -> pa.Table:
-    """Set reason and detail of the rows that `marked` numbers."""
     numbers = sorted(marked)
     mask = np.zeros(len(rows), np.bool_)
     mask[numbers] = True

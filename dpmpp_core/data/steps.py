@@ -240,7 +240,6 @@ class StepMaker:
         return _PlannedStep(epoch, step, rows, geometries, bank, donor_masks, labels, pairs)
 
     def _picture(self, planned: _PlannedStep, donor: int) -> Image:
-        """Return the augmented pixels of a sample, or of a donor of the bank."""
         if donor >= len(planned.rows):
             return self._donors.picture(planned.bank, donor - len(planned.rows))
         image = self._images[int(planned.rows[donor])]

@@ -55,7 +55,6 @@ def hold_out(manifest: Manifest, share: float, seed: int, ratios: NDArray[Any]) 
 def _draw_identities(
     manifest: Manifest, rows: dict[int, list[int]], camids: NDArray[Any], share: float, seed: int
 ) -> set[int]:
-    """Draw the identities to hold out."""
     seen = sorted(pid for pid, of_person in rows.items() if len({*camids[of_person]}) > 1)
     count = max(2, round(share * len(seen)))
     order = np.random.default_rng(seed).permutation(len(seen))
@@ -71,7 +70,6 @@ def _draw_identities(
 
 
 def _draw_queries(rows: list[int], camids: NDArray[Any], rng: np.random.Generator) -> list[int]:
-    """Draw one image of every second camera."""
     cameras = rng.permutation(sorted({*camids[rows].tolist()}))
     picked = cameras[: len(cameras) // 2]
     return [int(rng.choice([row for row in rows if camids[row] == camera])) for camera in picked]

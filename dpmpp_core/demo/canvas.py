@@ -76,9 +76,6 @@ def overlap(frame: tuple[int, ...], patch: tuple[int, ...], x: int, y: int) -> t
     )
 
 
-# --- light and cloth -----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Light:
     """Direction of the light in the view: x right, y up, z to the viewer (unit length)."""
@@ -111,9 +108,6 @@ def noise(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Floats
     if window.shape != (height, width):
         window = np.asarray(cv2.resize(tile, (width, height)))
     return window
-
-
-# --- shapes ------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -126,7 +126,6 @@ def _write_all(
 
 
 def _tasks(config: DemoConfig, shots: list[Shot]) -> list[Task]:
-    """Group shots by camera, at most `TASK_SHOTS` per task."""
     by_camera: dict[int, list[Shot]] = {}
     for shot in shots:
         by_camera.setdefault(shot.camid, []).append(shot)

@@ -31,7 +31,6 @@ def head(
 
 
 def _hair(style: str, y: Floats, z: Floats) -> Floats:
-    """Return where hair grows, (h, w) of bool."""
     match style:
         case "bald":
             return (y > -0.3 + 0.8 * z) & (y < 0.12) & (z < 0.2)

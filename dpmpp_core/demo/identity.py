@@ -23,52 +23,29 @@ GROUP_STREAM, PERSON_STREAM, IMAGE_STREAM, CAMERA_STREAM, PLAN_STREAM = 11, 12, 
 OCCLUDER_STREAM = 16
 
 COLOURS: dict[str, RGB] = {
-    "black": (0.07, 0.07, 0.08),
-    "charcoal": (0.19, 0.19, 0.21),
-    "grey": (0.42, 0.42, 0.43),
-    "light grey": (0.66, 0.66, 0.67),
-    "white": (0.88, 0.88, 0.86),
-    "navy": (0.10, 0.13, 0.26),
-    "blue": (0.16, 0.29, 0.60),
-    "light blue": (0.50, 0.64, 0.80),
-    "red": (0.64, 0.11, 0.13),
-    "maroon": (0.34, 0.09, 0.13),
-    "green": (0.13, 0.38, 0.21),
-    "olive": (0.33, 0.33, 0.18),
-    "beige": (0.72, 0.62, 0.47),
-    "brown": (0.35, 0.23, 0.15),
-    "yellow": (0.82, 0.67, 0.18),
-    "orange": (0.80, 0.40, 0.13),
-    "pink": (0.81, 0.52, 0.58),
-    "purple": (0.37, 0.22, 0.47),
-}
+    "black": (0.07, 0.07, 0.08), "charcoal": (0.19, 0.19, 0.21), "grey": (0.42, 0.42, 0.43),
+    "light grey": (0.66, 0.66, 0.67), "white": (0.88, 0.88, 0.86), "navy": (0.10, 0.13, 0.26),
+    "blue": (0.16, 0.29, 0.60), "light blue": (0.50, 0.64, 0.80), "red": (0.64, 0.11, 0.13),
+    "maroon": (0.34, 0.09, 0.13), "green": (0.13, 0.38, 0.21), "olive": (0.33, 0.33, 0.18),
+    "beige": (0.72, 0.62, 0.47), "brown": (0.35, 0.23, 0.15), "yellow": (0.82, 0.67, 0.18),
+    "orange": (0.80, 0.40, 0.13), "pink": (0.81, 0.52, 0.58), "purple": (0.37, 0.22, 0.47),
+}  # fmt: skip
 UPPER_WEIGHTS = (16, 9, 10, 7, 12, 11, 7, 6, 7, 4, 4, 4, 5, 4, 3, 2, 4, 3)
 LOWER_WEIGHTS = (22, 12, 12, 4, 4, 14, 10, 6, 1, 2, 1, 5, 7, 5, 0, 0, 1, 1)
 SHOES = {"black": 7, "white": 6, "brown": 3, "grey": 3, "red": 1, "blue": 1, "beige": 1}
 BAGS = {"none": 7, "backpack": 6, "shoulder bag": 4, "handbag": 4, "suitcase": 2}
 SKINS: tuple[RGB, ...] = (
-    (0.86, 0.69, 0.58),
-    (0.80, 0.60, 0.47),
-    (0.68, 0.48, 0.35),
-    (0.50, 0.33, 0.23),
+    (0.86, 0.69, 0.58), (0.80, 0.60, 0.47), (0.68, 0.48, 0.35), (0.50, 0.33, 0.23),
     (0.34, 0.21, 0.15),
-)
+)  # fmt: skip
 HAIR: dict[str, RGB] = {
-    "black": (0.06, 0.05, 0.05),
-    "brown": (0.22, 0.13, 0.08),
-    "blond": (0.64, 0.48, 0.26),
-    "red": (0.43, 0.18, 0.09),
-    "grey": (0.56, 0.55, 0.54),
-}
+    "black": (0.06, 0.05, 0.05), "brown": (0.22, 0.13, 0.08), "blond": (0.64, 0.48, 0.26),
+    "red": (0.43, 0.18, 0.09), "grey": (0.56, 0.55, 0.54),
+}  # fmt: skip
 PATTERNS = {
-    "plain": 8,
-    "striped": 4,
-    "pinstriped": 2,
-    "checked": 3,
-    "two-tone": 3,
-    "printed": 5,
+    "plain": 8, "striped": 4, "pinstriped": 2, "checked": 3, "two-tone": 3, "printed": 5,
     "dotted": 2,
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -254,9 +231,6 @@ def _logo(rng: np.random.Generator) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(v) for v in (*row, *row[::-1])) for row in half)
 
 
-# --- one changed attribute -----------------------------------------------------------------------
-
-
 def _change_pattern(p: Identity, rng: np.random.Generator) -> Identity:
     pattern = _pick(rng, PATTERNS, but=p.upper.pattern)
     second, second_rgb = _contrast(rng, p.upper.rgb)
@@ -292,13 +266,9 @@ def _change_feet_and_head(p: Identity, rng: np.random.Generator) -> Identity:
 
 
 CHANGES: tuple[Any, ...] = (
-    _change_pattern,
-    _change_upper,
-    _change_lower,
-    _change_bag,
-    _change_hair,
+    _change_pattern, _change_upper, _change_lower, _change_bag, _change_hair,
     _change_feet_and_head,
-)
+)  # fmt: skip
 
 
 def _recolour_upper(p: Identity, rng: np.random.Generator) -> Identity:
@@ -316,22 +286,13 @@ def _recolour_lower(p: Identity, rng: np.random.Generator) -> Identity:
 
 
 def _weave(p: Identity, rng: np.random.Generator) -> Identity:
-    """Change to a pattern that is visible from all sides."""
     woven = {"striped": 1, "checked": 1, "two-tone": 1, "dotted": 1}
     return replace(p, upper=replace(p.upper, pattern=_pick(rng, woven, but=p.upper.pattern)))
 
 
 GARMENTS: tuple[Any, ...] = (
-    _recolour_upper,
-    _recolour_lower,
-    _weave,
-    _change_bag,
-    _change_hair,
-    _change_feet_and_head,
-)
-
-
-# --- words ---------------------------------------------------------------------------------------
+    _recolour_upper, _recolour_lower, _weave, _change_bag, _change_hair, _change_feet_and_head,
+)  # fmt: skip
 
 
 def caption(p: Identity) -> str:
@@ -354,12 +315,9 @@ def caption(p: Identity) -> str:
 
 
 _HAIR_WORDS = {
-    "short": "short {} hair",
-    "curly": "curly {} hair",
-    "long": "long {} hair",
-    "ponytail": "{} hair in a ponytail",
-    "bun": "{} hair in a bun",
-}
+    "short": "short {} hair", "curly": "curly {} hair", "long": "long {} hair",
+    "ponytail": "{} hair in a ponytail", "bun": "{} hair in a bun",
+}  # fmt: skip
 
 
 def _a(words: str) -> str:

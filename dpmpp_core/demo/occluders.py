@@ -87,7 +87,6 @@ def hidden_part(body: npt.NDArray[np.bool_], visible: npt.NDArray[np.bool_]) -> 
 def _place(
     occluder: Occluder, body: Floats, target: float, rng: Rng, places: int = PLACES
 ) -> Layer:
-    """Place the occluder so that it hides about the target share."""
     patch = occluder.patch
     xs = np.linspace(*occluder.x, places) if places > PLACES else rng.uniform(*occluder.x, places)
     ys = rng.uniform(*occluder.y, places)
@@ -105,8 +104,6 @@ def _place(
     layer.put(patch, int(xs[best]), int(ys[best]))
     return layer
 
-
-# --- the kinds ---------------------------------------------------------------------------------
 
 Draw = Callable[[Layer, float, float, float, float, Rng], None]
 
@@ -152,8 +149,6 @@ def _van(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
 
 
 def _upright(thin: float, thick: float, kind: str) -> Callable[[int, Camera, int, Rng], Occluder]:
-    """Draw poles, pillars and trunks over the whole height."""
-
     def make(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
         half = width * rng.uniform(thin, thick)
         reach = int(max(half * 1.6, 60 if kind == "pole" else 0)) + 2
@@ -180,7 +175,6 @@ def _other_person(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
 
 
 def _board(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
-    """Draw a sign on its post, near the camera."""
     wide, tall = width * rng.uniform(0.5, 1.2), TALL * rng.uniform(0.2, 0.4)
     patch = Layer.clear(int(1.3 * TALL), int(wide) + 2)
     things.pole(patch, wide / 2, 1.2 * TALL, 0.5 * tall, width * 0.025, rng)
@@ -203,21 +197,18 @@ def _umbrella(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
 
 
 def _banner(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
-    """Draw cloth hung across the street, near the camera."""
     patch = Layer.clear(TALL, width)
     covers.banner(patch, rng)
     return Occluder(patch, (0, 0), (-0.95 * TALL, -0.2 * TALL))
 
 
 def _wall(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
-    """Draw low brickwork, as wide as the picture."""
     patch = Layer.clear(TALL, width)
     covers.brick_wall(patch, rng)
     return Occluder(patch, (0, 0), (0.2 * TALL, 0.95 * TALL))
 
 
 def _gate(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
-    """Draw a leaf of a wooden gate that stands open at one side."""
     patch = Layer.clear(int(1.15 * TALL), width)
     covers.gate(patch, rng)
     side = (-width, -0.1 * width) if rng.random() < 0.5 else (0.1 * width, width)
@@ -245,7 +236,6 @@ OCCLUDERS: dict[str, Callable[[int, Camera, int, Rng], Occluder]] = {
 
 
 def _column(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
-    """Draw a round column covered with posters, before the middle of the person."""
     wide = int(width * rng.uniform(0.07, 0.5))
     patch = Layer.clear(int(1.15 * TALL), wide)
     covers.column(patch, rng)
@@ -254,7 +244,6 @@ def _column(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
 
 
 def _tarpaulin(width: int, camera: Camera, seed: int, rng: Rng) -> Occluder:
-    """Draw a sheet spread across the picture at the height of the waist."""
     tall = int(TALL * rng.uniform(0.08, 0.55))
     patch = Layer.clear(tall, width)
     covers.tarpaulin(patch, rng)
@@ -277,8 +266,6 @@ TRAINING_KINDS: dict[str, tuple[str, ...]] = {
     "side": ("person", "tree"),
 }
 TEST_KINDS: dict[str, tuple[str, ...]] = {
-    "top": ("umbrella", "banner"),
-    "bottom": ("barrier", "wall"),
-    "middle": ("tarpaulin", "column"),
-    "side": ("gate", "van"),
-}
+    "top": ("umbrella", "banner"), "bottom": ("barrier", "wall"),
+    "middle": ("tarpaulin", "column"), "side": ("gate", "van"),
+}  # fmt: skip

@@ -66,8 +66,6 @@ class _Figure:
             self._head()
             self._back_things()
 
-    # --- the parts -----------------------------------------------------------------------------
-
     def _leg(self, side: str) -> None:
         p, g = self.person, self.person.lower
         hip, knee, ankle, toe = (self.joints[n + side] for n in ("hip", "knee", "ankle", "toe"))
@@ -185,12 +183,9 @@ class _Figure:
         tall = p.height
         if p.bag == "backpack":
             rows = [
-                (0.815, 0.06, 0.03),
-                (0.80, 0.085, 0.045),
-                (0.70, 0.092, 0.06),
-                (0.60, 0.092, 0.064),
-                (0.585, 0.08, 0.05),
-            ]
+                (0.815, 0.06, 0.03), (0.80, 0.085, 0.045), (0.70, 0.092, 0.06),
+                (0.60, 0.092, 0.064), (0.585, 0.08, 0.05),
+            ]  # fmt: skip
             self._upright(rows, 1.0, self._backpack, z=-0.125)
         if p.hair == "ponytail":
             x, y, z = self.joints["head"]
@@ -204,13 +199,9 @@ class _Figure:
 
     def _hair_fall(self) -> None:
         rows = [
-            (0.975, 0.014, 0.01),
-            (0.965, 0.036, 0.024),
-            (0.945, 0.052, 0.034),
-            (0.85, 0.064, 0.036),
-            (0.78, 0.055, 0.03),
-            (0.758, 0.035, 0.02),
-        ]
+            (0.975, 0.014, 0.01), (0.965, 0.036, 0.024), (0.945, 0.052, 0.034),
+            (0.85, 0.064, 0.036), (0.78, 0.055, 0.03), (0.758, 0.035, 0.02),
+        ]  # fmt: skip
         self._upright(rows, 1.0, self._flat(self.person.hair_rgb, 0.14), z=-0.035)
 
     def _hair_sides(self) -> None:
@@ -245,15 +236,11 @@ class _Figure:
     def _bag(self, centre: Joint, half_x: float, half_z: float, half_y: float) -> None:
         x, y, z = centre
         rows = [
-            (y + half_y, half_x * 0.85, half_z * 0.85),
-            (y + half_y * 0.8, half_x, half_z),
-            (y - half_y * 0.85, half_x, half_z),
-            (y - half_y, half_x * 0.9, half_z * 0.9),
-        ]
+            (y + half_y, half_x * 0.85, half_z * 0.85), (y + half_y * 0.8, half_x, half_z),
+            (y - half_y * 0.85, half_x, half_z), (y - half_y, half_x * 0.9, half_z * 0.9),
+        ]  # fmt: skip
         tall = self.person.height
         self._upright([(r / tall, a, b) for r, a, b in rows], 1.0, self._leather, x=x, z=z)
-
-    # --- shapes in the view --------------------------------------------------------------------
 
     def _upright(
         self,
@@ -297,8 +284,6 @@ class _Figure:
         if surface is not None:
             shade = surface.shade(self.light)[..., None]
             fill(self.layer, surface, (paint(surface) * shade).astype(np.float32))
-
-    # --- paints --------------------------------------------------------------------------------
 
     def _height(self, surface: Surface) -> Floats:
         """Return the relative height on an upright body of every row, (h, 1)."""
@@ -362,15 +347,10 @@ def _torso_rows(person: Identity) -> list[tuple[float, float, float]]:
     waist = 0.083 if person.female else 0.1
     shoulder = 0.098 if person.female else 0.115
     rows = [
-        (0.852, 0.036, 0.04),
-        (0.84, 0.05, 0.046),
-        (0.825, shoulder * 0.84, 0.055),
-        (0.805, shoulder, 0.064),
-        (0.74, shoulder * 0.97, 0.078 if person.female else 0.076),
-        (0.635, waist, 0.066),
-        (0.545, 0.1, 0.076),
-        (0.515, 0.102, 0.078),
-    ]
+        (0.852, 0.036, 0.04), (0.84, 0.05, 0.046), (0.825, shoulder * 0.84, 0.055),
+        (0.805, shoulder, 0.064), (0.74, shoulder * 0.97, 0.078 if person.female else 0.076),
+        (0.635, waist, 0.066), (0.545, 0.1, 0.076), (0.515, 0.102, 0.078),
+    ]  # fmt: skip
     match person.upper.kind:
         case "hoodie" | "jacket" | "open jacket":
             return [(y, w + 0.007, d + 0.01) for y, w, d in rows]

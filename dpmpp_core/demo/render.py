@@ -86,7 +86,6 @@ def _box(figure: Layer, view: View, rng: np.random.Generator) -> tuple[Layer, Vi
 
 
 def _cast_shadow(scene: Floats, view: View, camera: Camera) -> None:
-    """Darken the ground about the feet, away from the light."""
     height, width = scene.shape[:2]
     sideways = camera.light.direction[0]
     half, flat = 0.24 * view.size, 0.055 * view.size

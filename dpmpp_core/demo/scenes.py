@@ -33,16 +33,12 @@ def paint_scene(kind: str, seed: int, rng: Rng) -> Floats:
 
 
 def _passer_by(layer: Layer, seed: int, rng: Rng) -> None:
-    """Draw a person further away."""
     person = identity(seed, int(rng.integers(2_000_000, 3_000_000)))
     pose = draw_pose(rng, int(rng.integers(8)))
     far = float(rng.uniform(0.35, 0.7))
     ground = HORIZON + 30 + 200 * (far - 0.3)
     view = View((float(rng.uniform(0, SCENE_WIDE)), ground), 440 * far, 0.15, pose.yaw, pose.lean)
     draw_person(layer, person, pose, view, Light(), rng)
-
-
-# --- grounds and walls ---------------------------------------------------------------------------
 
 
 def _ground(layer: Layer, colour: RGB, rng: Rng, tiles: float = 0.0, grain: float = 0.05) -> None:
@@ -94,9 +90,6 @@ def _sky(layer: Layer, rng: Rng) -> None:
     fill(layer, box(layer, 0, 0, SCENE_WIDE, HORIZON, 0), (0.72, 0.78, 0.84), bottom=1.08)
 
 
-# --- scenes --------------------------------------------------------------------------------------
-
-
 def _street(layer: Layer, rng: Rng) -> None:
     _wall(layer, any_of(rng, ((0.5, 0.3, 0.24), (0.62, 0.55, 0.44), (0.55, 0.42, 0.36))), rng, 44)
     _windows(layer, rng, 120, 170, float(rng.uniform(70, 130)), 40)
@@ -142,11 +135,9 @@ def _park(layer: Layer, rng: Rng) -> None:
     _ground(layer, (0.27, 0.36, 0.17), rng, grain=0.14)
     away, near = rng.uniform(300, 900), rng.uniform(-100, 300)
     path = [
-        (away, HORIZON + 30),
-        (away + 130, HORIZON + 30),
-        (near + 1200, SCENE_TALL),
+        (away, HORIZON + 30), (away + 130, HORIZON + 30), (near + 1200, SCENE_TALL),
         (near, SCENE_TALL),
-    ]
+    ]  # fmt: skip
     fill(layer, polygon(layer, path), (0.58, 0.53, 0.45), top=0.9)
     for x in rng.uniform(0, SCENE_WIDE, 4):
         things.tree(layer, x, HORIZON + rng.uniform(30, 90), rng.uniform(380, 560), rng)
@@ -168,11 +159,8 @@ def _car_park(layer: Layer, rng: Rng) -> None:
     _ground(layer, (0.3, 0.3, 0.31), rng, grain=0.07)
     for x in np.arange(-400, 1800, 210).tolist():
         line = [
-            (x, HORIZON + 50),
-            (x + 8, HORIZON + 50),
-            (x - 80, SCENE_TALL),
-            (x - 98, SCENE_TALL),
-        ]
+            (x, HORIZON + 50), (x + 8, HORIZON + 50), (x - 80, SCENE_TALL), (x - 98, SCENE_TALL),
+        ]  # fmt: skip
         fill(layer, polygon(layer, line), (0.78, 0.78, 0.75))
     for x in np.arange(rng.uniform(-150, 0), SCENE_WIDE, 470).tolist():
         things.car(layer, x, HORIZON + 85, 440, rng)
@@ -227,11 +215,6 @@ def _underpass(layer: Layer, rng: Rng) -> None:
 
 
 SCENES: dict[str, Callable[[Layer, Rng], None]] = {
-    "street": _street,
-    "hall": _hall,
-    "park": _park,
-    "shops": _shops,
-    "station": _station,
-    "car park": _car_park,
-    "underpass": _underpass,
-}
+    "street": _street, "hall": _hall, "park": _park, "shops": _shops, "station": _station,
+    "car park": _car_park, "underpass": _underpass,
+}  # fmt: skip

@@ -54,32 +54,22 @@ def car(layer: Layer, x: float, ground: float, length: float, rng: Rng) -> None:
         return x + length * (1 - share if mirror else share)
 
     cabin = [
-        (at(0.18), waist),
-        (at(0.3), roof),
-        (at(0.42), roof - 0.02 * tall),
-        (at(0.66), roof),
+        (at(0.18), waist), (at(0.3), roof), (at(0.42), roof - 0.02 * tall), (at(0.66), roof),
         (at(0.8), waist),
-    ]
+    ]  # fmt: skip
     fill(layer, polygon(layer, cabin), paint, top=1.25, bottom=1.0)
     glass = [
-        (at(0.225), waist),
-        (at(0.32), roof + 0.06 * tall),
-        (at(0.64), roof + 0.06 * tall),
+        (at(0.225), waist), (at(0.32), roof + 0.06 * tall), (at(0.64), roof + 0.06 * tall),
         (at(0.75), waist),
-    ]
+    ]  # fmt: skip
     fill(layer, polygon(layer, glass), (0.16, 0.19, 0.22), top=1.7, bottom=0.9)
     left, right = sorted((at(0.475), at(0.495)))
     fill(layer, box(layer, left, roof + 0.05 * tall, right, waist), paint)
     body = [
-        (at(0.0), waist + 0.16 * tall),
-        (at(0.04), waist + 0.03 * tall),
-        (at(0.2), waist),
-        (at(0.78), waist),
-        (at(0.96), waist + 0.1 * tall),
-        (at(1.0), waist + 0.25 * tall),
-        (at(0.995), sill),
-        (at(0.01), sill),
-    ]
+        (at(0.0), waist + 0.16 * tall), (at(0.04), waist + 0.03 * tall), (at(0.2), waist),
+        (at(0.78), waist), (at(0.96), waist + 0.1 * tall), (at(1.0), waist + 0.25 * tall),
+        (at(0.995), sill), (at(0.01), sill),
+    ]  # fmt: skip
     fill(layer, polygon(layer, body), paint, top=1.15, bottom=0.62)
     for door in (0.3, 0.49, 0.68):
         left = at(door)
@@ -118,11 +108,9 @@ def trunk(layer: Layer, x: float, ground: float, top: float, half: float, rng: R
     """Draw a trunk with bark."""
     bend = rng.normal(0, 0.25) * half
     rows = [
-        (top, x + bend, half * 0.85),
-        ((top + ground) / 2, x, half),
-        (ground - half, x, half * 1.05),
-        (ground, x, half * 1.5),
-    ]
+        (top, x + bend, half * 0.85), ((top + ground) / 2, x, half),
+        (ground - half, x, half * 1.05), (ground, x, half * 1.5),
+    ]  # fmt: skip
     surface = profile(layer, rows)
     if surface is None:
         return
@@ -156,11 +144,9 @@ def pole(layer: Layer, x: float, ground: float, top: float, half: float, rng: Rn
     """Draw a lamp post or a pillar."""
     colour = any_of(rng, ((0.35, 0.36, 0.37), (0.18, 0.2, 0.19), (0.6, 0.6, 0.58)))
     rows = [
-        (top, x, half),
-        (ground - 3 * half, x, half),
-        (ground - 3 * half + 2, x, half * 1.35),
+        (top, x, half), (ground - 3 * half, x, half), (ground - 3 * half + 2, x, half * 1.35),
         (ground, x, half * 1.4),
-    ]
+    ]  # fmt: skip
     surface = profile(layer, rows)
     if surface is not None:
         scuffs = 1 + 0.05 * noise("mottle", surface.alpha.shape, rng)

@@ -7,16 +7,6 @@ from dpmpp_core.index.search import RowFilter, SearchResult, merge_results, sear
 from dpmpp_core.index.segments import ROW_SCHEMA, STORED, Block, Stored
 
 __all__ = [
-    "ROW_SCHEMA",
-    "STORED",
-    "Added",
-    "Block",
-    "GalleryIndex",
-    "ModelVersion",
-    "RowFilter",
-    "SearchResult",
-    "Stored",
-    "describe_index",
-    "merge_results",
-    "search",
-]
+    "ROW_SCHEMA", "STORED", "Added", "Block", "GalleryIndex", "ModelVersion", "RowFilter",
+    "SearchResult", "Stored", "describe_index", "merge_results", "search",
+]  # fmt: skip

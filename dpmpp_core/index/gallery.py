@@ -17,8 +17,7 @@ import logging
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -64,6 +63,7 @@ SEGMENTS, LOCK = "segments", "lock"
 SEGMENT_ROWS = 1_048_576  # of a compacted segment
 Rows = NDArray[np.int64]
 Sketched = tuple[list[Block], Sketches]
+Searchable = tuple[Block, Gallery]
 
 
 class Added(NamedTuple):
@@ -83,6 +83,9 @@ class GalleryIndex:
 
     folder: Path
     manifest: Manifest
+    _opened: dict[str, list[Block]] = field(default_factory=dict, init=False, compare=False)
+    _mapped: dict[str, Sketches] = field(default_factory=dict, init=False, compare=False)
+    _ready: dict[str, list[Searchable]] = field(default_factory=dict, init=False, compare=False)
 
     @classmethod
     def create(
@@ -200,7 +203,7 @@ class GalleryIndex:
         self,
         segments: Collection[str] | None = None,
         usual_mask: Mapping[str, Matrix] | None = None,
-    ) -> Iterator[tuple[Block, Gallery]]:
+    ) -> Iterator[Searchable]:
         """Yield `blocks`, each with its `Gallery`, prepared once for any number of searches.
 
         The `usual_mask` (see `Gallery`) of the first call counts. Raises as `blocks`.
@@ -298,18 +301,6 @@ class GalleryIndex:
     def _width(self) -> int:
         return sum(self.manifest.model.spaces.values())
 
-    @cached_property
-    def _opened(self) -> dict[str, list[Block]]:
-        return {}
-
-    @cached_property
-    def _mapped(self) -> dict[str, Sketches]:
-        return {}
-
-    @cached_property
-    def _ready(self) -> dict[str, list[tuple[Block, Gallery]]]:
-        return {}
-
     def _without(self, gone: Rows) -> list[Segment]:
         """Return the segments with further rows deleted, without empty ones."""
         segments = []
@@ -329,7 +320,6 @@ class GalleryIndex:
         return segments
 
     def _merged(self, segments: Sequence[Segment]) -> list[Segment]:
-        """Write new segments with the rows of these that are not deleted."""
         if not segments or (len(segments) == 1 and not segments[0].deleted):
             return list(segments)
         blocks = self.blocks({segment.file for segment in segments})
@@ -347,7 +337,7 @@ class GalleryIndex:
 
     @contextmanager
     def _writing(self) -> Iterator[GalleryIndex]:
-        """Lock the index against other writers while the block runs, and yield its current state."""
+        """Lock the index against other writers, and yield its current state."""
         with (self.folder / LOCK).open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -131,7 +131,6 @@ def _by_sketches(
     k: int,
     where: RowFilter,
 ) -> SearchResult:
-    """Find the k best of the candidates of one segment, by their exact scores."""
     parts = [block.originals or block.features for block in blocks]
     keep = np.concatenate([where.keeps(block) for block in blocks])
     orders = {space: torch.arange(x.shape[1]) for space, x in parts[0].items()}

@@ -1,1 +1,7 @@
-"""Networks, from the encoder to the whole model; imports nothing, as its modules load torch."""
+"""Networks, from the encoder to the whole model; modules load torch when imported."""
+
+__all__ = [
+    "attention", "bands", "batch_norm", "clip", "distributed", "encoder", "mask_generator",
+    "person_masks", "pixels", "prompts", "prototypes", "reid", "saliency", "saved", "tensors",
+    "timm_vit", "towers",
+]  # fmt: skip

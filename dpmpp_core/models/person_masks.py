@@ -105,7 +105,6 @@ def _device() -> str:
 def _normalise(
     images: NDArray[np.uint8], data: DataConfig, module: nn.Module
 ) -> Iterator[torch.Tensor]:
-    """Yield normalised batches on the device of `module`."""
     device = next(module.parameters()).device
     for start in range(0, len(images), BATCH):
         yield to_tensor_batch(images[start : start + BATCH], data.mean, data.std).to(device)

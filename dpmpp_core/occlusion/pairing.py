@@ -165,7 +165,6 @@ def overlap(
 
 
 def _area(person_masks: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return the number of person patches of each mask, float32 [B]."""
     return person_masks.sum(axis=(1, 2), dtype=np.float32)
 
 

@@ -154,8 +154,6 @@ class Block:
 
 
 class _Part:
-    """A block of one space."""
-
     def __init__(self, stored: ScoreSpace, items: slice) -> None:
         self.codes, self.lengths = stored.codes[items], stored.lengths[items]
         self.energies = None if stored.energies is None else stored.energies[items]
@@ -218,7 +216,6 @@ class _Part:
         return upper.add_(self.rounding).clamp_max_(1 + self.rounding)
 
     def _squared(self, square: Tensor) -> Tensor:
-        """Multiply `square` [q, D] by the squares of the features: [q, g]."""
         if len(square) > FEW_QUERIES:
             return _product(square, self.squares)
         return self._piecewise(square, squared=True)

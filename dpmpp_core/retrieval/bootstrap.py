@@ -77,7 +77,6 @@ def bootstrap_bounds(values: ArrayLike, groups: NDArray[Any]) -> dict[str, float
 def _resampled(
     sums: NDArray[np.float64], sizes: NDArray[np.int64], draws: int, seed: int
 ) -> NDArray[np.float64]:
-    """Return means over queries of `draws` samples of groups, [draws]."""
     rng = np.random.default_rng(seed)
     count = len(sums)
     step = max(1, BLOCK_VALUES // count)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dpmpp_core.errors import WeightsError
 from dpmpp_core.retrieval.feature_ranks import rank_features
 from dpmpp_core.retrieval.gallery import Gallery
-from dpmpp_core.retrieval.masks import permuted_masks, static_mask
+from dpmpp_core.retrieval.masks import permuted_masks, static_masks
 from dpmpp_core.retrieval.ranking import RankingResult, mean_result
 from dpmpp_core.retrieval.search import masked_topk
 
@@ -131,7 +131,7 @@ def rank_by_mode(query: Embeddings, gallery: Embeddings, seed: int) -> dict[Mode
     if len(query) > 1:
         permuted = [permuted_masks(query_masks, seed * EXCHANGES + i) for i in range(EXCHANGES)]
         results["permuted"] = mean_result([rank(masks) for masks in permuted])
-    results["static"] = rank(static_mask(query_masks))
+    results["static"] = rank(static_masks(query_masks))
     if gallery.masks:
         # <q, normalise(m_q m_g g)>: the gallery's mask scales its features, once for all queries.
         masked = {space: x * gallery.masks[space] for space, x in gallery.features.items()}

@@ -149,7 +149,7 @@ class Gallery:
             torch.set_num_threads(threads)
 
     def exact(self, query: Query, rows: Tensor, items: Tensor) -> Tensor:
-        """Compute scores of the pairs (rows[i], items[i]): float32 [n], the definition of scores."""
+        """Compute scores of pairs (rows[i], items[i]): float32 [n], the definition of scores."""
         step = BLOCK_PAIRS if self.device.type == "cpu" else BLOCK_PAIRS * 64
         scores = [
             self._exact(query, rows[i : i + step], items[i : i + step])

@@ -5,8 +5,8 @@ A mask that helps as much when queries swap theirs, or when all use the mean one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, overload
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,32 +15,26 @@ Mask = NDArray[np.floating[Any]]
 DEAD_MASK = 0.01  # a std over pictures below this: the same mask for all (ours)
 
 
-@overload
-def permuted_masks(mask: Mask, seed: int) -> Mask: ...
-@overload
-def permuted_masks(mask: Mapping[str, Mask], seed: int) -> dict[str, Mask]: ...
-def permuted_masks(mask: Mask | Mapping[str, Mask], seed: int) -> Mask | dict[str, Mask]:
-    """Give every query another query's mask, the same one's in every space, as a control.
+def permuted_masks(masks: Mapping[str, Mask], seed: int) -> dict[str, Mask]:
+    """Give every query another query's mask [N, D], the same one's in every space, as a control.
 
-    `mask` is [N, D], or a mapping of space to such. The permutation is a uniform derangement (none
-    keeps its mask), drawn from `seed` and N alone. Raises ValueError if N < 2.
+    The permutation is a uniform derangement (none keeps its mask), drawn from `seed` and N alone.
+    Raises ValueError if N < 2.
     """
-    sizes = {len(m) for m in mask.values()} if isinstance(mask, Mapping) else {len(mask)}
+    sizes = {len(mask) for mask in masks.values()}
     if len(sizes) != 1:
         raise ValueError(f"the spaces of mask have different numbers of queries: {sorted(sizes)}")
     order = _derangement(sizes.pop(), seed)
-    return _each(mask, lambda m: m[order])
+    return {space: mask[order] for space, mask in masks.items()}
 
 
-@overload
-def static_mask(mask: Mask) -> Mask: ...
-@overload
-def static_mask(mask: Mapping[str, Mask]) -> dict[str, Mask]: ...
-def static_mask(mask: Mask | Mapping[str, Mask]) -> Mask | dict[str, Mask]:
-    """Give every query the mean mask of all, [N, D] or by space, as a control."""
-    return _each(
-        mask, lambda m: np.broadcast_to(m.mean(0, dtype=np.float64), m.shape).astype(m.dtype)
-    )
+def static_masks(masks: Mapping[str, Mask]) -> dict[str, Mask]:
+    """Give every query the mean mask of all, by space, as a control."""
+    means = {space: mask.mean(0, dtype=np.float64) for space, mask in masks.items()}
+    return {
+        space: np.broadcast_to(mean, masks[space].shape).astype(masks[space].dtype)
+        for space, mean in means.items()
+    }
 
 
 def mask_statistics(masks: Mapping[str, Mask]) -> dict[str, dict[str, float]]:
@@ -65,14 +59,6 @@ def _statistics(mask: NDArray[np.float64]) -> dict[str, float]:
         "std_channels": float(mask.std(1).mean()),
         "participation": float(used.mean()),
     }
-
-
-def _each(
-    mask: Mask | Mapping[str, Mask], change: Callable[[Mask], Mask]
-) -> Mask | dict[str, Mask]:
-    if isinstance(mask, Mapping):
-        return {space: change(m) for space, m in mask.items()}
-    return change(mask)
 
 
 def _derangement(size: int, seed: int) -> NDArray[np.int64]:

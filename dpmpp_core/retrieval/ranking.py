@@ -59,8 +59,8 @@ class RankingResult:
         first_match_rank: int64 [Q], from 1, 0 for skipped queries.
     """
 
-    mAP: float  # noqa: N815
-    mINP: float  # noqa: N815
+    mAP: float
+    mINP: float
     cmc: Floats
     num_valid_queries: int
     num_skipped_queries: int
@@ -68,7 +68,7 @@ class RankingResult:
     first_match_rank: Ints
 
     def rank(self, k: int) -> float:
-        """Return the share of valid queries with a match in the first k (at most the list's end)."""
+        """Return the share of valid queries with a match in the first k."""
         return float(self.cmc[min(k, len(self.cmc)) - 1])
 
     def metrics(self) -> dict[str, float]:

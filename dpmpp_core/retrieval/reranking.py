@@ -189,7 +189,6 @@ def _neighbours(items: _Items, k: int, top: int) -> _Near:
 
 
 def _keep(lists: tuple[Tensor, Tensor], alike: Tensor, of: slice, against: slice) -> None:
-    """Merge a block's best into the lists of its rows."""
     best, _ = lists
     k = best.shape[1]
     floor = best[of, -1:]
@@ -261,7 +260,6 @@ def _averaged(rows: _Rows, nearest: Ints) -> _Rows:
 
 
 def _reordered(rows: _Rows, near: _Near, queries: int, weight: float) -> tuple[Floats32, Ints]:
-    """Return the lists of the queries by final distance."""
     distances = np.empty_like(near.alike)
     dense = np.zeros(len(rows.starts) - 1, np.float32)
     for i, listed in enumerate(near.listed):

@@ -61,8 +61,6 @@ def masked_topk(
 
 
 class _Lists:
-    """The lists of all queries, to which blocks of the gallery are added."""
-
     def __init__(
         self, query: Query, gallery: Gallery, k: int, allowed: Mask | Allowed | None
     ) -> None:

@@ -79,7 +79,6 @@ def _one_space(space: str, query: Array, mask: Array | None, gallery: Array) -> 
 
 
 def _wide(name: str, space: str, value: Array) -> Tensor:
-    """Return `value` as a tensor [N, D] of float32 or float64."""
     x = matrix(name, space, value)
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

@@ -152,7 +152,6 @@ def _summarise_tracklets(ranked: Mapping[str, Ranked], pids: Rows) -> dict[str, 
 
 
 def _late(query: Embeddings, gallery: Embeddings, rows: Rows) -> Ranked:
-    """Rank by the mean of the frames' scores, in blocks of tracklets."""
     count, k = rows.shape
     pids, camids = query.pids[rows[:, 0]], query.camids[rows[:, 0]]
     pairs = Pairs.of(pids, gallery.pids, camids, gallery.camids)

@@ -1,1 +1,5 @@
-"""The stages of training, each a `Task`; imports nothing, as its modules load torch."""
+"""The stages of training, each a `Task`; modules load torch when imported."""
+
+__all__ = [
+    "first_epoch", "metric", "pretrain", "prompts", "saliency", "schedule", "step", "task",
+]  # fmt: skip
