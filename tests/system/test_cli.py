@@ -37,7 +37,9 @@ def test_stopped_in_stage_2_it_goes_on_and_ends_with_the_same_weights(
     command = [DPMPP, "train", "--data", str(small_demo), "--storage", str(storage), "--json"]
     command += LONG
     log = (tmp_path / "first.log").open("w")
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+    first = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=log, preexec_fn=heed_ctrl_c
+    )
     try:
         wait_for_checkpoint(storage, first)
         first.send_signal(signal.SIGINT)
@@ -59,6 +61,11 @@ def test_stopped_in_stage_2_it_goes_on_and_ends_with_the_same_weights(
     assert (
         json.loads(unbroken.stdout.splitlines()[-1])["weights_sha256"] == second["weights_sha256"]
     )
+
+
+def heed_ctrl_c() -> None:
+    """A job in the background ignores SIGINT, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_checkpoint(storage: Path, process: subprocess.Popen[bytes]) -> None:
