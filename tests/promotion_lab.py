@@ -95,7 +95,7 @@ class Lab:
 
     def request(self, name: str, uri: str | None = None, **asked: Any) -> PromotionRequest:
         asked.setdefault("gate", self.gate())
-        return PromotionRequest(name, tracking_uri=uri or self.server.uri, **asked)
+        return PromotionRequest(name=name, tracking_uri=uri or self.server.uri, **asked)
 
     def promote(self, name: str, **asked: Any) -> dict[str, Any]:
         return promote(self.request(name, **asked))

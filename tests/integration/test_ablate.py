@@ -40,14 +40,14 @@ def asked(
     # What the user says comes last, so SMALL's epochs would win over the grid's.
     changes = [change for change in SMALL if not change.startswith("metric.epochs")]
     options = Options(
-        str(small_demo),
-        "demo",
-        changes,
-        str(folder / "runs"),
+        data=str(small_demo),
+        config="demo",
+        overrides=changes,
+        storage=str(folder / "runs"),
         bands=(Band(10, 30),),
         parts=("top",),
     )
-    return options, AblationRequest(str(folder / "grid.yaml"), seeds=(0,), few_seeds=(0,))
+    return options, AblationRequest(grid=str(folder / "grid.yaml"), seeds=(0,), few_seeds=(0,))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_what_is_missing_is_not_built_where_it_is_looked_for(
 
     monkeypatch.setattr(module, "run_trials", only_look)
     options, request = asked
-    found = ablate(options, AblationRequest(request.grid, seeds=(0, 1), few_seeds=(0,)))
+    found = ablate(options, AblationRequest(grid=request.grid, seeds=(0, 1), few_seeds=(0,)))
     assert pending == ["plain 1", "hidden 1"] and found["failed"].keys() == set(pending)
     assert found["variants"] == ablation["variants"]
     assert "- plain 1: not trained here" in Path(found["table"]).read_text()

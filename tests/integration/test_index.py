@@ -120,7 +120,7 @@ def test_a_model_of_the_registry_is_named_by_its_alias_and_kept_by_its_version(
     assert made["model"] == "models:/people/1" and made["added"] > 0
     client.set_registered_model_alias("people", "champion", "1")
     query = str(next((small_demo / "query").glob("*.jpg")))
-    asked = SearchRequest(str(tmp_path / "index"), query, top=1)
+    asked = SearchRequest(index=str(tmp_path / "index"), query=query, top=1)
     found = run_search(asked)["queries"][0]["hits"][0]["image"]
     assert found == query
     moved = replace(asked, model=str(model))
@@ -286,20 +286,22 @@ def test_a_person_is_searched_for_with_filters_and_a_page(
 ) -> None:
     query = next((small_demo / "query_holistic").glob("*.jpg"))
     page = tmp_path / "page.html"
-    result = run_search(SearchRequest(str(index), str(query), top=5, html=str(page)))
+    result = run_search(SearchRequest(index=str(index), query=str(query), top=5, html=str(page)))
     (asked,) = result["queries"]
     scores = [hit["score"] for hit in asked["hits"]]
     assert len(scores) == 5 and scores == sorted(scores, reverse=True)
     assert all(0 < hit["probability"] < 1 for hit in asked["hits"])
     assert page.read_text().count('class="hit"') == 5
     other = run_search(
-        SearchRequest(str(index), str(query), base_rate=0.5, where=RowFilter(cameras=[2]))
+        SearchRequest(
+            index=str(index), query=str(query), base_rate=0.5, where=RowFilter(cameras=[2])
+        )
     )
     assert {hit["camid"] for hit in other["queries"][0]["hits"]} == {2}
     assert other["base_rate"] == 0.5
     same = [h for h in other["queries"][0]["hits"] if h["image"] == asked["hits"][0]["image"]]
     assert all(hit["probability"] > asked["hits"][0]["probability"] for hit in same)
-    several = run_search(SearchRequest(str(index), str(small_demo / "query"), top=3))
+    several = run_search(SearchRequest(index=str(index), query=str(small_demo / "query"), top=3))
     assert len(several["queries"]) == len(list((small_demo / "query").glob("*.jpg")))
 
 
@@ -307,7 +309,9 @@ def test_an_approximate_search_is_made_ready_by_compaction_and_says_what_it_scor
     cluster: None, index: Path, small_demo: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(index, tmp_path / "index")
-    asked = SearchRequest(str(folder), str(small_demo / "query"), top=5, approximate=True)
+    asked = SearchRequest(
+        index=str(folder), query=str(small_demo / "query"), top=5, approximate=True
+    )
     with pytest.raises(DataError, match="`dpmpp index compact --approximate` writes them"):
         run_search(asked)
     command = [DPMPP, "index", "compact", "--index", str(folder), "--approximate"]
@@ -345,7 +349,7 @@ def test_the_calibration_says_what_it_was_made_of(index: Path) -> None:
 def test_an_open_search_sees_what_is_added_and_deleted(index: Path, small_demo: Path) -> None:
     searcher = Searcher(str(index))
     picture = np.zeros((128, 64, 3), np.uint8)
-    asked = searcher.ask([picture], ["black"])
+    asked = searcher.embed([picture], ["black"])
     first = searcher.find(asked, 1, RowFilter()).hits[0][0]
     delete_images(str(index), [first.image], [])
     assert searcher.find(asked, 1, RowFilter()).hits[0][0].image != first.image
@@ -358,7 +362,7 @@ def test_shards_search_an_index_that_is_compacted_meanwhile(
 ) -> None:
     folder = shutil.copytree(index, tmp_path / "index")
     searcher = Searcher(str(folder), shards=2)
-    asked = searcher.ask([np.zeros((128, 64, 3), np.uint8)], ["black"])
+    asked = searcher.embed([np.zeros((128, 64, 3), np.uint8)], ["black"])
     first, second, third = searcher.find(asked, 3, RowFilter()).hits[0]
     stale = searcher.index
     delete_images(str(folder), [first.image], [])
@@ -394,7 +398,7 @@ def test_an_index_on_s3_is_searched_by_shards(
     finally:
         server.stop()
     found = json.loads(done.stdout.splitlines()[-1])["queries"]
-    assert found == run_search(SearchRequest(str(index), query))["queries"]
+    assert found == run_search(SearchRequest(index=str(index), query=query))["queries"]
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_three_seeds_stand_with_their_spread_beside_the_published(
         {"seed": seed, "rank1": 70.0 + seed, "mAP": 58.0, "first_epoch": {"outside": outside}}
         for seed, outside in enumerate(([], [warning], []))
     ]
-    request = ReproductionRequest(name, "data", overrides=["cluster.gpu=true"])
+    request = ReproductionRequest(protocol=name, data="data", overrides=["cluster.gpu=true"])
     result = _compared(request, load_protocol(name), runs, [])
     assert result["ours"]["rank1"]["mean"] == 71 and result["ours"]["rank1"]["std"] == 1
     assert result["verdict"] == {"rank1": "inside", "mAP": "below"}

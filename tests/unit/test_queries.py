@@ -58,7 +58,7 @@ def expected(folder, model, k):
 
 
 def request(folder, **changes):
-    return SearchRequest(str(folder / "index"), str(folder / "person"), **changes)
+    return SearchRequest(index=str(folder / "index"), query=str(folder / "person"), **changes)
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
