@@ -371,7 +371,7 @@ def test_shards_search_an_index_that_is_compacted_meanwhile(
     states = iter([stale])
     real = GalleryIndex.open
     monkeypatch.setattr(GalleryIndex, "open", lambda folder: next(states, None) or real(folder))
-    searcher._shards = searcher._started()
+    searcher._shards = searcher._start_shards()
     assert searcher.find(asked, 2, RowFilter()).hits[0] == [second, third]
     assert searcher.index.deleted == 0 and searcher.index != stale
 

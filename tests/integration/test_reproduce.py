@@ -14,7 +14,7 @@ import pytest
 from dpmpp_core.errors import DataError, UserError
 from dpmpp_core.protocols import load_protocol
 from pipelines.cli.show import show_protocols, show_reproduction
-from pipelines.workflows.reproduce import ReproductionRequest, _compared, reproduce
+from pipelines.workflows.reproduce import ReproductionRequest, _summarise, reproduce
 from tests.integration.conftest import SMALL
 
 TINY = [
@@ -119,7 +119,7 @@ def test_three_seeds_stand_with_their_spread_beside_the_published(
         for seed, outside in enumerate(([], [warning], []))
     ]
     request = ReproductionRequest(protocol=name, data="data", overrides=["cluster.gpu=true"])
-    result = _compared(request, load_protocol(name), runs, [])
+    result = _summarise(request, load_protocol(name), runs, [])
     assert result["ours"]["rank1"]["mean"] == 71 and result["ours"]["rank1"]["std"] == 1
     assert result["verdict"] == {"rank1": "inside", "mAP": "below"}
     assert result["caveats"] == ["losses of the first epoch were outside their windows"]
