@@ -52,15 +52,13 @@ class Gate(Section):
             for name in getattr(self, section):
                 query_set, _, figure = name.rpartition(".")
                 if figure not in FIGURES or query_set not in ("", *QUERY_SETS):
-                    raise ValueError(f"{section}.{name}: no such figure{suggest(name, _names())}")
+                    names = [
+                        f"{s}.{f}".removeprefix(".") for s in ("", *QUERY_SETS) for f in FIGURES
+                    ]
+                    raise ValueError(f"{section}.{name}: no such figure{suggest(name, names)}")
         if self.latency_ms is not None and self.reproduce is None:
             raise ValueError("latency_ms needs reproduce: a version that is not loaded has none")
         return self
-
-
-def _names() -> list[str]:
-    return [f"{prefix}{figure}" for prefix in ("", *(f"{s}." for s in QUERY_SETS))
-            for figure in FIGURES]  # fmt: skip
 
 
 def load_gate(source: str = "default") -> Gate:

@@ -123,11 +123,6 @@ def jpeg_segments(data: bytes) -> tuple[tuple[int, int], int]:
             return size, at
 
 
-def _png_size(data: bytes) -> tuple[int, int]:
-    width, height = struct.unpack_from(">II", data, 16)
-    return width, height
-
-
 def _bmp_size(data: bytes) -> tuple[int, int]:
     (header,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
@@ -149,7 +144,7 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
 
 _HEADERS = (
     (b"\xff\xd8\xff", lambda data: jpeg_segments(data)[0]),
-    (b"\x89PNG\r\n\x1a\n", _png_size),
+    (b"\x89PNG\r\n\x1a\n", lambda data: struct.unpack_from(">II", data, 16)),
     (b"BM", _bmp_size),
     (b"II*\0", _tiff_size),
     (b"MM\0*", _tiff_size),

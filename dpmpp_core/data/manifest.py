@@ -127,7 +127,8 @@ class Manifest:
         """
         result = {}
         for name in SETS:
-            rows = self._set(name)
+            split, _, kind = name.partition("_")
+            rows = self.subset(split, occluded=kind == "occluded" if kind else None)
             distractors = 0
             if self.layout == "market1501" and name == "gallery":
                 distractors = pc.sum(pc.equal(rows["pid"], 0)).as_py() or 0
@@ -209,10 +210,6 @@ class Manifest:
         if not whole or rows_sha256(images) != head["dataset_id"]:
             raise _mixed(folder)
         return cls(head["root"], head["layout"], images, quarantine, head["dataset_id"])
-
-    def _set(self, name: str) -> pa.Table:
-        split, _, kind = name.partition("_")
-        return self.subset(split, occluded=kind == "occluded" if kind else None)
 
 
 def read_manifest(

@@ -186,7 +186,9 @@ class StepMaker:
                     twins[k] = mixture.recipient
             else:
                 whole = self._picture(planned, i)
-                images[k] = self._maybe_erase(whole, planned, i)
+                rng = stream(self._plan.seed, planned.epoch, planned.step, i, Draw.ERASING)
+                erased = rng.random() < self._augment.erase
+                images[k] = random_erase(whole, rng) if erased else whole
                 visible[k] &= ~_changed(whole, images[k], visible.shape[1:])
             if self._augment.camera:  # one camera records recipient and donor alike
                 rng = stream(self._plan.seed, planned.epoch, planned.step, i, Draw.CAMERA)
@@ -244,10 +246,6 @@ class StepMaker:
             return self._donors.picture(planned.bank, donor - len(planned.rows))
         image = self._images[int(planned.rows[donor])]
         return apply_to_image(image, planned.geometries[donor], self._augment.pad)
-
-    def _maybe_erase(self, image: Image, planned: _PlannedStep, item: int) -> Image:
-        rng = stream(self._plan.seed, planned.epoch, planned.step, item, Draw.ERASING)
-        return random_erase(image, rng) if rng.random() < self._augment.erase else image
 
     def _occlude(self, planned: _PlannedStep, samples: range) -> dict[str, NDArray]:
         """Return every second sample before mixing, behind a synthetic occluder.

@@ -122,17 +122,14 @@ class ReidModel(nn.Module):
         parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
         for start in range(0, len(images), batch):
             pictures = fitted(images[start : start + batch], self.data, start)
-            reading = self(self._normalise(pictures))
+            pixels = to_tensor_batch(pictures, self.data.mean, self.data.std)
+            reading = self(pixels.to(next(self.parameters()).device))
             parts.append((self.retrieval_features(reading.features), reading.masks))
         self.train(was_training)
         return Embedded(
             features=self._join([features for features, _ in parts]),
             masks=self._join([masks for _, masks in parts]),
         )
-
-    def _normalise(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        batch = to_tensor_batch(images, self.data.mean, self.data.std)
-        return batch.to(next(self.parameters()).device)
 
     def _join(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, npt.NDArray[np.float32]]:
         return {

@@ -55,10 +55,8 @@ class ModelLocation:
         if not self.key and self.storage.endswith(SUFFIX):
             return OnnxModel(self.storage, threads=1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        folder = Path(self.storage)
-        if self.key:
-            folder = Storage(self.storage).fetch(self.key) / "model"
-        return load_model(folder, device)
+        stage = Storage(self.storage).fetch(self.key) if self.key else None
+        return load_model(stage / "model" if stage else Path(self.storage), device)
 
 
 class EmbedWithModel:

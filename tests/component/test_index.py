@@ -230,7 +230,7 @@ def test_the_calibration_says_what_it_was_made_of(index: Path) -> None:
 def test_an_open_search_sees_what_is_added_and_deleted(index: Path, small_demo: Path) -> None:
     searcher = Searcher(str(index))
     picture = np.zeros((128, 64, 3), np.uint8)
-    asked = searcher.ask([picture], ["black"])
+    asked = searcher.embed([picture], ["black"])
     first = searcher.find(asked, 1, RowFilter()).hits[0][0]
     delete_images(str(index), [first.image], [])
     assert searcher.find(asked, 1, RowFilter()).hits[0][0].image != first.image
@@ -243,7 +243,7 @@ def test_shards_search_an_index_that_is_compacted_meanwhile(
 ) -> None:
     folder = shutil.copytree(index, tmp_path / "index")
     searcher = Searcher(str(folder), shards=2)
-    asked = searcher.ask([np.zeros((128, 64, 3), np.uint8)], ["black"])
+    asked = searcher.embed([np.zeros((128, 64, 3), np.uint8)], ["black"])
     first, second, third = searcher.find(asked, 3, RowFilter()).hits[0]
     stale = searcher.index
     delete_images(str(folder), [first.image], [])
@@ -252,6 +252,6 @@ def test_shards_search_an_index_that_is_compacted_meanwhile(
     states = iter([stale])
     real = GalleryIndex.open
     monkeypatch.setattr(GalleryIndex, "open", lambda folder: next(states, None) or real(folder))
-    searcher._shards = searcher._started()
+    searcher._shards = searcher._start_shards()
     assert searcher.find(asked, 2, RowFilter()).hits[0] == [second, third]
     assert searcher.index.deleted == 0 and searcher.index != stale

@@ -58,7 +58,13 @@ def test_a_population_copies_its_best_and_ends_in_a_configuration(
     cluster: None, small_demo: Path, tmp_path: Path
 ) -> None:
     request = TuningRequest(
-        "rates", 3, epochs=2, scheduler="pbt", perturbation_interval=1, share=0.4, seed=1
+        space="rates",
+        trials=3,
+        epochs=2,
+        scheduler="pbt",
+        perturbation_interval=1,
+        share=0.4,
+        seed=1,
     )
     options = Options(data=str(small_demo), overrides=SMALL, storage=str(tmp_path))
     result = search(options, request)

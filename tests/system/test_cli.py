@@ -37,9 +37,7 @@ def test_stopped_in_stage_2_it_goes_on_and_ends_with_the_same_weights(
     command = [DPMPP, "train", "--data", str(small_demo), "--storage", str(storage), "--json"]
     command += LONG
     log = (tmp_path / "first.log").open("w")
-    first = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=log, preexec_fn=heed_ctrl_c
-    )
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, preexec_fn=heed_ctrl_c)
     try:
         wait_for_checkpoint(storage, first)
         first.send_signal(signal.SIGINT)
