@@ -113,6 +113,7 @@ def test_the_report_is_one_file_with_all_in_it(result: dict[str, Any]) -> None:
     assert result["weights_sha256"][:16] in page
 
 
+@pytest.mark.long
 def test_a_changed_stage_2_starts_there(
     result: dict[str, Any], small_demo: Path, runs: Path
 ) -> None:

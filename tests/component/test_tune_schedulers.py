@@ -130,6 +130,7 @@ def test_a_population_keeps_its_start_and_survives_failures_and_kills(
     check_population(tmp_path, run(tmp_path, spec))
 
 
+@pytest.mark.long
 def test_asha_never_stops_the_start_and_skips_the_rungs_of_a_bracket(
     cluster: None, tmp_path: Path
 ) -> None:

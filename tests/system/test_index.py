@@ -34,7 +34,7 @@ import os, signal, sys
 import pipelines.gallery.index as job
 from dpmpp_core.index import GalleryIndex
 
-job.COMMIT_ROWS, job.BATCH = 8, 4
+job.COMMIT_ROWS, job.BATCH_IMAGES = 8, 4
 append, left = GalleryIndex.append, [2]
 
 def dying(self, *arguments):
@@ -51,7 +51,8 @@ def dying(self, *arguments):
         os.replace = replace
 
 GalleryIndex.append = dying
-job.add(sys.argv[1], job.Images(sys.argv[2], "gallery", None, sys.argv[3]))
+source = job.ImageSource(sys.argv[2], "gallery", address=sys.argv[3])
+job.add_images(sys.argv[1], source)
 """
 
 
@@ -110,6 +111,7 @@ def test_a_shard_killed_while_it_searches_is_started_again(cluster: None, tmp_pa
     assert ray.get(victim.__ray_call__.remote(lambda worker: os.getpid())) != pid
 
 
+@pytest.mark.long
 def test_an_index_on_s3_is_searched_by_shards(
     cluster: None, model: Path, small_demo: Path, tmp_path: Path
 ) -> None:
