@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dpmpp_core.occlusion import oiou, transfer_patches
     from dpmpp_core.retrieval import Embeddings, evaluate, masked_similarity, masked_topk
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Config", "Embeddings", "ReidModel", "evaluate", "load_config", "load_model",
     "masked_similarity", "masked_topk", "oiou", "transfer_patches",

@@ -2,6 +2,8 @@
 
 A checkpoint is two files, `step-000000120.pt` and then `step-000000120.json`, its marker, with the
 SHA-256 of the first. Ray Train's own checkpoints have no hash and no fallback for a damaged one.
+
+Torch is imported where a state is read or written: Ray Train's data manager only looks up steps.
 """
 
 from __future__ import annotations
@@ -14,8 +16,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from dpmpp_core.errors import DataError
 from pipelines.runtime.storage import Storage
@@ -56,6 +56,8 @@ class Checkpoints:
 
     def load(self, step: int) -> State:
         """Return the state saved at a step, on the CPU; ValueError if it is damaged."""
+        import torch
+
         data = io.BytesIO(self._read(step))
         return torch.load(data, map_location="cpu", weights_only=True)
 
@@ -129,8 +131,21 @@ class Checkpoints:
         return f"{self._key}/step-{step:09d}.json"
 
 
+def find_newest_step(storage: str, key: str, monitor: Any) -> int:
+    """Return the step of the newest checkpoint in a folder, logging through a `TrainingMonitor`.
+
+    Args:
+        storage: URI of the storage.
+        key: Folder of the checkpoints.
+        monitor: Handle of the actor.
+    """
+    return Checkpoints(Storage(storage), key, monitor.log_warning.remote).newest()
+
+
 def serialize_state(state: State) -> bytes:
     """Return a copy of a state, which later steps do not change."""
+    import torch
+
     data = io.BytesIO()
     torch.save(state, data)
     return data.getvalue()

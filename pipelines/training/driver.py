@@ -24,6 +24,7 @@ from pipelines.runtime.resources import parse_labels
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import training_key
 from pipelines.training.batches import DATASET, BatchesPerRank, BatchPlan
+from pipelines.training.checkpoints import find_newest_step
 from pipelines.training.shards import pack_images
 from pipelines.training.training_set import TrainingSet
 from pipelines.training.worker import Job, LoopResult, train_loop
@@ -117,6 +118,7 @@ def _build_trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:
     if cluster.worker_counts[0] < plan.train_workers:
         workers = cluster.worker_counts[0], plan.train_workers
     steps, datasets = None, {}
+    first_step = partial(find_newest_step, storage.uri, job.checkpoints, job.monitor)
     if job.kind == "prompts":
         workers = 1  # a step takes milliseconds
     else:
@@ -144,7 +146,7 @@ def _build_trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
         datasets=datasets,  # type: ignore[arg-type]  # mypy reads the older Ray Train
-        dataset_config=BatchesPerRank(steps, job.first_step) if steps else None,
+        dataset_config=BatchesPerRank(steps, first_step) if steps else None,
     )
 
 

@@ -78,10 +78,6 @@ class Job:
         """Return the checkpoints, whose warnings go to the monitor."""
         return Checkpoints(Storage(self.training_set.storage), self.checkpoints, self.log_warning)
 
-    def first_step(self) -> int:
-        """Return the step of the newest checkpoint, at which the training continues."""
-        return self.open_checkpoints().newest()
-
     def log_warning(self, message: str) -> None:
         """Log a warning on the driver, from any process."""
         self.monitor.log_warning.remote(message)
