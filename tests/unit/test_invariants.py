@@ -147,8 +147,8 @@ def test_true_masks_rank_better_than_permuted_ones_on_a_trained_toy():
         )
         for name, mask in {
             "own": masks,
-            "permuted": permuted_masks(masks, seed=0),
-            "static": static_masks(masks),
+            "permuted": permuted_masks({"toy": masks}, seed=0)["toy"],
+            "static": static_masks({"toy": masks})["toy"],
             "none": np.ones_like(masks),
         }.items()
     }

@@ -40,7 +40,7 @@ def batch(step=0):
 
 
 def encode(task, images, kept):
-    return encode_patches(task.clip.visual, task._shown(images, kept), kept)
+    return encode_patches(task.clip.visual, task._select_patches(images, kept), kept)
 
 
 def test_all_patches_are_what_the_encoder_sees(task):
@@ -68,11 +68,11 @@ def test_hidden_patches_are_not_seen(task):
 
 
 def test_patches_are_drawn_by_the_step_and_all_are_shown_at_the_end(task):
-    shares = [task._kept_patches(step, 4).shape[1] for step in (0, 9, 10, 14)]
+    shares = [task._draw_patches(step, 4).shape[1] for step in (0, 9, 10, 14)]
     assert shares == [2, 2, 8, 8]
-    assert torch.equal(task._kept_patches(3, 4), task._kept_patches(3, 4))
-    assert not torch.equal(task._kept_patches(10, 4), task._kept_patches(11, 4))
-    assert all(len(set(row)) == 8 for row in task._kept_patches(12, 4).tolist())
+    assert torch.equal(task._draw_patches(3, 4), task._draw_patches(3, 4))
+    assert not torch.equal(task._draw_patches(10, 4), task._draw_patches(11, 4))
+    assert all(len(set(row)) == 8 for row in task._draw_patches(12, 4).tolist())
 
 
 def test_losses_fall_and_a_checkpoint_gives_the_same_task(task):
