@@ -96,7 +96,7 @@ class Space(Mapping[str, Parameter]):
 
 
 def as_overrides(changes: Mapping[str, Any]) -> list[str]:
-    """Format changes for `load_config`."""
+    """Format {dotted key: JSON-able value} as the overrides `key=value` of `load_config`."""
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 

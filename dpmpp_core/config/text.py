@@ -57,7 +57,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_text(path: str) -> str:
-    """Read a user's file; ConfigError if it cannot be read, is too large, or no text."""
+    """Read a user's file; ConfigError if unreadable, over MAX_BYTES (1 MiB) or not in UTF-8."""
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)

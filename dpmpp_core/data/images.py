@@ -40,12 +40,12 @@ def header_size(data: bytes) -> tuple[int, int]:
     raise DataError("not a JPEG, PNG, BMP or TIFF image")
 
 
-def decode(data: bytes, least: tuple[int, int] = (0, 0)) -> Image:
+def decode(data: bytes, min_size: tuple[int, int] = (0, 0)) -> Image:
     """Decode an image file to uint8 [H, W, 3], RGB, turned upright by its EXIF orientation.
 
     Grey and CMYK become RGB, 16 bits are scaled to 8, an alpha channel is dropped (the colour
     below it stays). Raises DataError with the reason, which does not name the file. A JPEG of
-    twice, four or eight times the `least` height and width needed is decoded at a half, quarter or
+    `min_size` times two, four or eight in height and width is decoded at a half, quarter or
     eighth of its size, which takes less time; (0, 0) = always in full.
     """
     try:
@@ -56,8 +56,8 @@ def decode(data: bytes, least: tuple[int, int] = (0, 0)) -> Image:
         raise DataError(f"{width}x{height} pixels are more than the {MAX_PIXELS:,} allowed")
     try:
         pixels = np.frombuffer(data, np.uint8)
-        image = cv2.imdecode(pixels, _REDUCED[_reduction(data, (height, width), least)])
-        if image is not None and (image.shape[0] < least[0] or image.shape[1] < least[1]):
+        image = cv2.imdecode(pixels, _REDUCED[_reduction(data, (height, width), min_size)])
+        if image is not None and (image.shape[0] < min_size[0] or image.shape[1] < min_size[1]):
             image = cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB)  # turned by its EXIF orientation
     except cv2.error as error:
         raise DataError(f"the image does not decode: {error.err}") from error
@@ -66,23 +66,26 @@ def decode(data: bytes, least: tuple[int, int] = (0, 0)) -> Image:
     return image.astype(np.uint8, copy=False)
 
 
-def _reduction(data: bytes, size: tuple[int, int], least: tuple[int, int]) -> int:
-    """Return the factor by which a JPEG can be decoded smaller, with sides of at least `least`."""
-    if not all(least) or not data.startswith(b"\xff\xd8"):
+def _reduction(data: bytes, size: tuple[int, int], min_size: tuple[int, int]) -> int:
+    """Return the factor by which a JPEG can be decoded smaller, its sides `min_size` or more."""
+    if not all(min_size) or not data.startswith(b"\xff\xd8"):
         return 1
-    fits = [r for r in _REDUCED if size[0] >= r * least[0] and size[1] >= r * least[1]]
+    fits = [r for r in _REDUCED if size[0] >= r * min_size[0] and size[1] >= r * min_size[1]]
     return max(fits, default=1)
 
 
-def read_image(root: str, path: str, least: tuple[int, int] = (0, 0)) -> Image:
+def read_image(root: str, path: str, min_size: tuple[int, int] = (0, 0)) -> Image:
     """Read and `decode` the file at `path` below `root`; DataError names the file."""
-    return decode_file(read_bytes(root, path), root, path, least)
+    return decode_file(read_bytes(root, path), root, path, min_size)
 
 
-def decode_file(data: bytes, root: str, path: str, least: tuple[int, int] = (0, 0)) -> Image:
-    """`decode` the bytes of the file at `path` below `root`; DataError names the file."""
+def decode_file(data: bytes, root: str, path: str, min_size: tuple[int, int] = (0, 0)) -> Image:
+    """Decode bytes that were read from `path` below `root`, as `decode` does.
+
+    Nothing is read here: the two names are for the DataError.
+    """
     try:
-        return decode(data, least)
+        return decode(data, min_size)
     except DataError as error:
         raise DataError(f"{path} in {root}: {error}") from error
 

@@ -98,7 +98,7 @@ def car(layer: Layer, x: float, ground: float, length: float, rng: Rng) -> None:
 
 
 def tree(layer: Layer, x: float, ground: float, size: float, rng: Rng) -> None:
-    """Draw a trunk with bark and a crown above it; `size` is the height."""
+    """Draw a trunk with bark around `x`, its foot at `ground`, and a crown, `size` high in all."""
     thick = size * rng.uniform(0.04, 0.06)
     trunk(layer, x, ground, ground - 0.6 * size, thick, rng)
     foliage(layer, x, ground - 0.75 * size, 0.34 * size, 0.27 * size, rng)
@@ -190,7 +190,7 @@ def railing(layer: Layer, x: float, ground: float, wide: float, tall: float, rng
 
 
 def barrier(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: Rng) -> None:
-    """Draw a solid road barrier with slanting warning stripes."""
+    """Draw a solid road barrier with slanting stripes; `x` is its left edge, `ground` its foot."""
     white, red = (0.84, 0.83, 0.8), any_of(rng, ((0.65, 0.12, 0.1), (0.8, 0.45, 0.1)))
     surface = box(layer, x, ground - tall, x + wide, ground, 0.06 * tall)
     if surface is None:

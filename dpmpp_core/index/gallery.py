@@ -45,9 +45,9 @@ from dpmpp_core.index.segments import (
     Stored,
     encode,
     features_of,
-    known_rows,
     live_rows,
     live_tables,
+    match_rows,
     originals_of,
     read_segment,
     segment_schema,
@@ -140,7 +140,7 @@ class GalleryIndex:
         in_order = {space: features[space] for space in self.manifest.model.spaces}
         columns = encode(in_order, self.manifest.stored)
         with self._writing() as now:
-            known, replaced = known_rows(now.blocks(), rows)
+            known, replaced = match_rows(now.blocks(), rows)
             new = ~known
             segments = now._without(replaced)
             if new.any():

@@ -174,10 +174,19 @@ def live_rows(folder: Path, rows: int, tombstones: str | None) -> NDArray[np.boo
     return live
 
 
-def known_rows(
+def match_rows(
     blocks: Iterable[Block], rows: pa.Table
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Return which rows the blocks already have, and the positions of those they replace."""
+    """Compare new rows with stored ones, by image name.
+
+    Args:
+        blocks: The stored rows.
+        rows: New ones, with the columns `image`, `sha256` and `mtime_ns`.
+
+    Returns:
+        bool [len(rows)], true where a live row of that name has the same hash and time; and
+        int64 [M], positions in the index of live rows of that name that differ.
+    """
     names = rows["image"].combine_chunks()
     contents, changes = (rows[name].combine_chunks() for name in ("sha256", "mtime_ns"))
     known, replaced = np.zeros(len(rows), np.bool_), []

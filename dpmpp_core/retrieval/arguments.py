@@ -34,8 +34,8 @@ def refuse_other_spaces(
         )
 
 
-def of(space: str) -> str:
-    """Name a space in a message."""
+def of_space(space: str) -> str:
+    """Return " of space 'NAME'" for a message, with its leading blank; "" for no name."""
     return f" of space '{space}'" if space else ""
 
 
@@ -53,7 +53,7 @@ def matrix(name: str, space: str, value: Array) -> Tensor:
     """Return `value` as a tensor [N, D] that shares its memory if possible."""
     value = tensor(value)
     if value.ndim != 2 or value.shape[1] == 0:
-        raise ValueError(f"{name}{of(space)} must be [N, D], got shape {tuple(value.shape)}")
+        raise ValueError(f"{name}{of_space(space)} must be [N, D], got shape {tuple(value.shape)}")
     return value
 
 
@@ -61,7 +61,8 @@ def refuse_other_width(space: str, query: Tensor, gallery: Tensor) -> None:
     """Raise ValueError if the numbers of dimensions differ."""
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(
-            f"query{of(space)} has {query.shape[1]} dimensions but gallery has {gallery.shape[1]}"
+            f"query{of_space(space)} has {query.shape[1]} dimensions but gallery "
+            f"has {gallery.shape[1]}"
         )
 
 
@@ -69,7 +70,8 @@ def refuse_bad_mask(space: str, mask: Tensor, query: Tensor) -> None:
     """Raise ValueError for another shape than the query's, NaN, all zero, or a negative value."""
     if mask.shape != query.shape:
         raise ValueError(
-            f"query_mask{of(space)} has shape {tuple(mask.shape)} but query {tuple(query.shape)}"
+            f"query_mask{of_space(space)} has shape {tuple(mask.shape)} but query "
+            f"{tuple(query.shape)}"
         )
     largest("query_mask", space, mask, "is all zero")
     refuse("query_mask", space, (mask < 0).any(1), "has a negative value")
@@ -88,4 +90,4 @@ def refuse(name: str, space: str, bad: Tensor, why: str) -> None:
     if bad.any():
         rows = bad.nonzero()[:, 0].tolist()
         more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
-        raise ValueError(f"{name}{of(space)}: row {rows[0]}{more} {why}")
+        raise ValueError(f"{name}{of_space(space)}: row {rows[0]}{more} {why}")

@@ -359,12 +359,12 @@ def _prepare_queries(
     m = mask.double()
     m = m / m.amax(1, keepdim=True)
     weight, square = q * m, m.square()
-    least = -grouped(-square.float()[:, order]).amax(2)
+    least = -group_dimensions(-square.float()[:, order]).amax(2)
     return PreparedQueries(weight.float(), square.float(), least, weight, square)
 
 
-def grouped(x: Tensor) -> Tensor:
-    """Group neighbouring dimensions of [N, D] as [N, D / 8, 8], the last filled with zeros."""
+def group_dimensions(x: Tensor) -> Tensor:
+    """Reshape [N, D] to [N, ceil(D / 8), 8], neighbours together, padded with zeros."""
     filled = torch.nn.functional.pad(x, (0, -x.shape[1] % GROUP))
     return filled.unflatten(1, (-1, GROUP))
 

@@ -23,11 +23,11 @@ from dpmpp_core.retrieval.arguments import (
     by_space,
     largest,
     matrix,
-    of,
+    of_space,
     refuse_other_spaces,
     tensor,
 )
-from dpmpp_core.retrieval.blocks import GROUP, Block, Query, ScoreSpace, grouped
+from dpmpp_core.retrieval.blocks import GROUP, Block, Query, ScoreSpace, group_dimensions
 from dpmpp_core.retrieval.similarity import VANISHED
 
 Storage = Literal["float32", "float16", "bfloat16", "int8"]
@@ -183,7 +183,8 @@ def _stored(
         usual = tensor(usual_mask).to(codes.device)
         if usual.shape != order.shape:
             raise ValueError(
-                f"usual_mask{of(space)} has shape {tuple(usual.shape)}, not {tuple(order.shape)}"
+                f"usual_mask{of_space(space)} has shape {tuple(usual.shape)}, not "
+                f"{tuple(order.shape)}"
             )
         order = torch.argsort(usual)
     codes, lengths, energies = _checked("gallery", space, codes, order if bounded else None)
@@ -192,7 +193,8 @@ def _stored(
     exact = matrix("originals", space, original)
     if exact.shape != codes.shape:
         raise ValueError(
-            f"originals{of(space)} has shape {tuple(exact.shape)} but gallery {tuple(codes.shape)}"
+            f"originals{of_space(space)} has shape {tuple(exact.shape)} but gallery "
+            f"{tuple(codes.shape)}"
         )
     exact = exact if exact.dtype == torch.float32 else exact.float()
     exact, _, _ = _checked("originals", space, exact, None)
@@ -215,12 +217,12 @@ def _checked(
         squares = x[r].float().square()
         totals[r] = squares.sum(1)
         if energies is not None:
-            energies[r] = grouped(squares[:, order]).sum(2)
+            energies[r] = group_dimensions(squares[:, order]).sum(2)
     if ((totals > SAFE[0] ** 2) & (totals < SAFE[1] ** 2)).all():
         return x, totals.sqrt_(), energies
     x = x / largest(name, space, x, "is a feature vector of length zero").to(x.dtype)
     squares = x.float().square()
-    energies = None if order is None else grouped(squares[:, order]).sum(2)
+    energies = None if order is None else group_dimensions(squares[:, order]).sum(2)
     return x, squares.sum(1).sqrt_(), energies
 
 

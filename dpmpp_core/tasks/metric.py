@@ -74,7 +74,7 @@ class MetricTask(Task):
         return self.config.metric.accumulate
 
     def compile_parts(self) -> None:
-        """See `Task`."""
+        """Compile the encoder in place, if `metric.compile` is set."""
         if self.config.metric.compile:
             self.model.encoder.compile()
 

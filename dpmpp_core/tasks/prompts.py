@@ -46,7 +46,10 @@ class PromptTask(Task):
         return features.float()
 
     def batches(self, start: int) -> Iterator[dict[str, Tensor]]:
-        """Yield batches of row numbers from step `start` on, each from (seed, epoch, step)."""
+        """Yield `rows`, int64 [B], for each step of the whole training from `start` (0-based) on.
+
+        They number the cached features. A batch depends only on (seed, epoch, step).
+        """
         size, per_epoch = self.config.prompts.batch, self.steps_per_epoch
         for epoch in range(start // per_epoch, self.epochs):
             draw = np.random.default_rng((self.config.seed, 1, epoch))

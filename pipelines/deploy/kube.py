@@ -210,7 +210,7 @@ class Kubernetes:
             quotas = self._core.list_namespaced_resource_quota(self._namespace).items
         except self._api_error:
             return
-        needed = sum_least_size(job["spec"]["rayClusterSpec"])
+        needed = sum_minimum_resources(job["spec"]["rayClusterSpec"])
         for quota in quotas:
             for key, hard in (quota.status.hard or {}).items():
                 resource = key.removeprefix("requests.").removeprefix("limits.")
@@ -223,8 +223,12 @@ class Kubernetes:
                     )
 
 
-def sum_least_size(spec: Any) -> dict[str, float]:
-    """Return CPUs, bytes, GPUs and pods of one pod per group, which any training needs."""
+def sum_minimum_resources(spec: Any) -> dict[str, float]:
+    """Sum the limits of the head pod and one pod of each worker group of a RayCluster spec.
+
+    Returns:
+        `pods`, and by resource name: CPUs, bytes of memory, GPUs.
+    """
     total: dict[str, float] = {"pods": 0}
     for _, _, group in iter_groups(spec, ""):
         total["pods"] += 1

@@ -89,7 +89,15 @@ def build_camera_grids(strata: Mapping[str, Mapping[str, Any]]) -> dict[str, lis
 
 
 def summarise_cameras(name: str, tables: Mapping[str, Any]) -> str | None:
-    """Return the worst and the best pair of cameras in one line; None if there is only one."""
+    """Return one line with the lowest and the highest mAP over pairs of cameras.
+
+    Args:
+        name: Of the query set.
+        tables: Strata of an evaluation; `cameras` is read.
+
+    Returns:
+        None if there are fewer than two pairs.
+    """
     rows = sorted(tables["cameras"], key=lambda row: row["mAP"])
     if len(rows) < 2:
         return None

@@ -169,7 +169,14 @@ class Tracking:
     def log_trial(
         self, search: str, name: str, params: Mapping[str, str], figures: Mapping[str, Any]
     ) -> None:
-        """Record a finished trial below the pipeline's run, once."""
+        """Record a finished trial as a nested run, unless (search, name) has one already.
+
+        Args:
+            search: Identity of the search.
+            name: Of the trial.
+            params: Logged as parameters, redacted.
+            figures: Finite numbers are logged as metrics, nested names joined by `/`.
+        """
         key = f"{search}/{name}"
         if self._stage_runs(f" and tags.`{KEY_TAG}` = '{key}'"):
             return

@@ -168,7 +168,15 @@ class Writer:
         return self._writing is not None and not self._writing.done()
 
     def start(self, step: int, state: State, loss: float) -> None:
-        """Copy the state now, and write it while the training continues."""
+        """Copy the state now, and write it while the training continues.
+
+        Waits for the write before it. An error of this one is logged.
+
+        Args:
+            step: Steps done.
+            state: To be saved, tensors on any device.
+            loss: Mean of the last epoch, by which the best checkpoint is kept; NaN = unknown.
+        """
         self.wait()
         self._writing = self._pool.submit(self._write, step, serialize_state(state), loss)
 

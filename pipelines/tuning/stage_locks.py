@@ -36,7 +36,7 @@ class StageLocks:
 
 
 def start_stage_locks() -> Any:
-    """Return the handle of a new actor, which lives as long as the handle."""
+    """Start a `StageLocks` actor on this node; it lives as long as the returned handle."""
     node = ray.get_runtime_context().get_node_id()
     strategy = NodeAffinitySchedulingStrategy(node, soft=False)
     return StageLocks.options(scheduling_strategy=strategy).remote()  # type: ignore[attr-defined]
