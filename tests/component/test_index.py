@@ -238,6 +238,7 @@ def test_an_open_search_sees_what_is_added_and_deleted(index: Path, small_demo: 
     assert searcher.find(asked, 1, RowFilter()).hits[0][0].image == first.image
 
 
+@pytest.mark.long
 def test_shards_search_an_index_that_is_compacted_meanwhile(
     cluster: None, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

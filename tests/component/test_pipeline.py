@@ -184,6 +184,7 @@ def test_a_saved_model_is_measured_on_other_data(
     assert measured["metrics"]["occluded"] == result["metrics"]["occluded"]
 
 
+@pytest.mark.long
 def test_an_exported_model_is_measured_as_the_model_is_with_tracklets(
     result: dict[str, Any], small_demo: Path, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_killed_add_leaves_the_old_index_and_the_same_command_ends_it(
     assert files == {s.file for s in GalleryIndex.open(folder).manifest.segments}
 
 
+@pytest.mark.long
 def test_a_shard_killed_while_it_searches_is_started_again(cluster: None, tmp_path: Path) -> None:
     large = build_large_index(tmp_path / "index")
     asked = draw_queries(500)
