@@ -117,6 +117,7 @@ def run_command(
         code = 1
     sys.stdout.flush()
     os.dup2(stdout, 1)
+    os.close(stdout)
     if result is not None:
         code = 1 if result.get("failed") else code
         if as_json:

@@ -65,7 +65,7 @@ def read(plan: BatchPlan, first: int = 0, rank: int = 0, world: int = 1) -> Iter
     return start_batches(plan.build_pipeline(first, rank, world).streaming_split(1)[0])
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, pytest.param(8, marks=pytest.mark.long)])
 def test_any_number_of_data_workers_makes_the_same_batches_in_order(
     training_set: TrainingSet, planned: list[dict[str, Any]], count: int
 ) -> None:
