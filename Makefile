@@ -25,7 +25,7 @@ test-fast: $(STAMP)  ## unit tests only: no Ray, no MLflow
 test-long: $(STAMP)  ## longer pipelines, promotions and kills; every backbone exported
 	$(PYTEST) $(PAIR) -m long
 
-test-faults: $(STAMP)  ## processes killed, nodes lost, storage away, disk full: 40 minutes
+test-faults: $(STAMP)  ## processes killed, nodes lost, storage away, disk full: 26 minutes
 	$(BIN)/python -m pytest tests/faults -m '' --fault-table tests/bench/results/faults.md
 
 bench-retrieval: $(STAMP)  ## ranking and search side by side with others; half an hour on 2 cores
