@@ -8,9 +8,15 @@ import unicodedata
 
 REPLACEMENT = "***"
 MIN_SECRET_LENGTH = 8  # characters; a shorter value of a variable would match ordinary words
-_NAME = r"[\w.-]*(?:secret|token|passw(?:or)?d|api_?key|access_?key|credential|signature)"
+_NAME = (
+    r"[\w.-]*(?:secret(?:_?key)?|token|passw(?:or)?d|passphrase|(?<![a-z])pass|api_?key"
+    r"|access_?key|credential|signature|(?<![a-z])sig)"
+)
 # scheme://user:password@host, also s3://key:secret@bucket.
 _LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^/\s?#]*@", re.IGNORECASE)
+# The same with a slash in the password; HOST:PORT/PATH is no login.
+_SLASHED = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^/\s?#:@]*:(?!\d+/)[^\s@]*@", re.IGNORECASE)
+_HEADER = re.compile(r"\b(bearer|authorization:\s*basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
 # SQLAlchemy accepts passwords with slashes and more.
 _DATABASE = re.compile(
     r"\b((?:postgres|mysql|mariadb|mssql|oracle)[a-z0-9+]*://)\S*@", re.IGNORECASE
@@ -22,13 +28,15 @@ _SECRET_VARIABLE = re.compile(rf"{_NAME}$", re.IGNORECASE)
 def redact(text: str) -> str:
     """Return `text` with each secret replaced by `***`.
 
-    Secrets are logins in URIs (`scheme://user:password@`), parameters of URIs (`?token=`), and the
-    values of environment variables, 8 characters or longer, by their names
-    (`AWS_SECRET_ACCESS_KEY`, `MLFLOW_TRACKING_PASSWORD`, `HF_TOKEN`). URIs and texts of errors must
+    Secrets are logins in URIs (`scheme://user:password@`), parameters of URIs (`?token=`, `?sig=`),
+    credentials of HTTP headers (`Bearer ...`), and the values of environment variables, 8
+    characters or longer, by their names (`AWS_SECRET_ACCESS_KEY`, `MLFLOW_TRACKING_PASSWORD`,
+    `HF_TOKEN`, `DB_PASS`). URIs and texts of errors must
     pass through here before they are printed, logged or recorded.
     """
-    text = _LOGIN.sub(rf"\1{REPLACEMENT}@", _DATABASE.sub(rf"\1{REPLACEMENT}@", text))
-    text = _PARAMETER.sub(rf"\1{REPLACEMENT}", text)
+    for pattern in (_DATABASE, _LOGIN, _SLASHED):
+        text = pattern.sub(rf"\1{REPLACEMENT}@", text)
+    text = _PARAMETER.sub(rf"\1{REPLACEMENT}", _HEADER.sub(rf"\1 {REPLACEMENT}", text))
     for name, value in os.environ.items():
         if len(value) >= MIN_SECRET_LENGTH and value in text and _SECRET_VARIABLE.match(name):
             text = text.replace(value, REPLACEMENT)

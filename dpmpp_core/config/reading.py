@@ -26,7 +26,8 @@ def load_config(source: str = "demo", overrides: Sequence[str] = ()) -> Config:
     """Read a recipe by name or a YAML file by path, apply `section.key=value` overrides, validate.
 
     A YAML file may start from a shipped recipe with a top-level `extends: NAME`.
-    Values of overrides are read as YAML (`metric.epochs=3`, `metric.milestones=[10,20]`).
+    Values of overrides are read as YAML (`metric.epochs=3`, `metric.milestones=[10,20]`); those of
+    text keys are taken as they are, unless quoted or `null`.
 
     Raises:
         ConfigError: an unknown recipe, key or value; names it and the nearest valid one.
@@ -69,7 +70,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise ConfigError(f"override {override!r}: write it as section.key=value")
     try:
-        value = parse_yaml(text)
+        value = text.strip() if _is_plain_text(key.strip(), text) else parse_yaml(text)
     except ValueError as error:
         given, value = shorten(repr(override)), shorten(repr(text))
         raise ConfigError(f"override {given}: {value} is not a YAML value: {error}") from None
@@ -80,6 +81,17 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
         tree = child
     tree[leaf] = value
+
+
+def _is_plain_text(key: str, value: str) -> bool:
+    """Return whether a value is taken as it is: of a text key, neither quoted, tagged nor null."""
+    section: Any = Config
+    for name in key.split("."):
+        fields = getattr(section, "model_fields", {})
+        section = fields[name].annotation if name in fields else None
+    is_text = section is str or section == (str | None)
+    value = value.strip()
+    return is_text and value.isprintable() and value[:1] not in ("", *"'\"!~") and value != "null"
 
 
 def _refuse_unknown_keys(tree: Mapping[str, Any], source: str) -> None:

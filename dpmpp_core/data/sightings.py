@@ -25,6 +25,8 @@ from dpmpp_core.errors import DataError
 
 ANY = "any"  # a folder without a layout
 LABELS = ("pid", "camid", "time")
+EXAMPLE_TIME = datetime.datetime(2026, 11, 27, 14, 5)
+END_OF_TIME_S = 4_102_444_800  # seconds from 1970 to 2100
 
 
 class Sighting(NamedTuple):
@@ -158,21 +160,32 @@ def _number(text: str, where: str, key: str) -> int | None:
 
 
 def parse_time(text: str) -> int:
-    """Return the seconds since 1970 of `2026-11-27T14:05`, `2026-11-27`, or a number of seconds.
+    """Return the seconds since 1970 of a time: ISO 8601, with or without dashes, or seconds.
 
-    A time without a zone is UTC. Raises DataError for anything else.
+    `20261127` and `20261127140500` are dates, as cameras write them. A time without a zone is UTC.
+
+    Raises:
+        DataError: anything else; milliseconds, or seconds outside the years 1970 to 2100.
     """
+    number = int(text) if text.isascii() and text.removeprefix("-").isdigit() else None
     try:
-        if text.lstrip("-").isdigit():
-            return int(text)
-        when = datetime.datetime.fromisoformat(text)
-        if when.tzinfo is None:
-            when = when.replace(tzinfo=datetime.UTC)
-        return int(when.timestamp())
+        for form in ("%Y%m%d", "%Y%m%d%H%M%S"):  # seconds of 8 digits are of before 1974
+            if number is not None and len(text) == len(EXAMPLE_TIME.strftime(form)):
+                text = datetime.datetime.strptime(text, form).isoformat()
+                number = None
+        if number is None:
+            when = datetime.datetime.fromisoformat(text)
+            when = when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
+            return int(when.timestamp())
     except (ValueError, OverflowError):
         raise DataError(
             f"{text!r} is no time: write 2026-11-27T14:05, with +01:00 behind it if not UTC"
         ) from None
+    if 0 <= number < END_OF_TIME_S:
+        return number
+    if 0 <= number < 1000 * END_OF_TIME_S:
+        raise DataError(f"{text} seconds are after 2100: divide milliseconds by 1000")
+    raise DataError(f"{text} seconds are not in the years 1970 to 2100")
 
 
 def show_time(seconds: int | None) -> str:

@@ -180,7 +180,7 @@ def _neighbours(items: _Items, k: int, top: int) -> _Near:
             alike = items.scores(of, against)
             if of == against:
                 alike = (alike + alike.T) / 2
-                alike.fill_diagonal_(1)
+                alike.fill_diagonal_(torch.inf)  # an item precedes all that are equal to it
             else:
                 alike.add_(items.scores(of, against, by_other=True)).div_(2)
                 update(alike.T.contiguous(), against, of)
@@ -280,7 +280,9 @@ def _reordered(rows: _Rows, near: _Near, queries: int, weight: float) -> tuple[F
 
 def _normalised(alike: Floats32, least: Floats32, same: NDArray[np.bool_]) -> Floats32:
     """Compute e of the module's docstring from similarities."""
-    return np.where(same, np.float32(0), np.square((1 - alike) / (1 - least)))
+    span = 1 - least
+    span = np.where(span > 0, span, np.float32(1))  # all items equal: every distance is 0
+    return np.where(same, np.float32(0), np.square((1 - alike) / span))
 
 
 def _parts(size: int) -> Iterator[slice]:

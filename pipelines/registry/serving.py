@@ -36,7 +36,8 @@ class DpmppModel(PythonModel):
             params: of MLflow; not used.
 
         Returns:
-            columns `feature_SPACE` and `mask_SPACE`: one list of floats per row.
+            columns `feature_SPACE` and `mask_SPACE`: one list of floats per row, in the index of
+            `model_input`.
 
         Raises:
             DataError: bytes that are not a picture.
@@ -44,7 +45,9 @@ class DpmppModel(PythonModel):
         images = [decode(bytes(data)) for data in model_input["image"]]
         embedded = self._model.embed(images)
         columns = to_columns(embedded.features, embedded.masks)
-        return pd.DataFrame({name: list(values) for name, values in columns.items()})
+        return pd.DataFrame(
+            {name: list(values) for name, values in columns.items()}, index=model_input.index
+        )
 
 
 set_model(DpmppModel())

@@ -224,3 +224,20 @@ def test_every_key_is_read_by_the_product():
     sources = "\n".join(f.read_text() for f in files if f.parent.name != "config")
     dead = [key for key in KEYS if not re.search(rf"\.{key.rsplit('.')[-1]}\b", sources)]
     assert not dead
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("CC BY-NC #4.0", "CC BY-NC #4.0"),
+        ("research: only here", "research: only here"),
+        ("'quoted: #1'", "quoted: #1"),
+        ("2026", "2026"),
+        ("null", None),
+    ],
+)
+def test_the_value_of_a_text_key_is_what_stands_behind_the_equals_sign(
+    given: str, value: str | None
+) -> None:
+    config = load_config("demo", [f"tracking.data_licence={given}"])
+    assert config.tracking.data_licence == value

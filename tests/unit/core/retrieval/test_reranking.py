@@ -107,3 +107,15 @@ def test_arguments_that_make_no_sense_are_refused() -> None:
     arrays[2][4] = torch.nan
     with pytest.raises(ValueError, match="gallery: row 4"):
         rerank(*arrays)
+
+
+@pytest.mark.parametrize("equal", [30, 60])
+def test_equal_items_at_the_end_of_the_gallery_have_finite_distances(equal: int) -> None:
+    """More of them than k1; or all, queries too, where every distance is 0 in truth."""
+    query, mask, gallery, gallery_mask = clustered(7, 9, 60)
+    gallery[-equal:], gallery_mask[-equal:] = gallery[0], gallery_mask[0]
+    if equal == len(gallery):
+        query[:], mask[:] = gallery[0], gallery_mask[0]
+    found, indices = rerank(query, mask, gallery, gallery_mask, 20, 6, top=60)
+    assert np.isfinite(found).all()
+    assert np.array_equal(np.sort(indices, 1), np.tile(np.arange(60), (9, 1)))
