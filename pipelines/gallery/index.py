@@ -27,6 +27,7 @@ from dpmpp_core.models.reid import CARD_FILE, NAME, WEIGHTS_FILE, ReidModel, loa
 from dpmpp_core.models.saved import read_card
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import from_columns, refuse_unusable, to_columns
+from pipelines.gallery.selection import match_images
 from pipelines.inference.embed import stream_embeddings
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
 from pipelines.registry.references import (
@@ -104,10 +105,20 @@ def add_images(folder: str, images: ImageSource, model: str | None = None) -> di
 
 
 def delete_images(folder: str, images: Sequence[str], pids: Sequence[int]) -> dict[str, Any]:
-    """Delete by image reference, as `search` shows it, or by person."""
+    """Delete images and persons.
+
+    Args:
+        folder: of the index.
+        images: as `search` shows them, or the end of such a path from a folder on.
+        pids: persons, all of whose images are deleted.
+
+    Raises:
+        DataError: the index lacks one of them, or several images end like that; nothing is deleted.
+    """
     if not images and not pids:
         raise DataError("nothing to delete: name --image or --pid")
-    index, gone = GalleryIndex.open(resolve_local_folder(folder)).delete(images, pids)
+    index = GalleryIndex.open(resolve_local_folder(folder))
+    index, gone = index.delete(match_images(index, images, pids), pids)
     return {**describe_index(index), "gone": gone}
 
 

@@ -27,6 +27,7 @@ from pipelines.gallery.index import (
     resolve_local_folder,
     resolve_model_source,
 )
+from pipelines.gallery.selection import require_cameras
 from pipelines.gallery.shards import Shards
 from pipelines.inference.onnx_model import default_graph_path
 from pipelines.inference.queries import (
@@ -110,6 +111,7 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
     root, paths = _list_query_files(request.query)
     searcher = Searcher(request.index, request.model, request.base_rate, request.shards,
                         request.address, request.engine, request.approximate)  # fmt: skip
+    require_cameras(searcher.index, request.where)
     answers: list[tuple[str, Image, QueryEmbeddings, list[Hit]]] = []
     scored = 0
     if request.tracklet:

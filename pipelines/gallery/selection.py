@@ -1,0 +1,57 @@
+"""What a user names in an index - images, persons, cameras - must be there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dpmpp_core.errors import DataError
+from dpmpp_core.index import GalleryIndex, RowFilter
+
+
+def match_images(index: GalleryIndex, images: Sequence[str], pids: Sequence[int]) -> list[str]:
+    """Return the stored names of images that are named in full, or by the end of their path.
+
+    Raises:
+        DataError: an image or a person is not in the index, or several images end like that.
+    """
+    matches: dict[str, set[str]] = {name: set() for name in images}
+    unknown = set(pids)
+    for block in index.blocks():
+        live = pa.array(block.live)
+        stored = block.rows["image"].filter(live)
+        unknown -= set(pc.unique(block.rows["pid"].filter(live)).to_pylist())
+        for name, match in matches.items():
+            same = pc.or_(pc.equal(stored, name), pc.ends_with(stored, f"/{name}"))
+            match.update(stored.filter(same).to_pylist())
+    if unknown:
+        raise DataError(f"--pid {min(unknown)}: no such person in the index; nothing is deleted")
+    chosen = []
+    for name, match in matches.items():
+        if not match:
+            raise DataError(
+                f"--image {name}: no such image in the index; nothing is deleted. Write it as "
+                "`dpmpp search` shows it"
+            )
+        if len(match) > 1 and name not in match:
+            some = " and ".join(sorted(match)[:2])
+            raise DataError(f"--image {name}: {len(match)} images end like that, as {some}")
+        chosen.append(name if name in match else match.pop())
+    return chosen
+
+
+def require_cameras(index: GalleryIndex, where: RowFilter) -> None:
+    """Raise DataError if an index has no image of a camera that is searched."""
+    if where.cameras is None:
+        return
+    known: set[int | None] = set()
+    for block in index.blocks():
+        known.update(pc.unique(block.rows["camid"].filter(pa.array(block.live))).to_pylist())
+    for camera in where.cameras:
+        if camera not in known:
+            cameras = ", ".join(str(camid) for camid in sorted(known - {None}, key=str))
+            raise DataError(
+                f"--camera {camera}: the index has no image of it; it has of {cameras or 'none'}"
+            )
