@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,11 +30,11 @@ from pipelines.gallery.selection import match_images
 from pipelines.inference.embed import stream_embeddings
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
 from pipelines.registry.references import (
-    TRACKING_URI_VARIABLES,
     fetch_registered,
     get_registry_uri,
     is_registered,
     resolve_model_uri,
+    use_registry,
 )
 from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
@@ -241,8 +240,9 @@ class EmbedImages:
 
     def __init__(self, root: str, source: str, registry: str, masks: bool = False) -> None:
         torch.set_num_threads(1)
-        os.environ[TRACKING_URI_VARIABLES[0]] = registry
-        self._model, self._root, self._masks = load_source_model(source), root, masks
+        with use_registry(registry):
+            self._model = load_source_model(source)
+        self._root, self._masks = root, masks
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the columns row, sha256, reason, detail, features and, with `masks`, masks.

@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,21 @@ def get_registry_uri() -> str:
         os.environ[variable] for variable in TRACKING_URI_VARIABLES if os.environ.get(variable)
     ]
     return given[0] if given else f"sqlite:///{Path('runs').absolute()}/mlflow.db"
+
+
+@contextmanager
+def use_registry(uri: str) -> Iterator[None]:
+    """Make `uri` the registry of the environment during the block."""
+    variable = TRACKING_URI_VARIABLES[0]
+    before = os.environ.get(variable)
+    os.environ[variable] = uri
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
 
 
 def resolve_model_uri(source: str) -> str:
