@@ -25,7 +25,7 @@ from dpmpp_core.errors import DataError
 
 ANY = "any"  # a folder without a layout
 LABELS = ("pid", "camid", "time")
-EXAMPLE_TIME = datetime.datetime(2026, 11, 27, 14, 5)
+COMPACT_LENGTHS = len("20261127"), len("20261127140500")
 END_OF_TIME_S = 4_102_444_800  # seconds from 1970 to 2100
 
 
@@ -167,20 +167,18 @@ def parse_time(text: str) -> int:
     Raises:
         DataError: anything else; milliseconds, or seconds outside the years 1970 to 2100.
     """
-    number = int(text) if text.isascii() and text.removeprefix("-").isdigit() else None
-    try:
-        for form in ("%Y%m%d", "%Y%m%d%H%M%S"):  # seconds of 8 digits are of before 1974
-            if number is not None and len(text) == len(EXAMPLE_TIME.strftime(form)):
-                text = datetime.datetime.strptime(text, form).isoformat()
-                number = None
-        if number is None:
-            when = datetime.datetime.fromisoformat(text)
+    is_number = text.isascii() and text.removeprefix("-").isdigit()
+    if not is_number or len(text) in COMPACT_LENGTHS:  # 8 digits of seconds are of before 1974
+        iso = f"{text[:8]}T{text[8:]}" if is_number and len(text) > 8 else text
+        try:
+            when = datetime.datetime.fromisoformat(iso)
             when = when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
             return int(when.timestamp())
-    except (ValueError, OverflowError):
-        raise DataError(
-            f"{text!r} is no time: write 2026-11-27T14:05, with +01:00 behind it if not UTC"
-        ) from None
+        except (ValueError, OverflowError):
+            raise DataError(
+                f"{text!r} is no time: write 2026-11-27T14:05, with +01:00 behind it if not UTC"
+            ) from None
+    number = int(text)
     if 0 <= number < END_OF_TIME_S:
         return number
     if 0 <= number < 1000 * END_OF_TIME_S:

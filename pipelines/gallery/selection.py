@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dpmpp_core.errors import DataError
-from dpmpp_core.index import GalleryIndex, RowFilter
+from dpmpp_core.index import GalleryIndex, RowFilter, describe_index
 
 
 def match_images(index: GalleryIndex, images: Sequence[str], pids: Sequence[int]) -> list[str]:
@@ -46,12 +46,8 @@ def require_cameras(index: GalleryIndex, where: RowFilter) -> None:
     """Raise DataError if an index has no image of a camera that is searched."""
     if where.cameras is None:
         return
-    known: set[int | None] = set()
-    for block in index.blocks():
-        known.update(pc.unique(block.rows["camid"].filter(pa.array(block.live))).to_pylist())
+    known = describe_index(index)["cameras"]
     for camera in where.cameras:
         if camera not in known:
-            cameras = ", ".join(str(camid) for camid in sorted(known - {None}, key=str))
-            raise DataError(
-                f"--camera {camera}: the index has no image of it; it has of {cameras or 'none'}"
-            )
+            cameras = ", ".join(map(str, known)) or "none"
+            raise DataError(f"--camera {camera}: the index has no image of it; it has of {cameras}")
