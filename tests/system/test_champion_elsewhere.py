@@ -26,14 +26,6 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    server = S3Server(tmp_path_factory.mktemp("weed"))
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def at(
     s3: S3Server, cluster: None, small_demo: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Lab]:
