@@ -22,7 +22,8 @@ FIGURES = ("rank1", "mAP")
 # Multiply-adds of ViT-B/16 at 256x128, stride 16, counted: tests/bench/results/stage2_step.md; the
 # text with torch.utils.flop_counter.
 ENCODER_MACS = 11.3e9  # per image
-STAGE_2_MACS = 11.5e9  # per image: encoder, mask generator, metric
+GENERATOR_MACS = {"none": 0.0, "light": 0.12e9, "full": 5.8e9}  # per image
+METRIC_MACS = 0.08e9  # per image: attention of the class token, prototypes
 TEXT_MACS = 0.455e9  # per prompt of 12 tokens through CLIP's text transformer
 # Bytes per image that a step keeps for the backward pass, bf16; counted with saved-tensor hooks.
 SALIENCY_BYTES, STAGE_2_BYTES = 118e6, 41e6
@@ -35,7 +36,7 @@ class PublishedResult(Section):
     """Published results of a method, percent; 256x128, no re-ranking."""
 
     method: str
-    rank1: Percent
+    rank1: Percent | None = Field(None, description="null = not known")
     mAP: Percent
 
 
@@ -67,7 +68,8 @@ class Protocol(Section):
 
     def bracket(self, figure: str) -> tuple[float, float] | None:
         """Return the least and largest published `rank1` or `mAP`, percent; None without any."""
-        values = [getattr(result, figure) for result in self.published]
+        figures = [getattr(result, figure) for result in self.published]
+        values = [value for value in figures if value is not None]
         return (min(values), max(values)) if values else None
 
     def verdict(self, rank1: float, mAP: float) -> dict[str, str]:
@@ -115,9 +117,11 @@ def needs(protocol: Protocol) -> Needs:
     """Estimate time and memory of one seed on one GPU (ours).
 
     A training step costs three forward passes, one for the forward and two for the backward
-    direction; the frozen text tower has no weight gradients, so two. Bands add half a batch,
-    forward only. A multiply-add is two FLOPs. Images are embedded once for stage 1 and once for the
-    person masks, queries and gallery once. Not counted: reading files, start-up, the optimiser.
+    direction; the frozen text tower has no weight gradients, so two. A visibility head adds half a
+    batch, forward through the early blocks only; the alternating update a forward pass of the
+    encoder, and the generator again. A multiply-add is two FLOPs. Images are embedded once for
+    stage 1 and once for the person masks, queries and gallery once. Not counted: reading files,
+    start-up, the optimiser.
     """
     config = load_config(protocol.recipe)
     counts = PUBLISHED[protocol.dataset]
@@ -125,11 +129,11 @@ def needs(protocol: Protocol) -> Needs:
     images, classes = counts["train"]
     assert classes is not None
     embedded = 2 * images + tested["query"][0] + tested["gallery"][0]
-    passes = 3.5 if config.model.bands else 3.0
+    step_macs = _step_macs(config)
     macs = (
         _saliency_macs(config, images)
         + _prompt_macs(config, images, classes)
-        + config.metric.epochs * images * passes * STAGE_2_MACS
+        + config.metric.epochs * images * step_macs
         + embedded * ENCODER_MACS
     )
     saliency, metric = config.saliency, config.metric
@@ -140,8 +144,19 @@ def needs(protocol: Protocol) -> Needs:
     return Needs(
         hours=2 * macs / GPU_FLOPS / 3600,
         gpu_gigabytes=(PARAMETER_BYTES + kept) / 1e9,
-        images_a_second=GPU_FLOPS / (2 * passes * STAGE_2_MACS),
+        images_a_second=GPU_FLOPS / (2 * step_macs),
     )
+
+
+def _step_macs(config: Config) -> float:
+    """Count stage 2, per image."""
+    model, generator = config.model, GENERATOR_MACS[config.model.mask_generator]
+    macs = 3 * (ENCODER_MACS + METRIC_MACS + generator)
+    if model.bands or model.attention_mask_depth:
+        macs += 0.5 * (model.attention_mask_depth or 1.0) * ENCODER_MACS
+    if config.metric.update == "alternating":
+        macs += ENCODER_MACS + 3 * generator
+    return macs
 
 
 def _saliency_macs(config: Config, images: int) -> float:

@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 from dpmpp_core.config.section import NonNegative, Positive, Probability, Section, TwoOrMore, Whole
 from dpmpp_core.config.training import (
     AugmentConfig,
+    HeadConfig,
     MetricConfig,
     OcclusionConfig,
     PretrainConfig,
@@ -46,7 +47,18 @@ class DemoConfig(Section):
         description="occluders and cameras of the test are never seen in training; every occluded "
         "query has a twin of the same name in query_holistic, the same photograph without occluder",
     )
+    occluded_share: Probability = Field(0.1, description="share of training images with occluder")
+    occlusion_range: tuple[Probability, Probability] = Field(
+        (0.05, 0.25), description="share of the person that is hidden in them"
+    )
     seed: Whole = 0
+
+    @model_validator(mode="after")
+    def _range(self) -> DemoConfig:
+        low, high = self.occlusion_range
+        if high - low < 0.05:
+            raise ValueError(f"occlusion_range [{low}, {high}]: 0.05 apart at least")
+        return self
 
     @model_validator(mode="after")
     def _cameras(self) -> DemoConfig:
@@ -95,9 +107,25 @@ class ModelConfig(Section):
         description="masks of the class token's spaces: full is DPM's, light a smaller one (ours); "
         "none = 0.5 (no measurable gain in the ablation)",
     )
+    attention_mask_depth: Probability | None = Field(
+        0.33,
+        description="share of the blocks after which patches that hide the body are masked from "
+        "attention (ours); null = never",
+    )
+    visibility_head: str = Field(
+        "auto",
+        description="file of `dpmpp pretrain-head` that the visibility head starts from; auto = "
+        "the package's, for its own weights; none = random",
+    )
+    bands_depth: Probability = Field(
+        0.67, description="share of the blocks whose patch tokens the bands pool (ours)"
+    )
     bands: Whole = Field(
         8,
         description="horizontal bands of the person with a feature and a mask each (ours); 0 = off",
+    )
+    band_masks: Literal["visible", "constant"] = Field(
+        "visible", description="visible = by the visible share of a band (ours); constant = none"
     )
     retrieval_features: Literal["post_bn", "pre_bn"] = Field(
         "post_bn", description="post_bn (ours): the space in which the mask is trained"
@@ -194,6 +222,7 @@ class Config(Section):
     occlusion: OcclusionConfig = OcclusionConfig()
     metric: MetricConfig = MetricConfig()
     pretrain: PretrainConfig = PretrainConfig()
+    head: HeadConfig = HeadConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()

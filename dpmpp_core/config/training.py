@@ -127,6 +127,16 @@ class PretrainConfig(Section):
     text: NonNegative = Field(1.0, description="weight of the contrast with captions")
 
 
+class HeadConfig(Section):
+    """The visibility head alone, on generated people whose true masks are known (ours)."""
+
+    identities: TwoOrMore = Field(32, description="identities per batch (P)")
+    images: TwoOrMore = Field(4, description="images per identity (K)")
+    epochs: PositiveInt = 12
+    lr: Positive = 2e-3
+    weight_decay: NonNegative = 1e-3
+
+
 class MetricConfig(Section):
     """Stage 2: encoder, mask generator and prototypes together."""
 
@@ -135,6 +145,11 @@ class MetricConfig(Section):
     epochs: PositiveInt = 60
     encoder_lr: Positive = 5e-6
     lr: Positive = Field(1e-4, description="of everything that is new")
+    head_lr: NonNegative | None = Field(
+        None,
+        description="of the visibility head; 0 = it stays as it starts; null = 0 if it starts from "
+        "a file, else lr",
+    )
     optimiser: Literal["adam", "sgd"] = Field("adam", description="sgd has a momentum of 0.9")
     bias_lr_factor: Positive = 2.0
     weight_decay: NonNegative = 1e-4
@@ -157,6 +172,12 @@ class MetricConfig(Section):
         description="parts of whole identities in which a worker computes its batch, one after the "
         "other, to save memory; losses, hardest pairs and batch norm use one part each",
     )
+    true_masks: Probability = Field(
+        0.3, description="share of samples whose truly occluded patches are masked from attention"
+    )
+    predicted_masks: Probability = Field(
+        0.4, description="share of samples with the predicted mask; the rest has none"
+    )
     compile: bool = Field(False, description="torch.compile the encoder")
     loss: LossConfig = LossConfig()
     class_ignoring: bool = Field(
@@ -176,6 +197,8 @@ class MetricConfig(Section):
         others = loss.identity or loss.triplet or loss.text
         if not (loss.masked or others):
             raise ValueError("loss: identity, masked, triplet or text needs a weight above 0")
+        if self.true_masks + self.predicted_masks > 1 + 1e-9:
+            raise ValueError("true_masks and predicted_masks are shares of all samples: 1 at most")
         if self.update == "alternating" and not of_masks:
             raise ValueError("update alternating needs loss.masked or loss.visibility above 0")
         return self

@@ -30,14 +30,15 @@ class GivenMasks:
     Args:
         root: the data folder, local or S3.
         grid: (gh, gw) patches; a patch is person if half of its pixels are.
+        column: of the table; `body_mask` holds the parts of the person that something hides too.
 
     Raises:
         DataError: the folder has neither, or the table is damaged.
     """
 
-    def __init__(self, root: str, grid: tuple[int, int]) -> None:
+    def __init__(self, root: str, grid: tuple[int, int], column: str = COLUMNS[1]) -> None:
         self._root, self._grid = root, grid
-        self._packed = _read_annotations(root)
+        self._packed = _read_annotations(root, column)
         if self._packed is None and not _has_folder(root):
             raise DataError(
                 f"saliency.provider=given: {root} has neither {ANNOTATIONS} (columns "
@@ -91,9 +92,28 @@ class GivenMasks:
         return (mask > 0).astype(np.float32)
 
 
-def has_true_masks(root: str) -> bool:
+def has_true_masks(root: str, column: str = COLUMNS[1]) -> bool:
     """Return whether `annotations.parquet` at the root has masks to compare with."""
-    return _read_annotations(root) is not None
+    return _read_annotations(root, column) is not None
+
+
+def true_visibility(
+    root: str, paths: Sequence[str], grid: tuple[int, int]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """Read which patches show the body, and which of them are visible, bool [N, rows, columns].
+
+    From `body_mask` and `person_mask` of `annotations.parquet`; None for data without them.
+
+    Raises:
+        DataError: an image has no mask, or one of another size.
+    """
+    if not (has_true_masks(root) and has_true_masks(root, "body_mask")):
+        return None
+    body, visible = (
+        GivenMasks(root, grid, column)(np.empty(0, np.uint8), paths)
+        for column in ("body_mask", "person_mask")
+    )
+    return body, visible & body
 
 
 def masks_fingerprint(root: str) -> str:
@@ -104,12 +124,13 @@ def masks_fingerprint(root: str) -> str:
         return listing_fingerprint(list_files(f"{root}/{FOLDER}")) if _has_folder(root) else ""
 
 
-def _read_annotations(root: str) -> dict[str, bytes] | None:
+def _read_annotations(root: str, column: str = COLUMNS[1]) -> dict[str, bytes] | None:
     """Return path -> packed mask; None without the file or one of the columns."""
-    table = read_columns(root, ANNOTATIONS, COLUMNS)
+    columns = (COLUMNS[0], column)
+    table = read_columns(root, ANNOTATIONS, columns)
     if table is None:
         return None
-    paths, masks = (table[name].to_pylist() for name in COLUMNS)
+    paths, masks = (table[name].to_pylist() for name in columns)
     return {path: mask for path, mask in zip(paths, masks, strict=True) if mask is not None}
 
 

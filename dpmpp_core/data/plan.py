@@ -31,6 +31,7 @@ class Draw(IntEnum):
     CUT_BOTTOM = 10
     CUT_SIDE = 11
     OCCLUDER_TEXTURE = 12
+    ATTENTION_MASK = 13
 
 
 def stream(seed: int, epoch: int, step: int, item: int, purpose: Draw) -> np.random.Generator:

@@ -25,8 +25,9 @@ from dpmpp_core.data.images import Image
 from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.data.plan import Draw, StepPlan, stream
 from dpmpp_core.errors import ConfigError
-from dpmpp_core.occlusion.occluder_textures import paste_synthetic_occluder
 from dpmpp_core.occlusion.pairing import Pairs, draw_pairs
+from dpmpp_core.occlusion.saliency import resample_area
+from dpmpp_core.occlusion.synthetic_occluders import paste_synthetic_occluder
 from dpmpp_core.occlusion.transfer import transfer_patches, visible_patches
 
 NO_OCCLUSION = -1
@@ -46,6 +47,7 @@ class TrainingImages:
         camids: int64 [N] camera.
         masks: bool [N, gh, gw] saliency on the grid of the transfer, True = person.
         packed: where the images are read from, if not from root.
+        bodies: bool [N, gh, gw], True = the person's body, what hides it or not; None = `masks`.
 
     Raises:
         ValueError: paths, labels, camids and masks differ in length.
@@ -57,6 +59,7 @@ class TrainingImages:
     camids: NDArray[np.int64]
     masks: NDArray[np.bool_]
     packed: PackedImages | None = None
+    bodies: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         counts = len(self.paths), len(self.labels), len(self.camids), len(self.masks)
@@ -75,6 +78,7 @@ class _PlannedStep:
     bank: OccluderBank
     donor_masks: NDArray[np.bool_]  # [B + D, gh, gw] after augmentation
     donor_labels: NDArray[np.int64]  # [B + D]
+    bodies: NDArray[np.bool_]  # [B, gh, gw] after augmentation
     pairs: Pairs
 
 
@@ -103,7 +107,9 @@ class StepMaker:
         cache_bytes: at most so many bytes of decoded and resized images are kept; a result never
             depends on it.
         twins: whether a step also holds its mixed images without their donors.
-        synthetic_occlusion: whether a step also holds images behind synthetic occluders.
+        visibility: whether a step also holds what a visibility head learns from.
+        attention_masks: shares of the samples with the true and the predicted attention mask; None
+            = a step holds no attention masks.
 
     Raises:
         ConfigError: the grid of the masks does not divide the image size.
@@ -118,7 +124,8 @@ class StepMaker:
         occlusion: OcclusionConfig,
         cache_bytes: int = CACHE_BYTES,
         twins: bool = False,
-        synthetic_occlusion: bool = False,
+        visibility: bool = False,
+        attention_masks: tuple[float, float] | None = None,
     ) -> None:
         _, rows, columns = images.masks.shape
         if data.height % rows or data.width % columns:
@@ -127,12 +134,14 @@ class StepMaker:
                 f"the {rows}x{columns} patches that are transferred: use multiples of 16"
             )
         self._labels, self._camids, self._masks = images.labels, images.camids, images.masks
+        self._bodies = images.masks if images.bodies is None else images.bodies
         self._plan, self._data, self._augment, self._occlusion = plan, data, augment, occlusion
         self._images = ImageCache(
             images.root, images.paths, data.height, data.width, cache_bytes, packed=images.packed
         )
         self._donors = Donors(self._images, images.masks, augment, occlusion)
-        self._twins, self._synthetic_occlusion = twins, synthetic_occlusion
+        self._twins, self._visibility = twins, visibility
+        self._attention_masks = attention_masks
 
     def make(self, global_step: int, rank: int = 0, world: int = 1) -> dict[str, NDArray]:
         """Compute the arrays of one rank: b = P * K / world samples, whole identities.
@@ -151,13 +160,14 @@ class StepMaker:
             camids int64 [b] camera of the image in `rows`;
             donor_labels int64 [b] class index of the donor, NO_OCCLUSION (-1) = not mixed,
                 BACKGROUND (-2) = mixed with a picture without people;
-            visible bool [b, gh, gw] patches that show the person: the mask, less what the donor or
-                the erasing hides;
             rows int64 [b] row numbers in the training set;
             step int64, the global step;
-            with `synthetic_occlusion` also covered uint8 [b / 2, height, width, 3], every second
-                image before mixing, behind a synthetic occluder, and covered_visible bool
-                [b / 2, gh, gw];
+            with `visibility` also visible bool [b, gh, gw], patches that show the person: the mask,
+                less what the donor or the erasing hides; occluded, the rest of the body; covered
+                uint8 [b / 2, height, width, 3], every second image before mixing, behind a
+                synthetic occluder; covered_visible and covered_occluded bool [b / 2, gh, gw];
+            with `attention_masks` also masked bool [b, gh, gw], the occluded patches or none, and
+                known bool [b], False = the predicted ones are masked;
             with `twins` also twins, as images: the mixed ones as they were before, the rest black.
 
         Raises:
@@ -199,12 +209,28 @@ class StepMaker:
             "labels": self._labels[rows[part]],
             "camids": self._camids[rows[part]],
             "donor_labels": donor_labels[part],
-            "visible": visible,
             "rows": rows[part],
             "step": np.array(global_step, np.int64),
             **({} if twins is None else {"twins": twins}),
-            **(self._occlude(planned, samples) if self._synthetic_occlusion else {}),
+            **self._label_patches(planned, samples, visible),
         }
+
+    def _label_patches(
+        self, planned: _PlannedStep, samples: range, visible: NDArray[np.bool_]
+    ) -> dict[str, NDArray]:
+        shifts = planned.pairs.shift
+        bodies = [np.roll(planned.bodies[i], shifts[i], axis=1) for i in samples]
+        occluded = np.stack(bodies) & ~visible
+        arrays: dict[str, NDArray] = {}
+        if self._visibility:
+            arrays = {"visible": visible, "occluded": occluded, **self._cover(planned, samples)}
+        if self._attention_masks is not None:
+            true, predicted = self._attention_masks
+            place = self._plan.seed, planned.epoch, planned.step
+            draws = np.array([stream(*place, i, Draw.ATTENTION_MASK).random() for i in samples])
+            arrays["masked"] = occluded & (draws < true)[:, None, None]
+            arrays["known"] = (draws < true) | (draws >= true + predicted)
+        return arrays
 
     def mixed_pairs(self, global_step: int) -> list[Mixture]:
         """Return the mixed samples of a step, to be shown."""
@@ -229,7 +255,10 @@ class StepMaker:
             Geometry.draw(self._augment, stream(seed, epoch, step, i, Draw.GEOMETRY))
             for i in range(len(rows))
         ]
-        masks = apply_to_masks(self._masks[rows], geometries, pad, height, width)
+        masks, bodies = (
+            apply_to_masks(x[rows], geometries, pad, height, width)
+            for x in (self._masks, self._bodies)
+        )
         bank = self._donors.draw(self._occlusion.bank, stream(seed, epoch, step, 0, Draw.BANK))
         donor_masks = np.concatenate([masks, bank.masks])
         # The row of a background is that of its mask; its picture belongs to no row.
@@ -239,7 +268,7 @@ class StepMaker:
         pairs = draw_pairs(masks, self._occlusion, rng, donor_masks, excluded)
         bank_labels = np.where(bank.backgrounds < 0, self._labels[bank.rows], BACKGROUND)
         labels = np.concatenate([self._labels[rows], bank_labels])
-        return _PlannedStep(epoch, step, rows, geometries, bank, donor_masks, labels, pairs)
+        return _PlannedStep(epoch, step, rows, geometries, bank, donor_masks, labels, bodies, pairs)
 
     def _picture(self, planned: _PlannedStep, donor: int) -> Image:
         if donor >= len(planned.rows):
@@ -247,19 +276,26 @@ class StepMaker:
         image = self._images[int(planned.rows[donor])]
         return apply_to_image(image, planned.geometries[donor], self._augment.pad)
 
-    def _occlude(self, planned: _PlannedStep, samples: range) -> dict[str, NDArray]:
+    def _cover(self, planned: _PlannedStep, samples: range) -> dict[str, NDArray]:
         """Return every second sample before mixing, behind a synthetic occluder.
 
         Half of them is enough, since only patch visibility is learnt from them.
         """
-        images, visible = [], []
+        images, visible, occluded = [], [], []
         for i in (i for i in samples if i % 2 == 0):
             rng = stream(self._plan.seed, planned.epoch, planned.step, i, Draw.OCCLUDER_TEXTURE)
-            whole = self._picture(planned, i)
-            images.append(paste_synthetic_occluder(whole, rng))
-            mask = planned.donor_masks[i]
-            visible.append(mask & ~_changed(whole, images[-1], mask.shape))
-        return {"covered": np.stack(images), "covered_visible": np.stack(visible)}
+            other = self._images[int(rng.integers(len(self._labels)))]
+            image, front = paste_synthetic_occluder(self._picture(planned, i), other, rng)
+            grid = planned.bodies.shape[1:]
+            covered = resample_area(front[None].astype(np.float32), grid)[0] > 0.5
+            images.append(image)
+            visible.append(planned.donor_masks[i] & ~covered)
+            occluded.append(planned.bodies[i] & ~visible[-1])
+        return {
+            "covered": np.stack(images),
+            "covered_visible": np.stack(visible),
+            "covered_occluded": np.stack(occluded),
+        }
 
 
 def _changed(before: Image, after: Image, grid: tuple[int, ...]) -> NDArray[np.bool_]:

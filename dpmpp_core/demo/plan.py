@@ -16,8 +16,6 @@ from dpmpp_core.demo.pose import ORIENTATIONS
 FOLDERS = ("bounding_box_train", "bounding_box_test", "query", "query_holistic")
 TRAIN, GALLERY, QUERY, HOLISTIC = FOLDERS
 QUERY_HIDDEN = (0.10, 0.60)
-TRAIN_HIDDEN = (0.05, 0.25)
-TRAIN_OCCLUDED_SHARE = 0.1
 # Of an `unseen` set: each fifth of the range is wanted equally often, and independently each of the
 # parts; a side is left or right, so it comes twice.
 QUERY_BANDS = tuple((0.1 * n, 0.1 * (n + 1)) for n in range(1, 6))
@@ -87,9 +85,9 @@ Place = tuple[str, int, tuple[float, float] | None]  # folder, camid, hidden
 def _train_places(config: DemoConfig, rng: np.random.Generator) -> Iterator[Place]:
     cameras = rng.permutation(config.cameras) + 1
     for image in range(config.train_images):
-        occluded = rng.random() < TRAIN_OCCLUDED_SHARE
+        occluded = rng.random() < config.occluded_share
         camid = int(cameras[image % config.cameras])
-        yield TRAIN, camid, TRAIN_HIDDEN if occluded else None
+        yield TRAIN, camid, config.occlusion_range if occluded else None
 
 
 def _test_places(config: DemoConfig, rng: np.random.Generator) -> Iterator[Place]:

@@ -1,24 +1,42 @@
-"""Visibility of patches, which the transfer provides and the bands learn (ours)."""
+"""Visibility of patches, which the transfer provides and the visibility head learns (ours)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
+BODY_WEIGHT = 5.0
+"""Weight of a patch of the body for `occluded`: the background is easy and ten times larger."""
 
-def patch_visibility(logits: Tensor, visible: Tensor) -> Tensor:
-    """Compute the binary cross entropy of patch logits with the patches that show the person.
+
+def patch_visibility(
+    visible_logits: Tensor, occluded_logits: Tensor | None, visible: Tensor, occluded: Tensor
+) -> Tensor:
+    """Compute the binary cross entropy of predicted with true visibility of patches.
 
     Args:
-        logits: float [B, rows, columns], on the encoder's grid.
-        visible: bool [B, gh, gw], on the transfer's grid; where that is another one, the target is
-            the share of the encoder's patch.
+        visible_logits: float [B, rows, columns], on the encoder's grid.
+        occluded_logits: likewise; None for a head without this output.
+        visible: bool or float in [0, 1], [B, gh, gw] on the transfer's grid: the patches that show
+            the person. Where the grid is another one, the target is the share of the encoder's
+            patch.
+        occluded: likewise, the patches in which something hides the body.
 
     Returns:
         float32 scalar, mean over patches and samples.
     """
-    target = visible.float()
-    if target.shape[1:] != logits.shape[1:]:
-        grid = (int(logits.shape[1]), int(logits.shape[2]))
-        target = interpolate(target[:, None], grid, mode="bilinear", antialias=True)[:, 0]
-    return binary_cross_entropy_with_logits(logits.float(), target)
+    grid = int(visible_logits.shape[1]), int(visible_logits.shape[2])
+    visible, occluded = resample(visible, grid), resample(occluded, grid)
+    loss = binary_cross_entropy_with_logits(visible_logits.float(), visible)
+    if occluded_logits is None:
+        return loss
+    weight = 1 + (BODY_WEIGHT - 1) * (visible + occluded).clamp(max=1)
+    return loss + binary_cross_entropy_with_logits(occluded_logits.float(), occluded, weight)
+
+
+def resample(shares: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return shares of patches, [B, gh, gw] bool or in [0, 1], on another grid, as float32."""
+    shares = shares.float()
+    if shares.shape[1:] == grid:
+        return shares
+    return interpolate(shares[:, None], grid, mode="bilinear", antialias=True)[:, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from open_clip.transformer import AttentionalPooler
 from timm.layers import Attention, AttentionPoolLatent, AttentionRope, apply_rot_embed_cat
+from timm.models.beit import Attention as BeitAttention
 from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -38,6 +39,26 @@ def reading_logits(
     if isinstance(attention, (Attention, AttentionRope, EvaAttention)):
         return _timm(attention, x[:, :1], keys, rope)
     return None
+
+
+def mask_keys(
+    attention: nn.Module, inputs: tuple[Tensor, ...], masked: Tensor
+) -> dict[str, Tensor]:
+    """Return the keyword arguments that keep an attention module from attending to patches (ours).
+
+    Args:
+        attention: of a block or a pooling attention, called with `inputs`.
+        inputs: its positional arguments, tokens [B, prefix + N, D]; of three, the second are keys.
+        masked: bool [B, N]. Where all patches are masked, none is: something has to be read.
+    """
+    masked = masked & ~masked.all(dim=1, keepdim=True)
+    prefix = inputs[1 if len(inputs) > 1 else 0].shape[1] - masked.shape[1]
+    padded = nn.functional.pad(masked, (prefix, 0))
+    if isinstance(attention, nn.MultiheadAttention):
+        return {"key_padding_mask": padded}
+    bias = torch.zeros(padded.shape, dtype=inputs[0].dtype, device=masked.device)
+    bias = bias.masked_fill(padded, float("-inf"))[:, None, None]
+    return {"shared_rel_pos_bias" if isinstance(attention, BeitAttention) else "attn_mask": bias}
 
 
 def _multihead(attention: nn.MultiheadAttention, query: Tensor, keys: Tensor) -> Tensor:

@@ -21,7 +21,12 @@ from torch import Tensor, nn
 
 from dpmpp_core.config import ModelConfig
 from dpmpp_core.errors import ConfigError, WeightsError, suggest
-from dpmpp_core.models.tensors import load_problem, refuse_non_finite, weights_alone
+from dpmpp_core.models.tensors import (
+    load_problem,
+    read_tensors,
+    refuse_non_finite,
+    weights_alone,
+)
 from dpmpp_core.models.timm_vit import (
     PREFIX,
     build_timm,
@@ -132,12 +137,47 @@ def _file_sha256(path: Path, changed: int) -> str:
 def _shipped(backbone: str) -> Path:
     path = RECIPES / "weights" / f"{backbone}.safetensors"
     if not path.is_file():
-        names = ", ".join(sorted(f.stem for f in path.parent.glob("*.safetensors")))
+        files = (f for f in path.parent.glob("*.safetensors") if not f.stem.endswith(".visibility"))
+        names = ", ".join(sorted(file.stem for file in files))
         raise ConfigError(
             f"model.pretrained={SHIPPED}: the package has such weights for {names}, not for "
             f"{backbone}"
         )
     return path
+
+
+def head_fingerprint(config: ModelConfig) -> str | None:
+    """Return the SHA-256 (hex) of the visibility head that training starts from; None = random."""
+    path = _find_head(config)
+    return None if path is None else _file_sha256(path, path.stat().st_mtime_ns)
+
+
+def read_head(config: ModelConfig) -> dict[str, Tensor] | None:
+    """Read the tensors of the visibility head that training starts from; None = random ones.
+
+    Raises:
+        WeightsError: the file is absent or damaged.
+    """
+    path = _find_head(config)
+    return None if path is None else read_tensors(path)
+
+
+def starts_with_head(config: ModelConfig) -> bool:
+    """Return whether training starts from a visibility head that has learnt before."""
+    return config.attention_mask_depth is not None and _find_head(config) is not None
+
+
+def _find_head(config: ModelConfig) -> Path | None:
+    if config.visibility_head == "none":
+        return None
+    if config.visibility_head != "auto":
+        path = Path(config.visibility_head).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"model.visibility_head: no file {path}")
+        return path
+    packaged = RECIPES / "weights" / f"{config.backbone}.visibility.safetensors"
+    own = config.pretrained == SHIPPED and config.checkpoint is None
+    return packaged if own and packaged.is_file() else None
 
 
 def find_tokenizer(backbone: str) -> Callable[[list[str]], Tensor]:

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from dpmpp_core.config import Config, DataConfig, ModelConfig
 from dpmpp_core.data.images import read_image, resize
+from dpmpp_core.errors import ConfigError, WeightsError
 from dpmpp_core.models.bands import SPACE as BANDS
 from dpmpp_core.models.bands import VisibleBands
-from dpmpp_core.models.clip import build_clip
+from dpmpp_core.models.clip import build_clip, read_head, starts_with_head
 from dpmpp_core.models.encoder import Encoded, ImageEncoder
 from dpmpp_core.models.mask_generator import MaskGenerator
 from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.saved import fill, read_saved, write_saved
+from dpmpp_core.models.visibility import Visibility, VisibilityHead
 
 NAME = "model"
 WEIGHTS_FILE, CARD_FILE = f"{NAME}.safetensors", f"{NAME}.json"
@@ -28,10 +30,18 @@ WEIGHTS_FILE, CARD_FILE = f"{NAME}.safetensors", f"{NAME}.json"
 
 @dataclass(frozen=True)
 class Embedded:
-    """Features and masks of N images, each a mapping of metric space to float32 [N, width]."""
+    """Embeddings of N images.
+
+    Attributes:
+        features: metric space -> float32 [N, width].
+        masks: likewise.
+        occluded: float32 [N, rows, columns], probability that a patch hides a part of the body;
+            above 0.5 it was masked from attention. None for a model that masks none.
+    """
 
     features: dict[str, npt.NDArray[np.float32]]
     masks: dict[str, npt.NDArray[np.float32]]
+    occluded: npt.NDArray[np.float32] | None = None
 
 
 @dataclass
@@ -42,18 +52,17 @@ class Reading:
         encoded: result of the encoder.
         features: metric space -> float32 [B, width], before the necks.
         masks: the same spaces -> float32 [B, width] in (0, 1).
-        visible: float32 [B, rows, columns], logits that the patch shows the person; None without
-            bands.
+        visibility: of the patches; None without a visibility head.
     """
 
     encoded: Encoded
     features: dict[str, Tensor]
     masks: dict[str, Tensor]
-    visible: Tensor | None
+    visibility: Visibility | None
 
 
 class ReidModel(nn.Module):
-    """Encoder, mask generator and batch-norm necks.
+    """Encoder, visibility head, mask generator and batch-norm necks.
 
     Metric spaces: `visual`; with text, `joint`; with `config.bands`, `bands`.
 
@@ -61,40 +70,103 @@ class ReidModel(nn.Module):
         config: section of the run's configuration, stored with the weights.
         data: likewise.
         clip: the model to start from, see `build_clip`; its image tower is taken over.
+
+    Raises:
+        ConfigError: patches cannot be masked from attention in this backbone.
     """
 
     def __init__(self, config: ModelConfig, data: DataConfig, clip: Any) -> None:
         super().__init__()
         self.config, self.data = config, data
-        self.encoder = ImageEncoder(clip.visual, config.taps)
-        channels = len(self.encoder.taps) * self.encoder.token_width
+        depth = config.attention_mask_depth
+        self.encoder = ImageEncoder(clip.visual, config.taps, depth or 1.0, config.bands_depth)
+        if depth and not self.encoder.masks_attention:
+            raise ConfigError(
+                f"model.attention_mask_depth: patches of {config.backbone} cannot be masked from "
+                "attention; set it to null"
+            )
+        width = self.encoder.token_width
+        channels = len(self.encoder.taps) * width
         self.mask_generator = MaskGenerator(channels, self.encoder.spaces, config.mask_generator)
         self.spaces = dict(self.encoder.spaces)
+        self.visibility = None
+        if config.bands or depth:
+            early = len(self.encoder.early_taps) * width
+            self.visibility = VisibilityHead(early, amodal=depth is not None)
         self.bands = None
         if config.bands:
-            tokens = self.encoder.token_width
-            self.bands = VisibleBands(channels, tokens, config.bands)
+            self.bands = VisibleBands(width, config.bands, config.band_masks == "visible")
             self.spaces[BANDS] = self.bands.width
         self.necks = nn.ModuleDict({name: batch_norm_neck(d) for name, d in self.spaces.items()})
+
+    def start_head(self) -> None:
+        """Load the visibility head that `config` names or the package has for these weights.
+
+        Raises:
+            WeightsError: the file is absent or damaged, or of a head that reads other tokens.
+        """
+        if self.visibility is None or not starts_with_head(self.config):
+            return
+        state, own = read_head(self.config), self.visibility.state_dict()
+        assert state is not None
+        if {n: x.shape for n, x in state.items()} != {n: x.shape for n, x in own.items()}:
+            raise WeightsError(
+                f"model.visibility_head={self.config.visibility_head}: that head reads other "
+                "tokens than model.taps and model.attention_mask_depth give; with "
+                "model.visibility_head=none it is learnt in the training"
+            )
+        self.visibility.load_state_dict(state)
 
     @property
     def masked_spaces(self) -> list[str]:
         """Spaces whose masks depend on the picture; those of the others are always 0.5."""
         generated = self.mask_generator.spaces
-        return [name for name in self.spaces if name in generated or name == BANDS]
+        banded = self.config.band_masks == "visible"
+        return [n for n in self.spaces if n in generated or (n == BANDS and banded)]
 
-    def forward(self, images: Tensor) -> Reading:
-        """Compute features and masks of normalised images float [B, 3, H, W]."""
-        return self.read(self.encoder(images))
+    def forward(
+        self, images: Tensor, masked: Tensor | None = None, known: Tensor | None = None
+    ) -> Reading:
+        """Compute features and masks of normalised images float [B, 3, H, W].
 
-    def read(self, encoded: Encoded) -> Reading:
-        """Compute features and masks from the result of the encoder."""
+        Arguments as `encode`.
+        """
+        return self.read(*self.encode(images, masked, known))
+
+    def encode(
+        self, images: Tensor, masked: Tensor | None = None, known: Tensor | None = None
+    ) -> tuple[Encoded, Visibility | None]:
+        """Encode images and predict the visibility of their patches.
+
+        Args:
+            images: normalised float [B, 3, H, W].
+            masked: bool [B, rows, columns], patches to be masked from attention; None = those
+                predicted to be occluded.
+            known: bool [B], the images to which `masked` applies; None = all.
+        """
+        if self.visibility is None:
+            return self.encoder(images), None
+        if self.config.attention_mask_depth is None:
+            encoded = self.encoder(images)
+            return encoded, self.visibility(encoded.taps)
+        head, predicted = self.visibility, []
+
+        def choose(taps: Tensor) -> Tensor:
+            predicted.append(head(taps))
+            occluded = predicted[0].occluded.detach() > 0
+            if masked is None:
+                return occluded
+            return masked if known is None else masked.where(known[:, None, None], occluded)
+
+        return self.encoder(images, choose_masked=choose), predicted[0]
+
+    def read(self, encoded: Encoded, visibility: Visibility | None) -> Reading:
+        """Compute features and masks from the results of `encode`."""
         features, masks = features_of(encoded), self.mask_generator(encoded.taps)
-        if self.bands is None:
-            return Reading(encoded, features, masks, None)
-        banded = self.bands(encoded.taps)
-        features, masks = features | {BANDS: banded.feature}, masks | {BANDS: banded.mask}
-        return Reading(encoded, features, masks, banded.visible)
+        if self.bands is not None and visibility is not None:
+            banded = self.bands(encoded.middle, visibility.visible.detach())
+            features, masks = features | {BANDS: banded.feature}, masks | {BANDS: banded.mask}
+        return Reading(encoded, features, masks, visibility)
 
     def retrieval_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return features in the space that `config.retrieval_features` names, [B, width]."""
@@ -103,13 +175,17 @@ class ReidModel(nn.Module):
         return {name: self.necks[name](feature) for name, feature in features.items()}
 
     @torch.inference_mode()
-    def embed(self, images: Any, batch: int = 64) -> Embedded:
+    def embed(
+        self, images: Any, batch: int = 64, masked: npt.NDArray[np.bool_] | None = None
+    ) -> Embedded:
         """Embed pictures.
 
         Args:
             images: uint8 [N, H, W, 3] RGB, a sequence of such [H, W, 3] arrays of any size, or a
                 sequence of paths.
             batch: pictures per forward pass.
+            masked: bool [N, rows, columns], patches to be masked from attention in place of those
+                predicted to be occluded: a control.
 
         Raises:
             ValueError: an array of another type or shape, named by its position.
@@ -119,25 +195,46 @@ class ReidModel(nn.Module):
             images = [images]
         was_training = self.training
         self.eval()
-        parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+        parts: list[Embedded] = []
+        device = next(self.parameters()).device
         for start in range(0, len(images), batch):
             pictures = fitted(images[start : start + batch], self.data, start)
-            pixels = to_tensor_batch(pictures, self.data.mean, self.data.std)
-            reading = self(pixels.to(next(self.parameters()).device))
-            parts.append((self.retrieval_features(reading.features), reading.masks))
+            pixels = to_tensor_batch(pictures, self.data.mean, self.data.std).to(device)
+            chosen = None
+            if masked is not None:
+                chosen = torch.from_numpy(masked[start : start + batch]).to(device)
+            parts.append(self._to_numpy(self(pixels, chosen)))
         self.train(was_training)
         return Embedded(
-            features=self._join([features for features, _ in parts]),
-            masks=self._join([masks for _, masks in parts]),
+            features=self._join([part.features for part in parts]),
+            masks=self._join([part.masks for part in parts]),
+            occluded=join_occluded([part.occluded for part in parts]),
         )
 
-    def _join(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, npt.NDArray[np.float32]]:
+    def _to_numpy(self, reading: Reading) -> Embedded:
+        features = self.retrieval_features(reading.features)
+        occluded = None if reading.visibility is None else reading.visibility.occluded
+        return Embedded(
+            features={name: x.float().cpu().numpy() for name, x in features.items()},
+            masks={name: x.float().cpu().numpy() for name, x in reading.masks.items()},
+            occluded=None if occluded is None else occluded.sigmoid().cpu().numpy(),
+        )
+
+    def _join(
+        self, parts: Sequence[Mapping[str, npt.NDArray[np.float32]]]
+    ) -> dict[str, npt.NDArray[np.float32]]:
         return {
-            name: np.concatenate([part[name].float().cpu().numpy() for part in parts])
-            if parts
-            else np.zeros((0, width), np.float32)
+            name: np.concatenate([np.zeros((0, width), np.float32), *(p[name] for p in parts)])
             for name, width in self.spaces.items()
         }
+
+
+def join_occluded(
+    parts: Sequence[npt.NDArray[np.float32] | None],
+) -> npt.NDArray[np.float32] | None:
+    """Concatenate `Embedded.occluded` of parts; None if one has none, or there is no part."""
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if known and len(known) == len(parts) else None
 
 
 def fitted(images: Any, data: DataConfig, first: int = 0) -> npt.NDArray[np.uint8]:

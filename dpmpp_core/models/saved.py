@@ -11,13 +11,12 @@ from typing import Any
 import open_clip
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dpmpp_core.config import DataConfig, ModelConfig
 from dpmpp_core.config.text import shorten
 from dpmpp_core.errors import WeightsError
-from dpmpp_core.models.tensors import read_tensors, refuse_non_finite
+from dpmpp_core.models.tensors import read_tensors, refuse_non_finite, write_tensors
 
 FORMAT = 1
 
@@ -57,7 +56,7 @@ def write_saved(
         "weights_sha256": digest,
         **facts,
     }
-    save_file(state, folder / f"{name}.safetensors")
+    write_tensors(state, folder / f"{name}.safetensors")
     (folder / f"{name}.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
     return digest
 

@@ -1,4 +1,4 @@
-"""Reading weights from files: tensors and nothing else, all of them finite."""
+"""Files of tensors: tensors and nothing else, all of them finite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dpmpp_core.config.text import shorten
@@ -48,9 +48,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
+        if path.is_file() and not os.access(path, os.R_OK):  # safetensors says: no such file
+            raise WeightsError(f"{path}: this user may not read it (mode, owner)") from None
         raise WeightsError(f"{path}: a damaged file of tensors: {error}") from None
     refuse_non_finite(state, str(path))
     return state
+
+
+def write_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors to a safetensors file, readable as the umask says.
+
+    `safetensors.torch.save_file` would create a file that only its owner can read.
+    """
+    path.write_bytes(save({name: tensor.contiguous().cpu() for name, tensor in state.items()}))
 
 
 def refuse_non_finite(state: Mapping[str, Tensor], where: str) -> None:

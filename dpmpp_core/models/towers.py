@@ -19,6 +19,7 @@ class OpenClipTower:
     Attributes:
         convolution: computes the patch embeddings, [B, D, rows, columns].
         blocks: the transformer's.
+        attentions: attention modules of the blocks, and of the pooling where there is one.
         classed: whether the image is read at the class token.
         reader: the attention module that pools the patches; None where a mean does.
         projection: [P, D], linear map from the visual into the joint space; None where there is
@@ -35,6 +36,8 @@ class OpenClipTower:
         self.classed = tower.attn_pool is None and tower.pool_type == "tok"
         own = self.blocks[-1].attn if self.classed else None
         self.reader: nn.Module | None = own if tower.attn_pool is None else tower.attn_pool
+        pool = [] if tower.attn_pool is None else [tower.attn_pool.attn]
+        self.attentions: list[nn.Module] = [*(block.attn for block in self.blocks), *pool]
         self.projection: Tensor | None = tower.proj.T
         self.token_width = int(tower.conv1.out_channels)
         self.visual_width, self.joint_width = (int(width) for width in tower.proj.shape)
@@ -44,6 +47,14 @@ class OpenClipTower:
         tower = self._tower
         visual, _ = tower._pool(tower.transformer(tower._embeds(images)))
         return visual, visual @ tower.proj
+
+    def run_blocks(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """Return patch tokens of blocks (from 1), each [B, D, rows, columns]; stop after them."""
+        indices = sorted({block - 1 for block in blocks})
+        maps = self._tower.forward_intermediates(
+            images, indices, stop_early=True, intermediates_only=True, output_fmt="NCHW"
+        )["image_intermediates"]
+        return [maps[indices.index(block - 1)] for block in blocks]
 
 
 class TimmTower:
@@ -61,7 +72,10 @@ class TimmTower:
         self.blocks: Sequence[nn.Module] = trunk.blocks
         self.classed = trunk.global_pool == "token"
         own = getattr(self.blocks[-1], "attn", None) if self.classed else None
-        self.reader: nn.Module | None = getattr(trunk, "attn_pool", None) or own
+        pool = getattr(trunk, "attn_pool", None)
+        self.reader: nn.Module | None = pool or own
+        attentions = [getattr(block, "attn", None) for block in self.blocks]
+        self.attentions: list[nn.Module] = [x for x in [*attentions, pool] if x is not None]
         heads = [] if self._head is None else [*trunk.head.modules(), *self._head.modules()]
         self._linear = [layer for layer in heads if isinstance(layer, nn.Linear)]
         self.projection: Tensor | None = self._linear[0].weight if len(self._linear) == 1 else None
@@ -81,6 +95,14 @@ class TimmTower:
         if self._linear:
             return pooled, joint
         return tokens[:, self._trunk.num_prefix_tokens :].mean(dim=1), joint
+
+    def run_blocks(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """Return patch tokens of blocks (from 1), each [B, D, rows, columns]; stop after them."""
+        indices = sorted({block - 1 for block in blocks})
+        maps = self._trunk.forward_intermediates(
+            images, indices, stop_early=True, intermediates_only=True, output_fmt="NCHW"
+        )
+        return [maps[indices.index(block - 1)] for block in blocks]
 
 
 def parts_of(tower: nn.Module) -> OpenClipTower | TimmTower:

@@ -5,9 +5,11 @@ from dpmpp_core.retrieval.bootstrap import Interval, paired_bootstrap
 from dpmpp_core.retrieval.comparison import Difference, paired_difference
 from dpmpp_core.retrieval.evaluation import (
     MODES,
+    Controls,
     Embeddings,
     Mode,
     evaluate,
+    exchanges,
     from_columns,
     rank_by_mode,
     refuse_unusable,
@@ -17,7 +19,7 @@ from dpmpp_core.retrieval.evaluation import (
 )
 from dpmpp_core.retrieval.feature_ranks import rank_features
 from dpmpp_core.retrieval.gallery import Gallery, compact
-from dpmpp_core.retrieval.masks import mask_statistics, permuted_masks, static_masks
+from dpmpp_core.retrieval.masks import derangement, mask_statistics, static_masks
 from dpmpp_core.retrieval.queries import QueryFigures
 from dpmpp_core.retrieval.ranking import RankingResult, evaluate_ranking
 from dpmpp_core.retrieval.reranking import rerank
@@ -31,11 +33,11 @@ from dpmpp_core.retrieval.strata import (
 from dpmpp_core.retrieval.tracklets import draw_tracklets, evaluate_tracklets, fuse, rank_tracklets
 
 __all__ = [
-    "MODES", "Difference", "Embeddings", "Gallery", "Interval", "Mode", "QueryFigures",
+    "MODES", "Controls", "Difference", "Embeddings", "Gallery", "Interval", "Mode", "QueryFigures",
     "RankingResult", "compact", "compute_chance", "compute_intervals", "compute_stripe_histogram",
-    "draw_tracklets", "evaluate", "evaluate_by_camera_pair", "evaluate_by_occlusion",
-    "evaluate_ranking", "evaluate_tracklets", "from_columns", "fuse", "mask_statistics",
-    "masked_similarity", "masked_topk", "paired_bootstrap", "paired_difference", "permuted_masks",
+    "derangement", "draw_tracklets", "evaluate", "evaluate_by_camera_pair", "evaluate_by_occlusion",
+    "evaluate_ranking", "evaluate_tracklets", "exchanges", "from_columns", "fuse",
+    "mask_statistics", "masked_similarity", "masked_topk", "paired_bootstrap", "paired_difference",
     "rank_by_mode", "rank_features", "rank_tracklets", "refuse_unusable", "rerank",
     "static_masks", "summarise_rankings", "to_columns", "top_matches",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dpmpp_core.errors import WeightsError
 from dpmpp_core.retrieval.feature_ranks import rank_features
 from dpmpp_core.retrieval.gallery import Gallery
-from dpmpp_core.retrieval.masks import permuted_masks, static_masks
+from dpmpp_core.retrieval.masks import derangement, static_masks
 from dpmpp_core.retrieval.ranking import RankingResult, mean_result
 from dpmpp_core.retrieval.search import masked_topk
 
@@ -21,6 +21,19 @@ T = TypeVar("T")
 Mode = Literal["masked", "unmasked", "permuted", "static", "both"]
 MODES: tuple[Mode, ...] = ("masked", "unmasked", "permuted", "static", "both")
 EXCHANGES = 5  # permutations of masks between queries, over which `permuted` is a mean
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Features of the same N pictures under other attention masks, metric space -> float32 [N, D].
+
+    Attributes:
+        unmasked: no patch is masked.
+        permuted: by exchange, with the mask of another picture, see `exchanges`.
+    """
+
+    unmasked: Mapping[str, Matrix]
+    permuted: Sequence[Mapping[str, Matrix]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,9 @@ class Embeddings:
         pids: int64 [N].
         camids: int64 [N].
         paths: N names of the pictures.
+        occluded: float32 [N, rows, columns], probability that a patch hides a part of the body;
+            above 0.5 it was masked from attention. None for a model that masks none.
+        controls: of queries of a model that masks attention; None where they were not computed.
 
     Raises:
         ValueError: the lengths differ.
@@ -44,6 +60,8 @@ class Embeddings:
     pids: NDArray[np.int64]
     camids: NDArray[np.int64]
     paths: Sequence[str]
+    occluded: NDArray[np.float32] | None = None
+    controls: Controls | None = None
 
     def __post_init__(self) -> None:
         sizes = {"pids": len(self.pids), "camids": len(self.camids), "paths": len(self.paths)}
@@ -109,34 +127,59 @@ def summarise_rankings(results: Mapping[Mode, RankingResult]) -> dict[str, Any]:
     return {**numbers, "num_queries": total, "num_skipped": masked.num_skipped_queries}
 
 
-def rank_by_mode(query: Embeddings, gallery: Embeddings, seed: int) -> dict[Mode, RankingResult]:
-    """Rank by all modes; return full results (CMC curve, figures of every query).
+def exchanges(count: int, seed: int) -> list[NDArray[np.int64]]:
+    """Return the derangements of `count` queries over which `permuted` is a mean; none of one."""
+    if count < 2:
+        return []
+    return [derangement(count, seed * EXCHANGES + i) for i in range(EXCHANGES)]
 
-    masked: each query's mask. unmasked: plain cosine. both: the query's mask times that of each
-    gallery picture; left out for a gallery without masks. Controls: static (the mean mask for all)
-    and permuted (other queries' masks: the mean of `EXCHANGES` permutations drawn from `seed`; left
-    out for a single query). Scores are computed in blocks (`rank_features`), so memory does not
-    grow with their number.
+
+def rank_by_mode(
+    query: Embeddings, gallery: Embeddings, seed: int, modes: Sequence[Mode] = MODES
+) -> dict[Mode, RankingResult]:
+    """Rank by several modes; return full results (CMC curve, figures of every query).
+
+    masked: each query's mask, of attention too. unmasked: plain cosine, no patch masked. both: the
+    query's mask times that of each gallery picture; left out for a gallery without masks. Controls:
+    static (the mean mask for all, no patch masked) and permuted (other queries' masks: the mean of
+    `exchanges`; left out for a single query). The gallery stays the same. Where attention was
+    masked and there are no `controls`, unmasked and the controls are left out. Scores are computed
+    in blocks (`rank_features`), so memory does not grow with their number.
 
     Raises ValueError (see `masked_similarity`) and DataError (no query has a positive).
     """
-    query_masks = query.masks
+    masks, controls = query.masks, query.controls
+    plain = controls.unmasked if controls else query.features
     ids = (query.pids, gallery.pids, query.camids, gallery.camids)
     prepared = Gallery(gallery.features)
 
-    def rank(masks: Mapping[str, Matrix] | None) -> RankingResult:
-        return rank_features(query.features, masks, prepared, *ids)
+    def rank(features: Mapping[str, Matrix], masks: Mapping[str, Matrix] | None) -> RankingResult:
+        return rank_features(features, masks, prepared, *ids)
 
-    results: dict[Mode, RankingResult] = {"masked": rank(query_masks), "unmasked": rank(None)}
-    if len(query) > 1:
-        permuted = [permuted_masks(query_masks, seed * EXCHANGES + i) for i in range(EXCHANGES)]
-        results["permuted"] = mean_result([rank(masks) for masks in permuted])
-    results["static"] = rank(static_masks(query_masks))
-    if gallery.masks:
+    def rank_permuted() -> RankingResult:
+        orders = exchanges(len(query), seed)
+        features = controls.permuted if controls else [query.features] * len(orders)
+        return mean_result(
+            [rank(x, _take(masks, order)) for x, order in zip(features, orders, strict=True)]
+        )
+
+    def rank_both() -> RankingResult:
         # <q, normalise(m_q m_g g)>: the gallery's mask scales its features, once for all queries.
         masked = {space: x * gallery.masks[space] for space, x in gallery.features.items()}
-        results["both"] = rank_features(query.features, query_masks, masked, *ids)
-    return results
+        return rank_features(query.features, masks, masked, *ids)
+
+    ranking: dict[Mode, Callable[[], RankingResult]] = {
+        "masked": lambda: rank(query.features, masks),
+        "unmasked": lambda: rank(plain, None),
+        "permuted": rank_permuted,
+        "static": lambda: rank(plain, static_masks(masks)),
+        "both": rank_both,
+    }
+    left_out = {"permuted"} if len(query) < 2 else set()
+    if query.occluded is not None and controls is None:
+        left_out |= {"unmasked", "permuted", "static"}
+    left_out |= set() if gallery.masks else {"both"}
+    return {mode: ranking[mode]() for mode in modes if mode not in left_out}
 
 
 def top_matches(
@@ -153,15 +196,15 @@ def top_matches(
     """
     chosen = np.asarray(rows, np.int64)
     masks = _take(query.masks, chosen) if mode == "masked" else None
+    plain = query.controls.unmasked if query.controls else query.features
+    features = query.features if mode == "masked" else plain
     pids, camids = query.pids[chosen][:, None], query.camids[chosen][:, None]
 
     def valid(rows: slice, items: slice) -> NDArray[np.bool_]:
         same_camera = gallery.camids[items] == camids[rows]
         return ~(same_camera & (gallery.pids[items] == pids[rows]))
 
-    best, indices = masked_topk(
-        _take(query.features, chosen), masks, gallery.features, k, allowed=valid
-    )
+    best, indices = masked_topk(_take(features, chosen), masks, gallery.features, k, allowed=valid)
     return indices.numpy(), best.numpy()
 
 

@@ -15,19 +15,6 @@ Mask = NDArray[np.floating[Any]]
 DEAD_MASK = 0.01  # a std over pictures below this: the same mask for all (ours)
 
 
-def permuted_masks(masks: Mapping[str, Mask], seed: int) -> dict[str, Mask]:
-    """Give every query another query's mask [N, D], the same one's in every space, as a control.
-
-    The permutation is a uniform derangement (none keeps its mask), drawn from `seed` and N alone.
-    Raises ValueError if N < 2.
-    """
-    sizes = {len(mask) for mask in masks.values()}
-    if len(sizes) != 1:
-        raise ValueError(f"the spaces of mask have different numbers of queries: {sorted(sizes)}")
-    order = _derangement(sizes.pop(), seed)
-    return {space: mask[order] for space, mask in masks.items()}
-
-
 def static_masks(masks: Mapping[str, Mask]) -> dict[str, Mask]:
     """Give every query the mean mask of all, by space, as a control."""
     means = {space: mask.mean(0, dtype=np.float64) for space, mask in masks.items()}
@@ -61,7 +48,11 @@ def _statistics(mask: NDArray[np.float64]) -> dict[str, float]:
     }
 
 
-def _derangement(size: int, seed: int) -> NDArray[np.int64]:
+def derangement(size: int, seed: int) -> NDArray[np.int64]:
+    """Draw a uniform derangement of `size` queries from `seed`: none keeps its mask, a control.
+
+    Raises ValueError if size < 2.
+    """
     if size < 2:
         raise ValueError(f"{size} query masks cannot change places; at least 2 are needed")
     rng = np.random.default_rng(np.random.SeedSequence((seed, size)))

@@ -26,11 +26,14 @@ def compute_intervals(
 
     From the results of `rank_by_mode` of queries with identities int64 [Q]: {"masked": {"mAP":
     {"mean", "low", "high"}, "rank1": {...}}, "unmasked": {...}, "gain": {...}}; gain is masked less
-    unmasked, query by query.
+    unmasked, query by query. The last two are left out where `ranked` has no unmasked.
     """
-    masked, unmasked = (_by_query(ranked[mode]) for mode in ("masked", "unmasked"))
-    gain = {figure: masked[figure] - unmasked[figure] for figure in masked}
-    values = {"masked": masked, "unmasked": unmasked, "gain": gain}
+    masked = _by_query(ranked["masked"])
+    values = {"masked": masked}
+    if "unmasked" in ranked:
+        unmasked = _by_query(ranked["unmasked"])
+        values["unmasked"] = unmasked
+        values["gain"] = {figure: masked[figure] - unmasked[figure] for figure in masked}
     return {
         name: {figure: bootstrap_bounds(x, pids) for figure, x in by_figure.items()}
         for name, by_figure in values.items()

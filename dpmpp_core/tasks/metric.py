@@ -14,17 +14,20 @@ from dpmpp_core.losses.arcface import arcface_logits
 from dpmpp_core.losses.contrast import prototype_contrast
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.losses.heads import head_diversity
-from dpmpp_core.losses.patches import patch_visibility
+from dpmpp_core.losses.patches import patch_visibility, resample
 from dpmpp_core.losses.triplet import batch_hard_triplet
 from dpmpp_core.losses.visibility import visibility_likelihood
 from dpmpp_core.models.bands import SPACE as BANDS
-from dpmpp_core.models.clip import unit_text
+from dpmpp_core.models.clip import grid_size, unit_text
 from dpmpp_core.models.distributed import gather
+from dpmpp_core.models.encoder import Encoded
 from dpmpp_core.models.prototypes import Prototypes
 from dpmpp_core.models.reid import ReidModel, features_of, start_clip
+from dpmpp_core.models.visibility import Visibility
 from dpmpp_core.retrieval.masks import DEAD_MASK
 from dpmpp_core.tasks.first_epoch import Window, first_epoch_windows, outside_first_epoch
-from dpmpp_core.tasks.schedule import warmup_cosine, warmup_steps
+from dpmpp_core.tasks.head import find_head_lr
+from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine, warmup_steps
 from dpmpp_core.tasks.task import Task
 
 
@@ -53,10 +56,16 @@ class MetricTask(Task):
             clip = start_clip(config)
             torch.manual_seed(config.seed)
             self.model = ReidModel(config.model, config.data, clip)
+            self.model.start_head()
             self.prototypes = Prototypes(len(texts), self.model.spaces)
         if "joint" in self.model.spaces and section.loss.text_transfer:
             self.prototypes.init_from_text("joint", texts)
+        self._head_lr = find_head_lr(config)
         self.register_buffer("texts", texts.float())
+        self._grid = grid_size(config.model, config.data.height, config.data.width)
+        for name, parameter in self.named_parameters():
+            if self._rate(name) == 0:
+                parameter.requires_grad_(False)
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -87,8 +96,10 @@ class MetricTask(Task):
             batch: `images` uint8 [B, H, W, 3]; `labels` int64 [B]; `donor_labels` int64 [B], the
                 class of the person whose scene hides the sample, negative = none; with a visibility
                 loss also `twins`, the images without that scene (read where there is a donor); with
-                bands also `visible` bool [B, gh, gw], the patches that show the person, and
-                `covered` and `covered_visible`, the same of images behind synthetic occluders.
+                a visibility head that learns also `visible` and `occluded` bool [B, gh, gw], and
+                `covered`, `covered_visible` and `covered_occluded`, the same of images behind
+                synthetic occluders; with an attention mask also `masked` bool [B, gh, gw] and
+                `known` bool [B], the samples whose attention mask it is.
             phase: one of `phases`.
 
         Returns:
@@ -99,8 +110,8 @@ class MetricTask(Task):
         frozen = torch.no_grad() if phase == "mask" else nullcontext()
         with self.autocast():
             with frozen:
-                encoded = self.model.encoder(self.normalise(batch["images"]))
-            reading = self.model.read(encoded)
+                encoded, visibility = self._encode(batch)
+            reading = self.model.read(encoded, visibility)
         with frozen:
             features = {name: gather(feature) for name, feature in reading.features.items()}
             necked = {name: self.model.necks[name](feature) for name, feature in features.items()}
@@ -128,8 +139,8 @@ class MetricTask(Task):
                 losses[f"visibility_{name}"] = weights.visibility * likelihood
         if phase == "mask":
             return losses, report
-        if reading.visible is not None:
-            losses["patches"] = self._patches(batch, reading.visible)
+        if reading.visibility is not None and self._head_lr:
+            losses["patches"] = self._patches(batch, reading.visibility)
         if weights.identity:
             for name, feature in necked.items():
                 if name == BANDS:
@@ -152,18 +163,37 @@ class MetricTask(Task):
             losses["heads"] = weights.heads * head_diversity(encoded.heads)
         return losses, report
 
-    def _patches(self, batch: Mapping[str, Tensor], visible: Tensor) -> Tensor:
-        """Compute the loss of the batch and of images behind synthetic occluders.
+    def _encode(self, batch: Mapping[str, Tensor]) -> tuple[Encoded, Visibility | None]:
+        """Encode the batch; some samples by the true attention mask, some without one."""
+        images = self.normalise(batch["images"])
+        if self.config.model.attention_mask_depth is None:
+            return self.model.encode(images)
+        masked = resample(batch["masked"], self._grid) > 0.5
+        return self.model.encode(images, masked, batch["known"])
 
-        The encoder does not learn from the latter.
+    def _patches(self, batch: Mapping[str, Tensor], visibility: Visibility) -> Tensor:
+        """Compute the head's loss on the batch and on images behind synthetic occluders.
+
+        The encoder does not learn from it.
         """
         with torch.no_grad(), self.autocast():
-            occluded = self.model.encoder(self.normalise(batch["covered"]))
-        assert self.model.bands is not None
+            taps = self.model.encoder.encode_early(self.normalise(batch["covered"]))
+        assert self.model.visibility is not None
         with self.autocast():
-            predicted = self.model.bands.predict_visibility(occluded.taps)
-        truth = torch.cat([batch["visible"], batch["covered_visible"]])
-        return patch_visibility(torch.cat([visible, predicted]), truth)
+            covered = self.model.visibility(taps)
+        losses = [
+            patch_visibility(
+                visibility.visible, visibility.occluded, batch["visible"], batch["occluded"]
+            ),
+            patch_visibility(
+                covered.visible,
+                covered.occluded,
+                batch["covered_visible"],
+                batch["covered_occluded"],
+            ),
+        ]
+        sizes = len(batch["images"]), len(batch["covered"])
+        return (sizes[0] * losses[0] + sizes[1] * losses[1]) / sum(sizes)
 
     def _text(self, joint: Tensor, labels: Tensor, ignored: Tensor | None) -> Tensor:
         if unit_text(self.config.model):
@@ -205,14 +235,34 @@ class MetricTask(Task):
             errors[name][rows] = (occluded - clean).square()
         return errors
 
+    def train(self, mode: bool = True) -> MetricTask:
+        """Set the mode; a head that does not learn keeps its statistics."""
+        super().train(mode)
+        if self._head_lr == 0 and self.model.visibility is not None:
+            self.model.visibility.eval()
+        return self
+
     def optimiser(self) -> torch.optim.Optimizer:
         """See `Task`."""
         section = self.config.metric
-        rates = section.encoder_lr, section.lr, section.bias_lr_factor
-        groups = self.fine_tuning_groups(*rates, section.weight_decay)
+        by_rate: dict[float, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in self.named_parameters():
+            by_rate.setdefault(self._rate(name), []).append((name, parameter))
+        groups = []
+        for rate, named in by_rate.items():
+            if rate:
+                groups += parameter_group(named, rate, section.bias_lr_factor, section.weight_decay)
         if section.optimiser == "sgd":
             return torch.optim.SGD(groups, momentum=0.9, fused=True)
         return torch.optim.Adam(groups, fused=True)
+
+    def _rate(self, name: str) -> float:
+        section = self.config.metric
+        if name.startswith("model.visibility."):
+            return self._head_lr
+        if name.startswith("model.encoder."):
+            return section.encoder_lr
+        return section.lr
 
     def lr_factor(self, step: int) -> float:
         """See `Task`."""

@@ -26,6 +26,7 @@ from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import STAGE
 
 app = typer.Typer()
+RECIPES = {"pretrain": "pretrain", "pretrain-head": "head"}  # default of --config; others: demo
 
 
 def _add_command(name: str, until: str, help_text: str) -> None:
@@ -35,7 +36,7 @@ def _add_command(name: str, until: str, help_text: str) -> None:
     def command(
         overrides: Overrides = None,
         data: Data = None,
-        config: ConfigName = "pretrain" if name == "pretrain" else "demo",
+        config: ConfigName = RECIPES.get(name, "demo"),
         storage: StorageUri = "runs",
         tracking_uri: TrackingUri = None,
         address: Address = None,
@@ -56,6 +57,7 @@ for _name, _until in (
     ("prompts", "prompts"),
     ("train", "metric"),
     ("pretrain", "captions"),
+    ("pretrain-head", "head"),
     ("report", "report"),
 ):
     _add_command(_name, _until, STAGE["pretrain" if _name == "pretrain" else _until].help)

@@ -16,6 +16,7 @@ from dpmpp_core.data.sightings import show_time
 from dpmpp_core.errors import DataError
 from pipelines.gallery.search import Hit
 from pipelines.inference.queries import QueryEmbeddings
+from pipelines.reporting.figures import tint_patches
 from pipelines.reporting.html import load_templates, write_page
 
 THUMBNAIL_PIXELS = 192  # of the larger side
@@ -73,6 +74,8 @@ def render_answer(answer: QueryAnswer) -> str:
 def draw_trusted(picture: Image, query: QueryEmbeddings) -> Image:
     """Draw a query, and next to it the query with the parts dark that do not show the person.
 
+    Patches that were masked from attention are red.
+
     With bands there is one bar per band: its trust, relative to the most trusted one. A model with
     neither gives the picture only.
     """
@@ -84,6 +87,9 @@ def draw_trusted(picture: Image, query: QueryEmbeddings) -> Image:
         light = cv2.resize(query.visible[0], (width, height), interpolation=cv2.INTER_LINEAR)
         shade = 0.15 + 0.85 * np.clip(light, 0, 1)
         cells.append((plain * shade[..., None]).astype(np.uint8))
+    if query.occluded is not None:
+        shown = cells.pop() if len(cells) > 1 else plain
+        cells.append(tint_patches(shown, query.occluded[0]))
     if query.bands is not None:
         cells.append(_draw_bars(query.bands[0]))
     gap = np.full((height, 6, 3), PAPER, np.uint8)
@@ -105,6 +111,8 @@ def _prepare_answer(answer: QueryAnswer) -> _RenderedAnswer:
     caption = ""
     if answer.query.visible is not None or answer.query.bands is not None:
         caption = "Dark: not seen to be the person, so not trusted."
+    if answer.query.occluded is not None:
+        caption += " Red: hides a part of the body, so the encoder leaves it out."
     if answer.query.bands is not None:
         caption += " Bars: how much each band counts."
     thumbnails = [load_thumbnail(hit.image) for hit in answer.hits]

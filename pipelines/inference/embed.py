@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from safetensors.torch import save_file
 
 from dpmpp_core.config import Config
 from dpmpp_core.data.images import read_image, resize
@@ -21,9 +20,12 @@ from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.encoder import ImageEncoder
 from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.reid import ReidModel, load_model, start_clip
+from dpmpp_core.models.tensors import write_tensors
 from dpmpp_core.retrieval import (
+    Controls,
     Embeddings,
     compute_stripe_histogram,
+    exchanges,
     from_columns,
     refuse_unusable,
     to_columns,
@@ -49,10 +51,15 @@ class ModelLocation:
     storage: str
     key: str = ""
 
+    @property
+    def is_graph(self) -> bool:
+        """Whether it is a file of `dpmpp export`."""
+        return not self.key and self.storage.endswith(SUFFIX)
+
     def load(self) -> ReidModel | OnnxModel:
         """Load the model, for one thread."""
         torch.set_num_threads(1)
-        if not self.key and self.storage.endswith(SUFFIX):
+        if self.is_graph:
             return OnnxModel(self.storage, threads=1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         stage = Storage(self.storage).fetch(self.key) if self.key else None
@@ -69,10 +76,36 @@ class EmbedWithModel:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the columns of the images `path`."""
         images = [read_image(self._root, path) for path in batch["path"]]
-        stream_embeddings = self._model.embed(images, batch=len(images))
-        columns = to_columns(stream_embeddings.features, stream_embeddings.masks)
+        embedded = self._model.embed(images, batch=len(images))
+        columns: dict[str, np.ndarray] = dict(to_columns(embedded.features, embedded.masks))
+        if embedded.occluded is not None:
+            columns["occluded"] = embedded.occluded
         colours = np.stack([compute_stripe_histogram(image) for image in images])
         return {"row": batch["row"], "colours": colours, **columns}
+
+
+class EmbedControls:
+    """Data worker: features of queries under other attention masks than their own.
+
+    Args:
+        root: folder of the images.
+        model: one that masks attention.
+        masked: bool [Q, controls, rows, columns], by query the patches to be masked instead.
+    """
+
+    def __init__(self, root: str, model: ModelLocation, masked: np.ndarray) -> None:
+        self._model, self._root, self._masked = model.load(), root, masked
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return `CONTROL_SPACE` of the images `path`, whose numbers are `row`."""
+        assert isinstance(self._model, ReidModel)
+        images = [read_image(self._root, path) for path in batch["path"]]
+        columns = {"row": batch["row"]}
+        for control in range(self._masked.shape[1]):
+            masked = self._masked[batch["row"], control]
+            features = self._model.embed(images, len(images), masked).features
+            columns |= {f"{control}_{space}": values for space, values in features.items()}
+        return columns
 
 
 class EmbedWithPretrained:
@@ -159,9 +192,22 @@ def _embed_in_process(
 
 
 def embed_manifest_rows(
-    manifest: Manifest, sets: dict[str, pa.Table], model: ModelLocation, plan: Plan, batch: int
+    manifest: Manifest,
+    sets: dict[str, pa.Table],
+    model: ModelLocation,
+    plan: Plan,
+    batch: int,
+    seed: int,
 ) -> dict[str, tuple[Embeddings, np.ndarray]]:
-    """Embed several sets of a manifest's rows with a trained model in one pass.
+    """Embed several sets of a manifest's rows with a trained model.
+
+    Args:
+        manifest: The data set.
+        sets: Rows by name of the set; all but `gallery` are queries, which get their controls.
+        model: The model.
+        plan: Sizes of the pools.
+        batch: Images per forward pass.
+        seed: Of the exchanges between queries.
 
     Returns:
         By name of the set, embeddings and the colour histograms [N, D] of the baseline.
@@ -171,12 +217,15 @@ def embed_manifest_rows(
     """
     paths = [path for rows in sets.values() for path in rows["path"].to_pylist()]
     columns = embed_images(paths, EmbedWithModel, (manifest.root, model), plan, batch, "embedded")
-    refuse_unusable({n: values for n, values in columns.items() if n != "colours"}, paths)
+    refuse_unusable({n: columns[n] for n in columns if n not in ("colours", "occluded")}, paths)
     result, start = {}, 0
     for name, rows in sets.items():
         part = {column: values[start : start + len(rows)] for column, values in columns.items()}
         start += len(rows)
-        result[name] = (build_embeddings(rows, part), part["colours"])
+        embeddings = build_embeddings(rows, part)
+        if name != "gallery":
+            embeddings = add_controls(embeddings, manifest.root, model, plan, batch, seed)
+        result[name] = (embeddings, part["colours"])
     return result
 
 
@@ -184,7 +233,26 @@ def build_embeddings(rows: pa.Table, columns: dict[str, np.ndarray]) -> Embeddin
     """Combine a manifest's rows with the columns of their features and masks."""
     features, masks = from_columns(columns)
     pids, camids = rows["pid"].to_numpy(), rows["camid"].to_numpy()
-    return Embeddings(features, masks, pids, camids, rows["path"].to_pylist())
+    paths, occluded = rows["path"].to_pylist(), columns.get("occluded")
+    return Embeddings(features, masks, pids, camids, paths, occluded)
+
+
+def add_controls(
+    queries: Embeddings, root: str, model: ModelLocation, plan: Plan, batch: int, seed: int
+) -> Embeddings:
+    """Embed queries again under no attention mask and those of others, if the model has masks.
+
+    The graph of an exported model takes no other mask, so its queries get no controls.
+    """
+    if queries.occluded is None or not len(queries) or model.is_graph:
+        return queries
+    own = queries.occluded > 0.5
+    masked = np.stack([np.zeros_like(own), *(own[o] for o in exchanges(len(own), seed))], axis=1)
+    columns = embed_images(
+        list(queries.paths), EmbedControls, (root, model, masked), plan, batch, "controls"
+    )
+    features = [{s: columns[f"{i}_{s}"] for s in queries.features} for i in range(masked.shape[1])]
+    return replace(queries, controls=Controls(features[0], features[1:]))
 
 
 ENCODER_KEYS = {"backbone", "pretrained", "checkpoint", "stride"}
@@ -213,7 +281,7 @@ def cache_features(run: Run, prepared: Stage) -> Stage:
         refuse_unusable(columns, paths)
         labels, _ = class_labels(rows["pid"].to_numpy())
         joint = torch.from_numpy(columns["joint"])
-        save_file(
+        write_tensors(
             {"features": joint, "labels": torch.from_numpy(labels)}, folder / "features.safetensors"
         )
         return {"images": len(joint), "norm_mean": float(joint.norm(dim=1).mean())}

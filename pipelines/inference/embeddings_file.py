@@ -6,17 +6,22 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+import torch
 
-from dpmpp_core.models.tensors import read_tensors
-from dpmpp_core.retrieval import Embeddings, from_columns, to_columns
+from dpmpp_core.models.tensors import read_tensors, write_tensors
+from dpmpp_core.retrieval import Controls, Embeddings, from_columns, to_columns
 
 
 def save_embeddings(part: Embeddings, path: Path) -> None:
     """Write embeddings to `path`, and their image paths to a JSON file of the same name."""
     arrays: dict[str, np.ndarray] = dict(to_columns(part.features, part.masks))
     arrays |= {"pids": part.pids, "camids": part.camids}
-    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
+    if part.occluded is not None:
+        arrays["occluded"] = part.occluded
+    if part.controls is not None:
+        for i, features in enumerate((part.controls.unmasked, *part.controls.permuted)):
+            arrays |= {f"control{i}_{space}": x for space, x in features.items()}
+    write_tensors({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}, path)
     path.with_suffix(".paths.json").write_text(json.dumps(list(part.paths)))
 
 
@@ -24,10 +29,15 @@ def load_embeddings(path: Path) -> Embeddings:
     """Return what `save_embeddings` wrote; WeightsError if the file is damaged."""
     arrays = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
     features, masks = from_columns(arrays)
+    controls: list[dict[str, np.ndarray]] = []
+    while (prefix := f"control{len(controls)}_") + next(iter(features)) in arrays:
+        controls.append({space: arrays[prefix + space] for space in features})
     return Embeddings(
         features=features,
         masks=masks,
         pids=arrays["pids"],
         camids=arrays["camids"],
         paths=json.loads(path.with_suffix(".paths.json").read_text()),
+        occluded=arrays.get("occluded"),
+        controls=Controls(controls[0], controls[1:]) if controls else None,
     )

@@ -28,7 +28,14 @@ from dpmpp_core.errors import ArgumentError, WeightsError
 from dpmpp_core.models.reid import NAME, ReidModel, load_model
 from dpmpp_core.models.saved import read_card
 from dpmpp_core.retrieval import to_columns
-from pipelines.inference.onnx_model import FORMAT, INPUT, SUFFIX, OnnxModel, import_package
+from pipelines.inference.onnx_model import (
+    FORMAT,
+    INPUT,
+    OCCLUDED,
+    SUFFIX,
+    OnnxModel,
+    import_package,
+)
 
 TOLERANCE = 1e-4
 CHECKED_BATCHES = (1, 3, 64, 32)  # images of each batch that is compared
@@ -39,7 +46,8 @@ def export(model: Path, out: Path) -> dict[str, Any]:
     """Write a saved model as one ONNX graph, checked against the model itself.
 
     Input `images`, uint8 [N, height, width, 3] RGB, N free, resized but not normalised: the graph
-    does that. Outputs `feature_SPACE` and `mask_SPACE`, float32 [N, width], of every metric space.
+    does that. Outputs `feature_SPACE` and `mask_SPACE`, float32 [N, width], of every metric space;
+    of a model with an attention mask also `occluded`, float32 [N, rows, columns], see `Embedded`.
     The file's metadata hold `weights_sha256`, `spaces`, `height` and `width`. It appears at `out`
     once its outputs agree with the model's for a hundred drawn people in batches of several sizes.
 
@@ -108,13 +116,16 @@ class _Graph(nn.Module):
         pixels = images.permute(0, 3, 1, 2).float() * self.scale - self.shift
         reading = self.model(pixels)
         features = self.model.retrieval_features(reading.features)
-        columns = to_columns(features, reading.masks)
+        columns = dict(to_columns(features, reading.masks))
+        if reading.visibility is not None and reading.visibility.occluded is not None:
+            columns[OCCLUDED] = reading.visibility.occluded.sigmoid()
         return tuple(columns[name].float() for name in _columns(self.model))
 
 
 def _columns(model: ReidModel) -> list[str]:
     """Return the names of the graph's outputs, in their order."""
-    return list(to_columns(model.spaces, model.spaces))
+    amodal = model.visibility is not None and model.visibility.amodal
+    return [*to_columns(model.spaces, model.spaces), *([OCCLUDED] if amodal else [])]
 
 
 def _write(model: ReidModel, path: Path, facts: Mapping[str, str]) -> None:

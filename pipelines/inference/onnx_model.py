@@ -15,7 +15,7 @@ from dpmpp_core.models.reid import NAME, Embedded, fitted
 from dpmpp_core.retrieval import from_columns, to_columns
 
 SUFFIX = ".onnx"
-INPUT = "images"
+INPUT, OCCLUDED = "images", "occluded"
 FORMAT = "dpmpp-1"
 
 
@@ -69,7 +69,7 @@ class OnnxModel:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             problem = " ".join(str(error).split())
             raise WeightsError(f"{path}: damaged metadata: {problem[:200]}") from None
-        if columns != self._names:
+        if columns != [name for name in self._names if name != OCCLUDED]:
             raise WeightsError(f"{path}: its outputs are not those of the spaces it names")
 
     def embed(self, images: Any, batch: int = 64) -> Embedded:
@@ -84,12 +84,13 @@ class OnnxModel:
         ]
         widths = to_columns(self.spaces, self.spaces)
         columns = {
-            name: np.concatenate([part[i] for part in parts])
-            if parts
-            else np.zeros((0, widths[name]), np.float32)
-            for i, name in enumerate(self._names)
+            name: np.concatenate([np.zeros((0, width), np.float32), *(part[i] for part in parts)])
+            for i, (name, width) in enumerate(widths.items())
         }
-        return Embedded(*from_columns(columns))
+        occluded = None
+        if OCCLUDED in self._names and parts:
+            occluded = np.concatenate([part[self._names.index(OCCLUDED)] for part in parts])
+        return Embedded(*from_columns(columns), occluded)
 
 
 def import_package(name: str) -> Any:

@@ -30,12 +30,15 @@ class QueryEmbeddings:
             for a model without a visibility head.
         bands: float32 [Q, bands], how much the mask trusts each band of the person, from the top;
             None for a model without bands.
+        occluded: bool [Q, rows, columns], patches that were masked from attention; None for a model
+            that masks none.
     """
 
     features: dict[str, np.ndarray]
     masks: dict[str, np.ndarray]
     visible: np.ndarray | None
     bands: np.ndarray | None
+    occluded: np.ndarray | None = None
 
 
 @torch.inference_mode()
@@ -44,19 +47,25 @@ def embed_queries(model: ReidModel | OnnxModel, pictures: Sequence[Image]) -> Qu
     if isinstance(model, OnnxModel):
         result = model.embed(pictures)
         bands = _average_by_band(result.masks, model.bands)
-        return QueryEmbeddings(result.features, result.masks, None, bands)
+        occluded = None if result.occluded is None else result.occluded > 0.5
+        return QueryEmbeddings(result.features, result.masks, None, bands, occluded)
     size = model.data.height, model.data.width
     batch = np.stack([resize(picture, *size) for picture in pictures])
     device = next(model.parameters()).device
     reading = model(to_tensor_batch(batch, model.data.mean, model.data.std).to(device))
     features = model.retrieval_features(reading.features)
     masks = {space: mask.float().cpu().numpy() for space, mask in reading.masks.items()}
-    visible = reading.visible
+    visible = occluded = None
+    if reading.visibility is not None:
+        visible = reading.visibility.visible.sigmoid().float().cpu().numpy()
+        if reading.visibility.occluded is not None:
+            occluded = (reading.visibility.occluded > 0).cpu().numpy()
     return QueryEmbeddings(
         features={space: x.float().cpu().numpy() for space, x in features.items()},
         masks=masks,
-        visible=None if visible is None else visible.sigmoid().float().cpu().numpy(),
+        visible=visible,
         bands=_average_by_band(masks, model.config.bands),
+        occluded=occluded,
     )
 
 
@@ -96,4 +105,5 @@ def select_query(queries: QueryEmbeddings, i: int) -> QueryEmbeddings:
         {space: x[row] for space, x in queries.masks.items()},
         None if queries.visible is None else queries.visible[row],
         None if queries.bands is None else queries.bands[row],
+        None if queries.occluded is None else queries.occluded[row],
     )

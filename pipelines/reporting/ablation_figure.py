@@ -26,7 +26,7 @@ def draw_ablation(
     Args:
         scores: Query set -> variant -> mAP by seed, fractions: dots, and a bar at their mean.
         gains: Control of `GAINS` -> variant -> gain of the own mask over it, fractions: a dot at
-            the mean, a line over the 95 % interval.
+            the mean, a line over its interval.
     """
     variants = list(next(iter(scores.values())))
     height = 1.2 + 0.3 * len(variants)
@@ -50,7 +50,7 @@ def draw_ablation(
         at = [row + offset for row, _ in shown]
         last.plot(means, at, "o", color=colour, ms=4, label=label)
     last.set_title(escape_math(f"What the own mask adds: {next(iter(scores))}"))
-    last.set_xlabel("points of mAP; line: 95 % over identities")
+    last.set_xlabel("points of mAP; line: 95 % over seeds and identities")
     _label_rows(last, [""] * len(variants))
     last.legend(frameon=False, fontsize=8, loc="best")
     return rasterise(figure)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dpmpp_core.config.grid import Grid
 from dpmpp_core.retrieval import MODES, Difference, Mode, RankingResult, paired_difference
+from dpmpp_core.retrieval.comparison import FEWEST_IDENTITIES
 from pipelines.reporting.ablation_figure import draw_ablation
 from pipelines.reporting.figures import draw_robustness_comparison, encode_png
 from pipelines.runtime.tracking import environment
@@ -148,8 +149,10 @@ def _format_markdown(ablation: Ablation) -> str:
         f"`{ablation.command}`; {date.today().isoformat()}. Percent, with the query's own mask; "
         "mean ± std over n training seeds on the same data.",
         "Differences are paired, seed by seed and query by query: mean ± std over seeds "
-        "[95 % interval over identities, bootstrap]. **Bold**: further from zero than two standard "
-        "deviations and than the whole interval.",
+        "[95 % interval over seeds and identities, two-way bootstrap]. **Bold**: a gain or a loss "
+        "whose interval excludes zero, and so does Student's over the seeds.",
+        f"{len(_list_differences(ablation))} differences are compared: by chance alone, one in "
+        f"twenty intervals excludes zero.{_few_identities(ablation)}",
         "",
         *[line for name in ablation.query_sets for line in _format_parts(ablation, name)],
         *[line for name in ablation.query_sets for line in _format_masks(ablation, name)],
@@ -184,7 +187,7 @@ def _format_parts(ablation: Ablation, query_set: str) -> list[str]:
             (own, (grid.plain, "masked")) if name != grid.plain else None,
             ((grid.full, "masked"), own) if name != grid.full else None,
         ]
-        cells = [_format_gain(ablation.gain(query_set, *pair)) if pair else "" for pair in pairs]  # type: ignore[arg-type]
+        cells = [format_gain(ablation.gain(query_set, *pair)) if pair else "" for pair in pairs]  # type: ignore[arg-type]
         m_ap, rank1 = [r.mAP for r in runs], [r.rank(1) for r in runs]
         lines.append(
             f"| {name} | {grid.variants[name].says} | {len(runs)} | {format_mean_std(m_ap)} | "
@@ -206,13 +209,14 @@ def _format_masks(ablation: Ablation, query_set: str) -> list[str]:
     for name in ablation.variants:
         runs = [run.ranked[query_set]["masked"] for run in ablation.by_seed(name).values()]
         gains = [ablation.gain(query_set, (name, "masked"), (name, mode)) for mode in CONTROLS]
-        cells = [_format_gain(gain) for gain in gains]
+        cells = [format_gain(gain) for gain in gains]
         own = format_mean_std([r.mAP for r in runs])
         lines.append(f"| {name} | {len(runs)} | {own} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
-def _format_gain(gain: Difference | None) -> str:
+def format_gain(gain: Difference | None) -> str:
+    """Format a difference of fractions in percent, bold where it is beyond noise; - for None."""
     if gain is None:
         return "-"
     deviation = f" ± {100 * gain.std:.1f}" if gain.n > 1 else ""
@@ -240,20 +244,33 @@ def _format_csv(ablation: Ablation) -> str:
     return text.getvalue()
 
 
-def _build_json(ablation: Ablation) -> dict[str, Any]:
-    """Return `variants` as in the command's result, and all differences of the Markdown tables."""
+def _list_differences(ablation: Ablation) -> list[tuple[str, Any, Any, Difference]]:
+    """Return all differences of the tables: query set, one, other, the gain."""
     grid = ablation.grid
-    differences = [
+    pairs = [
         (query_set, one, other)
         for query_set in ablation.query_sets
         for name in ablation.variants
         for one, other in [
             *[((name, "masked"), (b, "masked")) for b in (grid.variants[name].after, grid.plain)
               if b and b != name],
-            ((grid.full, "masked"), (name, "masked")),
+            *([((grid.full, "masked"), (name, "masked"))] if name != grid.full else []),
             *[((name, "masked"), (name, mode)) for mode in CONTROLS],
         ]
     ]  # fmt: skip
+    gains = [(*pair, ablation.gain(*pair)) for pair in pairs]  # type: ignore[arg-type]
+    return [(q, one, other, gain) for q, one, other, gain in gains if gain is not None]
+
+
+def _few_identities(ablation: Ablation) -> str:
+    counts = [gain.identities for *_, gain in _list_differences(ablation)]
+    if not counts or min(counts) >= FEWEST_IDENTITIES:
+        return ""
+    return f" Of {min(counts)} identities nothing is bold: they are too few for such an interval."
+
+
+def _build_json(ablation: Ablation) -> dict[str, Any]:
+    """Return `variants` as in the command's result, and all differences of the Markdown tables."""
     return {
         "command": ablation.command,
         "environment": environment(),
@@ -262,8 +279,7 @@ def _build_json(ablation: Ablation) -> dict[str, Any]:
         "seeds": {name: list(ablation.by_seed(name)) for name in ablation.variants},
         "differences": [
             {"queries": query_set, "of": one, "less": other, **gain._asdict()}
-            for query_set, one, other in differences
-            if (gain := ablation.gain(query_set, one, other)) is not None  # type: ignore[arg-type]
+            for query_set, one, other, gain in _list_differences(ablation)
         ],
         "failed": ablation.failed,
     }

@@ -92,6 +92,14 @@ def draw_contact_sheet(images: Sequence[Image], captions: Sequence[str], columns
     return _stack_rows(lines)
 
 
+def tint_patches(image: Image, chosen: NDArray[np.bool_]) -> Image:
+    """Tint the chosen patches of a picture [H, W, 3] red; `chosen` is bool [rows, columns]."""
+    size = image.shape[1], image.shape[0]
+    share = cv2.resize(chosen.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
+    share = 0.6 * share[..., None]
+    return (image * (1 - share) + share * np.array(WRONG, np.float32)).astype(np.uint8)
+
+
 def draw_caption_lists(
     captions: Sequence[str],
     scores: NDArray[np.float32],

@@ -66,6 +66,7 @@ class ReportData:
             query set -> {"histogram": {...}, "chance": {...}}. Fractions in [0, 1].
         mask_statistics: Query set -> space -> what `mask_statistics` returns for it.
         intervals: Query set -> what `compute_intervals` returns.
+        visibility: Query set -> `body_auc` of the visibility head, where the truth is known.
         strata: Query set -> what `evaluate_by_occlusion` (under "hidden") and
             `evaluate_by_camera_pair` (under "cameras") return.
         multi_shot: Query set -> what `evaluate_tracklets` returns.
@@ -82,6 +83,7 @@ class ReportData:
     metrics: Metrics = field(default_factory=dict)
     mask_statistics: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     intervals: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    visibility: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     strata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     multi_shot: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stages: Sequence[Stage] = ()

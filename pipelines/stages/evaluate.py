@@ -12,11 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpmpp_core.data.given_masks import true_visibility
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.occlusion_ratios import occlusion_ratios
 from dpmpp_core.errors import DataError
 from dpmpp_core.models.reid import NAME
 from dpmpp_core.models.saved import read_card
+from dpmpp_core.occlusion.visibility import body_auc
 from dpmpp_core.retrieval import (
     Embeddings,
     QueryFigures,
@@ -39,7 +41,7 @@ from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 
 METRICS_FILE, QUERIES_FILE = "metrics.json", "queries.parquet"
-FORMAT = 2  # of the files
+FORMAT = 3  # of the files
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +66,10 @@ def evaluate_model(run: Run, prepared: Stage, model: ModelLocation) -> Stage:
 
     def build(folder: Path) -> dict[str, Any]:
         sets = queries | {"gallery": manifest.subset("gallery")}
-        embedded = embed_manifest_rows(manifest, sets, model, run.plan, config.evaluation.batch)
+        size, seed = config.evaluation.batch, config.seed
+        embedded = embed_manifest_rows(manifest, sets, model, run.plan, size, seed)
         measured, by_query = _measure(embedded, hidden, config.evaluation.shots, config.seed)
+        measured["visibility"] = _measure_visibility(manifest.root, embedded)
         for name, (embeddings, _) in embedded.items():
             save_embeddings(embeddings, folder / f"{name}.safetensors")
         pq.write_table(to_table(by_query), folder / QUERIES_FILE)
@@ -101,6 +105,21 @@ def query_sets(manifest: Manifest) -> list[tuple[str, pa.Table]]:
     return [(name, rows) for name, rows in sets if len(rows)]
 
 
+def _measure_visibility(
+    root: str, embedded: dict[str, tuple[Embeddings, np.ndarray]]
+) -> dict[str, dict[str, float]]:
+    """Return by query set the head's `body_auc`, where the data says what is occluded."""
+    figures = {}
+    for name, (query, _) in embedded.items():
+        if name == "gallery" or query.occluded is None:
+            continue
+        rows, columns = query.occluded.shape[1:]
+        truth = true_visibility(root, query.paths, (rows, columns))
+        if truth is not None and not np.isnan(auc := body_auc(query.occluded, *truth)):
+            figures[name] = {"body_auc": auc}
+    return figures
+
+
 def _measure(
     embedded: dict[str, tuple[Embeddings, np.ndarray]],
     hidden: dict[str, np.ndarray],
@@ -110,8 +129,9 @@ def _measure(
     """Return the content of METRICS_FILE, and the figures of each query with its mask.
 
     METRICS_FILE holds by query set `metrics`, also with `baselines`; statistics of the `masks`;
-    `cmc` curves; `intervals`; `strata` (`hidden` as `evaluate_by_occlusion`, `cameras` as
-    `evaluate_by_camera_pair`); `multi_shot` if there are `shots`.
+    `cmc` curves; `visibility` of the patches; `intervals`; `strata` (`hidden` as
+    `evaluate_by_occlusion`, `cameras` as `evaluate_by_camera_pair`); `multi_shot` if there are
+    `shots`.
     """
     gallery, gallery_colours = embedded["gallery"]
     names = ["metrics", "masks", "cmc", "intervals", "strata", *(["multi_shot"] if shots else [])]
@@ -140,7 +160,7 @@ def _measure(
         }
         measured["cmc"][name] = {
             "with mask": ranked["masked"].cmc.tolist(),
-            "no mask": ranked["unmasked"].cmc.tolist(),
+            **({"no mask": ranked["unmasked"].cmc.tolist()} if "unmasked" in ranked else {}),
             "histogram": histogram.cmc.tolist(),
         }
     measured["metrics"]["baselines"] = baselines

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
 
 from dpmpp_core.data.captions import read_captions
 from dpmpp_core.data.images import read_image
@@ -19,7 +18,7 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.models.clip import build_clip, weights_fingerprint
 from dpmpp_core.models.reid import ReidModel, save_model
 from dpmpp_core.models.saved import weights_sha256
-from dpmpp_core.models.tensors import read_tensors
+from dpmpp_core.models.tensors import read_tensors, write_tensors
 from dpmpp_core.retrieval.captions import caption_retrieval
 from dpmpp_core.tasks.pretrain import PretrainTask, encode_captions
 from pipelines.inference.embeddings_file import load_embeddings
@@ -55,7 +54,7 @@ def pretrain(run: Run, prepared: Stage, saliency: Stage) -> Stage:
         assert isinstance(task, PretrainTask)
         state = {name: value.half().contiguous() for name, value in task.clip.state_dict().items()}
         weights = folder / _weights_name(run)
-        save_file(state, weights)
+        write_tensors(state, weights)
         digest = weights_sha256(state)
         card = _card(run, prepared, summary, digest)
         weights.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipelines.reporting.figures import (
     draw_robustness,
     draw_training_history,
     save_png,
+    tint_patches,
 )
 from pipelines.reporting.html import Picture, Quarantined, ReportData, write_report
 from pipelines.runtime.run import Run
@@ -36,6 +38,7 @@ from pipelines.training.training_set import TrainingSet
 
 Image = npt.NDArray[np.uint8]
 LISTED_QUERIES = 8
+CELL = (256, 128)  # height and width of a query
 SHOWN_PAIRS = 8
 SHEET = 16
 HISTORY = ("loss", "triplet", "masked_visual", "masked_joint", "identity_visual", "identity_joint",
@@ -85,6 +88,7 @@ def build_report(
                 metrics=measured["metrics"],
                 mask_statistics=measured["masks"],
                 intervals=measured["intervals"],
+                visibility=measured["visibility"],
                 strata=measured["strata"],
                 multi_shot=measured.get("multi_shot", {}),
                 stages=list(run.stages),
@@ -150,6 +154,15 @@ def _retrieval_pictures(
                 draw_ranked_lists(query, gallery, _examples(query, gallery), load),
             )
         )
+        if query.occluded is not None:
+            pictures.append(
+                Picture(
+                    f"Occluders in {name} queries",
+                    "Red: patches that, as the model believes, hide a part of the body. The later "
+                    "blocks of the encoder do not attend to them.",
+                    _draw_occluded(query, _examples(query, gallery), load),
+                )
+            )
         masks = {space: mask for space, mask in query.masks.items() if mask.std() > 0}
         if masks:
             pictures.append(
@@ -160,6 +173,18 @@ def _retrieval_pictures(
                 )
             )
     return pictures
+
+
+def _draw_occluded(query: Embeddings, rows: list[int], load: Callable[[str], Image]) -> Image:
+    assert query.occluded is not None
+    cells: list[Image] = []
+    captions: list[str] = []
+    for row in rows:
+        image = resize(load(query.paths[row]), *CELL)
+        masked = query.occluded[row] > 0.5
+        cells += [image, tint_patches(image, masked)]
+        captions += [Path(query.paths[row]).stem, f"{masked.mean():.0%} masked"]
+    return draw_contact_sheet(cells, captions, 8)
 
 
 def _robustness_picture(stage: Stage) -> Picture:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pyarrow as pa
 
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.synthesis import CLEAN_QUERIES, Band, Part
-from dpmpp_core.retrieval import Embeddings, rank_by_mode, summarise_rankings, to_columns
+from dpmpp_core.models.reid import ReidModel
+from dpmpp_core.retrieval import Controls, Embeddings, rank_by_mode, summarise_rankings, to_columns
 from pipelines.inference.embed import ModelLocation, build_embeddings, embed_images
 from pipelines.inference.embeddings_file import load_embeddings
 from pipelines.reporting.figures import draw_robustness, save_png
@@ -78,6 +80,10 @@ def measure_robustness(
             hit = np.isfinite(columns["hidden"][rows])
             kept = {name: column[rows][hit] for name, column in columns.items()}
             embedded = build_embeddings(queries.filter(pa.array(hit)), kept)
+            unmasked = {space: kept[f"unmasked_{space}"] for space in embedded.features
+                        if f"unmasked_{space}" in kept}  # fmt: skip
+            if unmasked:
+                embedded = replace(embedded, controls=Controls(unmasked, []))
             figure = _measure(embedded, kept["hidden"], gallery, config.seed)
             missed = len(queries) - figure["queries"]
             measured[part][str(band)] = {**figure, "missed": missed}
@@ -137,6 +143,10 @@ class EmbedHidden:
             hidden.append(sample.occlusion_ratio if sample else np.nan)
         embedded = self._model.embed(images, batch=len(images))
         columns = to_columns(embedded.features, embedded.masks)
+        if isinstance(self._model, ReidModel) and embedded.occluded is not None:
+            none = np.zeros(embedded.occluded.shape, np.bool_)
+            unmasked = self._model.embed(images, len(images), none).features
+            columns |= {f"unmasked_{space}": values for space, values in unmasked.items()}
         return {"row": batch["row"], "hidden": np.array(hidden), **columns}
 
 
@@ -148,6 +158,7 @@ def _measure(
     measures = [(figure, mode) for figure in ("mAP", "rank1") for mode in ("masked", "unmasked")]
     if not len(queries):
         return result | {f"{figure}_{mode}": None for figure, mode in measures}
-    numbers = summarise_rankings(rank_by_mode(queries, gallery, seed))
+    ranked = rank_by_mode(queries, gallery, seed, ("masked", "unmasked"))
+    numbers = summarise_rankings(ranked)
     result["hidden"] = float(hidden.mean())
     return result | {f"{figure}_{mode}": numbers[mode][figure] for figure, mode in measures}

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from dpmpp_core.config import MetricConfig
 from dpmpp_core.data.files import list_files, listing_fingerprint
-from dpmpp_core.models.clip import weights_fingerprint
+from dpmpp_core.models.clip import head_fingerprint, weights_fingerprint
 from dpmpp_core.models.reid import save_model
-from dpmpp_core.models.tensors import refuse_non_finite
+from dpmpp_core.models.tensors import refuse_non_finite, write_tensors
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
 from pipelines.inference.embed import ENCODER_KEYS
@@ -42,7 +40,7 @@ def train_prompts(run: Run, prepared: Stage, saliency: Stage, features: Stage) -
         assert isinstance(task, PromptTask)
         results = task.results()
         refuse_non_finite(results, "the text prototypes of stage 1")
-        save_file(results, folder / "texts.safetensors")
+        write_tensors(results, folder / "texts.safetensors")
         return {**summary, "identities": len(results["texts"]), "scale": float(results["scale"])}
 
     return run.build_stage("prompts", identity, build)
@@ -71,6 +69,7 @@ def train_metric(
         "prompts": inputs,
         "model": config.model,
         "weights": weights_fingerprint(config.model),
+        "head": head_fingerprint(config.model),
         "metric": config.metric if until is None else restrict_rates(config.metric, until),
         "augment": config.augment,
         "occlusion": config.occlusion,

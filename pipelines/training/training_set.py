@@ -11,11 +11,13 @@ import pyarrow as pa
 from dpmpp_core.config import Config
 from dpmpp_core.data.captions import read_captions
 from dpmpp_core.data.donors import CACHE_BYTES
+from dpmpp_core.data.given_masks import GivenMasks
 from dpmpp_core.data.manifest import Manifest, load_split
 from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker, TrainingImages
 from dpmpp_core.data.synthesis import Synthesiser
+from dpmpp_core.tasks.head import find_head_lr
 from pipelines.runtime.storage import Storage
 from pipelines.training.masks import load_masks, transfer_grid
 
@@ -37,7 +39,7 @@ class TrainingSet:
     storage: str
     prepared: str
     saliency: str | None
-    section: Literal["saliency", "metric", "pretrain"] = "metric"
+    section: Literal["saliency", "metric", "pretrain", "head"] = "metric"
 
     def table(self) -> tuple[str, pa.Table]:
         """Return the root and the rows of the training images in the manifest."""
@@ -99,7 +101,11 @@ class TrainingSet:
         else:
             masks = np.zeros((len(paths), *grid), np.bool_)  # empty masks are never paired
             augment = augment.model_copy(update={"erase": 0.0})
-        images = TrainingImages(root, paths, labels, camids, masks, self._packed(root, paths))
+        bodies = None
+        if self.section == "head":
+            bodies = GivenMasks(root, grid, "body_mask")(np.empty(0, np.uint8), paths)
+        packed = self._packed(root, paths)
+        images = TrainingImages(root, paths, labels, camids, masks, packed, bodies)
         return StepMaker(
             images,
             plan,
@@ -108,7 +114,8 @@ class TrainingSet:
             occlusion,
             cache_bytes,
             twins=self.has_twins,
-            synthetic_occlusion=self.has_synthetic_occlusion,
+            visibility=self.has_visibility,
+            attention_masks=self.attention_masks,
         )
 
     @property
@@ -117,15 +124,25 @@ class TrainingSet:
         return self.section == "metric" and self.config.metric.loss.visibility > 0
 
     @property
-    def has_synthetic_occlusion(self) -> bool:
-        """Whether a step also holds images behind synthetic occluders."""
-        return self.section == "metric" and self.config.model.bands > 0
+    def has_visibility(self) -> bool:
+        """Whether a step also holds what a visibility head learns from."""
+        model = self.config.model
+        has_head = bool(model.bands or model.attention_mask_depth)
+        learns = self.section == "metric" and has_head and find_head_lr(self.config) > 0
+        return self.section == "head" or learns
+
+    @property
+    def attention_masks(self) -> tuple[float, float] | None:
+        """Shares of samples with the true and the predicted attention mask; None without masks."""
+        if self.section != "metric" or self.config.model.attention_mask_depth is None:
+            return None
+        return self.config.metric.true_masks, self.config.metric.predicted_masks
 
     def step_bytes(self) -> int:
         """Return the bytes of the images of a whole step."""
         section, data = getattr(self.config, self.section), self.config.data
         images = section.identities * section.images
-        images += self.has_twins * images + self.has_synthetic_occlusion * images // 2
+        images += self.has_twins * images + self.has_visibility * images // 2
         return images * data.height * data.width * 3
 
     def build_synthesiser(self) -> Synthesiser:

@@ -18,6 +18,7 @@ from ray.train.torch import get_device
 from torch.nn.parallel import DistributedDataParallel
 
 from dpmpp_core.models.tensors import read_tensors
+from dpmpp_core.tasks.head import HeadTask
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.pretrain import PretrainTask
 from dpmpp_core.tasks.prompts import PromptTask
@@ -38,7 +39,7 @@ class Job:
     """What a train worker needs, on any node.
 
     Attributes:
-        kind: `saliency`, `prompts`, `metric` or `pretrain`.
+        kind: `saliency`, `prompts`, `metric`, `pretrain` or `head`.
         training_set: Where the images are.
         inputs: Key of the stage whose files the task starts from: manifest, cached features, text
             prototypes; empty for a backbone without text.
@@ -63,6 +64,8 @@ class Job:
         steps = self.training_set.plan().steps_per_epoch
         if self.kind == "pretrain":
             return PretrainTask(config, self.training_set.captions(), steps)
+        if self.kind == "head":
+            return HeadTask(config, steps)
         if self.kind == "saliency":
             return SaliencyTask(config, self.training_set.classes(), steps)
         if not self.inputs:

@@ -103,6 +103,12 @@ def _pretrain(p: Pipeline) -> Stage:
     return pretrain(p.run, p.done["prepare"], p.done["saliency"])
 
 
+def _head(p: Pipeline) -> Stage:
+    from pipelines.stages.head import train_head
+
+    return train_head(p.run, p.done["prepare"], p.done["saliency"])
+
+
 def _evaluate(p: Pipeline) -> Stage:
     from pipelines.stages.evaluate import evaluate_model
 
@@ -194,6 +200,8 @@ STAGES = (
               _metric, ("prepare", "saliency", "prompts"), _trains_metric),
     StageSpec("pretrain", "Train a small CLIP on generated people.",
               _pretrain, ("prepare", "saliency"), _pretrains),
+    StageSpec("head", "Train the visibility head on generated people.",
+              _head, ("prepare", "saliency")),
     StageSpec("evaluate", "Measure a model: the one trained on the data, or any saved one.",
               _evaluate, ("prepare", "metric", "pretrain")),
     StageSpec("captions", "Measure how well the pretrained CLIP matches captions to images.",
@@ -247,7 +255,7 @@ def run_pipeline(options: Options, until: str = "register") -> dict[str, Any]:
             "learn: continue with `dpmpp train`, or take an open_clip backbone"
         )
     planned = plan_stages(config, options, until)
-    encoder_users = {"features", "metric", "pretrain"}
+    encoder_users = {"features", "metric", "pretrain", "head"}
     if config.saliency.provider in ("sps", "attention"):
         encoder_users.add("saliency")
     loads_encoder = not encoder_users.isdisjoint(spec.name for spec in planned)
@@ -293,6 +301,10 @@ def _collect_result(run: Run) -> dict[str, Any]:
             "weights": str(run.folder(s) / s.summary["weights"]),
             "weights_sha256": s.summary["weights_sha256"],
             "model": str(run.folder(s) / "model"),
+        },
+        "head": lambda s: {
+            "weights": str(run.folder(s) / s.summary["weights"]),
+            "weights_sha256": s.summary["weights_sha256"],
         },
         "captions": lambda s: {"captions": s.summary["captions"]},
         "evaluate": lambda s: s.summary,

@@ -41,7 +41,9 @@ def write_images(root):
         cv2.imwrite(str(root / f"{row}.png"), rng.integers(1, 256, (*size, 3), np.uint8))
 
 
-def maker(folder, occlusion=BOUNDS, augment=None, cache_bytes=2**20, seed=7, twins=False):
+def maker(folder, occlusion=BOUNDS, augment=None, cache_bytes=2**20, seed=7, **parts):
+    """A step maker; `parts` are further arguments, by default what a visibility head needs."""
+    parts = {"visibility": True, "attention_masks": (0.3, 0.4)} | parts
     labels, camids = np.arange(30) % 6, np.arange(30) % 5
     masks = np.random.default_rng(1).random((30, *GRID)) < 0.7
     return StepMaker(
@@ -51,7 +53,7 @@ def maker(folder, occlusion=BOUNDS, augment=None, cache_bytes=2**20, seed=7, twi
         augment=augment or AugmentConfig(),
         occlusion=occlusion,
         cache_bytes=cache_bytes,
-        twins=twins,
+        **parts,
     )
 
 

@@ -16,7 +16,7 @@ CLASSES = 4
 
 def config(*overrides):
     """The demo's, small, with the paper's form of the mask and all its losses."""
-    form = ("model.bands=0", "model.mask_generator=light")
+    form = ("model.bands=0", "model.mask_generator=light", "model.attention_mask_depth=null")
     form += ("metric.loss.heads=1", "metric.class_ignoring=true")
     return load_config("demo", ["data.height=64", "data.width=32", *form, *overrides])
 
@@ -65,6 +65,22 @@ def metric_batch(donors=True):
         "images": torch.from_numpy(images),
         "labels": torch.from_numpy(labels),
         "donor_labels": torch.from_numpy(donor_labels),
+    }
+
+
+def visibility_batch():
+    """The same with what a visibility head and an attention mask learn from."""
+    batch, draw = metric_batch(), torch.Generator().manual_seed(1)
+    count = len(batch["images"])
+    visible, masked = (torch.rand(count, 4, 2, generator=draw) < 0.5 for _ in range(2))
+    return batch | {
+        "visible": visible,
+        "occluded": ~visible,
+        "covered": batch["images"][::2],
+        "covered_visible": ~visible[::2],
+        "covered_occluded": visible[::2],
+        "masked": masked,
+        "known": torch.arange(count) % 2 == 0,
     }
 
 

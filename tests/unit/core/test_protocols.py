@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dpmpp_core.config import load_config, parse_seeds
+from dpmpp_core.config import Config, load_config, parse_seeds
 from dpmpp_core.data.layouts import WITHOUT_TRAINING
 from dpmpp_core.data.published import PUBLISHED
 from dpmpp_core.errors import ArgumentError, ConfigError
@@ -23,8 +23,10 @@ from dpmpp_core.protocols import (
 NAMES = protocol_names()
 
 
-def test_the_five_protocols_are_shipped() -> None:
+def test_the_protocols_are_shipped() -> None:
     assert NAMES == [
+        "dpm_market1501_to_occluded_reid",
+        "dpm_occluded_duke",
         "market1501",
         "market1501_to_occluded_reid",
         "msmt17",
@@ -58,15 +60,48 @@ def test_needs_follow_from_counts_and_recipe(name: str) -> None:
     images = PUBLISHED[protocol.dataset]["train"][0]
     epochs = load_config(protocol.recipe).metric.epochs
     stage_2 = 2 * 3 * 11.5e9 * images * epochs / GPU_FLOPS / 3600
-    assert stage_2 < found.hours < 3 * stage_2  # and stage 0, which costs about as much
+    assert stage_2 < found.hours < 4 * stage_2  # and stage 0, which costs about as much
     assert 2 < found.gpu_gigabytes < 24
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_protocol_runs_the_published_form(name: str) -> None:
+    """Masks of the class token's spaces, and none of our own."""
+    config = load_config(load_protocol(name).recipe)
+    assert config.model.mask_generator == "full"
+    assert config.model.bands == 0 and config.model.attention_mask_depth is None
+    assert config.augment.erase == 0.5 and config.metric.loss.heads > 0
+
+
+@pytest.mark.parametrize("name", ["market1501", "occluded_duke", "msmt17", "p_duke"])
+def test_the_published_recipes_switch_on_what_is_off_by_default(name: str) -> None:
+    config, default = load_config(name), Config()
+    for section, key in [
+        ("model", "mask_generator"), ("augment", "erase"), ("occlusion", "min_oiou"),
+        ("occlusion", "min_ratio"), ("occlusion", "max_ratio"), ("occlusion", "top_share"),
+        ("occlusion", "rolling"), ("metric", "class_ignoring"),
+    ]:  # fmt: skip
+        own, other = (getattr(getattr(c, section), key) for c in (config, default))
+        assert own != other, key
+    assert config.metric.loss.heads > default.metric.loss.heads
+
+
+def test_the_ancestor_runs_in_two_passes_without_text() -> None:
+    duke = load_config(load_protocol("dpm_occluded_duke").recipe)
+    reid = load_config(load_protocol("dpm_market1501_to_occluded_reid").recipe)
+    for config in (duke, reid):
+        assert config.metric.update == "alternating" and config.occlusion.probability == 0
+        assert config.model.backbone.startswith("timm/") and config.metric.optimiser == "sgd"
+    assert duke.metric.loss.arcface_margin == 0.5 and reid.metric.loss.arcface_margin == 0.3
+    assert reid.metric.loss.heads == pytest.approx(0.1 * duke.metric.loss.heads)
+    assert reid.augment.camera > 0 == duke.augment.camera
 
 
 def test_figures_inside_below_and_above_the_bracket() -> None:
     protocol = load_protocol("occluded_duke")
-    assert protocol.bracket("rank1") == (66.4, 75.2) and protocol.bracket("mAP") == (59.2, 65.5)
-    assert protocol.verdict(66.4, 65.5) == {"rank1": "inside", "mAP": "inside"}
-    assert protocol.verdict(66.3, 65.6) == {"rank1": "below", "mAP": "above"}
+    assert protocol.bracket("rank1") == (66.4, 84.3) and protocol.bracket("mAP") == (59.2, 75.1)
+    assert protocol.verdict(66.4, 75.1) == {"rank1": "inside", "mAP": "inside"}
+    assert protocol.verdict(66.3, 75.2) == {"rank1": "below", "mAP": "above"}
     unpublished = load_protocol("msmt17")
     assert unpublished.bracket("mAP") is None
     assert unpublished.verdict(50, 50) == {"rank1": "no bracket", "mAP": "no bracket"}

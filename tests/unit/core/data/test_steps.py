@@ -155,6 +155,52 @@ def test_what_is_erased_is_not_visible(folder):
     assert hidden > 20
 
 
+def test_a_patch_of_the_body_is_visible_or_occluded(folder):
+    """Whatever hides it: the donor's scene, erasing, a synthetic occluder."""
+    never = BOUNDS.model_copy(update={"probability": 0.0})
+    whole = maker(folder, never, AugmentConfig(erase=0))
+    steps = maker(folder)
+    hidden = 0
+    for global_step in range(6):
+        made, clean = steps.make(global_step), whole.make(global_step)
+        assert not clean["occluded"].any()
+        body = clean["visible"]
+        unshifted = made["donor_labels"] < 0
+        own = made["visible"] | made["occluded"]
+        assert np.array_equal(own[unshifted], body[unshifted])
+        assert np.array_equal(own.sum(axis=(1, 2)), body.sum(axis=(1, 2)))  # rolled, not lost
+        assert not (made["visible"] & made["occluded"]).any()
+        assert np.array_equal(made["covered_visible"] | made["covered_occluded"], body[::2])
+        hidden += made["occluded"].sum() + made["covered_occluded"].sum()
+    assert hidden > 20
+
+
+def test_a_body_may_be_larger_than_what_is_seen_of_it(folder):
+    seen = maker(folder, BOUNDS.model_copy(update={"probability": 0.0}), AugmentConfig(erase=0))
+    paths, masks = [f"{row}.png" for row in range(30)], seen._masks
+    ids = seen._labels, seen._camids
+    known = TrainingImages(str(folder), paths, *ids, masks, bodies=masks | True)
+    steps = StepMaker(known, seen._plan, seen._data, AugmentConfig(erase=0, pad=0),
+                      BOUNDS.model_copy(update={"probability": 0.0}), visibility=True)  # fmt: skip
+    made = steps.make(0)
+    assert (made["visible"] ^ made["occluded"]).all()
+
+
+def test_shares_of_the_samples_have_the_true_and_the_predicted_attention_mask(folder):
+    always = BOUNDS.model_copy(update={"probability": 1.0})
+    counts = np.zeros(3)
+    for global_step in range(40):
+        made = maker(folder, always, attention_masks=(0.25, 0.5)).make(global_step)
+        true = made["masked"].any(axis=(1, 2))
+        assert made["known"][true].all()
+        assert np.array_equal(made["masked"][true], made["occluded"][true])
+        hides = made["occluded"].any(axis=(1, 2))
+        counts += true.sum(), (~made["known"]).sum(), (made["known"] & ~true & hides).sum()
+    np.testing.assert_allclose(counts / counts.sum(), (0.25, 0.5, 0.25), atol=0.1)
+    assert "masked" not in maker(folder, attention_masks=None).make(0)
+    assert "visible" not in maker(folder, visibility=False).make(0)
+
+
 def test_twins_are_the_mixed_images_before_they_were_mixed(folder):
     never = BOUNDS.model_copy(update={"probability": 0.0})
     clean = maker(folder, never, AugmentConfig(erase=0))
@@ -286,6 +332,7 @@ def test_real_person_images_are_mixed_at_the_configured_rate(samples):
         DataConfig(),
         AugmentConfig(),
         OcclusionConfig(),
+        visibility=True,
     )
     made = [steps.make(s) for s in range(plan.steps_per_epoch)]
     mixed = np.concatenate([m["donor_labels"] for m in made]) >= 0

@@ -37,12 +37,27 @@ def test_a_difference_has_the_spread_of_seeds_and_the_interval_of_identities() -
     assert made.low < made.mean < made.high and made.n == 5
 
 
-def test_only_what_is_beyond_both_noises_counts() -> None:
+def test_only_what_is_beyond_both_noises_counts_and_harm_does_too() -> None:
     nothing = [np.full(len(PIDS), 0.5)] * 5
     assert paired_difference(seeds(0.1, 0.02), nothing, PIDS).beyond_noise
-    assert not paired_difference(seeds(0.1, 0.2), nothing, PIDS).beyond_noise
+    assert paired_difference(seeds(-0.1, 0.02), nothing, PIDS).beyond_noise
+    assert not paired_difference(seeds(0.1, 0.3), nothing, PIDS).beyond_noise
     assert not paired_difference(seeds(0.0, 0.0001), nothing, PIDS).beyond_noise
     assert not paired_difference(seeds(0.1, 0.02)[:1], nothing[:1], PIDS).beyond_noise
+    assert not paired_difference(seeds(0.1, 0.02), nothing, PIDS % 16).beyond_noise  # few people
+
+
+def test_the_interval_covers_another_training_and_other_people() -> None:
+    """Seeds that differ widen it; what all queries share does not, people that differ do."""
+    other = [np.full(len(PIDS), 0.5)] * 5
+    widths = []
+    for spread in (0.0, 0.1, 0.2):
+        made = paired_difference(seeds(0.1, spread), other, PIDS)
+        widths.append(made.high - made.low)
+    assert widths[0] < widths[1] < widths[2]
+    same = [np.full(len(PIDS), 0.6 + shift) for shift in (0, 0.1)]
+    made = paired_difference(same, other[:2], PIDS)
+    assert (made.low, made.high) == pytest.approx((0.1, 0.2))
 
 
 def test_queries_without_a_positive_take_no_part_and_seeds_must_match() -> None:

@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval import (
+    Controls,
     Embeddings,
     compute_chance,
     compute_stripe_histogram,
+    derangement,
     evaluate,
     evaluate_ranking,
+    exchanges,
     feature_ranks,
     mask_statistics,
     masked_similarity,
-    permuted_masks,
     rank_by_mode,
     static_masks,
     top_matches,
@@ -74,7 +76,10 @@ def test_evaluate_gives_each_mode_as_computed_step_by_step() -> None:
     for mode, controls in {
         "masked": [query.masks],
         "unmasked": [None],
-        "permuted": [permuted_masks(query.masks, 3 * EXCHANGES + i) for i in range(EXCHANGES)],
+        "permuted": [
+            {space: mask[order] for space, mask in query.masks.items()}
+            for order in exchanges(len(query), 3)
+        ],
         "static": [static_masks(query.masks)],
     }.items():
         found = [
@@ -154,22 +159,43 @@ def test_columns_of_different_length_are_refused() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(size=st.integers(2, 30), seed=st.integers(0, 2**40))
-def test_permuted_masks_are_a_derangement_shared_by_all_spaces(size: int, seed: int) -> None:
-    rows = np.repeat(np.arange(size, dtype=np.float32)[:, None], 3, 1)
-    permuted = permuted_masks({"v": rows, "v_p": rows * 2}, seed)
-    assert (permuted["v"][:, 0] != rows[:, 0]).all()
-    assert sorted(permuted["v"][:, 0]) == list(range(size))
-    np.testing.assert_array_equal(permuted["v"] * 2, permuted["v_p"])
-    np.testing.assert_array_equal(permuted_masks({"v": rows}, seed)["v"], permuted["v"])
+def test_a_derangement_moves_every_query(size: int, seed: int) -> None:
+    order = derangement(size, seed)
+    assert (order != np.arange(size)).all() and sorted(order) == list(range(size))
+    np.testing.assert_array_equal(derangement(size, seed), order)
 
 
-def test_permuted_masks_depend_on_the_seed_and_need_two_queries() -> None:
-    rows = np.arange(20, dtype=np.float32)[:, None]
-    assert len({permuted_masks({"v": rows}, seed)["v"].tobytes() for seed in range(5)}) == 5
+def test_derangements_depend_on_the_seed_and_need_two_queries() -> None:
+    assert len({derangement(20, seed).tobytes() for seed in range(5)}) == 5
     with pytest.raises(ValueError, match="at least 2"):
-        permuted_masks({"v": rows[:1]}, 0)
-    with pytest.raises(ValueError, match="different numbers"):
-        permuted_masks({"v": rows, "v_p": rows[1:]}, 0)
+        derangement(1, 0)
+    assert exchanges(1, 0) == []
+
+
+def test_controls_of_an_attention_mask_are_other_features() -> None:
+    """Without controls there is nothing to compare with: no figure, not the masked features."""
+    query, gallery = pair()
+    masked = replace(query, occluded=np.ones((len(query), 2, 2), np.float32))
+    assert set(rank_by_mode(masked, gallery, seed=0)) == {"masked", "both"}
+    noise = [embeddings(list(query.pids), 0, DIMS, 50 + i).features for i in range(EXCHANGES + 1)]
+    figures = evaluate(replace(masked, controls=Controls(noise[0], noise[1:])), gallery, seed=0)
+    plain = evaluate(query, gallery, seed=0)
+    assert figures["masked"] == plain["masked"] and figures["both"] == plain["both"]
+    other = evaluate(replace(query, features=noise[0]), gallery, seed=0)
+    assert figures["unmasked"] == other["unmasked"] and figures["static"] == other["static"]
+    ids = (query.pids, gallery.pids, query.camids, gallery.camids)
+    found = [
+        evaluate_ranking(
+            masked_similarity(x, {s: m[order] for s, m in query.masks.items()}, gallery.features),
+            *ids,
+        ).mAP
+        for x, order in zip(noise[1:], exchanges(len(query), 0), strict=True)
+    ]
+    assert figures["permuted"]["mAP"] == pytest.approx(np.mean(found))
+
+
+def test_only_the_wanted_modes_are_ranked() -> None:
+    assert set(rank_by_mode(*pair(), seed=0, modes=("masked", "both"))) == {"masked", "both"}
 
 
 def test_static_mask_is_the_mean_for_all() -> None:

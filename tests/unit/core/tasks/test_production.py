@@ -31,8 +31,12 @@ def batch():
     return {
         "images": images,
         "visible": visible,
+        "occluded": ~visible,
         "covered": images[::2],
         "covered_visible": visible[::2],
+        "covered_occluded": ~visible[::2],
+        "masked": ~visible,
+        "known": torch.tensor([True, False, True, False]),
         "labels": torch.arange(CLASSES).repeat_interleave(2),
         "donor_labels": torch.tensor([1, -1, -1, 0]),
     }
