@@ -147,8 +147,8 @@ class MetricConfig(Section):
     lr: Positive = Field(1e-4, description="of everything that is new")
     head_lr: NonNegative | None = Field(
         None,
-        description="of the visibility head; 0 = it stays as it starts; null = 0 if it starts from "
-        "a file, else lr",
+        description="of the visibility head; 0 = it stays as it starts; null = lr / 10 if it "
+        "starts from a file, else lr",
     )
     optimiser: Literal["adam", "sgd"] = Field("adam", description="sgd has a momentum of 0.9")
     bias_lr_factor: Positive = 2.0

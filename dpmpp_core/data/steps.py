@@ -163,9 +163,10 @@ class StepMaker:
             rows int64 [b] row numbers in the training set;
             step int64, the global step;
             with `visibility` also visible bool [b, gh, gw], patches that show the person: the mask,
-                less what the donor or the erasing hides; occluded, the rest of the body; covered
-                uint8 [b / 2, height, width, 3], every second image before mixing, behind a
-                synthetic occluder; covered_visible and covered_occluded bool [b / 2, gh, gw];
+                less what the donor or the erasing hides; occluded, the rest of the body; foreign,
+                patches of the donor or erased ones; covered uint8 [b / 2, height, width, 3], every
+                second image before mixing, behind a synthetic occluder; covered_visible,
+                covered_occluded and covered_foreign bool [b / 2, gh, gw];
             with `attention_masks` also masked bool [b, gh, gw], the occluded patches or none, and
                 known bool [b], False = the predicted ones are masked;
             with `twins` also twins, as images: the mixed ones as they were before, the rest black.
@@ -188,10 +189,12 @@ class StepMaker:
         images = np.empty((share, self._data.height, self._data.width, 3), np.uint8)
         twins = np.zeros_like(images) if self._twins else None
         visible = masks[part].copy()
+        foreign = np.zeros_like(visible)
         for k, i in enumerate(samples):
             if pairs.donor[i] >= 0:
                 mixture = self._mix(planned, i)
                 images[k], visible[k] = mixture.mixed, mixture.visible
+                foreign[k] = ~mixture.donor_mask
                 if twins is not None:
                     twins[k] = mixture.recipient
             else:
@@ -199,7 +202,8 @@ class StepMaker:
                 rng = stream(self._plan.seed, planned.epoch, planned.step, i, Draw.ERASING)
                 erased = rng.random() < self._augment.erase
                 images[k] = random_erase(whole, rng) if erased else whole
-                visible[k] &= ~_changed(whole, images[k], visible.shape[1:])
+                foreign[k] = _changed(whole, images[k], visible.shape[1:])
+                visible[k] &= ~foreign[k]
             if self._augment.camera:  # one camera records recipient and donor alike
                 rng = stream(self._plan.seed, planned.epoch, planned.step, i, Draw.CAMERA)
                 images[k] = camera_jitter(images[k], self._augment.camera, rng)
@@ -212,18 +216,23 @@ class StepMaker:
             "rows": rows[part],
             "step": np.array(global_step, np.int64),
             **({} if twins is None else {"twins": twins}),
-            **self._label_patches(planned, samples, visible),
+            **self._label_patches(planned, samples, visible, foreign),
         }
 
     def _label_patches(
-        self, planned: _PlannedStep, samples: range, visible: NDArray[np.bool_]
+        self,
+        planned: _PlannedStep,
+        samples: range,
+        visible: NDArray[np.bool_],
+        foreign: NDArray[np.bool_],
     ) -> dict[str, NDArray]:
         shifts = planned.pairs.shift
         bodies = [np.roll(planned.bodies[i], shifts[i], axis=1) for i in samples]
         occluded = np.stack(bodies) & ~visible
         arrays: dict[str, NDArray] = {}
         if self._visibility:
-            arrays = {"visible": visible, "occluded": occluded, **self._cover(planned, samples)}
+            arrays = {"visible": visible, "occluded": occluded, "foreign": foreign}
+            arrays |= self._cover(planned, samples)
         if self._attention_masks is not None:
             true, predicted = self._attention_masks
             place = self._plan.seed, planned.epoch, planned.step
@@ -281,7 +290,7 @@ class StepMaker:
 
         Half of them is enough, since only patch visibility is learnt from them.
         """
-        images, visible, occluded = [], [], []
+        images, visible, occluded, foreign = [], [], [], []
         for i in (i for i in samples if i % 2 == 0):
             rng = stream(self._plan.seed, planned.epoch, planned.step, i, Draw.OCCLUDER_TEXTURE)
             other = self._images[int(rng.integers(len(self._labels)))]
@@ -289,12 +298,14 @@ class StepMaker:
             grid = planned.bodies.shape[1:]
             covered = resample_area(front[None].astype(np.float32), grid)[0] > 0.5
             images.append(image)
+            foreign.append(covered)
             visible.append(planned.donor_masks[i] & ~covered)
             occluded.append(planned.bodies[i] & ~visible[-1])
         return {
             "covered": np.stack(images),
             "covered_visible": np.stack(visible),
             "covered_occluded": np.stack(occluded),
+            "covered_foreign": np.stack(foreign),
         }
 
 

@@ -10,7 +10,11 @@ BODY_WEIGHT = 5.0
 
 
 def patch_visibility(
-    visible_logits: Tensor, occluded_logits: Tensor | None, visible: Tensor, occluded: Tensor
+    visible_logits: Tensor,
+    occluded_logits: Tensor | None,
+    visible: Tensor,
+    occluded: Tensor,
+    foreign: Tensor,
 ) -> Tensor:
     """Compute the binary cross entropy of predicted with true visibility of patches.
 
@@ -21,16 +25,20 @@ def patch_visibility(
             the person. Where the grid is another one, the target is the share of the encoder's
             patch.
         occluded: likewise, the patches in which something hides the body.
+        foreign: likewise, the patches of an occluder or of another scene. Beside the body they
+            teach `occluded` nothing: person masks are uncertain there, and to mask such a patch
+            does no harm.
 
     Returns:
         float32 scalar, mean over patches and samples.
     """
     grid = int(visible_logits.shape[1]), int(visible_logits.shape[2])
-    visible, occluded = resample(visible, grid), resample(occluded, grid)
+    visible, occluded, foreign = (resample(x, grid) for x in (visible, occluded, foreign))
     loss = binary_cross_entropy_with_logits(visible_logits.float(), visible)
     if occluded_logits is None:
         return loss
-    weight = 1 + (BODY_WEIGHT - 1) * (visible + occluded).clamp(max=1)
+    body = (visible + occluded).clamp(max=1)
+    weight = (1 + (BODY_WEIGHT - 1) * body) * (1 - (1 - body) * foreign)
     return loss + binary_cross_entropy_with_logits(occluded_logits.float(), occluded, weight)
 
 

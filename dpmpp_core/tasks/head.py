@@ -19,11 +19,15 @@ from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
 from dpmpp_core.tasks.task import Task
 
 
+TAUGHT_FACTOR = 0.1
+"""On the learning rate of a head that has learnt before: it adapts to other images (ours)."""
+
+
 def find_head_lr(config: Config) -> float:
     """Return the head's learning rate in stage 2; 0 = it stays as it starts."""
     if config.metric.head_lr is not None:
         return config.metric.head_lr
-    return 0.0 if starts_with_head(config.model) else config.metric.lr
+    return config.metric.lr * (TAUGHT_FACTOR if starts_with_head(config.model) else 1.0)
 
 
 class HeadTask(Task):
@@ -50,13 +54,14 @@ class HeadTask(Task):
         """Compute one step's loss.
 
         Args:
-            batch: `images` uint8 [B, H, W, 3] with `visible` and `occluded` bool [B, gh, gw];
-                `covered`, `covered_visible` and `covered_occluded`, likewise.
+            batch: `images` uint8 [B, H, W, 3] with `visible`, `occluded` and `foreign` bool
+                [B, gh, gw]; `covered` and `covered_visible`, ..., likewise.
             phase: there is one.
         """
         images = torch.cat([batch["images"], batch["covered"]])
-        visible, occluded = (
-            torch.cat([batch[name], batch[f"covered_{name}"]]) for name in ("visible", "occluded")
+        visible, occluded, foreign = (
+            torch.cat([batch[name], batch[f"covered_{name}"]])
+            for name in ("visible", "occluded", "foreign")
         )
         with self.autocast():
             with torch.no_grad():
@@ -65,7 +70,7 @@ class HeadTask(Task):
         assert predicted.occluded is not None
         body = visible | occluded
         right = (predicted.occluded > 0) == occluded
-        loss = patch_visibility(predicted.visible, predicted.occluded, visible, occluded)
+        loss = patch_visibility(predicted.visible, predicted.occluded, visible, occluded, foreign)
         report = {"accuracy_on_body": right[body].float().mean()}
         return {"patches": loss}, report
 

@@ -96,8 +96,8 @@ class MetricTask(Task):
             batch: `images` uint8 [B, H, W, 3]; `labels` int64 [B]; `donor_labels` int64 [B], the
                 class of the person whose scene hides the sample, negative = none; with a visibility
                 loss also `twins`, the images without that scene (read where there is a donor); with
-                a visibility head that learns also `visible` and `occluded` bool [B, gh, gw], and
-                `covered`, `covered_visible` and `covered_occluded`, the same of images behind
+                a visibility head that learns also `visible`, `occluded` and `foreign` bool
+                [B, gh, gw], and `covered`, `covered_visible`, ..., the same of images behind
                 synthetic occluders; with an attention mask also `masked` bool [B, gh, gw] and
                 `known` bool [B], the samples whose attention mask it is.
             phase: one of `phases`.
@@ -183,14 +183,11 @@ class MetricTask(Task):
             covered = self.model.visibility(taps)
         losses = [
             patch_visibility(
-                visibility.visible, visibility.occluded, batch["visible"], batch["occluded"]
-            ),
-            patch_visibility(
-                covered.visible,
-                covered.occluded,
-                batch["covered_visible"],
-                batch["covered_occluded"],
-            ),
+                predicted.visible,
+                predicted.occluded,
+                *(batch[f"{prefix}{name}"] for name in ("visible", "occluded", "foreign")),
+            )
+            for prefix, predicted in (("", visibility), ("covered_", covered))
         ]
         sizes = len(batch["images"]), len(batch["covered"])
         return (sizes[0] * losses[0] + sizes[1] * losses[1]) / sum(sizes)
