@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dpmpp_core.config import DataConfig, ModelConfig
 from dpmpp_core.config.text import shorten
 from dpmpp_core.errors import WeightsError
+from dpmpp_core.models.older import upgrade_settings, upgrade_state
 from dpmpp_core.models.tensors import read_tensors, refuse_non_finite, write_tensors
 
 FORMAT = 1
@@ -71,15 +72,15 @@ def read_saved(folder: Path, name: str) -> tuple[ModelConfig, DataConfig, dict[s
     weights_file, card_file = folder / f"{name}.safetensors", f"{name}.json"
     try:
         digest = card["weights_sha256"]
-        config = ModelConfig.model_validate(card["model"])
+        config = ModelConfig.model_validate(upgrade_settings(card["model"]))
         data = DataConfig.model_validate(card["data"])
-    except (KeyError, ValidationError) as error:
+    except (KeyError, TypeError, ValidationError) as error:
         problem = " ".join(str(error).split())
         raise WeightsError(f"{folder}/{card_file}: a damaged card: {problem}") from None
     state = read_tensors(weights_file)
     if weights_sha256(state) != digest:
         raise WeightsError(f"{weights_file}: its hash is not the one in {card_file}")
-    return config, data, state
+    return config, data, upgrade_state(state)
 
 
 def read_card(folder: Path, name: str) -> dict[str, Any]:

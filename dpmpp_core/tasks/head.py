@@ -18,7 +18,6 @@ from dpmpp_core.models.visibility import VisibilityHead
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
 from dpmpp_core.tasks.task import Task
 
-
 TAUGHT_FACTOR = 0.1
 """On the learning rate of a head that has learnt before: it adapts to other images (ours)."""
 

@@ -38,6 +38,7 @@ from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
 from pipelines.reporting.figures import CLEAN_QUERIES
 from pipelines.training.masks import transfer_grid
+from pipelines.training.training_set import TrainingSet
 from pipelines.tuning.trials import OCCLUSION_BANDS
 from tests.bench.first_epoch import train
 
@@ -150,7 +151,8 @@ class Workshop:
                 self._person_masks(config)[rows],
             ),
             plan, config.data, config.augment, config.occlusion,
-            synthetic_occlusion=config.model.bands > 0,
+            visibility=(parts := TrainingSet(config, "", "", "")).has_visibility,
+            attention_masks=parts.attention_masks,
         )  # fmt: skip
         torch.manual_seed(config.seed)
         task = MetricTask(config, self.texts, self.scale, plan.steps_per_epoch)

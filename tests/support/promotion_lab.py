@@ -130,9 +130,7 @@ def lab(data: Path, server: MlflowServer, folder: Path) -> Iterator[Lab]:
     storage = str(folder / "runs")
     options = Options(data=str(data), overrides=SMALL, storage=storage, tracking_uri=server.uri)
     model = ReidModel(config.model, config.data, start_clip(config))
-    assert model.bands is not None
-    with torch.no_grad():
-        model.bands.patches[-1].weight *= 30  # an eye that learnt nothing has no opinion
+    model.start_head()
     save_model(model, folder / "start")
     with open_session(options, [config]) as (run, source, _):
         prepared = prepare_data(run, source)
@@ -149,9 +147,10 @@ def add_noise(model: ReidModel) -> None:
 
 
 def deaden_masks(model: ReidModel) -> None:
-    """The eye of the bands sees the same everywhere."""
-    assert model.bands is not None
-    model.bands.patches[-1].weight *= 1e-4
+    """The visibility head sees the same everywhere, and nothing that is occluded."""
+    assert model.visibility is not None
+    model.visibility.patches[-1].weight *= 1e-4
+    model.visibility.patches[-1].bias[1] = -1
 
 
 class Network:

@@ -79,6 +79,8 @@ def visibility_batch():
         "covered": batch["images"][::2],
         "covered_visible": ~visible[::2],
         "covered_occluded": visible[::2],
+        "foreign": ~visible,
+        "covered_foreign": visible[::2],
         "masked": masked,
         "known": torch.arange(count) % 2 == 0,
     }

@@ -171,6 +171,9 @@ def test_a_patch_of_the_body_is_visible_or_occluded(folder):
         assert np.array_equal(own.sum(axis=(1, 2)), body.sum(axis=(1, 2)))  # rolled, not lost
         assert not (made["visible"] & made["occluded"]).any()
         assert np.array_equal(made["covered_visible"] | made["covered_occluded"], body[::2])
+        assert not (made["visible"] & made["foreign"]).any()
+        assert (made["occluded"] <= made["foreign"]).all()  # bodies are masks here
+        assert (made["covered_occluded"] == made["covered_foreign"] & body[::2]).all()
         hidden += made["occluded"].sum() + made["covered_occluded"].sum()
     assert hidden > 20
 

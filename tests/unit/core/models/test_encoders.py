@@ -245,8 +245,14 @@ def batch():
     return {
         "images": images,
         "visible": visible,
+        "occluded": ~visible,
+        "foreign": ~visible,
         "covered": images[::2],
         "covered_visible": visible[::2],
+        "covered_occluded": ~visible[::2],
+        "covered_foreign": ~visible[::2],
+        "masked": ~visible,
+        "known": torch.arange(6) % 2 == 0,
         "labels": torch.arange(CLASSES).repeat_interleave(2),
         "donor_labels": torch.tensor([1, -1, 2, -1, -1, 0]),
     }

@@ -117,11 +117,20 @@ def test_the_head_learns_from_patches_alone_and_teaches_nobody():
     assert all(p.grad is None for p in task.model.visibility.parameters())
 
 
-def test_a_head_that_was_taught_before_stays_as_it_is():
-    task = metric_task(DEPTH, "model.bands=2").train()
+def test_a_head_that_was_taught_before_learns_slowly_or_not_at_all():
+    task = metric_task(DEPTH, "model.bands=2")
+    fast = metric_task(DEPTH, "model.bands=2", "model.visibility_head=none")
+    rates = [
+        next(g["base_lr"] for g in one.optimiser().param_groups
+             if any(p is one.model.visibility.patches[1].weight for p in g["params"]))
+        for one in (task, fast)
+    ]  # fmt: skip
+    assert rates[0] == pytest.approx(rates[1] / 10)
+
+    task = metric_task(DEPTH, "model.bands=2", "metric.head_lr=0").train()
     batch = visibility_batch()
     taught = {name: x.clone() for name, x in task.model.visibility.state_dict().items()}
-    for name in ("visible", "occluded", "covered", "covered_visible", "covered_occluded"):
+    for name in [n for n in batch if "visible" in n or "occluded" in n or "covered" in n]:
         del batch[name]
     optimiser = task.optimiser()
     losses = task(batch)[0]
@@ -142,14 +151,18 @@ def test_patch_visibility_is_weighed_binary_cross_entropy_on_the_encoders_grid()
     first, second = torch.randn(2, 2, 4, 2, generator=draw)
     visible = torch.rand(2, 4, 2, generator=draw) < 0.4
     occluded = ~visible & (torch.rand(2, 4, 2, generator=draw) < 0.5)
+    foreign = occluded | (torch.rand(2, 4, 2, generator=draw) < 0.3)
     p, q = first.sigmoid(), second.sigmoid()
     naive = -(visible * p.log() + ~visible * (1 - p).log()).mean()
-    torch.testing.assert_close(patch_visibility(first, None, visible, occluded), naive)
-    weight = torch.where(visible | occluded, 5.0, 1.0)
+    truth = visible, occluded, foreign
+    torch.testing.assert_close(patch_visibility(first, None, *truth), naive)
+    body = visible | occluded
+    weight = torch.where(body, 5.0, torch.where(foreign, 0.0, 1.0))
     amodal = -(weight * (occluded * q.log() + ~occluded * (1 - q).log())).mean()
-    torch.testing.assert_close(patch_visibility(first, second, visible, occluded), naive + amodal)
+    torch.testing.assert_close(patch_visibility(first, second, *truth), naive + amodal)
     sure = torch.full((2, 8, 4), 20.0), torch.full((2, 8, 4), -20.0)
-    assert 0 <= patch_visibility(*sure, torch.ones(2, 4, 2) > 0, torch.zeros(2, 4, 2) > 0) < 1e-6
+    nothing = torch.zeros(2, 4, 2)
+    assert 0 <= patch_visibility(*sure, nothing + 1, nothing, nothing) < 1e-6
 
 
 def test_the_package_has_a_head_for_its_own_weights(tmp_path):

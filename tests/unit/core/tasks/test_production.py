@@ -35,6 +35,8 @@ def batch():
         "covered": images[::2],
         "covered_visible": visible[::2],
         "covered_occluded": ~visible[::2],
+        "foreign": ~visible,
+        "covered_foreign": ~visible[::2],
         "masked": ~visible,
         "known": torch.tensor([True, False, True, False]),
         "labels": torch.arange(CLASSES).repeat_interleave(2),
