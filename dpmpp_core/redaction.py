@@ -37,7 +37,8 @@ def redact(text: str) -> str:
     for pattern in (_DATABASE, _LOGIN, _SLASHED):
         text = pattern.sub(rf"\1{REPLACEMENT}@", text)
     text = _PARAMETER.sub(rf"\1{REPLACEMENT}", _HEADER.sub(rf"\1 {REPLACEMENT}", text))
-    for name, value in os.environ.items():
+    for name in list(os.environ):
+        value = os.environ.get(name, "")  # MLflow's telemetry removes variables in a thread
         if len(value) >= MIN_SECRET_LENGTH and value in text and _SECRET_VARIABLE.match(name):
             text = text.replace(value, REPLACEMENT)
     return text

@@ -142,6 +142,11 @@ class MetricConfig(Section):
 
     identities: TwoOrMore = Field(16, description="identities per batch (P)")
     images: TwoOrMore = Field(4, description="images per identity (K)")
+    sampling: Literal["identities", "images"] = Field(
+        "identities",
+        description="identities: each equally often (ours); images: in proportion to its images, "
+        "so that each image comes about once per epoch (DPM, CLIP-ReID)",
+    )
     epochs: PositiveInt = 60
     encoder_lr: Positive = 5e-6
     lr: Positive = Field(1e-4, description="of everything that is new")

@@ -54,6 +54,9 @@ class StepPlan:
     dealt K at a time in the same way; decks are ordered so that its cameras are spread evenly. Only
     an identity with fewer than K images repeats any within a step, each about equally often.
 
+    With `by_images` an identity comes once for every K of its images, as in the published codes:
+    each image about once per epoch, large identities more often than small ones.
+
     Args:
         labels: int64 [N] class index of each training row.
         camids: int64 [N] camera of each training row.
@@ -61,6 +64,7 @@ class StepPlan:
         images: K, at least 1.
         seed: non-negative.
         epochs: only for `total`.
+        by_images: whether identities are drawn in proportion to their images, or equally often.
 
     Raises:
         DataError: fewer than P identities.
@@ -74,6 +78,7 @@ class StepPlan:
         images: int,
         seed: int,
         epochs: int = 1,
+        by_images: bool = False,
     ) -> None:
         self.identities, self.images, self.seed = identities, images, seed
         order = np.argsort(labels, kind="stable")
@@ -89,6 +94,7 @@ class StepPlan:
         """N // (P * K), at least 1."""
         self.total = epochs * self.steps_per_epoch
         """Steps of the whole training."""
+        self._by_images = by_images
         self._latest: tuple[int, NDArray[np.int64]] | None = None
 
     def rows(self, epoch: int, step: int) -> NDArray[np.int64]:
@@ -106,14 +112,31 @@ class StepPlan:
     def _deal_epoch(self, epoch: int) -> NDArray[np.int64]:
         """Return all rows of an epoch, int64 [steps, P * K]."""
         rng = stream(self.seed, epoch, 0, 0, Draw.PLAN)
-        identities = np.arange(len(self._rows))
-        chosen = _deal(partial(rng.permutation, identities), self.identities, self.steps_per_epoch)
+        if self._by_images:
+            chosen = self._draw_by_images(rng)
+        else:
+            shuffle = partial(rng.permutation, np.arange(len(self._rows)))
+            chosen = _deal(shuffle, self.identities, self.steps_per_epoch)
         rows = np.empty((self.steps_per_epoch, self.identities, self.images), np.int64)
         for identity in np.unique(chosen):
             places = chosen == identity
             shuffle = partial(self._spread_cameras, self._rows[identity], rng)
             rows[places] = _deal(shuffle, self.images, int(places.sum()))
         return rows.reshape(self.steps_per_epoch, -1)
+
+    def _draw_by_images(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw the identities of every step, int64 [steps, P], none twice in a step.
+
+        The more of an identity's images are left, the likelier it comes; small ones come last, when
+        the others are used up, or not at all.
+        """
+        left = np.array([len(rows) for rows in self._rows]) / self.images
+        chosen = np.empty((self.steps_per_epoch, self.identities), np.int64)
+        for row in chosen:
+            weight = np.maximum(left, 1e-9)  # where too few are left, any other fills the step
+            row[:] = rng.choice(len(left), self.identities, replace=False, p=weight / weight.sum())
+            left[row] = np.maximum(left[row] - 1, 0)
+        return chosen
 
     def _spread_cameras(
         self, rows: NDArray[np.int64], rng: np.random.Generator

@@ -88,7 +88,11 @@ class TrainingSet:
 
     def _plan(self, labels: np.ndarray, camids: np.ndarray) -> StepPlan:
         section = getattr(self.config, self.section)
-        return StepPlan(labels, camids, section.identities, section.images, self.config.seed)
+        by_images = getattr(section, "sampling", "identities") == "images"
+        return StepPlan(
+            labels, camids, section.identities, section.images, self.config.seed,
+            by_images=by_images,
+        )  # fmt: skip
 
     def build_step_maker(self, cache_bytes: int = CACHE_BYTES) -> StepMaker:
         """Build what makes the arrays of a step, on the calling machine; see `StepMaker`."""

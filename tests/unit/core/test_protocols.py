@@ -80,6 +80,7 @@ def test_the_published_recipes_switch_on_what_is_off_by_default(name: str) -> No
         ("model", "mask_generator"), ("augment", "erase"), ("occlusion", "min_oiou"),
         ("occlusion", "min_ratio"), ("occlusion", "max_ratio"), ("occlusion", "top_share"),
         ("occlusion", "rolling"), ("metric", "class_ignoring"),
+        ("metric", "sampling"),
     ]:  # fmt: skip
         own, other = (getattr(getattr(c, section), key) for c in (config, default))
         assert own != other, key

@@ -103,3 +103,24 @@ def test_class_labels_are_sorted_and_invertible(pids):
     assert (np.diff(classes) > 0).all()
     assert np.array_equal(classes[labels], pids)
     assert labels.dtype == classes.dtype == np.int64
+
+
+def test_by_images_each_image_comes_about_once_per_epoch() -> None:
+    """On a skewed set: one identity of 400 images, a hundred of 8."""
+    labels = np.concatenate([np.zeros(400, np.int64), np.repeat(np.arange(1, 101), 8)])
+    camids = np.arange(len(labels)) % 3
+    rates = {}
+    for by_images in (False, True):
+        plan = StepPlan(labels, camids, 8, 4, 0, by_images=by_images)
+        counts = np.zeros(len(labels))
+        for epoch in range(10):
+            for step in range(plan.steps_per_epoch):
+                rows = plan.rows(epoch, step)
+                assert len(set(labels[rows])) == 8
+                np.add.at(counts, rows, 1)
+        rates[by_images] = counts[:400].mean() / 10, counts[400:].mean() / 10
+    large, small = rates[True]
+    assert large > 0.35 and 0.7 < small < 1.4  # P x K bounds the large one: once per step
+    assert rates[False][0] < 0.2 < 1.3 < rates[False][1]
+    one, other = (StepPlan(labels, camids, 8, 4, 0, by_images=True) for _ in range(2))
+    assert np.array_equal(one.rows(3, 5), other.rows(3, 5))
