@@ -88,7 +88,7 @@ class TrainingSet:
 
     def _plan(self, labels: np.ndarray, camids: np.ndarray) -> StepPlan:
         section = getattr(self.config, self.section)
-        by_images = getattr(section, "sampling", "identities") == "images"
+        by_images = self.section == "metric" and self.config.metric.sampling == "images"
         return StepPlan(
             labels, camids, section.identities, section.images, self.config.seed,
             by_images=by_images,

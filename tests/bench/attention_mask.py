@@ -1,7 +1,7 @@
 """What the attention mask is worth, and how well its head tells occluders from the body.
 
     python -m tests.bench.attention_mask NAME [KEY=VALUE ...] [--config proof] [--data DIR]
-        [--storage runs] [--seeds 0 1 2 3 4]
+        [--storage runs] [--seeds 0 1 2 3 4] [--before 0 1 2 3 4]
 
 Trains with each seed (finished stages are reused), and embeds the queries of the trained model
 again, under other masks; the gallery stays the same unless a row says so. Writes
@@ -56,9 +56,11 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--storage", default="runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    # The first of the seeds, which are trained without the attention mask too.
+    parser.add_argument("--before", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     arguments, overrides = parser.parse_known_args()
     now = [Run(arguments, overrides, seed) for seed in arguments.seeds]
-    before = [Run(arguments, [*overrides, BEFORE], seed) for seed in arguments.seeds]
+    before = [Run(arguments, [*overrides, BEFORE], seed) for seed in arguments.before]
     text = table(arguments, overrides, now, before)
     (RESULTS / f"attention-mask-{arguments.name}.md").write_text(text)
     now[0].draw(Path(arguments.storage) / f"attention-mask-{arguments.name}.png")
@@ -197,11 +199,15 @@ def table(
             for s in ("occluded", "holistic")
         ]  # fmt: skip
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    own = [
-        format_mean_std([float(np.nanmean(run.precisions[s]["masked"])) for run in before])
-        for s in ("occluded", "holistic")
-    ]
-    lines.append(f"| before: without the attention mask, own mask of bands | {' | '.join(own)} |")
+    if before:
+        own = [
+            format_mean_std([float(np.nanmean(run.precisions[s]["masked"])) for run in before])
+            for s in ("occluded", "holistic")
+        ]
+        lines.append(
+            f"| before: no attention mask, own mask of bands (n = {len(before)}) | "
+            f"{' | '.join(own)} |"
+        )
     for label, mode, other in [
         ("own over none", "unmasked", now), ("own over permuted", "permuted", now),
         ("own over truth", "truth", now), ("own over own, gallery not masked", "open gallery", now),
@@ -209,11 +215,10 @@ def table(
     ]:  # fmt: skip
         cells = [_gain(now, other, s, mode) for s in ("occluded", "holistic")]
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    auc = format_mean_std([run.auc for run in now]), format_mean_std([run.auc for run in before])
+    auc = " before: ".join(format_mean_std([r.auc for r in runs]) for runs in (now, before) if runs)
     lines += [
         "",
-        f"AUC x 100, occluded against visible patches of the body, occluded queries: {auc[0]}; "
-        f"before: {auc[1]}.",
+        f"AUC x 100, occluded against visible patches of the body, occluded queries: {auc}.",
         "",
         f"{versions['cpus']} cores ({platform.machine()}, no GPU); Python {versions['python']}; "
         f"{packages}.",
@@ -222,8 +227,9 @@ def table(
 
 
 def _gain(now: list[Run], other: list[Run], name: str, mode: str) -> str:
-    if mode not in other[0].precisions[name]:
+    if not other or mode not in other[0].precisions[name]:
         return "-"
+    now = now[: len(other)]
     return format_gain(
         paired_difference(
             [run.precisions[name]["masked"] for run in now],
