@@ -25,9 +25,9 @@ def patch_visibility(
             the person. Where the grid is another one, the target is the share of the encoder's
             patch.
         occluded: likewise, the patches in which something hides the body.
-        foreign: likewise, the patches of an occluder or of another scene. Beside the body they
-            teach `occluded` nothing: person masks are uncertain there, and to mask such a patch
-            does no harm.
+        foreign: likewise, the patches of an occluder or of another scene. Those without
+            body teach `occluded` nothing: person masks are uncertain there, and masking such a
+            patch does no harm.
 
     Returns:
         float32 scalar, mean over patches and samples.

@@ -1,4 +1,4 @@
-"""How well occluded patches of the body are told from visible ones, where the truth is known."""
+"""Measures how well occluded patches of the body are distinguished from visible ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def body_auc(
     """Compute the area under the ROC curve of `occluded` among patches of the body (ours).
 
     Over all patches a static map of where people stand would do well; among those of the body only
-    telling the occluder from the person does.
+    distinguishing the occluder from the person does.
 
     Args:
         occluded: score of each patch, [N, rows, columns]; higher = more likely occluded.

@@ -111,7 +111,7 @@ def test_figures_inside_below_and_above_the_bracket() -> None:
 def test_an_unknown_protocol_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"'ocluded_duke'; did you mean 'occluded_duke'\?"):
         load_protocol("ocluded_duke")
-    with pytest.raises(ConfigError, match="protocols: market1501, "):
+    with pytest.raises(ConfigError, match="protocols: dpm_market1501_to_occluded_reid, "):
         load_protocol("../market1501")
 
 
