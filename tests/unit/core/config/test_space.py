@@ -12,8 +12,12 @@ from dpmpp_core.config.space import load_space
 from dpmpp_core.errors import ConfigError
 
 
+# `dpm_*` cannot be without a mask generator: its update is alternating.
+SEARCHED = [n for n in recipe_names() if n != "pretrain" and not n.startswith("dpm_")]
+
+
 @pytest.mark.parametrize("space", shipped_names("spaces"))
-@pytest.mark.parametrize("recipe", [name for name in recipe_names() if name != "pretrain"])
+@pytest.mark.parametrize("recipe", SEARCHED)
 def test_every_shipped_space_fits_every_recipe_with_text(space: str, recipe: str) -> None:
     load_space(space).check(recipe, [])
 
