@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
+from safetensors.numpy import save
 
-from dpmpp_core.models.tensors import read_tensors, write_tensors
+from dpmpp_core.models.tensors import read_tensors
 from dpmpp_core.retrieval import Controls, Embeddings, from_columns, to_columns
 
 
@@ -21,7 +21,7 @@ def save_embeddings(part: Embeddings, path: Path) -> None:
     if part.controls is not None:
         for i, features in enumerate((part.controls.unmasked, *part.controls.permuted)):
             arrays |= {f"control{i}_{space}": x for space, x in features.items()}
-    write_tensors({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}, path)
+    path.write_bytes(save({name: np.ascontiguousarray(x) for name, x in arrays.items()}))
     path.with_suffix(".paths.json").write_text(json.dumps(list(part.paths)))
 
 

@@ -11,7 +11,6 @@ from dpmpp_core.config.shipped import shipped_names
 from dpmpp_core.config.space import load_space
 from dpmpp_core.errors import ConfigError
 
-
 # `dpm_*` cannot be without a mask generator: its update is alternating.
 SEARCHED = [n for n in recipe_names() if n != "pretrain" and not n.startswith("dpm_")]
 
