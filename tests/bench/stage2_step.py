@@ -57,7 +57,7 @@ def main() -> None:
     write(
         "stage2_step",
         f"python -m tests.bench.stage2_step --rounds {arguments.rounds} --batch {arguments.batch} "
-        f"--threads {arguments.threads}",
+        f"--threads {arguments.threads} --only {' '.join(arguments.only)}",
         [
             "| step | least s | median s | x plain (least) | x plain (median of turns) |",
             "|---|---:|---:|---:|---:|",
