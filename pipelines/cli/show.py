@@ -173,7 +173,7 @@ def show_reproduction(result: dict[str, Any]) -> None:
     table.add_row("ours", *ours, style="bold")
     table.add_section()
     for entry in result["published"]:
-        table.add_row(escape(entry["method"]), *(f"{entry[figure]:.1f}" for figure in FIGURES))
+        table.add_row(escape(entry["method"]), *(_percent(entry[figure]) for figure in FIGURES))
     console.print(table)
     for run in result["runs"]:
         for sentence in run["first_epoch"]["outside"]:
@@ -189,6 +189,10 @@ def show_reproduction(result: dict[str, Any]) -> None:
         listed = "; ".join(result["caveats"])
         line = f"but not a fair comparison: {listed}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _format_bracket(bounds: Sequence[float] | None) -> str:
