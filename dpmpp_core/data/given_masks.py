@@ -37,8 +37,10 @@ class GivenMasks:
     """
 
     def __init__(self, root: str, grid: tuple[int, int], column: str = COLUMNS[1]) -> None:
-        self._root, self._grid = root, grid
+        self._root, self._grid, self._column = root, grid, column
         self._packed = _read_annotations(root, column)
+        if self._packed is None and column != COLUMNS[1]:
+            raise DataError(f"{root} has no {ANNOTATIONS} with the columns path and {column}")
         if self._packed is None and not _has_folder(root):
             raise DataError(
                 f"saliency.provider=given: {root} has neither {ANNOTATIONS} (columns "
@@ -61,13 +63,14 @@ class GivenMasks:
         packed = self._packed.get(path)
         if packed is None:
             raise DataError(
-                f"{ANNOTATIONS} in {self._root} has no person_mask of {path}: add that row, or "
+                f"{ANNOTATIONS} in {self._root} has no {self._column} of {path}: add that row, or "
                 "take the image out of the data"
             )
         if not _is_packed(packed):
             raise DataError(
-                f"{ANNOTATIONS} in {self._root}: the person_mask of {path} is not the zlib-packed "
-                "bits of 256x128 pixels: pack it like dpmpp_core.data.annotations.pack_mask"
+                f"{ANNOTATIONS} in {self._root}: the {self._column} of {path} is not the "
+                "zlib-packed bits of 256x128 pixels: pack it like "
+                "dpmpp_core.data.annotations.pack_mask"
             )
         return unpack_mask(packed).astype(np.float32)
 

@@ -134,7 +134,7 @@ class StepMaker:
                 f"the {rows}x{columns} patches that are transferred: use multiples of 16"
             )
         self._labels, self._camids, self._masks = images.labels, images.camids, images.masks
-        self._bodies = images.masks if images.bodies is None else images.bodies
+        self._bodies = images.bodies
         self._plan, self._data, self._augment, self._occlusion = plan, data, augment, occlusion
         self._images = ImageCache(
             images.root, images.paths, data.height, data.width, cache_bytes, packed=images.packed
@@ -226,6 +226,8 @@ class StepMaker:
         visible: NDArray[np.bool_],
         foreign: NDArray[np.bool_],
     ) -> dict[str, NDArray]:
+        if not self._visibility and self._attention_masks is None:
+            return {}
         shifts = planned.pairs.shift
         bodies = [np.roll(planned.bodies[i], shifts[i], axis=1) for i in samples]
         occluded = np.stack(bodies) & ~visible
@@ -264,10 +266,9 @@ class StepMaker:
             Geometry.draw(self._augment, stream(seed, epoch, step, i, Draw.GEOMETRY))
             for i in range(len(rows))
         ]
-        masks, bodies = (
-            apply_to_masks(x[rows], geometries, pad, height, width)
-            for x in (self._masks, self._bodies)
-        )
+        masks = bodies = apply_to_masks(self._masks[rows], geometries, pad, height, width)
+        if self._bodies is not None:
+            bodies = apply_to_masks(self._bodies[rows], geometries, pad, height, width)
         bank = self._donors.draw(self._occlusion.bank, stream(seed, epoch, step, 0, Draw.BANK))
         donor_masks = np.concatenate([masks, bank.masks])
         # The row of a background is that of its mask; its picture belongs to no row.

@@ -205,10 +205,11 @@ class ReidModel(nn.Module):
                 chosen = torch.from_numpy(masked[start : start + batch]).to(device)
             parts.append(self._to_numpy(self(pixels, chosen)))
         self.train(was_training)
+        occluded = [part.occluded for part in parts if part.occluded is not None]
         return Embedded(
             features=self._join([part.features for part in parts]),
             masks=self._join([part.masks for part in parts]),
-            occluded=join_occluded([part.occluded for part in parts]),
+            occluded=np.concatenate(occluded) if occluded else None,
         )
 
     def _to_numpy(self, reading: Reading) -> Embedded:
@@ -227,14 +228,6 @@ class ReidModel(nn.Module):
             name: np.concatenate([np.zeros((0, width), np.float32), *(p[name] for p in parts)])
             for name, width in self.spaces.items()
         }
-
-
-def join_occluded(
-    parts: Sequence[npt.NDArray[np.float32] | None],
-) -> npt.NDArray[np.float32] | None:
-    """Concatenate `Embedded.occluded` of parts; None if one has none, or there is no part."""
-    known = [part for part in parts if part is not None]
-    return np.concatenate(known) if known and len(known) == len(parts) else None
 
 
 def fitted(images: Any, data: DataConfig, first: int = 0) -> npt.NDArray[np.uint8]:

@@ -27,7 +27,7 @@ from dpmpp_core.models.visibility import Visibility
 from dpmpp_core.retrieval.masks import DEAD_MASK
 from dpmpp_core.tasks.first_epoch import Window, first_epoch_windows, outside_first_epoch
 from dpmpp_core.tasks.head import find_head_lr
-from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine, warmup_steps
+from dpmpp_core.tasks.schedule import warmup_cosine, warmup_steps
 from dpmpp_core.tasks.task import Task
 
 
@@ -242,13 +242,7 @@ class MetricTask(Task):
     def optimiser(self) -> torch.optim.Optimizer:
         """See `Task`."""
         section = self.config.metric
-        by_rate: dict[float, list[tuple[str, nn.Parameter]]] = {}
-        for name, parameter in self.named_parameters():
-            by_rate.setdefault(self._rate(name), []).append((name, parameter))
-        groups = []
-        for rate, named in by_rate.items():
-            if rate:
-                groups += parameter_group(named, rate, section.bias_lr_factor, section.weight_decay)
+        groups = self.groups_by_rate(self._rate, section.bias_lr_factor, section.weight_decay)
         if section.optimiser == "sgd":
             return torch.optim.SGD(groups, momentum=0.9, fused=True)
         return torch.optim.Adam(groups, fused=True)

@@ -97,7 +97,11 @@ class SaliencyTask(Task):
     def optimiser(self) -> torch.optim.Optimizer:
         """See `Task`."""
         section = self.config.saliency
-        groups = self.fine_tuning_groups(section.encoder_lr, section.lr, 1.0, WEIGHT_DECAY)
+
+        def rate(name: str) -> float:
+            return section.encoder_lr if name.startswith("model.encoder.") else section.lr
+
+        groups = self.groups_by_rate(rate, 1.0, WEIGHT_DECAY)
         return torch.optim.Adam(groups, fused=True)
 
     def lr_factor(self, step: int) -> float:

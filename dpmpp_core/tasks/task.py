@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -57,15 +57,19 @@ class Task(nn.Module):
         """Create an optimiser whose groups hold their `base_lr`."""
         raise NotImplementedError
 
-    def fine_tuning_groups(
-        self, encoder_lr: float, lr: float, bias_factor: float, weight_decay: float
+    def groups_by_rate(
+        self, rate: Callable[[str], float], bias_factor: float, weight_decay: float
     ) -> list[dict]:
-        """Group the parameters of `model.encoder`, which is fine-tuned, and the new ones."""
-        named = list(self.named_parameters())
-        encoder = [item for item in named if item[0].startswith("model.encoder.")]
-        new = [item for item in named if not item[0].startswith("model.encoder.")]
-        groups = parameter_group(encoder, encoder_lr, bias_factor, weight_decay)
-        return groups + parameter_group(new, lr, bias_factor, weight_decay)
+        """Group the parameters by `rate` of their names; those of rate 0 do not learn."""
+        by_rate: dict[float, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in self.named_parameters():
+            by_rate.setdefault(rate(name), []).append((name, parameter))
+        return [
+            group
+            for lr, named in by_rate.items()
+            if lr
+            for group in parameter_group(named, lr, bias_factor, weight_decay)
+        ]
 
     def lr_factor(self, step: int) -> float:
         """Return the factor on the base rates at a step."""

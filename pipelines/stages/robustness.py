@@ -142,7 +142,9 @@ class EmbedHidden:
             images.append(sample.image if sample else self._synthesiser.clean(self._rows[query]))
             hidden.append(sample.occlusion_ratio if sample else np.nan)
         embedded = self._model.embed(images, batch=len(images))
-        columns = to_columns(embedded.features, embedded.masks)
+        columns: dict[str, np.ndarray] = dict(to_columns(embedded.features, embedded.masks))
+        if embedded.occluded is not None:
+            columns["occluded"] = embedded.occluded
         if isinstance(self._model, ReidModel) and embedded.occluded is not None:
             none = np.zeros(embedded.occluded.shape, np.bool_)
             unmasked = self._model.embed(images, len(images), none).features
@@ -161,4 +163,7 @@ def _measure(
     ranked = rank_by_mode(queries, gallery, seed, ("masked", "unmasked"))
     numbers = summarise_rankings(ranked)
     result["hidden"] = float(hidden.mean())
-    return result | {f"{figure}_{mode}": numbers[mode][figure] for figure, mode in measures}
+    return result | {
+        f"{figure}_{mode}": numbers[mode][figure] if mode in ranked else None
+        for figure, mode in measures
+    }

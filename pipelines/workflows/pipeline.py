@@ -104,7 +104,7 @@ def _pretrain(p: Pipeline) -> Stage:
 
 
 def _head(p: Pipeline) -> Stage:
-    from pipelines.stages.head import train_head
+    from pipelines.stages.pretrain import train_head
 
     return train_head(p.run, p.done["prepare"], p.done["saliency"])
 

@@ -26,11 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dpmpp_core.data.given_masks import true_visibility
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.reid import ReidModel, load_model
 from dpmpp_core.occlusion.saliency import resample_area
 from dpmpp_core.occlusion.visibility import body_auc
@@ -106,10 +108,6 @@ class Run:
 
     def visible(self, paths: Any) -> NDArray[np.float32]:
         """Probability that a patch shows the person, [N, rows, columns]."""
-        import torch
-
-        from dpmpp_core.models.pixels import to_tensor_batch
-
         pixels = to_tensor_batch(self.images(paths), self.model.data.mean, self.model.data.std)
         with torch.inference_mode():
             parts = [self.model(part).visibility.visible.sigmoid() for part in pixels.split(64)]
