@@ -42,7 +42,8 @@ def main() -> None:
         since = st.text_input("From (UTC)", placeholder="2026-11-27T14:05")
         until = st.text_input("Until (UTC)", placeholder="2026-11-27T18:00")
     dropped = st.file_uploader(
-        "A picture of one person, cut to the person", ["jpg", "jpeg", "png", "bmp", "tif", "tiff"]
+        "A picture of one person, cut to the person",
+        ["jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp"],
     )
     if dropped is None:
         return

@@ -18,7 +18,8 @@ from dpmpp_core.config import ClusterConfig
 from dpmpp_core.data.files import FileListing, Rejected, list_files, resolve_path, write_atomically
 from dpmpp_core.data.inspection import inspect_picture
 from dpmpp_core.data.manifest import QUARANTINE_SCHEMA
-from dpmpp_core.data.sightings import Sighting, Sightings, find_sightings, read_labels
+from dpmpp_core.data.names import canonical
+from dpmpp_core.data.sightings import LABELS, Sighting, Sightings, find_sightings, read_labels
 from dpmpp_core.errors import DataError
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, Stored, describe_index
 from dpmpp_core.index.manifest import Segment
@@ -45,6 +46,7 @@ BATCH_IMAGES = 64  # images a forward pass
 # The most images or seconds of work that a killed job has to repeat.
 COMMIT_ROWS, COMMIT_SECONDS = 16_384, 60.0
 QUARANTINE_FILE = "quarantine.parquet"
+FILE = ["image", "bytes", "mtime_ns"]  # columns that tell whether a file is in the index as it is
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def build_index(folder: str, model: str, stored: Stored, images: ImageSource) ->
 
 
 def add_images(folder: str, images: ImageSource, model: str | None = None) -> dict[str, Any]:
-    """Add the images of a data folder that are new or have changed.
+    """Add the images of a data folder that are new or have changed, and new labels of others.
 
     Args:
         folder: of the index.
@@ -92,7 +94,8 @@ def add_images(folder: str, images: ImageSource, model: str | None = None) -> di
 
     Returns:
         `describe_index` of the index, and: added, replaced (pictures that changed), known (files
-        that were not opened or have the same content), quarantined, seconds.
+        that were not opened or have the same content), relabelled (known ones whose person, camera
+        or time changed), quarantined, seconds.
 
     Raises:
         UserError: the index, its model or the data.
@@ -286,12 +289,15 @@ def _add_sightings(
     address: str | None,
 ) -> dict[str, Any]:
     start = time.monotonic()
-    new = _list_new_images(index, listing, sightings.images)
-    writer = _IndexWriter(index, [Rejected(*row) for row in sightings.rejected])
+    images, twice = _list_images(index, listing, sightings.images)
+    new = images.join(index.images(), FILE, join_type="left anti")
+    new = new.select(images.column_names).sort_by("path")
+    known = images.join(index.images(), FILE, join_type="left semi").select(["image", *LABELS])
+    index, relabelled = index.relabel(known)
+    writer = _IndexWriter(index, [*(Rejected(*row) for row in sightings.rejected), *twice])
     if len(new):
-        if len(new) < len(sightings.images):
-            log.info("index: %d of %d images are in it", len(sightings.images) - len(new),
-                     len(sightings.images))  # fmt: skip
+        if len(known):
+            log.info("index: %d of %d images are in it", len(known), len(images))
         plan, _ = connect(address, ClusterConfig())
         paths = new["path"].to_pylist()
         arguments = (listing.root, source, get_registry_uri())
@@ -309,30 +315,39 @@ def _add_sightings(
         "layout": sightings.layout,
         "added": writer.added,
         "replaced": writer.replaced,
-        "known": len(sightings.images) - len(new) + writer.known,
+        "known": len(known) + writer.known,
+        "relabelled": relabelled,
         "quarantined": quarantine,
         "seconds": round(time.monotonic() - start, 2),
     }
 
 
-def _list_new_images(
+def _list_images(
     index: GalleryIndex, listing: FileListing, images: Sequence[Sighting]
-) -> pa.Table:
-    """Return `path` and the columns of ROW_SCHEMA but `sha256`, of images that are not indexed."""
+) -> tuple[pa.Table, list[Rejected]]:
+    """Return `path` and the columns of ROW_SCHEMA but `sha256`, and files that are there twice.
+
+    An image that the index has under another spelling, as through a link, keeps that name.
+    """
+    stored = {canonical(name): name for name in index.images(["image"])["image"].to_pylist()}
     stats = {file.path: file for file in listing.files}
-    columns = {
-        "path": [image.path for image in images],
-        "image": [f"{listing.root.rstrip('/')}/{image.path}" for image in images],
-        "bytes": [stats[image.path].size for image in images],
-        "mtime_ns": [stats[image.path].mtime_ns for image in images],
-        "pid": [image.pid for image in images],
-        "camid": [image.camid for image in images],
-        "time": [image.time for image in images],
-    }
-    fields = [ROW_SCHEMA.field(name) for name in columns if name != "path"]
-    table = pa.table(columns, schema=pa.schema([pa.field("path", pa.string()), *fields]))
-    todo = table.join(index.images(), ["image", "bytes", "mtime_ns"], join_type="left anti")
-    return todo.select(list(columns)).sort_by("path")
+    root = listing.root.rstrip("/")
+    rows: dict[str, dict[str, Any]] = {}
+    twice = []
+    for image in images:
+        name = canonical(f"{root}/{image.path}")
+        if name in rows:
+            detail = f"a link leads to {rows[name]['path']}, which is taken"
+            twice.append(Rejected(image.path, "same_file", detail))
+            continue
+        stat = stats[image.path]
+        rows[name] = {
+            "path": image.path, "image": stored.get(name, name), "bytes": stat.size,
+            "mtime_ns": stat.mtime_ns, "pid": image.pid, "camid": image.camid, "time": image.time,
+        }  # fmt: skip
+    fields = [ROW_SCHEMA.field(name) for name in ROW_SCHEMA.names if name != "sha256"]
+    schema = pa.schema([pa.field("path", pa.string()), *fields])
+    return pa.Table.from_pylist(list(rows.values()), schema), twice
 
 
 class _IndexWriter:

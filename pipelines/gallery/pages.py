@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dpmpp_core.data.images import Image, read_image
+from dpmpp_core.data.names import distinguish
 from dpmpp_core.data.sightings import show_time
 from dpmpp_core.errors import DataError
 from pipelines.gallery.search import Hit
@@ -46,6 +47,7 @@ class _RenderedAnswer(NamedTuple):
     picture: Image
     caption: str
     hits: Sequence[Hit]
+    names: list[str]
     thumbnails: list[Image | None]
 
 
@@ -117,7 +119,8 @@ def _prepare_answer(answer: QueryAnswer) -> _RenderedAnswer:
         caption += " Bars: how much each band counts."
     thumbnails = [load_thumbnail(hit.image) for hit in answer.hits]
     picture = draw_trusted(answer.picture, answer.query)
-    return _RenderedAnswer(answer.image, picture, caption, answer.hits, thumbnails)
+    names = distinguish([hit.image for hit in answer.hits])
+    return _RenderedAnswer(answer.image, picture, caption, answer.hits, names, thumbnails)
 
 
 def load_thumbnail(image: str) -> Image | None:

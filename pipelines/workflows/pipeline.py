@@ -65,10 +65,13 @@ def _prepare(p: Pipeline) -> Stage:
     prepared = prepare_data(p.run, p.source)
     open_tracking_run(p.run, prepared, compute_run_name(prepared, p.run.config))
     trains = p.until not in ("prepare", "synthesis") and p.options.model is None
-    if trains and prepared.summary["counts"].get("train", {}).get("images", 0) == 0:
+    counts = prepared.summary["counts"]
+    if trains and counts.get("train", {}).get("images", 0) == 0:
+        left_out = ", ".join(f"{n} {reason}" for reason, n in counts["quarantined"].items())
         raise DataError(
-            f"{prepared.summary['root']} ({prepared.summary['layout']}) has no training images: "
-            "measure an existing model on it with `dpmpp evaluate --model FOLDER`"
+            f"{prepared.summary['root']} ({prepared.summary['layout']}) has no training images "
+            f"(left out: {left_out or 'none'}): measure an existing model on it with `dpmpp "
+            "evaluate --model FOLDER`"
         )
     return prepared
 
