@@ -210,11 +210,8 @@ def fetch_model(source: str) -> Path:
         return Path(source)
     if source.endswith(SUFFIX):
         place, _, name = source.rpartition("/")
-        return Storage(place).fetch_file(name)
-    storage = Storage(source)
-    for file in (CARD_FILE, WEIGHTS_FILE):
-        folder = storage.fetch_file(file).parent
-    return folder
+        return Storage(place).fetch_current(name)
+    return Storage(source).fetch_described(CARD_FILE, WEIGHTS_FILE)
 
 
 def read_model_version(source: str) -> ModelVersion:

@@ -6,9 +6,11 @@ which is written last; nothing else decides whether a piece of work is done.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,38 @@ from dpmpp_core.data.patience import patient
 from dpmpp_core.errors import ConfigError, DataError
 
 MARKER = "stage.json"
+SQLITE = "sqlite:///"
+
+
+def sqlite_uri(folder: Path) -> str:
+    """Return the URI of the tracking database in a folder.
+
+    Raises:
+        ConfigError: characters that mean something else in a URI, which MLflow does not unquote.
+    """
+    if set("%?#") & set(str(folder)):
+        raise ConfigError(
+            f"the folder {folder} cannot hold MLflow's database, as its path has %, ? or #: name "
+            "another --storage, or an MLflow server with --tracking-uri"
+        )
+    return f"{SQLITE}{folder}/mlflow.db"
+
+
+def cache_folder() -> Path:
+    """Return the folder of this node's copies, which only this user may read and write.
+
+    Raises:
+        DataError: it belongs to somebody else, or others may write to it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"dpmpp-cache-{os.geteuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = folder.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
+        raise DataError(
+            f"{folder} is not a private folder of this user, so the copies in it cannot be "
+            "trusted: remove it, or name another place with TMPDIR"
+        )
+    return folder
 
 
 class Storage:
@@ -146,7 +180,10 @@ class Storage:
         """Return a local folder with the contents of a committed one; on S3, this node's copy."""
         if self.is_local:
             return Path(self.path(key))
-        cache = self.cached(key)
+        marker = self.read(f"{key}/{MARKER}")  # always: the folder may have been made again
+        if marker is None:
+            raise DataError(f"{self.location(key)} is gone: the same command makes it again")
+        cache = self.cached(key) / hashlib.sha256(marker).hexdigest()[:16]
         if not (cache / MARKER).is_file():
             cache.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(dir=cache.parent))
@@ -166,9 +203,44 @@ class Storage:
         Raises:
             DataError: There is no such file.
         """
+        return Path(self.path(key)) if self.is_local else self._copy(key, self.cached(key))
+
+    def fetch_current(self, key: str) -> Path:
+        """Return a local file with the present contents of one; a copy is kept until it changes.
+
+        Raises:
+            DataError: There is no such file.
+        """
         if self.is_local:
             return Path(self.path(key))
+        state = self._file_info(key)
         cache = self.cached(key)
+        return self._copy(key, cache.parent / f"{state.size}-{state.mtime_ns}" / cache.name)
+
+    def fetch_described(self, card: str, file: str) -> Path:
+        """Return a local folder with a card and the file of which it holds the hash.
+
+        The card is always read, and names the copy; whoever loads the file compares its hash.
+
+        Raises:
+            DataError: There is no such card or file.
+        """
+        if self.is_local:
+            return Path(self.uri)
+        data = self.read(card)
+        if data is None:
+            raise DataError(f"{self.location(card)} does not exist: not a saved model")
+        folder = self.cached("") / hashlib.sha256(data).hexdigest()[:16]
+        with write_atomically(folder / card) as copy:
+            copy.write_bytes(data)
+        return self._copy(file, folder / file).parent
+
+    @patient
+    def _file_info(self, key: str) -> fs.FileInfo:
+        return self.filesystem.get_file_info(self.path(key))
+
+    def _copy(self, key: str, cache: Path) -> Path:
+        """Fetch a file of S3 into the cache, unless it is there."""
         if not cache.is_file():
             data = self.read(key)
             if data is None:
@@ -178,8 +250,9 @@ class Storage:
         return cache
 
     def cached(self, key: str) -> Path:
-        """Return the path of this node's copy of a key on S3."""
-        return Path(tempfile.gettempdir()) / "dpmpp-cache" / self.path(key)
+        """Return the path of this node's copy of a key on S3, of the server in use."""
+        server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+        return cache_folder() / hashlib.sha256(server.encode()).hexdigest()[:8] / self.path(key)
 
     @patient
     def _download(self, key: str, folder: Path) -> None:

@@ -25,12 +25,11 @@ from dpmpp_core.config import Config, config_keys
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.redaction import redact
 from pipelines.runtime.stage import Stage
-from pipelines.runtime.storage import Storage
+from pipelines.runtime.storage import SQLITE, Storage, sqlite_uri
 
 RUN_TAG, STAGE_TAG, KEY_TAG, REUSED_TAG = "dpmpp.run", "dpmpp.stage", "dpmpp.key", "dpmpp.reused"
 PACKAGES = ("dpmpp", "torch", "open_clip_torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
 NOT_IDENTITY = ("cluster.", "tracking.")
-SQLITE = "sqlite:///"
 
 
 class Tracking:
@@ -287,4 +286,4 @@ def resolve_tracking(uri: str | None, storage: Storage) -> tuple[str, str | None
     if uri is not None:
         return uri, None
     folder = Path(storage.base if storage.is_local else "runs").absolute()
-    return f"sqlite:///{folder}/mlflow.db", (folder / "mlartifacts").as_uri()
+    return sqlite_uri(folder), (folder / "mlartifacts").as_uri()

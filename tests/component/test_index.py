@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -164,7 +165,7 @@ def test_files_of_the_registry_that_were_changed_are_refused(
     card.write_text(card.read_text() + " ")
     with pytest.raises(WeightsError, match=r"models:/people/1: .* not those that were registered"):
         fetch_model("models:/people/1")
-    assert not list((tmp_path / "dpmpp-cache" / "models").iterdir())
+    assert not list((tmp_path / f"dpmpp-cache-{os.geteuid()}" / "models").iterdir())
 
 
 def test_another_model_is_refused_by_name(index: Path, small_demo: Path, tmp_path: Path) -> None:
