@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -186,12 +187,27 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def ensure_writable(folder: Path) -> None:
+    """Raise DataError if no file can be written to a folder, or the folder cannot be made."""
+    place = Path(folder).expanduser().absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise DataError(
+            f"nothing can be written to {folder}: {reason}; name another place"
+        ) from None
+
+
 def ensure_empty_dir(out: Path) -> None:
-    """Raise DataError if `out` is not an empty or absent folder."""
+    """Raise DataError if `out` is not an empty or absent folder that can be written."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; name a new or empty folder")
     if out.is_dir() and any(out.iterdir()):
         raise DataError(f"{out}: the folder is not empty; name a new one or empty it first")
+    ensure_writable(out)
 
 
 def is_inside(path: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli import show_search
-from pipelines.cli.options import Address, Json, run_command
+from pipelines.cli.options import Address, Json, RequiredModel, run_command
 
 app = typer.Typer()
 index_app = typer.Typer(help="Build and maintain gallery indexes.", no_args_is_help=True)
@@ -48,9 +48,7 @@ Approximate = Annotated[
 def index_build(
     index: Index,
     data: ImageData,
-    model: Annotated[
-        str, typer.Option("--model", help="Folder of a saved model, or models:/NAME@ALIAS.")
-    ],
+    model: RequiredModel,
     split: Split = "all",
     labels: Labels = None,
     stored: Annotated[

@@ -15,28 +15,31 @@ import pyarrow.parquet as pq
 import torch
 
 from dpmpp_core.config import ClusterConfig
-from dpmpp_core.data.files import FileListing, Rejected, list_files, resolve_path, write_atomically
+from dpmpp_core.data.files import (
+    FileListing,
+    Rejected,
+    ensure_writable,
+    list_files,
+    resolve_path,
+    write_atomically,
+)
 from dpmpp_core.data.inspection import inspect_picture
 from dpmpp_core.data.manifest import QUARANTINE_SCHEMA
 from dpmpp_core.data.names import canonical
 from dpmpp_core.data.sightings import LABELS, Sighting, Sightings, find_sightings, read_labels
 from dpmpp_core.errors import DataError
-from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, Stored, describe_index
+from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, Stored, describe_index
 from dpmpp_core.index.manifest import Segment
-from dpmpp_core.models.reid import CARD_FILE, NAME, WEIGHTS_FILE, ReidModel, load_model
-from dpmpp_core.models.saved import read_card
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import from_columns, refuse_unusable, to_columns
 from pipelines.gallery.selection import match_images
 from pipelines.inference.embed import stream_embeddings
-from pipelines.inference.onnx_model import SUFFIX, OnnxModel
-from pipelines.registry.references import (
-    fetch_registered,
-    get_registry_uri,
-    is_registered,
-    resolve_model_uri,
-    use_registry,
+from pipelines.registry.models import (
+    load_source_model,
+    read_model_version,
+    resolve_model_source,
 )
+from pipelines.registry.references import get_registry_uri, use_registry
 from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
 
@@ -185,52 +188,6 @@ def fetch_segment(uri: str, segment: Segment) -> Path:
     return file.parent.parent
 
 
-def resolve_model_source(model: str) -> str:
-    """Return a model's location for other processes: an absolute path, a URI, or a version.
-
-    A name of the registry, `models:/NAME@ALIAS`, becomes the version that it names now.
-
-    Raises:
-        UserError: the registry has no such model, or does not answer.
-    """
-    return resolve_model_uri(model) if is_registered(model) else resolve_path(model)
-
-
-def fetch_model(source: str) -> Path:
-    """Return the folder of a saved model, or a file of `dpmpp export`.
-
-    A model on S3 or in the registry is copied to this node.
-
-    Raises:
-        UserError: it cannot be reached, or is no saved model.
-    """
-    if is_registered(source):
-        return fetch_registered(source)
-    if "://" not in source:
-        return Path(source)
-    if source.endswith(SUFFIX):
-        place, _, name = source.rpartition("/")
-        return Storage(place).fetch_current(name)
-    return Storage(source).fetch_described(CARD_FILE, WEIGHTS_FILE)
-
-
-def read_model_version(source: str) -> ModelVersion:
-    """Return the version of the model at `source`; raise WeightsError if it is no model."""
-    if source.endswith(SUFFIX):
-        graph = OnnxModel(fetch_model(source))
-        return ModelVersion(weights_sha256=graph.weights_sha256, spaces=graph.spaces)
-    card = read_card(fetch_model(source), NAME)
-    return ModelVersion(weights_sha256=card["weights_sha256"], spaces=card["spaces"])
-
-
-def load_source_model(source: str) -> ReidModel | OnnxModel:
-    """Load a model, on the GPU if there is one, or a file of `dpmpp export`."""
-    if source.endswith(SUFFIX):
-        return OnnxModel(fetch_model(source))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_model(fetch_model(source), device)
-
-
 class EmbedImages:
     """A worker that inspects images, and embeds the good ones.
 
@@ -286,6 +243,7 @@ def _add_sightings(
     address: str | None,
 ) -> dict[str, Any]:
     start = time.monotonic()
+    ensure_writable(index.folder)
     images, twice = _list_images(index, listing, sightings.images)
     new = images.join(index.images(), FILE, join_type="left anti")
     new = new.select(images.column_names).sort_by("path")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from dpmpp_core.data.files import Rejected, list_files, resolve_path
+from dpmpp_core.data.files import Rejected, ensure_writable, list_files, resolve_path
 from dpmpp_core.data.images import Image
 from dpmpp_core.data.inspection import inspect_picture
 from dpmpp_core.data.sightings import find_sightings, show_time
@@ -20,14 +20,7 @@ from dpmpp_core.index import GalleryIndex, RowFilter, SearchResult, search
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import refuse_unusable, to_columns
 from pipelines.gallery.calibration import read_calibration
-from pipelines.gallery.index import (
-    load_source_model,
-    open_index,
-    open_remote_index,
-    read_model_version,
-    resolve_local_folder,
-    resolve_model_source,
-)
+from pipelines.gallery.index import open_index, open_remote_index, resolve_local_folder
 from pipelines.gallery.selection import require_cameras
 from pipelines.gallery.shards import Shards
 from pipelines.inference.onnx_model import default_graph_path
@@ -39,6 +32,7 @@ from pipelines.inference.queries import (
     select_query,
     tile_frames,
 )
+from pipelines.registry.models import load_source_model, read_model_version, resolve_model_source
 from pipelines.registry.references import is_registered
 from pipelines.runtime.progress import progress_bar
 
@@ -110,6 +104,10 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
     """
     if request.top < 1:
         raise DataError(f"--top {request.top}: at least 1 is needed")
+    if request.html is not None:
+        if Path(request.html).is_dir():
+            raise DataError(f"--html {request.html}: is a folder; name the file to be written")
+        ensure_writable(Path(request.html).parent)
     root, paths, refused = _list_query_files(request.query)
     searcher = Searcher(request.index, request.model, request.base_rate, request.shards,
                         request.address, request.engine, request.approximate)  # fmt: skip
@@ -150,8 +148,12 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
         from pipelines.gallery.pages import QueryAnswer, write_search_page
 
         pages = [QueryAnswer(*answer) for answer in answers]
-        write_search_page(Path(request.html), searcher.describe(request.where, scored), pages)
-        result["html"] = str(Path(request.html).absolute())
+        try:
+            write_search_page(Path(request.html), searcher.describe(request.where, scored), pages)
+            result["html"] = str(Path(request.html).absolute())
+        except OSError as error:  # the answers are printed all the same
+            log.warning("%s is not written: %s", request.html, error.strerror)
+            result["failed"] = True
     return result
 
 

@@ -61,7 +61,7 @@ def resolve_model_uri(source: str) -> str:
 
     Raises:
         ConfigError: no such model, alias or version, or no name of either form.
-        RegistryError: the registry does not answer.
+        TrackingError: the registry does not answer.
     """
     registry, number = _find_version(source)
     return f"{SCHEME}{registry.name}/{number}"
@@ -72,7 +72,7 @@ def fetch_registered(source: str) -> Path:
 
     Raises:
         WeightsError: the files are not those that were registered, or hold no model of ours.
-        ConfigError, RegistryError: as `resolve_model_uri`.
+        ConfigError, TrackingError: as `resolve_model_uri`.
     """
     from pipelines.registry.client import FILES, hash_files, translate_errors
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +20,10 @@ from typing import Any
 
 from pyarrow import fs
 
-from dpmpp_core.data.files import connect_s3, write_atomically
+from dpmpp_core.data.files import connect_s3, ensure_writable, write_atomically
 from dpmpp_core.data.patience import patient
 from dpmpp_core.errors import ConfigError, DataError
+from dpmpp_core.redaction import one_line
 
 MARKER = "stage.json"
 SQLITE = "sqlite:///"
@@ -77,6 +79,21 @@ class Storage:
         else:
             self.uri = uri.rstrip("/")
             self.filesystem, self.base = connect_s3(self.uri)
+
+    def ensure_writable(self) -> None:
+        """Raise DataError if nothing can be written to the storage."""
+        if self.is_local:
+            ensure_writable(Path(self.uri))
+            return
+        probe = f".probe-{uuid.uuid4().hex}"
+        try:
+            self.write(probe, b"")
+            self.delete(probe)
+        except OSError as error:
+            raise DataError(
+                f"nothing can be written to {self.uri}: {one_line(str(error))[:300]}; check the "
+                "bucket and the rights of its credentials"
+            ) from error
 
     def path(self, key: str) -> str:
         """Return the key's path in `self.filesystem`."""

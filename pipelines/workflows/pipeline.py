@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,6 +252,10 @@ def run_pipeline(options: Options, until: str = "register") -> dict[str, Any]:
     from pipelines.workflows.session import open_session, resolve_backgrounds
 
     config = resolve_backgrounds(load_config(options.config, options.overrides))
+    if options.model is not None:
+        from pipelines.registry.models import fetch_model, resolve_model_source
+
+        options = replace(options, model=str(fetch_model(resolve_model_source(options.model))))
     if until in ("features", "prompts") and not _has_text(config, options, until):
         raise ConfigError(
             f"model.backbone {config.model.backbone} has no text tower, so there are no prompts to "

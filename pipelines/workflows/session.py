@@ -49,7 +49,9 @@ def open_session(
     config = configs[0]
     source = find_data(config.data, options.data) if options.data else None
     storage = Storage(options.storage)
+    storage.ensure_writable()
     tracking = Tracking(*resolve_tracking(options.tracking_uri, storage))
+    tracking.check(config.tracking.experiment)
     plan, side_by_side = connect(options.address, config.cluster)
     run = Run(config, storage, tracking, plan, options.fresh)
     try:

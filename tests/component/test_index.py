@@ -24,11 +24,11 @@ from pipelines.gallery.index import (
     build_index,
     compact_index,
     delete_images,
-    fetch_model,
 )
 from pipelines.gallery.search import Searcher, SearchRequest, run_search
 from pipelines.gallery.shards import Shards
 from pipelines.registry.client import FILES, hash_files
+from pipelines.registry.models import fetch_model
 from pipelines.runtime.tracking import open_client
 from tests.support.cli import invoke_dpmpp
 from tests.support.indexes import build_large_index, draw_queries

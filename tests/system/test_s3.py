@@ -12,7 +12,7 @@ import pytest
 from dpmpp_core.data.manifest import SETS
 from dpmpp_core.errors import WeightsError
 from dpmpp_core.models.reid import WEIGHTS_FILE, load_model
-from pipelines.gallery.index import fetch_model, load_source_model, read_model_version
+from pipelines.registry.models import fetch_model, load_source_model, read_model_version
 from tests.support.cli import run_dpmpp
 from tests.support.configs import SMALL
 from tests.support.models import saved_model
