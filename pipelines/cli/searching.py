@@ -197,6 +197,9 @@ def search(
         str, typer.Option(help="torch, or onnx: run the file that `dpmpp export` wrote.")
     ] = "torch",
     approximate: Approximate = False,
+    no_mask: Annotated[
+        bool, typer.Option("--no-mask", help="Trust the whole picture; to compare.")
+    ] = False,
     model: IndexModel = None,
     address: Address = None,
     as_json: Json = False,
@@ -216,7 +219,7 @@ def search(
         request = SearchRequest(
             index=index, query=query, top=top, where=where, model=model, shards=shards,
             base_rate=base_rate, html=html, address=address, engine=engine, tracklet=tracklet,
-            approximate=approximate,
+            approximate=approximate, masked=not no_mask,
         )  # fmt: skip
         return run_search(request)
 

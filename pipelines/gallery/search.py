@@ -89,6 +89,7 @@ class SearchRequest:
     engine: str = "torch"
     tracklet: bool = False
     approximate: bool = False
+    masked: bool = True
 
 
 def run_search(request: SearchRequest) -> dict[str, Any]:
@@ -115,14 +116,14 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
     answers: list[tuple[str, Image, QueryEmbeddings, list[Hit]]] = []
     scored = 0
     if request.tracklet:
-        picture, query = searcher.embed_as_one(root, paths, refused)
+        picture, query = searcher.embed_as_one(root, paths, refused, request.masked)
         (hits,), scored = searcher.find(query, request.top, request.where)
         answers, paths = [(root, picture, query, hits)], []
     with progress_bar("searched", len(paths)) as shown:
         for start in range(0, len(paths), BATCH_QUERIES):
             pictures = _read_pictures(root, paths[start : start + BATCH_QUERIES], refused)
             if pictures:
-                query = searcher.embed(list(pictures.values()), list(pictures))
+                query = searcher.embed(list(pictures.values()), list(pictures), request.masked)
                 best, scored = searcher.find(query, request.top, request.where)
                 answers += [
                     (f"{root}/{path}", picture, select_query(query, i), best[i])
@@ -224,18 +225,22 @@ class Searcher:
             raise WeightsError(f"{error}; name the folder of the index's model: --model") from None
         self.index.check(version, f"the model {source}")
 
-    def embed(self, pictures: Sequence[Image], names: Sequence[str]) -> QueryEmbeddings:
+    def embed(
+        self, pictures: Sequence[Image], names: Sequence[str], masked: bool = True
+    ) -> QueryEmbeddings:
         """Return features and masks of pictures, uint8 [H, W, 3] RGB of any size.
+
+        `masked` as of `embed_queries`.
 
         Raises:
             WeightsError: one without usable features; contains its name.
         """
-        query = embed_queries(self._model, pictures)
+        query = embed_queries(self._model, pictures, masked)
         refuse_unusable(to_columns(query.features, query.masks), names)
         return query
 
     def embed_as_one(
-        self, root: str, paths: Sequence[str], refused: list[Rejected]
+        self, root: str, paths: Sequence[str], refused: list[Rejected], masked: bool = True
     ) -> tuple[Image, QueryEmbeddings]:
         """Return the pictures of one person side by side, and what `fuse` makes of them.
 
@@ -246,7 +251,7 @@ class Searcher:
         for start in range(0, len(paths), BATCH_QUERIES):
             frames = _read_pictures(root, paths[start : start + BATCH_QUERIES], refused)
             if frames:
-                parts.append(self.embed(list(frames.values()), list(frames)))
+                parts.append(self.embed(list(frames.values()), list(frames), masked))
                 pictures += list(frames.values())[: SHOWN_FRAMES - len(pictures)]
         if not parts:
             raise _no_query(root, refused)

@@ -247,11 +247,10 @@ def run_pipeline(options: Options, until: str = "register") -> dict[str, Any]:
     Raises:
         UserError: configuration, weights or data.
     """
-    from dpmpp_core.config import load_config
     from dpmpp_core.errors import ConfigError
-    from pipelines.workflows.session import open_session, resolve_backgrounds
+    from pipelines.workflows.session import load_run_config, open_session
 
-    config = resolve_backgrounds(load_config(options.config, options.overrides))
+    config = load_run_config(options)
     if options.model is not None:
         from pipelines.registry.models import fetch_model, resolve_model_source
 
