@@ -262,7 +262,7 @@ def start_clip(config: Config) -> Any:
     Raises:
         ConfigError, WeightsError: as `build_clip`.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return build_clip(config.model, config.data.height, config.data.width)
 
@@ -296,7 +296,7 @@ def load_model(path: str | Path, device: str = "cpu") -> ReidModel:
         ConfigError: the card names no known backbone.
     """
     config, data, state = read_saved(Path(path), NAME)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         clip = build_clip(config, data.height, data.width, load_weights=False)
         model = ReidModel(config, data, clip)
     fill(model, state, path)

@@ -60,7 +60,7 @@ def load_saliency(path: str | Path) -> SaliencyModel:
         WeightsError, ConfigError: as `load_model`.
     """
     config, data, state = read_saved(Path(path), NAME)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         clip = build_clip(config, data.height, data.width, load_weights=False)
         model = SaliencyModel(config, data, clip)
     fill(model, state, path)

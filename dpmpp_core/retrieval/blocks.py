@@ -176,11 +176,9 @@ class _Part:
 
     def products(self, query: PreparedQueries, rows: slice) -> Tensor:
         weight = query.weight[rows]
-        if len(weight) > FEW_QUERIES:
-            return _product(weight, self.features)
-        if self.codes.dtype != torch.float32:
+        if self.codes.dtype != torch.float32 and self._in_pieces(weight):
             return self._piecewise(weight, squared=False)
-        return _product(weight, self.codes)
+        return _product(weight, self.features)
 
     def scores(
         self, query: PreparedQueries, rows: slice, products: Tensor | None
@@ -216,9 +214,13 @@ class _Part:
         return upper.add_(self.rounding).clamp_max_(1 + self.rounding)
 
     def _squared(self, square: Tensor) -> Tensor:
-        if len(square) > FEW_QUERIES:
-            return _product(square, self.squares)
-        return self._piecewise(square, squared=True)
+        if self._in_pieces(square):
+            return self._piecewise(square, squared=True)
+        return _product(square, self.squares)
+
+    def _in_pieces(self, weights: Tensor) -> bool:
+        """Return whether pieces are faster: a GPU takes whole blocks, as each launch costs it."""
+        return len(weights) <= FEW_QUERIES and self.codes.device.type == "cpu"
 
     def _at_once(self, weight: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
         """Return products of one query with features and with their squares, [1, g] each.

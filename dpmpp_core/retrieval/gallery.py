@@ -28,6 +28,7 @@ from dpmpp_core.retrieval.arguments import (
     tensor,
 )
 from dpmpp_core.retrieval.blocks import GROUP, Block, Query, ScoreSpace, group_dimensions
+from dpmpp_core.retrieval.precision import full_float32
 from dpmpp_core.retrieval.similarity import VANISHED
 
 Storage = Literal["float32", "float16", "bfloat16", "int8"]
@@ -65,7 +66,8 @@ class Gallery:
             stay as they are, others become float32. Only directions count: int8 needs no scale.
         originals: the float features of which `features` are a compact form (`compact`), if
             available: then the compact ones are scanned, and pairs that they do not decide are
-            scored by the originals, so that results are exactly those of the originals.
+            scored by the originals, so that results are exactly those of the originals. They may
+            be in host memory where `features` are on a GPU.
         usual_mask: a typical mask of queries, [D] or by space, such as the mean of many. Changes
             speed only: scores are bounded by groups of dimensions of similar weight.
         bounded: whether scores are bounded at all, which takes D / 2 bytes per item and saves
@@ -124,8 +126,12 @@ class Gallery:
         """Call `work` with each `step` items of the gallery, in any order; in threads on a CPU.
 
         Each block is computed by one thread, so that no thread waits for others, and all operations
-        run in parallel.
+        run in parallel. Products are computed in full float32.
         """
+        with full_float32():
+            self._each_block(work, step)
+
+    def _each_block(self, work: Callable[[Block], None], step: int) -> None:
         # The first is small: its results raise the floors for later ones.
         starts = [0, *range(max(1, step // 16), len(self), step)]
         blocks = (
@@ -161,7 +167,8 @@ class Gallery:
         total = torch.zeros(len(rows), dtype=torch.float64, device=self.device)
         for space, stored in self._spaces.items():
             prepared = query.spaces[space]
-            g = stored.exact.index_select(0, items).double()
+            exact = stored.exact  # may be in host memory where the codes are on a GPU
+            g = exact.index_select(0, items.to(exact.device)).to(self.device).double()
             product = prepared.weight64.index_select(0, rows).mul_(g).sum(1)
             squares = g.square_()
             length = squares.sum(1)
@@ -198,7 +205,8 @@ def _stored(
         )
     exact = exact if exact.dtype == torch.float32 else exact.float()
     exact, _, _ = _checked("originals", space, exact, None)
-    error = torch.cat([_residual(codes[r].float(), exact[r]) for r in _slices(len(codes))])
+    errors = [_residual(codes[r].float(), exact[r].to(codes.device)) for r in _slices(len(codes))]
+    error = torch.cat(errors)
     return ScoreSpace(codes, lengths, order, energies, exact, error)
 
 

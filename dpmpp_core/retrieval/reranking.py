@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpmpp_core.retrieval.arguments import Spaces, by_space, largest, matrix, refuse_bad_mask
+from dpmpp_core.retrieval.precision import full_float32
 from dpmpp_core.retrieval.search import merge
 from dpmpp_core.retrieval.similarity import VANISHED
 
@@ -43,10 +44,10 @@ def rerank(
     weight: float = 0.3,
     top: int = 100,
 ) -> tuple[Floats32, Ints]:
-    """Order the `top` gallery items of each query by d by the final distance.
+    """Order the `top` gallery items of each query by d by the final distance, on the CPU.
 
     Args:
-        query: features [Q, D], or a mapping of metric space to such.
+        query: features [Q, D], or a mapping of metric space to such; copied from a GPU.
         query_mask: masks of the same shapes; None = the plain cosine on that side.
         gallery: features [G, D], likewise.
         gallery_mask: likewise.
@@ -68,7 +69,8 @@ def rerank(
             "the last in [0, 1]"
         )
     items = _Items(query, query_mask, gallery, gallery_mask)
-    near = _neighbours(items, max(k1, k2 - 1) + 1, top)
+    with full_float32():
+        near = _neighbours(items, max(k1, k2 - 1) + 1, top)
     rows = _encoded(items, near, k1)
     if k2 > 1:
         rows = _averaged(rows, near.items[:, :k2])
@@ -96,12 +98,12 @@ class _Items:
         for space in sides[0][1]:
             features, masks = [], []
             for name, given, mask in sides:
-                x = matrix(name, space, given[space]).float()
+                x = matrix(name, space, given[space]).cpu().float()
                 x = x / largest(name, space, x, "is a feature vector of length zero")
                 features.append(torch.nn.functional.normalize(x))
                 m = torch.ones_like(x)
                 if mask is not None:
-                    m = matrix(f"{name}_mask", space, by_space(mask)[space]).float()
+                    m = matrix(f"{name}_mask", space, by_space(mask)[space]).cpu().float()
                     refuse_bad_mask(space, m, x)
                 masks.append(m / m.amax(1, keepdim=True))
             x, m = torch.cat(features), torch.cat(masks)

@@ -25,6 +25,7 @@ from dpmpp_core.retrieval.arguments import (
     refuse_other_spaces,
     refuse_other_width,
 )
+from dpmpp_core.retrieval.precision import full_float32
 
 # Guard of a division. Its product with SMALLEST bounds a gradient, and must stay below 1e38.
 VANISHED = 1e-12
@@ -45,8 +46,9 @@ def masked_similarity(query: Spaces, query_mask: Spaces | None, gallery: Spaces)
             mapping over the same spaces if `query` is one. None gives the plain cosine.
         gallery: features [G, D], as `query`.
 
-    Tensors and NumPy arrays mix. float64 stays float64, everything else is computed in float32,
-    under autocast too. Gradients flow to all three arguments and stay finite as a mask approaches
+    Tensors and NumPy arrays mix; scores are computed on the gallery's device. float64 stays
+    float64, everything else is computed in float32, under autocast and where TF32 is allowed too.
+    Gradients flow to all three arguments and stay finite as a mask approaches
     zero. A gallery item that vanishes under a mask scores 0 (as do all under a mask whose entries
     are all below 1e-36).
 
@@ -60,19 +62,21 @@ def masked_similarity(query: Spaces, query_mask: Spaces | None, gallery: Spaces)
         raise ValueError("query has no metric space")
     refuse_other_spaces("gallery", galleries, queries)
     refuse_other_spaces("query_mask", masks, queries)
-    scores = [_one_space(s, queries[s], masks[s], galleries[s]) for s in queries]
+    with full_float32():
+        scores = [_one_space(s, queries[s], masks[s], galleries[s]) for s in queries]
     return scores[0] if len(scores) == 1 else torch.stack(scores).mean(0)
 
 
 def _one_space(space: str, query: Array, mask: Array | None, gallery: Array) -> Tensor:
     q, g = _wide("query", space, query), _wide("gallery", space, gallery)
+    q = q.to(g.device)
     refuse_other_width(space, q, g)
     q = q / largest("query", space, q, "is a feature vector of length zero")
     g = g / largest("gallery", space, g, "is a feature vector of length zero")
     if mask is None:
         with torch.autocast(q.device.type, enabled=False):
             return normalize(q) @ normalize(g).T
-    m = _wide("query_mask", space, mask)
+    m = _wide("query_mask", space, mask).to(g.device)
     refuse_bad_mask(space, m, q)
     dtype = torch.promote_types(q.dtype, m.dtype)
     return masked_cosine(q.to(dtype), m.to(dtype), g.to(dtype))

@@ -32,7 +32,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sketches:
-    """Sketches of N items.
+    """Sketches of N items, on the CPU; features and queries on a GPU are copied.
 
     Attributes:
         directions: float32 [W, D], D the width of all spaces, concatenated by name.
@@ -83,7 +83,7 @@ class Sketches:
 
 
 def pick(parts: Sequence[Features], items: Rows) -> dict[str, Tensor]:
-    """Copy these items of all parts, in rising order: metric space -> [n, D]."""
+    """Copy these items of all parts to the CPU, in rising order: metric space -> [n, D]."""
     ends = np.cumsum([_length(part) for part in parts])
     cuts = np.searchsorted(items, ends)
     picked: dict[str, list[Tensor]] = {space: [] for space in parts[0]}
@@ -91,7 +91,7 @@ def pick(parts: Sequence[Features], items: Rows) -> dict[str, Tensor]:
         if last > first:
             rows = torch.from_numpy(items[first:last] - (end - _length(part)))
             for space, x in part.items():
-                picked[space].append(x.index_select(0, rows))
+                picked[space].append(x.index_select(0, rows.to(x.device)).cpu())
     return {space: torch.cat(pieces) for space, pieces in picked.items()}
 
 
@@ -100,8 +100,8 @@ def _length(part: Features) -> int:
 
 
 def _concatenate_spaces(part: Features) -> Tensor:
-    """Concatenate unit features of all spaces: float32 [n, D]."""
-    return torch.cat([normalize(x.float()) for _, x in sorted(part.items())], dim=1)
+    """Concatenate unit features of all spaces: float32 [n, D], on the CPU."""
+    return torch.cat([normalize(x.cpu().float()) for _, x in sorted(part.items())], dim=1)
 
 
 def _weights(query: Query) -> Tensor:
@@ -114,4 +114,4 @@ def _weights(query: Query) -> Tensor:
         x.weight if x.square is None else x.weight * x.square.mean(1, keepdim=True).rsqrt()
         for _, x in sorted(query.spaces.items())
     ]
-    return torch.cat(weights, dim=1)
+    return torch.cat(weights, dim=1).cpu()

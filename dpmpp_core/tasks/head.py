@@ -39,7 +39,7 @@ class HeadTask(Task):
 
     def __init__(self, config: Config, steps_per_epoch: int) -> None:
         super().__init__(config, config.head.epochs, steps_per_epoch)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             clip = start_clip(config)
             torch.manual_seed(config.seed)
             model = ReidModel(config.model, config.data, clip)

@@ -52,7 +52,7 @@ class MetricTask(Task):
         section = config.metric
         super().__init__(config, section.epochs, steps_per_epoch)
         self.scale = scale
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             clip = start_clip(config)
             torch.manual_seed(config.seed)
             self.model = ReidModel(config.model, config.data, clip)

@@ -34,7 +34,7 @@ class PromptTask(Task):
         super().__init__(config, config.prompts.epochs, steps)
         clip = start_clip(config)
         self.scale = clip.logit_scale.exp().item() if unit_text(config.model) else 1.0
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.prompts = PromptLearner(clip, config.model, int(labels.max()) + 1)
         self.register_buffer("features", self._comparable(features), persistent=False)

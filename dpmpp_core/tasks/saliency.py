@@ -37,7 +37,7 @@ class SaliencyTask(Task):
     def __init__(self, config: Config, classes: int, steps_per_epoch: int) -> None:
         super().__init__(config, config.saliency.epochs, steps_per_epoch)
         ratio = config.saliency.target_ratio
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             clip = start_clip(config)
             torch.manual_seed(config.seed)
             self.model = SaliencyModel(config.model, config.data, clip, ratio)

@@ -104,6 +104,6 @@ class Task(nn.Module):
 def computes_bf16(device: torch.device) -> bool:
     """Return whether the device has bf16 arithmetic, so that autocast gains time."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, test, bool)() for test in tests)
