@@ -51,6 +51,7 @@ class Hit(NamedTuple):
         probability: that it shows the same person, in (0, 1); None if the index is not calibrated.
         pid, camid: person and camera; None = not known.
         time: seconds since 1970, UTC.
+        sha256: of the file, hexadecimal.
     """
 
     image: str
@@ -59,6 +60,7 @@ class Hit(NamedTuple):
     pid: int | None
     camid: int | None
     time: int | None
+    sha256: str
 
 
 class Results(NamedTuple):
@@ -319,9 +321,9 @@ class Searcher:
         chances: list[float] | list[None] = [None] * len(scores)
         if self._calibration is not None:
             chances = self._calibration.probability(scores, self.base_rate).tolist()
-        columns = rows.select(["image", "pid", "camid", "time"]).to_pylist()
+        columns = rows.select(["image", "pid", "camid", "time", "sha256"]).to_pylist()
         hits = [
-            Hit(row["image"], float(score), chance, row["pid"], row["camid"], row["time"])
+            Hit(score=float(score), probability=chance, **row)
             for row, score, chance in zip(columns, scores, chances, strict=True)
         ]
         ends = np.cumsum(valid.sum(axis=1)).tolist()
