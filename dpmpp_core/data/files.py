@@ -37,7 +37,7 @@ _FILE_FAULTS = {
     errno.EACCES, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
     errno.ENOTDIR, errno.EPERM, errno.ESTALE,
 }  # fmt: skip
-# Files that systems and programs leave beside the data: hidden ones, those of network storages
+# Files that systems and programs leave next to the data: hidden ones, those of network storages
 # (Synology, QNAP), recycle bins, snapshots, thumbnails.
 LITTER = re.compile(
     r"\..*|@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN|__MACOSX|"
@@ -188,7 +188,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def ensure_writable(folder: Path) -> None:
-    """Raise DataError if no file can be written to a folder, or the folder cannot be made."""
+    """Raise DataError if a folder cannot be written to, or not be created."""
     place = Path(folder).expanduser().absolute()
     while not place.exists() and place != place.parent:
         place = place.parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from dpmpp_core.retrieval.arguments import (
     refuse_other_spaces,
     refuse_other_width,
 )
+from dpmpp_core.retrieval.precision import bound_rounding
 from dpmpp_core.retrieval.similarity import VANISHED
 
 Excluded = Tensor | tuple[Tensor, ...] | None
@@ -342,21 +342,6 @@ class Query:
     def bound_was_loose(self, rows: slice, floor: Tensor) -> None:
         """Record that a bound at this floor left many pairs."""
         self._loose[rows.start] = float(floor.min()) + 0.02
-
-
-def bound_rounding(weight: Tensor) -> Tensor:
-    """Bound the error of float32 scores of queries with these weights [Q, D] (ours).
-
-    Returns float32 [Q, 1]. Sums of D products have rounding errors of 2^-24, which add up like a
-    random walk; eight more are for other operations: 2.6e-6 at 1280. Measured errors are a fifth
-    of it and less, see `retrieval.md`. Weights of few levels, such as signs, make equal products,
-    whose errors agree: for them the bound is that of the worst case, D errors.
-    """
-    size, width = weight.abs(), weight.shape[1]
-    equal = (size[:, 1:] == size[:, :-1]) & (size[:, 1:] > 0)
-    few_levels = equal.sum(1, keepdim=True) > width / 32
-    errors = torch.where(few_levels, float(width), math.sqrt(width)) + 8
-    return (errors * 2**-24).to(weight.device, torch.float32)
 
 
 def _prepare_queries(

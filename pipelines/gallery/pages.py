@@ -129,8 +129,8 @@ def _prepare_answer(answer: QueryAnswer) -> _RenderedAnswer:
 def load_thumbnail(image: str, sha256: str) -> Image | None:
     """Return a small picture of an index; None if it is gone or another file now.
 
-    The hash also keeps an index that somebody else made from showing other pictures of this machine
-    than those that its maker had.
+    The hash also prevents that a foreign index shows other pictures of this machine than those
+    that its author had.
     """
     root, _, name = image.rpartition("/")
     try:

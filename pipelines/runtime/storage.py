@@ -197,7 +197,7 @@ class Storage:
         """Return a local folder with the contents of a committed one; on S3, this node's copy."""
         if self.is_local:
             return Path(self.path(key))
-        marker = self.read(f"{key}/{MARKER}")  # always: the folder may have been made again
+        marker = self.read(f"{key}/{MARKER}")  # always: it may have been replaced
         if marker is None:
             raise DataError(f"{self.location(key)} is gone: the same command makes it again")
         cache = self.cached(key) / hashlib.sha256(marker).hexdigest()[:16]
