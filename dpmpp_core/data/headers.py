@@ -12,7 +12,7 @@ import struct
 from dpmpp_core.errors import DataError
 
 FORMATS = "JPEG, PNG, BMP, TIFF or WebP"
-IMAGE_NAME = re.compile(r"\.(jpe?g|png|bmp|tiff?|webp)$", re.IGNORECASE)
+IMAGE_NAME = re.compile(r"\.(jpe?g|jfif|png|bmp|tiff?|webp)$", re.IGNORECASE)
 NOT_AN_IMAGE_NAME = "neither .jpg, .jpeg, .png, .bmp, .tif nor .webp"
 MIN_SIDE = 8  # pixels; below, nothing of a person is left
 MAX_PIXELS = 50_000_000  # a larger image is taken for a decompression bomb

@@ -126,11 +126,18 @@ def read_labels(data: bytes, name: str) -> dict[str, Sighting]:
         DataError: another column, a path twice, an invalid value; with `name` and line.
     """
     try:
-        lines = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True)
-        columns = lines.fieldnames or []
-        if "path" not in columns or len(set(columns)) < 2 or set(columns) - {"path", *LABELS}:
+        text = data.decode("utf-8-sig")
+        head = text.partition("\n")[0]
+        # Excel separates by semicolons where the comma is the decimal sign.
+        delimiter = next((c for c in ",;\t" if c in head), ",")
+        lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        columns = [column.strip().lower() for column in lines.fieldnames or []]
+        lines.fieldnames = columns
+        unique = len(set(columns)) == len(columns) > 1
+        if "path" not in columns or not unique or set(columns) - {"path", *LABELS}:
             raise DataError(
-                f"{name}: its first line must name the column path and any of pid, camid, time"
+                f"{name}: its first line must name the column path and any of pid, camid, time, "
+                f"each once; it names {', '.join(columns) or 'nothing'}"
             )
         return _labels(lines, name)
     except (UnicodeDecodeError, csv.Error) as error:

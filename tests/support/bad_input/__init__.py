@@ -11,6 +11,7 @@ from tests.support.bad_input import (
     lists,
     names,
     pictures,
+    reports,
     secrets,
     stored,
     weights,
@@ -19,6 +20,7 @@ from tests.support.bad_input.row import Row
 
 TABLE: dict[str, list[Row]] = {
     "Pictures": pictures.ROWS,
+    "What reports tell": reports.ROWS,
     "Names, links and things that are no files": names.ROWS,
     "List files of MSMT17": lists.ROWS,
     "Lopsided data sets": data_sets.ROWS,
