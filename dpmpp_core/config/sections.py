@@ -25,7 +25,9 @@ from dpmpp_core.config.training import (
 
 Triple = tuple[float, float, float]
 Label = Annotated[str, Field(pattern=r"^[^=\s]+=[^=\s]+$", description="key=value")]
-Layout = Literal["auto", "market1501", "msmt17", "occluded_reid", "p_duke", "partial_reid"]
+Layout = Literal[
+    "auto", "market1501", "msmt17", "occluded_reid", "p_duke", "partial_reid", "table", "folders"
+]  # fmt: skip
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 
@@ -73,7 +75,15 @@ class DemoConfig(Section):
 class DataConfig(Section):
     """Reading of a data folder."""
 
-    layout: Layout = "auto"
+    layout: Layout = Field(
+        "auto",
+        description="auto = detect it; folders = a folder per person, which is never detected",
+    )
+    camera: str | None = Field(
+        None,
+        description="of the layout folders: regular expression whose first group, found below the "
+        "person's folder, is the camera; null = the folder in between, or unknown",
+    )
     occluded_queries: bool = Field(
         False, description="the queries of a market1501 folder are occluded, as in Occluded-Duke"
     )

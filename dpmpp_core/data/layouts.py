@@ -4,17 +4,19 @@
 `bounding_box_train/` there is nothing to train on.
 `msmt17`: MSMT17 V1 and V2. `occluded_reid`, `partial_reid` (no training split, no cameras) and
 `p_duke` (P-DukeMTMC-reID). Persons and cameras keep the numbers of the files.
+`table` and `folders`: own data of any names, see `own_data`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dpmpp_core.data.files import FileListing, Rejected, is_inside, list_files, read_bytes
 from dpmpp_core.data.headers import IMAGE_NAME, NOT_AN_IMAGE_NAME
+from dpmpp_core.data.own_data import TABLE, assign, read_label_table, read_person_folders
 from dpmpp_core.errors import DataError
 
 
@@ -35,6 +37,8 @@ class Scan:
     layout: str
     entries: list[Entry]
     rejected: list[Rejected]
+    persons: dict[int, str] = field(default_factory=dict)
+    """Names of persons, where the data names them by anything but these numbers."""
 
 
 class Folder(NamedTuple):
@@ -53,7 +57,10 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "p_duke": ("train/whole_body_images/", "test/occluded_body_images/", "test/whole_body_images/"),
     "occluded_reid": ("occluded_body_images/<person>/", "whole_body_images/<person>/"),
     "partial_reid": ("partial_body_images/", "whole_body_images/"),
+    "table": (TABLE,),
+    "folders": ("<person>/",),
 }
+OWN = ("table", "folders")  # of own data, which fit nearly any folder
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
 # 0002_c1s1_000451_03.jpg (Market), 0001_c2_f0046182.jpg (Duke), -1_c3s2_....jpg (junk)
@@ -67,12 +74,14 @@ def scan(
     layout: str = "auto",
     occluded_queries: bool = False,
     listing: FileListing | None = None,
+    camera: str | None = None,
 ) -> Scan:
     """Read a data folder in a known layout (`auto`: detect which).
 
     occluded_queries: the queries of a `market1501` folder are known to be occluded, as in
     Occluded-Duke; implied by a folder `query_holistic/` next to `query/`.
     listing: of the same root, if it was listed before.
+    camera: of the layout `folders`, see `read_person_folders`.
     Raises DataError if the folder cannot be listed or does not have the layout.
     """
     listing = listing or list_files(root)
@@ -80,8 +89,10 @@ def scan(
         layout = detect_layout(listing)
     elif layout not in REQUIRED:
         raise DataError(f"unknown layout {layout!r}; known are {', '.join(REQUIRED)}")
-    elif not _fits(layout, _present(listing)):
+    elif layout != "folders" and not _fits(layout, _present(listing)):
         raise DataError(_describe_unknown_layout(listing, [layout]))
+    if layout in OWN:
+        return _scan_own(listing, layout, camera)
     if layout == "market1501":
         items = list(_market(listing, occluded_queries))
     elif layout == "msmt17":
@@ -91,6 +102,15 @@ def scan(
     entries = sorted(item for item in items if isinstance(item, Entry))
     rejected = sorted(item for item in items if isinstance(item, Rejected))
     return Scan(layout, entries, rejected)
+
+
+def _scan_own(listing: FileListing, layout: str, camera: str | None) -> Scan:
+    if layout == "table":
+        labelled, rejected = read_label_table(listing)
+    else:
+        labelled, rejected = read_person_folders(listing, camera)
+    assigned, persons = assign(labelled)
+    return Scan(layout, sorted(Entry(*image) for image in assigned), sorted(rejected), persons)
 
 
 def detect_layout(listing: FileListing) -> str:
@@ -107,7 +127,11 @@ def detect_layout(listing: FileListing) -> str:
 def fitting_layouts(listing: FileListing) -> list[str]:
     """Return the names of all layouts that a listing has."""
     present = _present(listing)
-    return [layout for layout in REQUIRED if _fits(layout, present)]
+    fitting = [layout for layout in REQUIRED if layout not in OWN and _fits(layout, present)]
+    if fitting or TABLE not in present:
+        return fitting
+    head = read_bytes(listing.root, TABLE, 4096).partition(b"\n")[0].lower()
+    return ["table"] if b"person" in head or b"pid" in head else []
 
 
 def _present(listing: FileListing) -> set[str]:
@@ -139,13 +163,17 @@ def _describe_unknown_layout(listing: FileListing, layouts: list[str]) -> str:
     present = _present(listing)
     top = sorted(name for name in present if "/" not in name.removesuffix("/"))
     holds = ", ".join(top[:12]) + (f" and {len(top) - 12} more" if len(top) > 12 else "")
+    layouts = [layout for layout in layouts if layout != "folders"]
     required = "; ".join(f"{layout} needs {', '.join(REQUIRED[layout])}" for layout in layouts)
     paths = present | {file.path for file in listing.files}
     hint = ""
     for name in [name for name in top if name.endswith("/")][:12]:
         inner = {path.removeprefix(name) for path in paths if path.startswith(name)}
-        fitting = [layout for layout in REQUIRED if _fits(layout, inner)]
+        fitting = [layout for layout in REQUIRED if layout not in OWN and _fits(layout, inner)]
         hint = hint or (f" But {name} looks like {fitting[0]}: give that path." if fitting else "")
+    holding = {file.path.partition("/")[0] for file in listing.files if "/" in file.path}
+    if not hint and len(holding) > 1:
+        hint = " If each folder holds one person, say so: data.layout=folders."
     return (
         f"{listing.root} has no known layout: {required}. It holds {holds or 'nothing'}.{hint} "
         f"Known layouts: {', '.join(REQUIRED)}."

@@ -223,9 +223,10 @@ def read_manifest(
     layout: str = "auto",
     occluded_queries: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    camera: str | None = None,
 ) -> Manifest:
     """Scan, inspect and build in this process. `progress` gets (images done, images in all)."""
-    scanned = scan(root, layout, occluded_queries)
+    scanned = scan(root, layout, occluded_queries, camera=camera)
     rows = []
     for entry in scanned.entries:
         rows.append(inspect(root, entry))

@@ -6,20 +6,20 @@ and times, comes from a CSV file of labels.
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from dpmpp_core.data.files import FileListing, Rejected
 from dpmpp_core.data.headers import IMAGE_NAME, NOT_AN_IMAGE_NAME
 from dpmpp_core.data.layouts import MARKET_NAME, detect_layout, fitting_layouts, scan
 from dpmpp_core.data.names import match_names
+from dpmpp_core.data.tables import read_table
 from dpmpp_core.errors import DataError
 
 ANY = "any"  # a folder without a layout
 LABELS = ("pid", "camid", "time")
+ALIASES = {"person": "pid", "camera": "camid"}
 COMPACT_LENGTHS = len("20261127"), len("20261127140500")
 END_OF_TIME_S = 4_102_444_800  # seconds from 1970 to 2100
 
@@ -125,36 +125,16 @@ def read_labels(data: bytes, name: str) -> dict[str, Sighting]:
     Raises:
         DataError: another column, a path twice, an invalid value; with `name` and line.
     """
-    try:
-        text = data.decode("utf-8-sig")
-        head = text.partition("\n")[0]
-        # Excel separates by semicolons where the comma is the decimal sign.
-        delimiter = next((c for c in ",;\t" if c in head), ",")
-        lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        columns = [column.strip().lower() for column in lines.fieldnames or []]
-        lines.fieldnames = columns
-        unique = len(set(columns)) == len(columns) > 1
-        if "path" not in columns or not unique or set(columns) - {"path", *LABELS}:
-            raise DataError(
-                f"{name}: its first line must name the column path and any of pid, camid, time, "
-                f"each once; it names {', '.join(columns) or 'nothing'}"
-            )
-        return _labels(lines, name)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{name} is no CSV file in UTF-8: {error}") from None
-
-
-def _labels(lines: Iterable[dict[str, str]], name: str) -> dict[str, Sighting]:
     labels: dict[str, Sighting] = {}
-    for number, line in enumerate(lines, 2):
-        where = f"{name}:{number}"
-        path = line["path"]
-        if None in line or None in line.values() or not path:
-            raise DataError(f"{where}: as many values as columns are needed, the path among them")
+    rows = read_table(data, name, {"path"}, {"path", *LABELS}, ALIASES)
+    for number, row in rows.items():
+        where, path = f"{name}:{number}", row["path"]
+        if not path:
+            raise DataError(f"{where}: the path is missing")
         if path in labels:
             raise DataError(f"{where}: {path} stands there twice")
-        pid, camid = (_number(line.get(key, ""), where, key) for key in ("pid", "camid"))
-        time = line.get("time", "").strip()
+        pid, camid = (_number(row.get(key, ""), where, key) for key in ("pid", "camid"))
+        time = row.get("time", "").strip()
         try:
             labels[path] = Sighting(path, pid, camid, parse_time(time) if time else None)
         except DataError as error:

@@ -18,7 +18,12 @@ config_app = typer.Typer(help="Show configurations.", no_args_is_help=True)
 @data_app.command("check")
 def data_check(
     folder: Annotated[str, typer.Argument(help="Data folder or s3://bucket/prefix.")],
-    layout: Annotated[str, typer.Option(help="Layout; auto = detect it.")] = "auto",
+    layout: Annotated[
+        str, typer.Option(help="Layout; auto = detect it; folders = a folder per person.")
+    ] = "auto",
+    camera: Annotated[
+        str | None, typer.Option(help="Of folders: regular expression, first group = camera.")
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Compare with the published counts of this data set.")
     ] = None,
@@ -27,10 +32,11 @@ def data_check(
     """Check a data set: what is usable, what is not and why."""
 
     def work() -> dict[str, Any]:
+        from dpmpp_core.data.files import resolve_path
         from dpmpp_core.data.manifest import read_manifest
         from dpmpp_core.data.published import compare_counts
 
-        manifest = read_manifest(folder, layout)
+        manifest = read_manifest(resolve_path(folder), layout, camera=camera)
         return {
             "root": manifest.root,
             "layout": manifest.layout,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 
 from dpmpp_core import demo
@@ -99,7 +100,7 @@ def find_data(config: DataConfig, root: str) -> Source:
     """
     root = resolve_path(root)
     listing = list_files(root)
-    scanned = scan(root, config.layout, config.occluded_queries, listing)
+    scanned = scan(root, config.layout, config.occluded_queries, listing, config.camera)
     files = _to_table(listing.files, FILE_SCHEMA)
     return Source(root, listing_fingerprint(listing), files, scanned)
 
@@ -116,6 +117,7 @@ def prepare(run: Run, source: Source) -> Stage:
         "listing": source.fingerprint,
         "layout": scanned.layout,
         "occluded_queries": run.config.data.occluded_queries,
+        "camera": run.config.data.camera,
         "format": FORMAT,
     }
 
@@ -125,6 +127,9 @@ def prepare(run: Run, source: Source) -> Stage:
         rows = inspect_all(source, run.storage, run.plan.embed_workers)
         manifest = Manifest.build(root, scanned.layout, rows, scanned.rejected)
         manifest.save(folder)
+        if scanned.persons:
+            names = pa.table({"pid": [*scanned.persons], "person": [*scanned.persons.values()]})
+            pq.write_table(names, folder / "persons.parquet")
         return {
             "dataset_id": manifest.dataset_id,
             "root": root,

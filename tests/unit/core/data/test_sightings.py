@@ -103,7 +103,7 @@ def test_labels_go_before_names():
     [
         (b"", "first line"),
         (b"path\na.jpg\n", "first line"),
-        (b"path,person\na.jpg,3\n", "first line"),
+        (b"path,age\na.jpg,3\n", "first line"),
         (b"path,pid\na.jpg\n", "l.csv:2: as many values"),
         (b"path,pid\na.jpg,3,4\n", "l.csv:2: as many values"),
         (b"path,pid\na.jpg,-3\n", "l.csv:2: pid '-3'"),
