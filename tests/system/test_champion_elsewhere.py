@@ -22,7 +22,8 @@ from tests.support.mlflow_server import MlflowServer
 from tests.support.promotion_lab import Lab, lab
 from tests.support.s3_server import S3Server
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+RELEASE = ROOT / "docs" / "release.md"
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_the_readme_uses_the_champion_where_only_its_requirements_are_installed(
     install = [str(venv / "bin" / "pip"), "install", "--quiet", "--requirement", wanted]
     subprocess.run(install, check=True, timeout=TIMEOUT_S)
     (picture,) = pictures(small_demo)[:1]
-    lines = readme_lines().replace("a.jpg", str(picture))
+    lines = documented_lines().replace("a.jpg", str(picture))
     lines += "\nimport dpmpp_core, json"
     lines += "\nrow = {name: [float(x) for x in found[name][0]] for name in found}"
     lines += "\nprint(json.dumps([dpmpp_core.__file__, row]))"
@@ -112,7 +113,7 @@ def test_the_readme_uses_the_champion_where_only_its_requirements_are_installed(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     code, row = json.loads(done.stdout.splitlines()[-1])
-    assert not Path(code).is_relative_to(README.parent) and "/code/dpmpp_core/" in code
+    assert not Path(code).is_relative_to(ROOT) and "/code/dpmpp_core/" in code
     direct = dpmpp_core.load_model(at.model).embed([picture])
     for space, features in direct.features.items():
         np.testing.assert_allclose(row[f"feature_{space}"], features[0], atol=1e-5)
@@ -120,9 +121,9 @@ def test_the_readme_uses_the_champion_where_only_its_requirements_are_installed(
     assert "mlflow" in installed and not installed & {"ray", "dpmpp_core", "pipelines"}
 
 
-def readme_lines() -> str:
-    """The three lines of the README."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def documented_lines() -> str:
+    """The three lines of docs/release.md."""
+    blocks = re.findall(r"```python\n(.*?)```", RELEASE.read_text(), re.DOTALL)
     (lines,) = (block for block in blocks if "@champion" in block)
     assert len([line for line in lines.splitlines() if line]) == 3
     return lines
