@@ -27,7 +27,7 @@ class Run:
     Attributes:
         fresh: Whether every stage is built, none reused.
         build: Whether missing stages are built; else `build_stage` raises StageNotFoundError.
-        lock: Taken for a stage's key while it is built; trials of a search share stages.
+        lock: Taken for a stage's key while it is built; runs and trials may share stages.
         stages: The finished ones, in order.
     """
 
@@ -64,14 +64,14 @@ class Run:
             build: Fills a folder and returns the summary.
         """
         key = stage_key(name, identity)
-        if self.fresh:
-            self.storage.delete(key)
-            self.storage.delete(training_key(key))
-        result = self._find(name, key)
+        result = None if self.fresh else self._find(name, key)
         if result is None and not self.build:
             raise StageNotFoundError(key)
         if result is None:
             with self.lock(key):
+                if self.fresh:
+                    self.storage.delete(key)
+                    self.storage.delete(training_key(key))
                 result = self._find(name, key) or self._build(name, key, build)
         self.stages.append(result)
         self.tracking.end_stage(result)

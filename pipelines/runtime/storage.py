@@ -6,8 +6,10 @@ which is written last; nothing else decides whether a piece of work is done.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import stat
@@ -24,6 +26,8 @@ from dpmpp_core.data.files import connect_s3, ensure_writable, write_atomically
 from dpmpp_core.data.patience import patient
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.redaction import one_line
+
+log = logging.getLogger(__name__)
 
 MARKER = "stage.json"
 SQLITE = "sqlite:///"
@@ -192,6 +196,26 @@ class Storage:
     def _upload(self, folder: Path, key: str) -> None:
         self.delete(key)
         fs.copy_files(str(folder), self.path(key), fs.LocalFileSystem(), self.filesystem)
+
+    @contextmanager
+    def hold(self, key: str) -> Iterator[None]:
+        """Let one process at a time build what `key` names; others wait, and say so.
+
+        The lock is the system's, so it ends with a killed process. On S3 there is none: the last
+        of two writers wins.
+        """
+        if not self.is_local:
+            yield
+            return
+        file = Path(self.path(".locks")) / f"{key.replace('/', '-')}.lock"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("%s is under way in another process: waiting for it", key)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def fetch(self, key: str) -> Path:
         """Return a local folder with the contents of a committed one; on S3, this node's copy."""

@@ -54,7 +54,7 @@ def open_session(
     tracking = Tracking(*resolve_tracking(options.tracking_uri, storage))
     tracking.check(config.tracking.experiment)
     plan, side_by_side = connect(options.address, config.cluster)
-    run = Run(config, storage, tracking, plan, options.fresh)
+    run = Run(config, storage, tracking, plan, options.fresh, lock=storage.hold)
     try:
         yield run, source, side_by_side
         tracking.end("FINISHED")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -112,3 +115,32 @@ def test_a_folder_that_no_uri_can_hold_is_refused_for_the_database(
     with pytest.raises(ConfigError, match="its path has %, \\? or #"):
         resolve_tracking(None, storage)
     assert resolve_tracking("http://server", storage) == ("http://server", None)
+
+
+def test_one_process_at_a_time_builds_and_a_killed_one_blocks_nobody(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from pipelines.runtime.storage import Storage\n"
+        "with Storage(sys.argv[1]).hold('stages/a-1'):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    entered = threading.Event()
+
+    def build() -> None:
+        with Storage(str(tmp_path)).hold("stages/a-1"):
+            entered.set()
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    with Storage(str(tmp_path)).hold("stages/b-2"):
+        pass  # another stage is free
+    assert not entered.wait(0.5)
+    holder.kill()
+    holder.wait()
+    assert entered.wait(60)
+    thread.join()
