@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from infra.local.services import HOST, Services, accepts_connections, end_session, wait_for
-from pipelines.deploy.policy import get_config_text, parse_quantity
+from pipelines.deploy.policy import get_config_text
+from pipelines.deploy.quantities import parse_quantity
 from pipelines.deploy.render import Object, get_object
 
 BRIDGE = "dpmpp0"

@@ -11,7 +11,8 @@ from typing import Any
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.redaction import one_line
 from pipelines.deploy.check import find_job_problems
-from pipelines.deploy.policy import GPU_RESOURCE, iter_pods, parse_quantity
+from pipelines.deploy.policy import GPU_RESOURCE, iter_pods
+from pipelines.deploy.quantities import parse_quantity
 from pipelines.deploy.render import Object
 from pipelines.deploy.rules import get_pod, iter_groups
 

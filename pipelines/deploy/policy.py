@@ -7,21 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dpmpp_core.config import ClusterConfig
+from pipelines.deploy.quantities import parse_quantity
 from pipelines.deploy.render import Object
 from pipelines.deploy.rules import Findings, get_pod, iter_clusters, iter_groups, iter_jobs
 
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 GPU_RESOURCE = "nvidia.com/gpu"
-
-
-def parse_quantity(text: Any) -> float:
-    """Return a quantity of Kubernetes as a number: CPUs or bytes."""
-    text = str(text)
-    if text.endswith("m"):
-        return float(text[:-1]) / 1000
-    digits = text.rstrip("kKMGTi")
-    return float(digits) * UNITS[text[len(digits) :]]
 
 
 def iter_pods(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
