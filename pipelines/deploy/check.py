@@ -7,14 +7,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpmpp_core.config import load_config
+from dpmpp_core.config import Config, load_config
 from dpmpp_core.errors import ConfigError
-from pipelines.deploy.policy import (
-    check_capacity,
-    check_policy,
-    find_missing_references,
-    get_config_text,
-)
+from pipelines.deploy.capacity import check_capacity, list_needed_pods
+from pipelines.deploy.policy import check_policy, find_missing_references, get_config_text
+from pipelines.deploy.quota import find_overlay_shortages
 from pipelines.deploy.render import Object, format_name
 from pipelines.deploy.rules import check_operator_rules, iter_clusters
 from pipelines.deploy.schemas import Problem, check_schema
@@ -53,22 +50,42 @@ def find_job_problems(job: Object, objects: Sequence[Object]) -> list[Problem]:
     return problems or _check_config([*maps, job])
 
 
-def _check_config(objects: Sequence[Object]) -> list[Problem]:
-    """Check that config.yaml is a configuration, and fits the clusters."""
-    name, text = "ConfigMap/dpmpp-config", get_config_text(objects)
+def load_overlay_config(objects: Sequence[Object]) -> Config:
+    """Return the configuration in the ConfigMap dpmpp-config; raise ConfigError if it is wrong."""
+    text = get_config_text(objects)
     if text is None:
-        return [Problem(name, "", "is missing: jobs need it to train")]
+        raise ConfigError(
+            "there is no ConfigMap 'dpmpp-config' with a config.yaml: jobs need it to train"
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(text)
         try:
-            config = load_config(str(path))
+            return load_config(str(path))
         except ConfigError as error:
-            return [Problem(name, "config.yaml", str(error).replace(f"{path}: ", ""))]
+            raise ConfigError(str(error).replace(f"{path}: ", "config.yaml: ")) from None
+
+
+def _check_config(objects: Sequence[Object]) -> list[Problem]:
+    """Check that config.yaml is a configuration, and fits the clusters and quotas."""
+    name = "ConfigMap/dpmpp-config"
+    try:
+        config = load_overlay_config(objects)
+    except ConfigError as error:
+        return [Problem(name, "", str(error))]
     problems = [
         Problem(format_name(thing), *rule)
         for thing in objects
         for _, spec in iter_clusters(thing)
         for rule in check_capacity(config.cluster, spec)
     ]
-    return problems[:5]  # every job has the same cluster
+    problems = problems[:5]  # every job has the same cluster
+    needed = {
+        job["metadata"]["name"]: list_needed_pods(job, config.cluster)
+        for job in objects
+        if job["kind"] == "RayJob"
+    }
+    return problems or [
+        Problem(format_name(quota), "spec.hard", sentence)
+        for quota, sentence in find_overlay_shortages(objects, needed)
+    ]

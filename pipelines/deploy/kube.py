@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.redaction import one_line
-from pipelines.deploy.check import find_job_problems
-from pipelines.deploy.policy import GPU_RESOURCE, iter_pods
-from pipelines.deploy.quantities import parse_quantity
+from pipelines.deploy.capacity import list_needed_pods
+from pipelines.deploy.check import find_job_problems, load_overlay_config
+from pipelines.deploy.policy import iter_pods
+from pipelines.deploy.quota import JOB_OBJECTS, find_shortages
 from pipelines.deploy.render import Object
-from pipelines.deploy.rules import get_pod, iter_groups
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 ENDED_STATES = ("Complete", "Failed")
@@ -77,7 +78,7 @@ class Kubernetes:
             raise ConfigError(f"{problem} (`dpmpp deploy validate` shows all)")
         self._check_references(job)
         self._check_applied_config(objects)
-        self._check_quotas(job)
+        self._check_quotas(job, load_overlay_config(objects).cluster)
         if not self._create(job, kuberay):
             return self._existing_status(name)
         return self.status(name) | {"found": False}
@@ -202,42 +203,20 @@ class Kubernetes:
                         "(kubectl apply -k) before submitting"
                     )
 
-    def _check_quotas(self, job: Object) -> None:
-        """Check that the head, a driver, a data and a train pod fit into every quota.
+    def _check_quotas(self, job: Object, config: ClusterConfig) -> None:
+        """Check that all pods that the job needs at once fit into every quota.
 
         A dry run does not check it: the operator creates the pods later, one by one.
         """
         try:
             quotas = self._core.list_namespaced_resource_quota(self._namespace).items
-        except self._api_error:
+        except self._api_error:  # a user may lack the right to read them
             return
-        needed = sum_minimum_resources(job["spec"]["rayClusterSpec"])
+        pods = list_needed_pods(job, config)
         for quota in quotas:
-            for key, hard in (quota.status.hard or {}).items():
-                resource = key.removeprefix("requests.").removeprefix("limits.")
-                used = parse_quantity((quota.status.used or {}).get(key, "0"))
-                if needed.get(resource, 0) > parse_quantity(hard) - used:
-                    raise ConfigError(
-                        f"quota {quota.metadata.name}: {key} {hard}, {used:g} of it used, but the "
-                        f"smallest cluster of this job takes {needed[resource]:g}: raise it, "
-                        "stop another job or lower the pods' size"
-                    )
-
-
-def sum_minimum_resources(spec: Any) -> dict[str, float]:
-    """Sum the limits of the head pod and one pod of each worker group of a RayCluster spec.
-
-    Returns:
-        `pods`, and by resource name: CPUs, bytes of memory, GPUs.
-    """
-    total: dict[str, float] = {"pods": 0}
-    for _, _, group in iter_groups(spec, ""):
-        total["pods"] += 1
-        for container in get_pod(group)["containers"]:
-            for name, value in (container.get("resources") or {}).get("limits", {}).items():
-                total[name] = total.get(name, 0) + parse_quantity(value)
-    total.setdefault(GPU_RESOURCE, 0)
-    return total
+            plain = self._core.api_client.sanitize_for_serialization(quota)
+            for shortage in find_shortages(plain, pods, JOB_OBJECTS):
+                raise ConfigError(shortage)
 
 
 def _iter_references(job: Object) -> Iterator[tuple[str, str]]:

@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dpmpp_core.config import ClusterConfig
-from pipelines.deploy.quantities import parse_quantity
 from pipelines.deploy.render import Object
 from pipelines.deploy.rules import Findings, get_pod, iter_clusters, iter_groups, iter_jobs
 
@@ -118,61 +116,6 @@ def _check_job(path: str, job: Mapping[str, Any]) -> Findings:
         offered |= set(group.get("resources") or {})
     for name in sorted(set(wanted) - offered):
         yield f"{path}.entrypointResources", f"no group has the resource {name!r}: it would wait"
-
-
-def check_capacity(config: ClusterConfig, spec: Mapping[str, Any]) -> Findings:
-    """Check that a cluster, at its largest, has the resources that config.yaml requests."""
-    by_pool = {
-        "train_nodes": _select_groups(spec, config.train_nodes),
-        "data_nodes": _select_groups(spec, config.data_nodes),
-    }
-    for key, groups_of_pool in by_pool.items():
-        if not groups_of_pool:
-            labels = " and ".join(getattr(config, key)) or "any labels"
-            yield f"cluster.{key}", f"no worker group has {labels}"
-    if not all(by_pool.values()):
-        return
-    cpus, places = config.train_cpus or 1, 0
-    for group in by_pool["train_nodes"]:
-        size = _group_size(group)
-        workers = int(size.get("cpu", 0) // cpus)
-        if config.gpu:
-            workers = min(workers, int(size.get(GPU_RESOURCE, 0)))
-        places += workers * group.get("maxReplicas", 0)
-    if places < config.train_workers:
-        device = "1 GPU and " if config.gpu else ""
-        yield (
-            "cluster.train_workers",
-            f"{config.train_workers} with {device}{cpus} CPUs each, but the groups grow to places "
-            f"for {places}: raise maxReplicas or the pods' size",
-        )
-    reading = sum(
-        int(_group_size(group).get("cpu", 0)) * group.get("maxReplicas", 0)
-        for group in by_pool["data_nodes"]
-    )
-    requested = {"data_workers": config.data_workers or 0}
-    if not config.gpu:
-        requested["embed_workers"] = config.embed_workers or 0
-    for key, count in requested.items():
-        if count + 1 > reading:
-            yield (
-                f"cluster.{key}",
-                f"{count} and one for Ray Data's own tasks, but the groups grow to {reading} CPUs",
-            )
-
-
-def _select_groups(spec: Mapping[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
-    wanted = dict(label.split("=", 1) for label in labels).items()
-    return [
-        g for g in spec.get("workerGroupSpecs") or [] if wanted <= (g.get("labels") or {}).items()
-    ]
-
-
-def _group_size(group: Mapping[str, Any]) -> dict[str, float]:
-    limits = (get_pod(group)["containers"][0].get("resources") or {}).get("limits") or {}
-    sizes = {name: parse_quantity(value) for name, value in limits.items()}
-    declared = group.get("resources") or {}
-    return sizes | ({"cpu": parse_quantity(declared["CPU"])} if "CPU" in declared else {})
 
 
 def get_config_text(objects: Sequence[Object]) -> str | None:

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from dpmpp_core.errors import ConfigError
+from pipelines.deploy.capacity import list_needed_pods
+from pipelines.deploy.check import load_overlay_config
 from pipelines.deploy.jobs import build_job
 from pipelines.deploy.kube import Kubernetes
+from pipelines.deploy.quantities import parse_quantity
 from pipelines.deploy.render import Object, get_object
 from tests.infra.conftest import rendered
 from tests.support.kube_api import KubeApi
@@ -133,16 +136,79 @@ def test_a_configuration_that_was_not_applied_is_found(api: KubeApi) -> None:
         submit()
 
 
+def quota(hard: dict[str, str], used: dict[str, str], **spec: Any) -> Object:
+    return {"metadata": {"name": "q"}, "spec": spec, "status": {"hard": hard, "used": used}}
+
+
+# Of the overlay local: head 1 and its autoscaler 0.5, driver 1, data 2, train 2, submitter 0.25,
+# clean-up 0.2.
 def test_a_quota_that_is_too_small_is_told_with_the_numbers(api: KubeApi) -> None:
-    quota = {
-        "metadata": {"name": "q"},
-        "status": {"hard": {"requests.cpu": "10"}, "used": {"requests.cpu": "4500m"}},
-    }
-    api.objects[f"{SPACE}/resourcequotas/q"] = quota
-    with pytest.raises(ConfigError, match=r"requests.cpu 10, 4.5 of it used, .* takes 6"):
+    path = f"{SPACE}/resourcequotas/q"
+    api.objects[path] = quota({"requests.cpu": "11"}, {"requests.cpu": "4500m"})
+    with pytest.raises(ConfigError, match=r"cpu 11, 4.5 of it used, .* take 6.95 .*\(head 1.5, "):
         submit()
-    quota["status"]["hard"]["requests.cpu"] = "11"  # type: ignore[index]
+    api.objects[path] = quota({"requests.cpu": "11450m"}, {"requests.cpu": "4500m"})
     assert submit()["status"] == "New"
+
+
+@pytest.mark.parametrize(
+    "hard, used, said",
+    [
+        ({"pods": "6"}, {"pods": "1"}, "pods 6, 1 of it used, .* take 6 at least"),
+        ({"count/pods": "5"}, {}, "take 6 at least"),
+        ({"limits.cpu": "7700m"}, {}, "fits"),  # the submitter's limit is 1
+        ({"limits.cpu": "7699m"}, {}, "take 7.7 at least"),
+        ({"memory": "19Gi"}, {}, "take 2.06"),
+        ({"count/rayclusters.ray.io": "2"}, {"count/rayclusters.ray.io": "2"}, "take 1 at least"),
+        ({"requests.cpu": "0.01Pi"}, {}, "fits"),
+        ({"requests.memory": "1E"}, {"requests.memory": "1000000u"}, "fits"),
+        ({"requests.nvidia.com/gpu": "0"}, {}, "fits"),
+        ({"requests.ephemeral-storage": "1Ki"}, {}, "fits"),
+    ],
+)
+def test_a_quota_counts_as_the_server_does(
+    api: KubeApi, hard: dict[str, str], used: dict[str, str], said: str
+) -> None:
+    api.objects[f"{SPACE}/resourcequotas/q"] = quota(hard, used)
+    if said.endswith("fits"):
+        assert submit()["status"] == "New"
+    else:
+        with pytest.raises(ConfigError, match=said):
+            submit()
+
+
+def test_a_quota_counts_the_pods_of_its_scopes(api: KubeApi) -> None:
+    path, none = f"{SPACE}/resourcequotas/q", {"pods": "0"}
+    for scope in ("BestEffort", "Terminating"):
+        api.objects[path] = quota(none, {}, scopes=[scope])
+        assert submit()["job"]
+    api.objects[path] = quota(none, {}, scopes=["NotTerminating"])
+    api.objects = {k: v for k, v in api.objects.items() if not k.startswith(JOBS)}
+    with pytest.raises(ConfigError, match="take 6 at least"):
+        submit()
+    only = {"scopeName": "PriorityClass", "operator": "In", "values": ["high"]}
+    api.objects[path] = quota(none, {}, scopeSelector={"matchExpressions": [only]})
+    assert submit()["status"] == "New"
+
+
+def test_a_training_of_many_workers_needs_as_many_pods() -> None:
+    objects = rendered("gpu-multi-node")
+    cluster = load_overlay_config(objects).cluster
+    for job, count in (("train", 4), ("prepare", 1)):
+        pods = [role for role, _ in list_needed_pods(build_job(objects, job, []), cluster)]
+        assert pods.count("train") == count
+        assert pods.count("driver") == pods.count("submitter") == pods.count("clean-up") == 1
+
+
+def test_quantities_of_kubernetes_are_read() -> None:
+    for text, number in {
+        "500m": 0.5, "2": 2, "1.5Gi": 1.5 * 2**30, "2Pi": 2 * 2**50, "1E": 1e18, "1Ei": 2**60,
+        "100u": 1e-4, "5n": 5e-9, "1e3": 1000, "12E2": 1200, "0.1": 0.1, "100k": 1e5, 3: 3,
+    }.items():  # fmt: skip
+        assert parse_quantity(text) == pytest.approx(number, rel=1e-12)
+    for text in ("2GB", "1K", "", "Gi", "1 Gi", "0x1", None):
+        with pytest.raises(ConfigError, match="is no quantity"):
+            parse_quantity(text)
 
 
 def test_no_kubernetes_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
