@@ -10,6 +10,11 @@ from typing import Any
 
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.redaction import one_line
+from pipelines.deploy.entrypoint import (
+    format_driver_command,
+    format_entrypoint,
+    split_entrypoint,
+)
 from pipelines.deploy.render import Object, get_object
 from pipelines.deploy.rules import check_operator_rules
 
@@ -27,11 +32,11 @@ def build_job(objects: Sequence[Object], job: str, overrides: Sequence[str]) -> 
         overrides: configuration values, `section.key=value`, and options, appended to its command.
 
     Raises:
-        ConfigError: no such job, or an override that no shell takes as it is.
+        ConfigError: no such job, or an override that no quoting brings to the job.
     """
     rayjob = json.loads(json.dumps(get_object(list(objects), "RayJob", f"dpmpp-{job}")))
     spec = rayjob["spec"]
-    spec["entrypoint"] = " ".join([spec["entrypoint"].strip(), *overrides])
+    spec["entrypoint"] = format_entrypoint([*split_entrypoint(spec["entrypoint"]), *overrides])
     spec.pop("suspend", None)
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
     rayjob["metadata"] = {
@@ -68,7 +73,7 @@ class RayCluster:
         known = {submission.submission_id for submission in self._client.list_jobs()}
         if name not in known:
             self._client.submit_job(
-                entrypoint=spec["entrypoint"],
+                entrypoint=format_driver_command(spec["entrypoint"]),
                 submission_id=name,
                 entrypoint_resources=json.loads(spec.get("entrypointResources") or "{}"),
                 metadata={"job": job["metadata"]["labels"]["dpmpp/job"]},

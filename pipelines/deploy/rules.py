@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
+from dpmpp_core.errors import ConfigError
+from pipelines.deploy.entrypoint import split_entrypoint
 from pipelines.deploy.render import Object
 
 Findings = Iterator[tuple[str, str]]
@@ -23,8 +24,6 @@ _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 SIZE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
 MIN_TOKEN_VERSION = (2, 52)
-# The submitter pastes the entrypoint into a script of its own shell.
-SHELL_CHARACTERS = set("$`;&|<>\"'\\\n")
 POSITIVE_FIELDS = ("activeDeadlineSeconds", "preRunningDeadlineSeconds")
 
 
@@ -186,14 +185,10 @@ def _check_submission(job: Mapping[str, Any], path: str) -> Findings:
     entrypoint = str(job.get("entrypoint", "")).strip()
     if not entrypoint and job.get("submissionMode") != "InteractiveMode":
         yield f"{path}.entrypoint", "is missing"
-    bad = sorted(SHELL_CHARACTERS & set(entrypoint))
-    if bad:
-        yield f"{path}.entrypoint", f"{' '.join(bad)}: the submitter's shell would read it first"
-    else:
-        try:
-            shlex.split(entrypoint)
-        except ValueError as error:
-            yield f"{path}.entrypoint", f"no command line: {error}"
+    try:
+        split_entrypoint(entrypoint)
+    except ConfigError as error:
+        yield f"{path}.entrypoint", str(error)
     try:
         resources = json.loads(job.get("entrypointResources") or "{}")
         right = isinstance(resources, dict) and all(

@@ -129,7 +129,7 @@ MISTAKES = [
     Mistake("resources that are no JSON", lambda o: job(o).update(entrypointResources="driver: 1"),
             r"entrypointResources: is no JSON object"),
     Mistake("variable in the command", lambda o: job(o).update(entrypoint="dpmpp train --data $D"),
-            r"\$: the submitter's shell"),
+            r"a shell on its way would change it; written as .*'\\\$D' it arrives"),
     Mistake("password beside the options",
             lambda o: head(o)["template"]["spec"]["containers"][0]["env"].append(
                 {"name": "REDIS_PASSWORD", "value": ""}),

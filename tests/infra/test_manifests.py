@@ -137,8 +137,8 @@ def test_a_submission_is_named_for_what_it_runs() -> None:
     assert "suspend" not in first["spec"]
     other = build_job(objects, "train", ["metric.epochs=6"])
     assert first["metadata"]["name"] != other["metadata"]["name"]
-    with pytest.raises(ConfigError, match="the submitter's shell"):
-        build_job(objects, "train", ["name=$(id)"])
+    with pytest.raises(ConfigError, match="no line breaks or control characters"):
+        build_job(objects, "train", ["name=a\nb"])
 
 
 def test_unknown_names_are_refused_with_the_nearest(tmp_path: Path) -> None:
