@@ -26,6 +26,7 @@ JobAddress = Annotated[
 Namespace = Annotated[str, typer.Option("--namespace", help="Of Kubernetes.")]
 Context = Annotated[str | None, typer.Option("--context", help="Of kubectl's configuration.")]
 MANIFESTS_FOLDER = Path("infra/k8s")
+DEFAULT_NAMESPACE = "dpmpp"
 
 
 @deploy_app.command()
@@ -90,8 +91,16 @@ def submit(
     overlay: Overlay = "local",
     manifests: Manifests = MANIFESTS_FOLDER,
     address: JobAddress = None,
-    namespace: Namespace = "dpmpp",
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", help="Of Kubernetes. Default: the overlay's.")
+    ] = None,
     context: Context = None,
+    applied: Annotated[
+        bool, typer.Option("--applied", help="The template on the cluster, not an overlay's.")
+    ] = False,
+    owner: Annotated[
+        str | None, typer.Option("--owner", help="NAME/UID of the Job that it belongs to.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -99,18 +108,23 @@ def submit(
 
     def work() -> dict[str, Any]:
         from pipelines.deploy import jobs, kube
-        from pipelines.deploy.render import get_object, render_overlay
+        from pipelines.deploy.render import get_object, get_overlay_namespace, render_overlay
 
-        objects = render_overlay(manifests, overlay)
-        ready = jobs.build_job(objects, job, overrides or [])
+        belongs = jobs.Owner.parse(owner) if owner else None
         target: Any
         ended: tuple[str, ...]
-        if address:
-            target = jobs.RayCluster(address)
+        if applied:
+            target = kube.Kubernetes(namespace or DEFAULT_NAMESPACE, context)
+            objects = target.read_applied(job)
+        else:
+            objects = render_overlay(manifests, overlay)
+            own = get_overlay_namespace(objects, namespace)
+            target = jobs.RayCluster(address) if address else kube.Kubernetes(own, context)
+        ready = jobs.build_job(objects, job, overrides or [], belongs)
+        if isinstance(target, jobs.RayCluster):
             status, ended = target.submit(ready), jobs.ENDED_STATES
         else:
             versions = get_object(objects, "ConfigMap", "dpmpp-versions")["data"]
-            target = kube.Kubernetes(namespace, context)
             status = target.submit(ready, objects, versions["KUBERAY_VERSION"])
             ended = kube.ENDED_STATES
         if wait:
@@ -124,7 +138,7 @@ def submit(
 def status(
     name: Annotated[str | None, typer.Argument(help="Default: every job.")] = None,
     address: JobAddress = None,
-    namespace: Namespace = "dpmpp",
+    namespace: Namespace = DEFAULT_NAMESPACE,
     context: Context = None,
     as_json: Json = False,
 ) -> None:
@@ -146,7 +160,7 @@ def logs(
     name: Annotated[str, typer.Argument(help="As `status` names it.")],
     follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False,
     address: JobAddress = None,
-    namespace: Namespace = "dpmpp",
+    namespace: Namespace = DEFAULT_NAMESPACE,
     context: Context = None,
 ) -> None:
     """Print what a job printed."""
@@ -167,7 +181,7 @@ def logs(
 def stop(
     name: Annotated[str, typer.Argument(help="As `status` names it.")],
     address: JobAddress = None,
-    namespace: Namespace = "dpmpp",
+    namespace: Namespace = DEFAULT_NAMESPACE,
     context: Context = None,
     as_json: Json = False,
 ) -> None:

@@ -40,6 +40,10 @@ def find_problems(objects: Sequence[Object], crds: Path | None) -> list[Problem]
     problems += [
         Problem(format_name(t), path, text) for t, path, text in find_missing_references(objects)
     ]
+    if not any(thing["kind"] == "ResourceQuota" for thing in objects):
+        problems.append(
+            Problem("overlay", "", "there is no ResourceQuota: nothing bounds what jobs take")
+        )
     return problems + _check_config(objects)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dpmpp_core.errors import ConfigError
@@ -21,7 +22,25 @@ from pipelines.deploy.rules import check_operator_rules
 ENDED_STATES = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
-def build_job(objects: Sequence[Object], job: str, overrides: Sequence[str]) -> Object:
+@dataclass(frozen=True)
+class Owner:
+    """A Job of Kubernetes for which a RayJob is submitted, and with which it is removed."""
+
+    name: str
+    uid: str
+
+    @classmethod
+    def parse(cls, text: str) -> Owner:
+        """Read NAME/UID; raise ConfigError if it is something else."""
+        name, _, uid = text.partition("/")
+        if not name or not uid:
+            raise ConfigError(f"--owner {text!r} is not NAME/UID of a Job")
+        return cls(name, uid)
+
+
+def build_job(
+    objects: Sequence[Object], job: str, overrides: Sequence[str], owner: Owner | None = None
+) -> Object:
     """Return the RayJob of a pipeline, ready to start: named, not suspended, with its overrides.
 
     The name holds a hash of what is run, so the same submission twice is one job.
@@ -30,6 +49,7 @@ def build_job(objects: Sequence[Object], job: str, overrides: Sequence[str]) -> 
         objects: those of the overlay.
         job: `train` for the RayJob `dpmpp-train`.
         overrides: configuration values, `section.key=value`, and options, appended to its command.
+        owner: the Job that it belongs to; each owner has a RayJob of its own.
 
     Raises:
         ConfigError: no such job, or an override that no quoting brings to the job.
@@ -38,12 +58,16 @@ def build_job(objects: Sequence[Object], job: str, overrides: Sequence[str]) -> 
     spec = rayjob["spec"]
     spec["entrypoint"] = format_entrypoint([*split_entrypoint(spec["entrypoint"]), *overrides])
     spec.pop("suspend", None)
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+    identity = json.dumps([spec, owner.uid] if owner else spec, sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()
     rayjob["metadata"] = {
         "name": f"dpmpp-{job}-{digest[:8]}",
         "namespace": rayjob["metadata"].get("namespace", "default"),
         "labels": {"app.kubernetes.io/name": "dpmpp", "dpmpp/job": job},
     }
+    if owner:
+        reference = {"apiVersion": "batch/v1", "kind": "Job", "name": owner.name, "uid": owner.uid}
+        rayjob["metadata"]["ownerReferences"] = [reference]
     for path, sentence in check_operator_rules(rayjob):
         raise ConfigError(f"{job}: {path}: {sentence}")
     return rayjob

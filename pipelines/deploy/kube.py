@@ -80,8 +80,30 @@ class Kubernetes:
         self._check_applied_config(objects)
         self._check_quotas(job, load_overlay_config(objects).cluster)
         if not self._create(job, kuberay):
-            return self._existing_status(name)
+            return self._existing_status(job)
         return self.status(name) | {"found": False}
+
+    def read_applied(self, job: str) -> list[Object]:
+        """Return the template of a job and the ConfigMaps, as they were applied.
+
+        Raises:
+            ConfigError: one of them is not there, or may not be read.
+        """
+        with _translate_errors():
+            template: Any = self._custom.get_namespaced_custom_object(
+                GROUP, VERSION, self._namespace, PLURAL, f"dpmpp-{job}"
+            )
+            maps = [
+                self._core.read_namespaced_config_map(name, self._namespace)
+                for name in ("dpmpp-config", "dpmpp-site", "dpmpp-versions")
+            ]
+        return [
+            template,
+            *(
+                {"kind": "ConfigMap", "metadata": {"name": one.metadata.name}, "data": one.data}
+                for one in maps
+            ),
+        ]
 
     def _create(self, job: Object, kuberay: str, **options: str) -> bool:
         """Create a RayJob, unknown fields refused; return False if it exists."""
@@ -103,9 +125,10 @@ class Kubernetes:
                 raise ConfigError(f"RayJob/{name} is refused: {_api_message(error)}") from None
         return True
 
-    def _existing_status(self, name: str) -> dict[str, Any]:
+    def _existing_status(self, job: Object) -> dict[str, Any]:
+        name = job["metadata"]["name"]
         status = self.status(name)
-        if status["status"] in ENDED_STATES:
+        if status["status"] in ENDED_STATES and "ownerReferences" not in job["metadata"]:
             raise ConfigError(
                 f"RayJob/{name} has run before and is {status['status']}: `dpmpp deploy stop "
                 f"{name}` removes it, and the same command starts it again"

@@ -10,6 +10,7 @@ from pipelines.deploy.render import Object
 from pipelines.deploy.rules import Findings, get_pod, iter_clusters, iter_groups, iter_jobs
 
 GPU_RESOURCE = "nvidia.com/gpu"
+MIN_STARTING_DEADLINE_SECONDS = 60  # the controller looks every ten seconds
 
 
 def iter_pods(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -25,12 +26,21 @@ def iter_pods(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
             )
     if thing.get("kind") in ("Deployment", "StatefulSet", "Job"):
         yield "spec.template.spec", get_pod(thing["spec"])
+    if thing.get("kind") == "CronJob":
+        yield "spec.jobTemplate.spec.template.spec", get_pod(thing["spec"]["jobTemplate"]["spec"])
 
 
 def check_policy(thing: Object) -> Findings:
     """Yield (path, sentence) for each rule that one object breaks."""
     if thing.get("kind") == "Secret":
         yield "", "secrets are created on the cluster, never in manifests"
+    if thing.get("kind") == "RayCronJob":
+        yield (
+            "",
+            "it starts every missed run at once: take a CronJob that submits, as dpmpp-nightly",
+        )
+    if thing.get("kind") == "CronJob":
+        yield from _check_cron_job(thing["spec"])
     claims = [c["metadata"]["name"] for c in thing.get("spec", {}).get("volumeClaimTemplates", [])]
     for path, pod in iter_pods(thing):
         yield from _check_pod(path, pod, claims)
@@ -44,6 +54,17 @@ def check_policy(thing: Object) -> Findings:
             yield f"{path}.gcsFaultToleranceOptions.redisPassword", "take it from a secret"
     for path, job in iter_jobs(thing):
         yield from _check_job(path, job)
+
+
+def _check_cron_job(spec: Mapping[str, Any]) -> Findings:
+    if spec.get("concurrencyPolicy") != "Forbid":
+        yield "spec.concurrencyPolicy", "is not Forbid: runs that last would pile up"
+    if spec.get("startingDeadlineSeconds", 0) < MIN_STARTING_DEADLINE_SECONDS:
+        yield (
+            "spec.startingDeadlineSeconds",
+            f"is missing or below {MIN_STARTING_DEADLINE_SECONDS}: after an outage it would start "
+            "a run that was missed long ago, or none in time",
+        )
 
 
 def _check_pod(path: str, pod: Mapping[str, Any], claims: Sequence[str]) -> Findings:

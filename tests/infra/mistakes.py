@@ -55,6 +55,14 @@ def policy(objects: list[Object]) -> dict[str, Any]:
     return get_object(objects, "NetworkPolicy", "ray")["spec"]
 
 
+def nightly(objects: list[Object]) -> dict[str, Any]:
+    return get_object(objects, "CronJob")["spec"]
+
+
+def quota(objects: list[Object]) -> dict[str, Any]:
+    return get_object(objects, "ResourceQuota")["spec"]["hard"]
+
+
 def add_both_clusters(o: list[Object]) -> None:
     job(o).update(clusterSelector={"ray.io/cluster": "dpmpp"})
 
@@ -93,7 +101,7 @@ MISTAKES = [
     # What the operator would refuse.
     Mistake("long name of a cluster", lambda o: rename(o, "RayCluster", "a" * 54), r"takes 53"),
     Mistake("long name of a job", lambda o: rename(o, "RayJob", "a" * 48), r"takes 47"),
-    Mistake("long name of a schedule", lambda o: rename(o, "RayCronJob", "a" * 37), r"takes 36"),
+    Mistake("long name of a schedule", lambda o: rename(o, "CronJob", "a" * 53), r"takes 52"),
     Mistake("name that begins with a digit", lambda o: rename(o, "RayJob", "1st"),
             r"beginning with a letter"),
     Mistake("group without container", lambda o: pod(o, 1).update(containers=[]),
@@ -139,11 +147,31 @@ MISTAKES = [
             r"ft-enabled: belongs into gcsFaultToleranceOptions"),
     Mistake("Ray without tokens", lambda o: cluster(o).update(rayVersion="2.9.0"),
             r"tokens need Ray 2.52"),
-    Mistake("hour 25", lambda o: get_object(o, "RayCronJob")["spec"].update(schedule="0 25 * * *"),
+    Mistake("hour 25", lambda o: nightly(o).update(schedule="0 25 * * *"),
             r"'25' in '0 25 \* \* \*' is not between 0 and 23"),
-    Mistake("four fields", lambda o: get_object(o, "RayCronJob")["spec"].update(schedule="0 2 * *"),
+    Mistake("four fields", lambda o: nightly(o).update(schedule="0 2 * *"),
             r"has not five fields"),
+    Mistake("words as schedule", lambda o: nightly(o).update(schedule="at half past two daily"),
+            r"'at' in .* is not between 0 and 59"),
+    Mistake("range backwards", lambda o: nightly(o).update(schedule="0 2 * * FRI-MON"),
+            r"'FRI-MON' in .* is not between 0 and 6"),
+    Mistake("step of nothing", lambda o: nightly(o).update(schedule="*/0 2 * * *"),
+            r"'\*/0' in .* is not between 0 and 59"),
+    Mistake("time zone", lambda o: nightly(o).update(timeZone="Berlin"), r"'Berlin' is no time"),
     # What we would regret.
+    Mistake("nights on top of one another",
+            lambda o: nightly(o).update(concurrencyPolicy="Allow"), r"is not Forbid"),
+    Mistake("nights long ago", lambda o: nightly(o).pop("startingDeadlineSeconds"),
+            r"startingDeadlineSeconds: is missing or below 60"),
+    Mistake("schedule of the operator",
+            lambda o: o.append({"apiVersion": "ray.io/v1", "kind": "RayCronJob", "spec": {},
+                                "metadata": {"name": "n"}}),
+            r"RayCronJob/n: it starts every missed run at once"),
+    Mistake("quota below a job", lambda o: quota(o).update({"requests.cpu": "8"}),
+            r"quota dpmpp: requests.cpu 8, 3.5 of it used, .* take 6.95 .*head 1.5"),
+    Mistake("quota in words", lambda o: quota(o).update({"requests.cpu": "many"}), r"quantity"),
+    Mistake("no quota", lambda o: o.remove(get_object(o, "ResourceQuota")),
+            r"there is no ResourceQuota"),
     Mistake("mount without volume",
             lambda o: ray(o, 1)["volumeMounts"].append({"name": "cache", "mountPath": "/c"}),
             r"there is no volume 'cache'"),

@@ -22,7 +22,8 @@ WORDS = (
     "x=trial #3", "#3", "a=#b", "x=(a)", "x=(a b)", "[a-z]*", "a;b", "a & b", "a|b", "a>b", "<a",
     "it's", "it's one", 'say "a"', '"', "'", "\\", "a\\b", "$HOME", "$(id)", "`id`", "~", "~root",
     "{a,b}", "{1..3}", "s3://b/{date}", "a=b=c", "", " ", "  two  blanks ", "!x", "x!", "é 漢",
-    "漢", "--", "-x", "a*", "?", "[pool=train]", "data.licence=CC BY-NC #4.0", "%1", "a%b", "^", "a{b",
+    "漢", "--", "-x", "a*", "?", "[pool=train]", "data.licence=CC BY-NC #4.0", "%1", "a%b", "^",
+    "a{b",
 )  # fmt: skip
 OVERRIDES = ["x=trial #3", "metric.epochs=3", "note=a (b)", "cluster.train_nodes=[pool=train]"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from pipelines.deploy.kube import Kubernetes
 from pipelines.deploy.quantities import parse_quantity
 from pipelines.deploy.render import Object, get_object
 from tests.infra.conftest import rendered
+from tests.support.cli import invoke_dpmpp
 from tests.support.kube_api import KubeApi
 
 SPACE = "/api/v1/namespaces/dpmpp"
@@ -218,3 +221,57 @@ def test_no_kubernetes_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ConfigError, match="set KUBECONFIG, or name a Ray cluster with --address"):
         Kubernetes("dpmpp")
+
+
+def test_a_night_submits_what_is_applied_and_once(api: KubeApi) -> None:
+    """The command of the CronJob's container, with the variables of its pod."""
+    for job in (o for o in rendered("local") if o["kind"] == "RayJob"):
+        api.objects[f"{JOBS}/{job['metadata']['name']}"] = job
+    template = get_object(rendered("local"), "CronJob")["spec"]["jobTemplate"]["spec"]["template"]
+    container = template["spec"]["containers"][0]
+
+    def run(night: str) -> dict[str, Any]:
+        values = {"NAMESPACE": "dpmpp", "JOB_NAME": f"dpmpp-nightly-{night}", "JOB_UID": night * 8}
+        assert values.keys() == {item["name"] for item in container["env"]} - {"HOME"}
+        program, *words = [*container["command"], *container["args"]]
+        for name, value in values.items():
+            words = [word.replace(f"$({name})", value) for word in words]
+        done = invoke_dpmpp(*words, "--json")
+        assert program == "dpmpp" and done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    api.new_status = {"jobDeploymentStatus": "Complete"}
+    first = run("1")
+    created = api.objects[f"{JOBS}/{first['job']}"]
+    synthesize = get_object(rendered("local"), "RayJob", "dpmpp-synthesize")["spec"]
+    assert created["spec"] == {k: v for k, v in synthesize.items() if k != "suspend"}
+    assert created["metadata"]["ownerReferences"] == [
+        {"apiVersion": "batch/v1", "kind": "Job", "name": "dpmpp-nightly-1", "uid": "1" * 8}
+    ]
+    again = run("1")  # a pod that comes again, after the end
+    assert again["job"] == first["job"] and again["found"]
+    assert run("2")["job"] != first["job"]
+
+
+def test_a_night_without_templates_says_so(api: KubeApi) -> None:
+    done = invoke_dpmpp("deploy", "submit", "synthesize", "--applied")
+    assert done.returncode == 2
+    assert re.search(r"rayjobs/dpmpp-synthesize not found", done.stderr)
+
+
+def test_the_rights_of_the_night_are_those_that_it_uses(api: KubeApi) -> None:
+    rules = get_object(rendered("local"), "Role", "dpmpp-nightly")["rules"]
+    allowed = {
+        (resource, verb) for r in rules for resource in r["resources"] for verb in r["verbs"]
+    }
+    assert allowed == {
+        ("rayjobs", "get"), ("rayjobs", "create"), ("configmaps", "get"),
+        ("resourcequotas", "list"),
+    }  # fmt: skip
+
+
+def test_another_namespace_than_the_overlays_is_refused(api: KubeApi) -> None:
+    done = invoke_dpmpp("deploy", "submit", "train", "--namespace", "team-a")
+    assert done.returncode == 2
+    assert "--namespace team-a: the overlay is for dpmpp" in done.stderr
+    assert invoke_dpmpp("deploy", "submit", "train", "--owner", "x").returncode == 2

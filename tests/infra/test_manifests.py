@@ -55,10 +55,8 @@ def test_every_job_has_the_cluster_of_its_overlay() -> None:
         objects = rendered(overlay)
         spec = get_object(objects, "RayCluster")["spec"]
         found = [job for thing in objects for _, job in iter_jobs(thing)]
-        assert len(found) == 7
+        assert len(found) == 6
         assert all(job["rayClusterSpec"] == spec for job in found)
-        nightly = get_object(objects, "RayCronJob")["spec"]["jobTemplate"]
-        assert not nightly.get("suspend")
 
 
 def test_jobs_are_templates_that_apply_without_starting() -> None:

@@ -24,6 +24,7 @@ class KubeApi:
         self.objects: dict[str, Any] = {}
         self.has_kuberay = True
         self.refusal = ""  # what it answers to a job
+        self.new_status: dict[str, Any] | None = None  # of what is created
         api = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,6 +51,8 @@ class KubeApi:
                     return self._answer(409, _status(409, f"{path} already exists"))
                 assert "fieldValidation=Strict" in query
                 if "dryRun=All" not in query:
+                    if api.new_status:
+                        body = body | {"status": api.new_status}
                     api.objects[path] = body
                 self._answer(201, body)
 
