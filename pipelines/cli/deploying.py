@@ -48,19 +48,33 @@ def validate(
     ] = None,
     manifests: Manifests = MANIFESTS_FOLDER,
     crds: Crds = None,
+    server: Annotated[
+        bool, typer.Option("--server", help="Let the API server check all pods too (dry run).")
+    ] = False,
+    context: Context = None,
     as_json: Json = False,
 ) -> None:
-    """Check overlays: schemas, the operator's rules, ours, resources for config.yaml."""
+    """Check overlays: schemas, the operator's rules, ours, pods, resources for config.yaml."""
 
     def work() -> dict[str, Any]:
         from pipelines.deploy.check import find_problems, resolve_crds_folder
-        from pipelines.deploy.render import list_overlays, render_overlay
+        from pipelines.deploy.render import (
+            get_overlay_namespace,
+            list_overlays,
+            render_overlay,
+        )
 
         folder = resolve_crds_folder(crds)
         checked = {}
         for name in [overlay] if overlay else list_overlays(manifests):
             objects = render_overlay(manifests, name)
-            problems = [str(problem) for problem in find_problems(objects, folder)]
+            found = find_problems(objects, folder)
+            if server and not found:
+                from pipelines.deploy.kube import Kubernetes
+
+                target = Kubernetes(get_overlay_namespace(objects, None), context)
+                found = target.find_refused_pods(objects)
+            problems = [str(problem) for problem in found]
             checked[name] = {"objects": len(objects), "problems": problems}
         failed = any(one["problems"] for one in checked.values())
         return {"overlays": checked, "crds": str(folder) if folder else None, "failed": failed}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dpmpp_core.config import Config, load_config
 from dpmpp_core.errors import ConfigError
+from pipelines.deploy.admission import check_pods
 from pipelines.deploy.capacity import check_capacity, list_needed_pods
 from pipelines.deploy.policy import check_policy, find_missing_references, get_config_text
 from pipelines.deploy.quota import find_overlay_shortages
@@ -34,7 +35,8 @@ def find_problems(objects: Sequence[Object], crds: Path | None) -> list[Problem]
         name = format_name(thing)
         wrong = check_schema(thing, crds)
         wrong = wrong or [Problem(name, *rule) for rule in check_operator_rules(thing)]
-        problems += wrong or [Problem(name, *rule) for rule in check_policy(thing)]
+        problems += wrong or [*(Problem(name, *rule) for rule in check_policy(thing))]
+        problems += [] if wrong else _drop_known(check_pods(thing), problems)
     if problems:
         return problems
     problems += [
@@ -47,9 +49,15 @@ def find_problems(objects: Sequence[Object], crds: Path | None) -> list[Problem]
     return problems + _check_config(objects)
 
 
+def _drop_known(found: Sequence[Problem], known: Sequence[Problem]) -> list[Problem]:
+    """Drop what was said of the pods of another object: every job has the same cluster."""
+    said = {(problem.path, problem.message) for problem in known}
+    return [problem for problem in found if (problem.path, problem.message) not in said]
+
+
 def find_job_problems(job: Object, objects: Sequence[Object]) -> list[Problem]:
-    """Check a job whose schema an API server has checked: our rules, its config."""
-    problems = [Problem(format_name(job), *rule) for rule in check_policy(job)]
+    """Check a job whose schema an API server has checked: our rules, its pods, its config."""
+    problems = [Problem(format_name(job), *rule) for rule in check_policy(job)] + check_pods(job)
     maps = [thing for thing in objects if thing["kind"] == "ConfigMap"]
     return problems or _check_config([*maps, job])
 

@@ -11,11 +11,12 @@ from typing import Any
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.redaction import one_line
+from pipelines.deploy.admission import iter_created_pods
 from pipelines.deploy.capacity import list_needed_pods
 from pipelines.deploy.check import find_job_problems, load_overlay_config
-from pipelines.deploy.policy import iter_pods
 from pipelines.deploy.quota import JOB_OBJECTS, find_shortages
-from pipelines.deploy.render import Object
+from pipelines.deploy.render import Object, format_name
+from pipelines.deploy.schemas import Problem
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 ENDED_STATES = ("Complete", "Failed")
@@ -68,14 +69,16 @@ class Kubernetes:
             kuberay: the version of the operator that the manifests are for.
 
         Raises:
-            ConfigError: the server refuses it, no CRDs, another operator, a rule of ours, a missing
-                secret, a quota that is too small.
+            ConfigError: the server refuses it or one of its pods, no CRDs, another operator, a rule
+                of ours, a missing secret, a quota that is too small.
         """
         name = job["metadata"]["name"]
         self._create(job, kuberay, dry_run="All")
         self._check_operator(kuberay)
         for problem in find_job_problems(job, objects):
             raise ConfigError(f"{problem} (`dpmpp deploy validate` shows all)")
+        for problem in self.find_refused_pods([job]):
+            raise ConfigError(str(problem))
         self._check_references(job)
         self._check_applied_config(objects)
         self._check_quotas(job, load_overlay_config(objects).cluster)
@@ -124,6 +127,40 @@ class Kubernetes:
                     ) from None
                 raise ConfigError(f"RayJob/{name} is refused: {_api_message(error)}") from None
         return True
+
+    def find_refused_pods(self, objects: Sequence[Object]) -> list[Problem]:
+        """Let the API server check each pod that objects would have, in a dry run.
+
+        It applies what is set on the cluster only: PodSecurity, LimitRange, webhooks. A user who
+        may not create pods gets no problems.
+        """
+        problems: dict[str, Problem] = {}
+        asked: set[str] = set()
+        for thing in objects:
+            for role, pod in iter_created_pods(thing):
+                plain = pod | {"spec": {**pod["spec"]}}
+                plain["spec"].pop("serviceAccountName", None)  # the operator creates the head's
+                text = json.dumps(plain).replace(thing["metadata"]["name"], "")
+                message = "" if text in asked else self._refuses_pod(plain)
+                asked.add(text)
+                if message is None:
+                    return []
+                if message:
+                    problem = Problem(format_name(thing), f"pod {role}", message)
+                    problems.setdefault(f"{role} {message}", problem)
+        return [*problems.values()]
+
+    def _refuses_pod(self, pod: Object) -> str | None:
+        """Return why the server would refuse a pod, empty if it would not, None if unknown."""
+        try:
+            self._core.create_namespaced_pod(
+                self._namespace, pod, dry_run="All", field_validation="Strict",
+                _preload_content=False,
+            )  # fmt: skip
+        except self._api_error as error:
+            message = _api_message(error)
+            return None if "cannot create resource" in message else message
+        return ""
 
     def _existing_status(self, job: Object) -> dict[str, Any]:
         name = job["metadata"]["name"]
@@ -243,21 +280,30 @@ class Kubernetes:
 
 
 def _iter_references(job: Object) -> Iterator[tuple[str, str]]:
-    """Yield (`secret` or `config_map`, name) of the sources of values of a job's pods."""
-    options = job["spec"]["rayClusterSpec"].get("gcsFaultToleranceOptions") or {}
-    source = ((options.get("redisPassword") or {}).get("valueFrom") or {}).get("secretKeyRef")
-    if source:
-        yield "secret", source["name"]
-    for _, pod in iter_pods(job):
-        for volume in pod.get("volumes") or []:
+    """Yield (`secret` or `config_map`, name) of all that a job's pods refer to.
+
+    But for the token of the cluster, which the operator creates.
+    """
+    for _, pod in iter_created_pods(job):
+        spec = pod["spec"]
+        for pull in spec.get("imagePullSecrets") or []:
+            yield "secret", pull["name"]
+        for volume in spec.get("volumes") or []:
             if "configMap" in volume:
                 yield "config_map", volume["configMap"]["name"]
-        for container in pod.get("containers") or []:
-            for item in container.get("envFrom") or []:
-                if "secretRef" in item:
-                    yield "secret", item["secretRef"]["name"]
-                if "configMapRef" in item:
-                    yield "config_map", item["configMapRef"]["name"]
+            if "secret" in volume:
+                yield "secret", volume["secret"]["secretName"]
+        for container in [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]:
+            for item in [*(container.get("envFrom") or []), *(container.get("env") or [])]:
+                source = item.get("valueFrom") or item
+                if "configMapRef" in source or "configMapKeyRef" in source:
+                    yield (
+                        "config_map",
+                        (source.get("configMapRef") or source["configMapKeyRef"])["name"],
+                    )
+                secret = source.get("secretRef") or source.get("secretKeyRef")
+                if secret and item.get("name") != "RAY_AUTH_TOKEN":
+                    yield "secret", secret["name"]
 
 
 def _format_status(rayjob: Any) -> dict[str, Any]:

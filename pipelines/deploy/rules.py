@@ -21,7 +21,7 @@ Findings = Iterator[tuple[str, str]]
 
 MAX_NAME_CHARS = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "CronJob": 52}
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 SIZE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
 MIN_TOKEN_VERSION = (2, 52)
@@ -138,6 +138,8 @@ def _check_group(path: str, name: str, group: Mapping[str, Any], autoscaled: boo
     least, most = group.get("minReplicas", 0), group.get("maxReplicas", 2**31 - 1)
     if not 0 <= least <= most:
         yield f"{path}.minReplicas", f"{least} is not between 0 and maxReplicas {most}"
+    if "replicas" in group and not 0 <= group["replicas"] <= most:
+        yield f"{path}.replicas", f"{group['replicas']} is not between 0 and maxReplicas {most}"
     if autoscaled and name != "head" and "maxReplicas" not in group:
         yield f"{path}.maxReplicas", "an autoscaled group without it has no limit"
     params = group.get("rayStartParams") or {}
@@ -146,7 +148,9 @@ def _check_group(path: str, name: str, group: Mapping[str, Any], autoscaled: boo
     if "labels" in params:
         yield f"{path}.rayStartParams.labels", "labels belong into the group's `labels`"
     for key, value in (group.get("labels") or {}).items():
-        if not _LABEL.fullmatch(str(value)) or not _LABEL.fullmatch(key.rpartition("/")[2]):
+        if not LABEL_VALUE.fullmatch(str(value)) or not LABEL_VALUE.fullmatch(
+            key.rpartition("/")[2]
+        ):
             yield f"{path}.labels", f"{key}={value} is no label as Kubernetes takes them"
     if autoscaled and pod.get("restartPolicy", "Never") != "Never":
         yield f"{path}.template.spec.restartPolicy", "the autoscaler (v2) needs Never, or none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator
@@ -122,6 +123,44 @@ def test_a_rule_of_ours_stops_a_job_that_the_server_would_take(api: KubeApi) -> 
     with pytest.raises(ConfigError, match="a job that hangs would hold its nodes"):
         Kubernetes("dpmpp").submit(job, objects, "1.7.0")
     assert not [path for path in api.objects if path.startswith(JOBS)]
+
+
+def test_a_pod_that_the_server_would_refuse_stops_a_job(api: KubeApi) -> None:
+    api.refused_pods["train"] = "pods x is forbidden: violates PodSecurity restricted:v1.36: y"
+    with pytest.raises(ConfigError, match="pod train: pods x is forbidden: violates PodSecurity"):
+        submit()
+    assert not [path for path in api.objects if path.startswith(JOBS)]
+    found = Kubernetes("dpmpp").find_refused_pods(rendered("local"))
+    assert [str(problem) for problem in found] == [
+        f"RayCluster/dpmpp pod train: {api.refused_pods['train']}"
+    ]
+    done = invoke_dpmpp("deploy", "validate", "--overlay", "local", "--server")
+    assert done.returncode == 1 and "pod train: pods x is forbidden" in done.stdout
+    # Who may not create pods submits all the same.
+    api.refused_pods = {"headgroup": 'User "u" cannot create resource "pods" in API group ""'}
+    assert submit()["status"] == "New"
+
+
+@pytest.mark.parametrize(
+    "where, what, kind",
+    [
+        ("volumes", {"name": "s", "secret": {"secretName": "ca"}}, "secret 'ca'"),
+        ("volumes", {"name": "s", "configMap": {"name": "ca"}}, "config_map 'ca'"),
+        ("imagePullSecrets", {"name": "registry"}, "secret 'registry'"),
+    ],
+)
+def test_all_that_pods_refer_to_is_looked_up(
+    api: KubeApi, where: str, what: dict[str, Any], kind: str
+) -> None:
+    objects = copy.deepcopy(rendered("local"))
+    job = build_job(objects, "train", [])
+    for group in (job["spec"]["rayClusterSpec"]["headGroupSpec"], job["spec"]):
+        template = group.get("template") or group["submitterPodTemplate"]
+        template["spec"].setdefault(where, []).append(what)
+    for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        group["template"]["spec"].setdefault(where, []).append(what)
+    with pytest.raises(ConfigError, match=f"dpmpp has no {kind}, which the pods need"):
+        Kubernetes("dpmpp").submit(job, objects, "1.7.0")
 
 
 def test_another_operator_is_refused(api: KubeApi) -> None:
