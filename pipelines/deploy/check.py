@@ -11,6 +11,8 @@ from dpmpp_core.config import Config, load_config
 from dpmpp_core.errors import ConfigError
 from pipelines.deploy.admission import check_pods
 from pipelines.deploy.capacity import check_capacity, list_needed_pods
+from pipelines.deploy.network import check_addresses
+from pipelines.deploy.placement import check_overlay
 from pipelines.deploy.policy import check_policy, find_missing_references, get_config_text
 from pipelines.deploy.quota import find_overlay_shortages
 from pipelines.deploy.render import Object, format_name
@@ -42,10 +44,8 @@ def find_problems(objects: Sequence[Object], crds: Path | None) -> list[Problem]
     problems += [
         Problem(format_name(t), path, text) for t, path, text in find_missing_references(objects)
     ]
-    if not any(thing["kind"] == "ResourceQuota" for thing in objects):
-        problems.append(
-            Problem("overlay", "", "there is no ResourceQuota: nothing bounds what jobs take")
-        )
+    problems += [Problem("overlay", *rule) for rule in check_overlay(objects)]
+    problems += [Problem("ConfigMap/dpmpp-site", *rule) for rule in check_addresses(objects)]
     return problems + _check_config(objects)
 
 

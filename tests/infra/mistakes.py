@@ -63,6 +63,10 @@ def quota(objects: list[Object]) -> dict[str, Any]:
     return get_object(objects, "ResourceQuota")["spec"]["hard"]
 
 
+def site(objects: list[Object]) -> dict[str, Any]:
+    return get_object(objects, "ConfigMap", "dpmpp-site")["data"]
+
+
 def add_both_clusters(o: list[Object]) -> None:
     job(o).update(clusterSelector={"ray.io/cluster": "dpmpp"})
 
@@ -259,6 +263,30 @@ MISTAKES = [
     Mistake("quota in words", lambda o: quota(o).update({"requests.cpu": "many"}), r"quantity"),
     Mistake("no quota", lambda o: o.remove(get_object(o, "ResourceQuota")),
             r"there is no ResourceQuota"),
+    Mistake("S3 on another port", lambda o: site(o).update(AWS_ENDPOINT_URL="http://dpmpp-s3:9000"),
+            r"AWS_ENDPOINT_URL: .*the Service 'dpmpp-s3' has port 8333, not 9000"),
+    Mistake("S3 outside", lambda o: site(o).update(AWS_ENDPOINT_URL="https://s3.example.com:9000"),
+            r"AWS_ENDPOINT_URL: .*keep data from port 9000"),
+    Mistake("Redis outside", lambda o: site(o).update(REDIS_ADDRESS="rediss://r.example.com:6380"),
+            r"REDIS_ADDRESS: .*keep head from port 6380"),
+    Mistake("MLflow on another port",
+            lambda o: site(o).update(DPMPP_TRACKING_URI="http://mlflow:8080"),
+            r"DPMPP_TRACKING_URI: .*the Service 'mlflow' has port 5000, not 8080"),
+    Mistake("MLflow elsewhere",
+            lambda o: site(o).update(DPMPP_TRACKING_URI="http://mlflow.example.com:8080"),
+            r"DPMPP_TRACKING_URI: .*keep driver from port 8080"),
+    Mistake("Redis of no one", lambda o: site(o).update(REDIS_ADDRESS="redis://dpmpp-rediss:6379"),
+            r"there is no Service 'dpmpp-rediss'"),
+    Mistake("address without scheme", lambda o: site(o).update(REDIS_ADDRESS="dpmpp-redis"),
+            r"REDIS_ADDRESS: .*no address with scheme, host and port"),
+    Mistake("a policy too narrow",
+            lambda o: get_object(o, "NetworkPolicy", "s3")["spec"].update(ingress=[]),
+            r"AWS_ENDPOINT_URL: .*keep mlflow from port 8333"),
+    Mistake("a secret to pull with, of one group",
+            lambda o: pod(o, 1).update(imagePullSecrets=[{"name": "registry"}]),
+            r"RayCluster/dpmpp pod head: imagePullSecrets lack registry"),
+    Mistake("pools for some", lambda o: pod(o, 1).update(nodeSelector={"dpmpp/pool": "data"}),
+            r"StatefulSet/dpmpp-redis pod StatefulSet: its dpmpp/pool is missing, not system"),
     Mistake("mount without volume",
             lambda o: ray(o, 1)["volumeMounts"].append({"name": "cache", "mountPath": "/c"}),
             r"there is no volume 'cache'"),

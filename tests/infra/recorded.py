@@ -56,8 +56,17 @@ def bring_up_to_date(role: str, pod: Object) -> Object:
                 at = [item["name"] for item in container["env"]].index("DPMPP_CONFIG")
                 drain = {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "90"}
                 container["env"].insert(at, drain)
+    labels = pod["metadata"]["labels"]
     if role in ("driver", "data", "train"):
         del pod["spec"]["containers"][0]["lifecycle"]  # Ray drains by itself
+        labels["dpmpp/storage"] = "yes"
+    elif role == "submitter":
+        pod["spec"]["nodeSelector"] = {"dpmpp/pool": "system"}
+    else:
+        labels["dpmpp/kubernetes-api"] = "yes"
+    if role == "head":
+        autoscaler = pod["spec"]["containers"][1]
+        autoscaler["env"].insert(4, {"name": "HOME", "value": "/tmp"})
     return pod
 
 
