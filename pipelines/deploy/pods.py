@@ -284,10 +284,9 @@ def _build_autoscaler(cluster: Cluster, ray: Mapping[str, Any]) -> dict[str, Any
         or {"limits": AUTOSCALER_SIZE, "requests": AUTOSCALER_SIZE},
         "volumeMounts": copy.deepcopy(options.get("volumeMounts") or []),
     }
-    for key in ("envFrom", "securityContext"):
-        if options.get(key):
-            container[key] = options[key]
-    return container
+    return container | {
+        key: options[key] for key in ("envFrom", "securityContext") if key in options
+    }
 
 
 def _field(name: str, path: str) -> dict[str, Any]:
@@ -329,8 +328,8 @@ def _add_shared_memory(spec: dict[str, Any]) -> None:
         return
     sizes = ray.get("resources") or {}
     size = (sizes.get("limits") or {}).get("memory") or (sizes.get("requests") or {}).get("memory")
-    limit = {"sizeLimit": size} if size else {}
-    spec["volumes"].append({"name": "shared-mem", "emptyDir": {"medium": "Memory", **limit}})
+    memory = {"medium": "Memory"} | ({"sizeLimit": size} if size else {})
+    spec["volumes"].append({"name": "shared-mem", "emptyDir": memory})
     ray["volumeMounts"].append({"name": "shared-mem", "mountPath": "/dev/shm"})
 
 
