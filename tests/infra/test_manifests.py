@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 import dpmpp_core
 from dpmpp_core.errors import ConfigError
@@ -179,3 +181,33 @@ def test_alerts_and_dashboard_ask_for_figures_that_there_are() -> None:
     assert asked <= set(NAMES)
     assert {"dpmpp_train_step", "dpmpp_data_wait_share", "dpmpp_mask_std"} <= asked
     assert len(render_overlay(MANIFESTS, str(folder))) == 3
+
+
+def fill_in(text: str, labels: dict[str, str]) -> str:
+    """A text of an alert with the labels put in."""
+    return re.sub(r"{{ \$labels.(\w+) }}", lambda found: labels[found[1]], text)
+
+
+def test_alerts_fire_where_they_should_and_nowhere_else(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool (of Prometheus) is not installed")
+    rules = yaml.safe_load((MANIFESTS / "monitoring" / "alerts.yaml").read_text())["spec"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
+    tests = yaml.safe_load((Path(__file__).parent / "alerts_test.yaml").read_text())
+    notes = {
+        rule["alert"]: rule["annotations"] for group in rules["groups"] for rule in group["rules"]
+    }
+    for test in tests["tests"]:
+        for case in test["alert_rule_test"]:
+            for alert in case["exp_alerts"]:  # the texts are those of the rules
+                alert["exp_annotations"] = {
+                    key: fill_in(text, alert["exp_labels"])
+                    for key, text in notes[case["alertname"]].items()
+                }
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(tests))
+    done = subprocess.run(
+        [promtool, "test", "rules", "tests.yaml"],
+        capture_output=True, text=True, check=False, cwd=tmp_path, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
