@@ -22,7 +22,7 @@ import yaml
 
 from infra.local.cluster import ROOT
 from infra.local.demo import DPMPP
-from pipelines.deploy.policy import parse_quantity
+from pipelines.deploy.quantities import parse_quantity
 from pipelines.deploy.render import get_object, render_overlay
 
 CONFIG = ROOT / "infra" / "k8s" / "overlays" / "local" / "config.yaml"

@@ -20,13 +20,15 @@ import boto3
 from infra.local.cluster import ROOT, start_cluster
 from infra.local.nodes import HEAD, Nodes
 from infra.local.services import HOST, Services
+from pipelines.deploy.jobs import build_job
+from pipelines.deploy.render import render_overlay
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
 ADDRESS = f"http://{HEAD}:8265"
 TABLE = ROOT / "tests" / "bench" / "results" / "cluster-demo.md"
 JOBS = ("prepare", "train", "tune", "evaluate", "promote", "synthesize")
 # Small enough for two cores; everything else is config.yaml's.
-JOB_OPTIONS = {"tune": ["--", "--trials", "2"], "promote": ["--", "--gate", "demo"]}
+JOB_OPTIONS = {"tune": ["--trials", "2"], "promote": ["--gate", "demo"]}
 # Ray's name of each kind of task or actor, and the pool that it must run on.
 POOL_OF = {
     "MapWorker": "data",
@@ -46,7 +48,7 @@ def run_demo() -> None:
             [f"start of {len(nodes.nodes)} nodes and images", f"{time.monotonic() - began:.0f}", ""]
         ]
         for job in JOBS:
-            done = run_job(job)
+            done = run_job(nodes, job)
             rows.append([done["entrypoint"], f"{done['seconds']:.0f}", *locate_work(done, nodes)])
         models = list_registered(services)
     write_table(rows, models, time.monotonic() - began)
@@ -94,10 +96,13 @@ def wait_for_job(name: str, longest: float = 900) -> dict[str, Any]:
     return status | {"seconds": status["ended"] - status["started"]}
 
 
-def run_job(job: str, *overrides: str) -> dict[str, Any]:
-    """Submit a job and wait for its end; its result is the last line that it printed."""
+def run_job(nodes: Nodes, job: str) -> dict[str, Any]:
+    """Run the submitter of a job to its end; its result is the last line that the job printed."""
     print(f"{job}: submitted", flush=True)
-    status = wait_for_job(submit_job(job, *overrides, *JOB_OPTIONS.get(job, []))["job"])
+    rayjob = build_job(
+        render_overlay(ROOT / "infra" / "k8s", "local"), job, JOB_OPTIONS.get(job, [])
+    )
+    status = wait_for_job(nodes.submit(rayjob))
     result = json.loads(read_log(status["job"]).strip().splitlines()[-1])
     print(f"{job}: {status['status']} in {status['seconds']:.0f} s", flush=True)
     return status | {"result": result}

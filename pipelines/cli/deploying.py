@@ -26,6 +26,7 @@ JobAddress = Annotated[
 Namespace = Annotated[str, typer.Option("--namespace", help="Of Kubernetes.")]
 Context = Annotated[str | None, typer.Option("--context", help="Of kubectl's configuration.")]
 MANIFESTS_FOLDER = Path("infra/k8s")
+DEFAULT_NAMESPACE = "dpmpp"
 
 
 @deploy_app.command()
@@ -47,19 +48,33 @@ def validate(
     ] = None,
     manifests: Manifests = MANIFESTS_FOLDER,
     crds: Crds = None,
+    server: Annotated[
+        bool, typer.Option("--server", help="Let the API server check all pods too (dry run).")
+    ] = False,
+    context: Context = None,
     as_json: Json = False,
 ) -> None:
-    """Check overlays: schemas, the operator's rules, ours, resources for config.yaml."""
+    """Check overlays: schemas, the operator's rules, ours, pods, resources for config.yaml."""
 
     def work() -> dict[str, Any]:
         from pipelines.deploy.check import find_problems, resolve_crds_folder
-        from pipelines.deploy.render import list_overlays, render_overlay
+        from pipelines.deploy.render import (
+            get_overlay_namespace,
+            list_overlays,
+            render_overlay,
+        )
 
         folder = resolve_crds_folder(crds)
         checked = {}
         for name in [overlay] if overlay else list_overlays(manifests):
             objects = render_overlay(manifests, name)
-            problems = [str(problem) for problem in find_problems(objects, folder)]
+            found = find_problems(objects, folder)
+            if server and not found:
+                from pipelines.deploy.kube import Kubernetes
+
+                target = Kubernetes(get_overlay_namespace(objects, None), context)
+                found = target.find_refused_pods(objects)
+            problems = [str(problem) for problem in found]
             checked[name] = {"objects": len(objects), "problems": problems}
         failed = any(one["problems"] for one in checked.values())
         return {"overlays": checked, "crds": str(folder) if folder else None, "failed": failed}
@@ -90,8 +105,16 @@ def submit(
     overlay: Overlay = "local",
     manifests: Manifests = MANIFESTS_FOLDER,
     address: JobAddress = None,
-    namespace: Namespace = "dpmpp",
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", help="Of Kubernetes. Default: the overlay's.")
+    ] = None,
     context: Context = None,
+    applied: Annotated[
+        bool, typer.Option("--applied", help="The template on the cluster, not an overlay's.")
+    ] = False,
+    owner: Annotated[
+        str | None, typer.Option("--owner", help="NAME/UID of the Job that it belongs to.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -99,18 +122,23 @@ def submit(
 
     def work() -> dict[str, Any]:
         from pipelines.deploy import jobs, kube
-        from pipelines.deploy.render import get_object, render_overlay
+        from pipelines.deploy.render import get_object, get_overlay_namespace, render_overlay
 
-        objects = render_overlay(manifests, overlay)
-        ready = jobs.build_job(objects, job, overrides or [])
+        belongs = jobs.Owner.parse(owner) if owner else None
         target: Any
         ended: tuple[str, ...]
-        if address:
-            target = jobs.RayCluster(address)
+        if applied:
+            target = kube.Kubernetes(namespace or DEFAULT_NAMESPACE, context)
+            objects = target.read_applied(job)
+        else:
+            objects = render_overlay(manifests, overlay)
+            own = get_overlay_namespace(objects, namespace)
+            target = jobs.RayCluster(address) if address else kube.Kubernetes(own, context)
+        ready = jobs.build_job(objects, job, overrides or [], belongs)
+        if isinstance(target, jobs.RayCluster):
             status, ended = target.submit(ready), jobs.ENDED_STATES
         else:
             versions = get_object(objects, "ConfigMap", "dpmpp-versions")["data"]
-            target = kube.Kubernetes(namespace, context)
             status = target.submit(ready, objects, versions["KUBERAY_VERSION"])
             ended = kube.ENDED_STATES
         if wait:
@@ -124,7 +152,7 @@ def submit(
 def status(
     name: Annotated[str | None, typer.Argument(help="Default: every job.")] = None,
     address: JobAddress = None,
-    namespace: Namespace = "dpmpp",
+    namespace: Namespace = DEFAULT_NAMESPACE,
     context: Context = None,
     as_json: Json = False,
 ) -> None:
@@ -146,7 +174,7 @@ def logs(
     name: Annotated[str, typer.Argument(help="As `status` names it.")],
     follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False,
     address: JobAddress = None,
-    namespace: Namespace = "dpmpp",
+    namespace: Namespace = DEFAULT_NAMESPACE,
     context: Context = None,
 ) -> None:
     """Print what a job printed."""
@@ -167,7 +195,7 @@ def logs(
 def stop(
     name: Annotated[str, typer.Argument(help="As `status` names it.")],
     address: JobAddress = None,
-    namespace: Namespace = "dpmpp",
+    namespace: Namespace = DEFAULT_NAMESPACE,
     context: Context = None,
     as_json: Json = False,
 ) -> None:

@@ -7,14 +7,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpmpp_core.config import load_config
+from dpmpp_core.config import Config, load_config
 from dpmpp_core.errors import ConfigError
-from pipelines.deploy.policy import (
-    check_capacity,
-    check_policy,
-    find_missing_references,
-    get_config_text,
-)
+from pipelines.deploy.admission import check_pods
+from pipelines.deploy.capacity import check_capacity, list_needed_pods
+from pipelines.deploy.network import check_addresses
+from pipelines.deploy.placement import check_overlay
+from pipelines.deploy.policy import check_policy, find_missing_references, get_config_text
+from pipelines.deploy.quota import find_overlay_shortages
 from pipelines.deploy.render import Object, format_name
 from pipelines.deploy.rules import check_operator_rules, iter_clusters
 from pipelines.deploy.schemas import Problem, check_schema
@@ -37,38 +37,67 @@ def find_problems(objects: Sequence[Object], crds: Path | None) -> list[Problem]
         name = format_name(thing)
         wrong = check_schema(thing, crds)
         wrong = wrong or [Problem(name, *rule) for rule in check_operator_rules(thing)]
-        problems += wrong or [Problem(name, *rule) for rule in check_policy(thing)]
+        problems += wrong or [*(Problem(name, *rule) for rule in check_policy(thing))]
+        problems += [] if wrong else _drop_known(check_pods(thing), problems)
     if problems:
         return problems
     problems += [
         Problem(format_name(t), path, text) for t, path, text in find_missing_references(objects)
     ]
+    problems += [Problem("overlay", *rule) for rule in check_overlay(objects)]
+    problems += [Problem("ConfigMap/dpmpp-site", *rule) for rule in check_addresses(objects)]
     return problems + _check_config(objects)
 
 
+def _drop_known(found: Sequence[Problem], known: Sequence[Problem]) -> list[Problem]:
+    """Drop what was said of the pods of another object: every job has the same cluster."""
+    said = {(problem.path, problem.message) for problem in known}
+    return [problem for problem in found if (problem.path, problem.message) not in said]
+
+
 def find_job_problems(job: Object, objects: Sequence[Object]) -> list[Problem]:
-    """Check a job whose schema an API server has checked: our rules, its config."""
-    problems = [Problem(format_name(job), *rule) for rule in check_policy(job)]
+    """Check a job whose schema an API server has checked: our rules, its pods, its config."""
+    problems = [Problem(format_name(job), *rule) for rule in check_policy(job)] + check_pods(job)
     maps = [thing for thing in objects if thing["kind"] == "ConfigMap"]
     return problems or _check_config([*maps, job])
 
 
-def _check_config(objects: Sequence[Object]) -> list[Problem]:
-    """Check that config.yaml is a configuration, and fits the clusters."""
-    name, text = "ConfigMap/dpmpp-config", get_config_text(objects)
+def load_overlay_config(objects: Sequence[Object]) -> Config:
+    """Return the configuration in the ConfigMap dpmpp-config; raise ConfigError if it is wrong."""
+    text = get_config_text(objects)
     if text is None:
-        return [Problem(name, "", "is missing: jobs need it to train")]
+        raise ConfigError(
+            "there is no ConfigMap 'dpmpp-config' with a config.yaml: jobs need it to train"
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(text)
         try:
-            config = load_config(str(path))
+            return load_config(str(path))
         except ConfigError as error:
-            return [Problem(name, "config.yaml", str(error).replace(f"{path}: ", ""))]
+            raise ConfigError(str(error).replace(f"{path}: ", "config.yaml: ")) from None
+
+
+def _check_config(objects: Sequence[Object]) -> list[Problem]:
+    """Check that config.yaml is a configuration, and fits the clusters and quotas."""
+    name = "ConfigMap/dpmpp-config"
+    try:
+        config = load_overlay_config(objects)
+    except ConfigError as error:
+        return [Problem(name, "", str(error))]
     problems = [
         Problem(format_name(thing), *rule)
         for thing in objects
         for _, spec in iter_clusters(thing)
         for rule in check_capacity(config.cluster, spec)
     ]
-    return problems[:5]  # every job has the same cluster
+    problems = problems[:5]  # every job has the same cluster
+    needed = {
+        job["metadata"]["name"]: list_needed_pods(job, config.cluster)
+        for job in objects
+        if job["kind"] == "RayJob"
+    }
+    return problems or [
+        Problem(format_name(quota), "spec.hard", sentence)
+        for quota, sentence in find_overlay_shortages(objects, needed)
+    ]

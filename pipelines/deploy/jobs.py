@@ -6,17 +6,41 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.redaction import one_line
+from pipelines.deploy.entrypoint import (
+    format_driver_command,
+    format_entrypoint,
+    split_entrypoint,
+)
 from pipelines.deploy.render import Object, get_object
 from pipelines.deploy.rules import check_operator_rules
 
 ENDED_STATES = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
-def build_job(objects: Sequence[Object], job: str, overrides: Sequence[str]) -> Object:
+@dataclass(frozen=True)
+class Owner:
+    """A Job of Kubernetes for which a RayJob is submitted, and with which it is removed."""
+
+    name: str
+    uid: str
+
+    @classmethod
+    def parse(cls, text: str) -> Owner:
+        """Read NAME/UID; raise ConfigError if it is something else."""
+        name, _, uid = text.partition("/")
+        if not name or not uid:
+            raise ConfigError(f"--owner {text!r} is not NAME/UID of a Job")
+        return cls(name, uid)
+
+
+def build_job(
+    objects: Sequence[Object], job: str, overrides: Sequence[str], owner: Owner | None = None
+) -> Object:
     """Return the RayJob of a pipeline, ready to start: named, not suspended, with its overrides.
 
     The name holds a hash of what is run, so the same submission twice is one job.
@@ -25,20 +49,25 @@ def build_job(objects: Sequence[Object], job: str, overrides: Sequence[str]) -> 
         objects: those of the overlay.
         job: `train` for the RayJob `dpmpp-train`.
         overrides: configuration values, `section.key=value`, and options, appended to its command.
+        owner: the Job that it belongs to; each owner has a RayJob of its own.
 
     Raises:
-        ConfigError: no such job, or an override that no shell takes as it is.
+        ConfigError: no such job, or an override that no quoting brings to the job.
     """
     rayjob = json.loads(json.dumps(get_object(list(objects), "RayJob", f"dpmpp-{job}")))
     spec = rayjob["spec"]
-    spec["entrypoint"] = " ".join([spec["entrypoint"].strip(), *overrides])
+    spec["entrypoint"] = format_entrypoint([*split_entrypoint(spec["entrypoint"]), *overrides])
     spec.pop("suspend", None)
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+    identity = json.dumps([spec, owner.uid] if owner else spec, sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()
     rayjob["metadata"] = {
         "name": f"dpmpp-{job}-{digest[:8]}",
         "namespace": rayjob["metadata"].get("namespace", "default"),
         "labels": {"app.kubernetes.io/name": "dpmpp", "dpmpp/job": job},
     }
+    if owner:
+        reference = {"apiVersion": "batch/v1", "kind": "Job", "name": owner.name, "uid": owner.uid}
+        rayjob["metadata"]["ownerReferences"] = [reference]
     for path, sentence in check_operator_rules(rayjob):
         raise ConfigError(f"{job}: {path}: {sentence}")
     return rayjob
@@ -68,7 +97,7 @@ class RayCluster:
         known = {submission.submission_id for submission in self._client.list_jobs()}
         if name not in known:
             self._client.submit_job(
-                entrypoint=spec["entrypoint"],
+                entrypoint=format_driver_command(spec["entrypoint"]),
                 submission_id=name,
                 entrypoint_resources=json.loads(spec.get("entrypointResources") or "{}"),
                 metadata={"job": job["metadata"]["labels"]["dpmpp/job"]},

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.redaction import one_line
-from pipelines.deploy.check import find_job_problems
-from pipelines.deploy.policy import GPU_RESOURCE, iter_pods, parse_quantity
-from pipelines.deploy.render import Object
-from pipelines.deploy.rules import get_pod, iter_groups
+from pipelines.deploy.admission import iter_created_pods
+from pipelines.deploy.capacity import list_needed_pods
+from pipelines.deploy.check import find_job_problems, load_overlay_config
+from pipelines.deploy.quota import JOB_OBJECTS, find_shortages
+from pipelines.deploy.render import Object, format_name
+from pipelines.deploy.schemas import Problem
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 ENDED_STATES = ("Complete", "Failed")
@@ -66,20 +69,44 @@ class Kubernetes:
             kuberay: the version of the operator that the manifests are for.
 
         Raises:
-            ConfigError: the server refuses it, no CRDs, another operator, a rule of ours, a missing
-                secret, a quota that is too small.
+            ConfigError: the server refuses it or one of its pods, no CRDs, another operator, a rule
+                of ours, a missing secret, a quota that is too small.
         """
         name = job["metadata"]["name"]
         self._create(job, kuberay, dry_run="All")
         self._check_operator(kuberay)
         for problem in find_job_problems(job, objects):
             raise ConfigError(f"{problem} (`dpmpp deploy validate` shows all)")
+        for problem in self.find_refused_pods([job]):
+            raise ConfigError(str(problem))
         self._check_references(job)
         self._check_applied_config(objects)
-        self._check_quotas(job)
+        self._check_quotas(job, load_overlay_config(objects).cluster)
         if not self._create(job, kuberay):
-            return self._existing_status(name)
+            return self._existing_status(job)
         return self.status(name) | {"found": False}
+
+    def read_applied(self, job: str) -> list[Object]:
+        """Return the template of a job and the ConfigMaps, as they were applied.
+
+        Raises:
+            ConfigError: one of them is not there, or may not be read.
+        """
+        with _translate_errors():
+            template: Any = self._custom.get_namespaced_custom_object(
+                GROUP, VERSION, self._namespace, PLURAL, f"dpmpp-{job}"
+            )
+            maps = [
+                self._core.read_namespaced_config_map(name, self._namespace)
+                for name in ("dpmpp-config", "dpmpp-site", "dpmpp-versions")
+            ]
+        return [
+            template,
+            *(
+                {"kind": "ConfigMap", "metadata": {"name": one.metadata.name}, "data": one.data}
+                for one in maps
+            ),
+        ]
 
     def _create(self, job: Object, kuberay: str, **options: str) -> bool:
         """Create a RayJob, unknown fields refused; return False if it exists."""
@@ -101,9 +128,44 @@ class Kubernetes:
                 raise ConfigError(f"RayJob/{name} is refused: {_api_message(error)}") from None
         return True
 
-    def _existing_status(self, name: str) -> dict[str, Any]:
+    def find_refused_pods(self, objects: Sequence[Object]) -> list[Problem]:
+        """Let the API server check each pod that objects would have, in a dry run.
+
+        It applies what is set on the cluster only: PodSecurity, LimitRange, webhooks. A user who
+        may not create pods gets no problems.
+        """
+        problems: dict[str, Problem] = {}
+        asked: set[str] = set()
+        for thing in objects:
+            for role, pod in iter_created_pods(thing):
+                plain = pod | {"spec": {**pod["spec"]}}
+                plain["spec"].pop("serviceAccountName", None)  # the operator creates the head's
+                text = json.dumps(plain).replace(thing["metadata"]["name"], "")
+                message = "" if text in asked else self._refuses_pod(plain)
+                asked.add(text)
+                if message is None:
+                    return []
+                if message:
+                    problem = Problem(format_name(thing), f"pod {role}", message)
+                    problems.setdefault(f"{role} {message}", problem)
+        return [*problems.values()]
+
+    def _refuses_pod(self, pod: Object) -> str | None:
+        """Return why the server would refuse a pod, empty if it would not, None if unknown."""
+        try:
+            self._core.create_namespaced_pod(
+                self._namespace, pod, dry_run="All", field_validation="Strict",
+                _preload_content=False,
+            )  # fmt: skip
+        except self._api_error as error:
+            message = _api_message(error)
+            return None if "cannot create resource" in message else message
+        return ""
+
+    def _existing_status(self, job: Object) -> dict[str, Any]:
+        name = job["metadata"]["name"]
         status = self.status(name)
-        if status["status"] in ENDED_STATES:
+        if status["status"] in ENDED_STATES and "ownerReferences" not in job["metadata"]:
             raise ConfigError(
                 f"RayJob/{name} has run before and is {status['status']}: `dpmpp deploy stop "
                 f"{name}` removes it, and the same command starts it again"
@@ -201,60 +263,47 @@ class Kubernetes:
                         "(kubectl apply -k) before submitting"
                     )
 
-    def _check_quotas(self, job: Object) -> None:
-        """Check that the head, a driver, a data and a train pod fit into every quota.
+    def _check_quotas(self, job: Object, config: ClusterConfig) -> None:
+        """Check that all pods that the job needs at once fit into every quota.
 
         A dry run does not check it: the operator creates the pods later, one by one.
         """
         try:
             quotas = self._core.list_namespaced_resource_quota(self._namespace).items
-        except self._api_error:
+        except self._api_error:  # a user may lack the right to read them
             return
-        needed = sum_minimum_resources(job["spec"]["rayClusterSpec"])
+        pods = list_needed_pods(job, config)
         for quota in quotas:
-            for key, hard in (quota.status.hard or {}).items():
-                resource = key.removeprefix("requests.").removeprefix("limits.")
-                used = parse_quantity((quota.status.used or {}).get(key, "0"))
-                if needed.get(resource, 0) > parse_quantity(hard) - used:
-                    raise ConfigError(
-                        f"quota {quota.metadata.name}: {key} {hard}, {used:g} of it used, but the "
-                        f"smallest cluster of this job takes {needed[resource]:g}: raise it, "
-                        "stop another job or lower the pods' size"
-                    )
-
-
-def sum_minimum_resources(spec: Any) -> dict[str, float]:
-    """Sum the limits of the head pod and one pod of each worker group of a RayCluster spec.
-
-    Returns:
-        `pods`, and by resource name: CPUs, bytes of memory, GPUs.
-    """
-    total: dict[str, float] = {"pods": 0}
-    for _, _, group in iter_groups(spec, ""):
-        total["pods"] += 1
-        for container in get_pod(group)["containers"]:
-            for name, value in (container.get("resources") or {}).get("limits", {}).items():
-                total[name] = total.get(name, 0) + parse_quantity(value)
-    total.setdefault(GPU_RESOURCE, 0)
-    return total
+            plain = self._core.api_client.sanitize_for_serialization(quota)
+            for shortage in find_shortages(plain, pods, JOB_OBJECTS):
+                raise ConfigError(shortage)
 
 
 def _iter_references(job: Object) -> Iterator[tuple[str, str]]:
-    """Yield (`secret` or `config_map`, name) of the sources of values of a job's pods."""
-    options = job["spec"]["rayClusterSpec"].get("gcsFaultToleranceOptions") or {}
-    source = ((options.get("redisPassword") or {}).get("valueFrom") or {}).get("secretKeyRef")
-    if source:
-        yield "secret", source["name"]
-    for _, pod in iter_pods(job):
-        for volume in pod.get("volumes") or []:
+    """Yield (`secret` or `config_map`, name) of all that a job's pods refer to.
+
+    But for the token of the cluster, which the operator creates.
+    """
+    for _, pod in iter_created_pods(job):
+        spec = pod["spec"]
+        for pull in spec.get("imagePullSecrets") or []:
+            yield "secret", pull["name"]
+        for volume in spec.get("volumes") or []:
             if "configMap" in volume:
                 yield "config_map", volume["configMap"]["name"]
-        for container in pod.get("containers") or []:
-            for item in container.get("envFrom") or []:
-                if "secretRef" in item:
-                    yield "secret", item["secretRef"]["name"]
-                if "configMapRef" in item:
-                    yield "config_map", item["configMapRef"]["name"]
+            if "secret" in volume:
+                yield "secret", volume["secret"]["secretName"]
+        for container in [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]:
+            for item in [*(container.get("envFrom") or []), *(container.get("env") or [])]:
+                source = item.get("valueFrom") or item
+                if "configMapRef" in source or "configMapKeyRef" in source:
+                    yield (
+                        "config_map",
+                        (source.get("configMapRef") or source["configMapKeyRef"])["name"],
+                    )
+                secret = source.get("secretRef") or source.get("secretKeyRef")
+                if secret and item.get("name") != "RAY_AUTH_TOKEN":
+                    yield "secret", secret["name"]
 
 
 def _format_status(rayjob: Any) -> dict[str, Any]:

@@ -6,22 +6,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dpmpp_core.config import ClusterConfig
 from pipelines.deploy.render import Object
 from pipelines.deploy.rules import Findings, get_pod, iter_clusters, iter_groups, iter_jobs
 
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 GPU_RESOURCE = "nvidia.com/gpu"
-
-
-def parse_quantity(text: Any) -> float:
-    """Return a quantity of Kubernetes as a number: CPUs or bytes."""
-    text = str(text)
-    if text.endswith("m"):
-        return float(text[:-1]) / 1000
-    digits = text.rstrip("kKMGTi")
-    return float(digits) * UNITS[text[len(digits) :]]
+MIN_STARTING_DEADLINE_SECONDS = 60  # the controller looks every ten seconds
 
 
 def iter_pods(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -37,15 +26,23 @@ def iter_pods(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
             )
     if thing.get("kind") in ("Deployment", "StatefulSet", "Job"):
         yield "spec.template.spec", get_pod(thing["spec"])
+    if thing.get("kind") == "CronJob":
+        yield "spec.jobTemplate.spec.template.spec", get_pod(thing["spec"]["jobTemplate"]["spec"])
 
 
 def check_policy(thing: Object) -> Findings:
     """Yield (path, sentence) for each rule that one object breaks."""
     if thing.get("kind") == "Secret":
         yield "", "secrets are created on the cluster, never in manifests"
-    claims = [c["metadata"]["name"] for c in thing.get("spec", {}).get("volumeClaimTemplates", [])]
+    if thing.get("kind") == "RayCronJob":
+        yield (
+            "",
+            "it starts every missed run at once: take a CronJob that submits, as dpmpp-nightly",
+        )
+    if thing.get("kind") == "CronJob":
+        yield from _check_cron_job(thing["spec"])
     for path, pod in iter_pods(thing):
-        yield from _check_pod(path, pod, claims)
+        yield from _check_pod(path, pod)
     for path, spec in iter_clusters(thing):
         for where, name, group in iter_groups(spec, path):
             yield from _check_ray_group(where, name, group, str(spec.get("rayVersion")))
@@ -58,19 +55,22 @@ def check_policy(thing: Object) -> Findings:
         yield from _check_job(path, job)
 
 
-def _check_pod(path: str, pod: Mapping[str, Any], claims: Sequence[str]) -> Findings:
-    if not (pod.get("securityContext") or {}).get("runAsNonRoot"):
-        yield f"{path}.securityContext", "runAsNonRoot: true is missing"
-    volumes = {volume["name"] for volume in pod.get("volumes") or []} | set(claims)
+def _check_cron_job(spec: Mapping[str, Any]) -> Findings:
+    if spec.get("concurrencyPolicy") != "Forbid":
+        yield "spec.concurrencyPolicy", "is not Forbid: runs that last would pile up"
+    if spec.get("startingDeadlineSeconds", 0) < MIN_STARTING_DEADLINE_SECONDS:
+        yield (
+            "spec.startingDeadlineSeconds",
+            f"is missing or below {MIN_STARTING_DEADLINE_SECONDS}: after an outage it would start "
+            "a run that was missed long ago, or none in time",
+        )
+
+
+def _check_pod(path: str, pod: Mapping[str, Any]) -> Findings:
     for kind in ("initContainers", "containers"):
         for number, container in enumerate(pod.get(kind) or []):
             where = f"{path}.{kind}[{number}]"
-            for mount in container.get("volumeMounts") or []:
-                if mount.get("name") not in volumes:
-                    yield f"{where}.volumeMounts", f"there is no volume {mount.get('name')!r}"
             context = container.get("securityContext") or {}
-            if context.get("allowPrivilegeEscalation") is not False:
-                yield f"{where}.securityContext", "allowPrivilegeEscalation: false is missing"
             if not context.get("readOnlyRootFilesystem"):
                 yield f"{where}.securityContext", "readOnlyRootFilesystem: true is missing"
             image = str(container.get("image", ""))
@@ -128,61 +128,6 @@ def _check_job(path: str, job: Mapping[str, Any]) -> Findings:
         offered |= set(group.get("resources") or {})
     for name in sorted(set(wanted) - offered):
         yield f"{path}.entrypointResources", f"no group has the resource {name!r}: it would wait"
-
-
-def check_capacity(config: ClusterConfig, spec: Mapping[str, Any]) -> Findings:
-    """Check that a cluster, at its largest, has the resources that config.yaml requests."""
-    by_pool = {
-        "train_nodes": _select_groups(spec, config.train_nodes),
-        "data_nodes": _select_groups(spec, config.data_nodes),
-    }
-    for key, groups_of_pool in by_pool.items():
-        if not groups_of_pool:
-            labels = " and ".join(getattr(config, key)) or "any labels"
-            yield f"cluster.{key}", f"no worker group has {labels}"
-    if not all(by_pool.values()):
-        return
-    cpus, places = config.train_cpus or 1, 0
-    for group in by_pool["train_nodes"]:
-        size = _group_size(group)
-        workers = int(size.get("cpu", 0) // cpus)
-        if config.gpu:
-            workers = min(workers, int(size.get(GPU_RESOURCE, 0)))
-        places += workers * group.get("maxReplicas", 0)
-    if places < config.train_workers:
-        device = "1 GPU and " if config.gpu else ""
-        yield (
-            "cluster.train_workers",
-            f"{config.train_workers} with {device}{cpus} CPUs each, but the groups grow to places "
-            f"for {places}: raise maxReplicas or the pods' size",
-        )
-    reading = sum(
-        int(_group_size(group).get("cpu", 0)) * group.get("maxReplicas", 0)
-        for group in by_pool["data_nodes"]
-    )
-    requested = {"data_workers": config.data_workers or 0}
-    if not config.gpu:
-        requested["embed_workers"] = config.embed_workers or 0
-    for key, count in requested.items():
-        if count + 1 > reading:
-            yield (
-                f"cluster.{key}",
-                f"{count} and one for Ray Data's own tasks, but the groups grow to {reading} CPUs",
-            )
-
-
-def _select_groups(spec: Mapping[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
-    wanted = dict(label.split("=", 1) for label in labels).items()
-    return [
-        g for g in spec.get("workerGroupSpecs") or [] if wanted <= (g.get("labels") or {}).items()
-    ]
-
-
-def _group_size(group: Mapping[str, Any]) -> dict[str, float]:
-    limits = (get_pod(group)["containers"][0].get("resources") or {}).get("limits") or {}
-    sizes = {name: parse_quantity(value) for name, value in limits.items()}
-    declared = group.get("resources") or {}
-    return sizes | ({"cpu": parse_quantity(declared["CPU"])} if "CPU" in declared else {})
 
 
 def get_config_text(objects: Sequence[Object]) -> str | None:

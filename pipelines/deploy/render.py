@@ -88,3 +88,15 @@ def get_object(objects: list[Object], kind: str, name: str | None = None) -> Obj
     hint = suggest(str(name), by_name)
     names = ", ".join(by_name) or "none"
     raise ConfigError(f"no {kind} named {name!r}{hint} in the overlay (there are {names})")
+
+
+def get_overlay_namespace(objects: list[Object], wanted: str | None) -> str:
+    """Return the namespace of an overlay; raise ConfigError if another one is wanted."""
+    namespaces = {str(o["metadata"].get("namespace", "default")) for o in objects} - {"default"}
+    own = min(namespaces, default="default")
+    if wanted not in (None, own):
+        raise ConfigError(
+            f"--namespace {wanted}: the overlay is for {own}, where its ConfigMaps and secrets "
+            "are; set `namespace:` in its kustomization.yaml"
+        )
+    return own

@@ -1,4 +1,4 @@
-"""Rules of KubeRay's operator that its CRD does not hold, to be checked before anything is applied.
+"""Rules of operator and server that no schema holds, to be checked before anything is applied.
 
 Each rule takes an object or a part of it and yields (path, sentence).
 """
@@ -7,24 +7,34 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-from collections.abc import Iterator, Mapping
+import zoneinfo
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from dpmpp_core.errors import ConfigError
+from pipelines.deploy.entrypoint import split_entrypoint
 from pipelines.deploy.render import Object
 
 Findings = Iterator[tuple[str, str]]
 
-MAX_NAME_CHARS = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "RayCronJob": 36}
+MAX_NAME_CHARS = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "CronJob": 52}
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 SIZE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
 MIN_TOKEN_VERSION = (2, 52)
-# The submitter pastes the entrypoint into a script of its own shell.
-SHELL_CHARACTERS = set("$`;&|<>\"'\\\n")
+MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
+# Lowest, highest, names of the fields of a CronJob's schedule.
+SCHEDULE_FIELDS: tuple[tuple[int, int, Sequence[str]], ...] = (
+    (0, 59, ()),
+    (0, 23, ()),
+    (1, 31, ()),
+    (1, 12, MONTHS),
+    (0, 6, WEEKDAYS),
+)
 POSITIVE_FIELDS = ("activeDeadlineSeconds", "preRunningDeadlineSeconds")
 
 
@@ -43,8 +53,6 @@ def iter_jobs(thing: Object) -> Iterator[tuple[str, dict[str, Any]]]:
     spec = thing.get("spec") or {}
     if thing.get("kind") == "RayJob":
         yield "spec", spec
-    elif thing.get("kind") == "RayCronJob":
-        yield "spec.jobTemplate", spec.get("jobTemplate") or {}
 
 
 def iter_groups(spec: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -71,7 +79,7 @@ def check_operator_rules(thing: Object) -> Findings:
     for path, job in iter_jobs(thing):
         yield from _check_job(job, path)
         yield from _check_submission(job, path)
-    if thing.get("kind") == "RayCronJob":
+    if thing.get("kind") == "CronJob":
         yield from _check_schedule(thing["spec"])
 
 
@@ -130,6 +138,8 @@ def _check_group(path: str, name: str, group: Mapping[str, Any], autoscaled: boo
     least, most = group.get("minReplicas", 0), group.get("maxReplicas", 2**31 - 1)
     if not 0 <= least <= most:
         yield f"{path}.minReplicas", f"{least} is not between 0 and maxReplicas {most}"
+    if "replicas" in group and not 0 <= group["replicas"] <= most:
+        yield f"{path}.replicas", f"{group['replicas']} is not between 0 and maxReplicas {most}"
     if autoscaled and name != "head" and "maxReplicas" not in group:
         yield f"{path}.maxReplicas", "an autoscaled group without it has no limit"
     params = group.get("rayStartParams") or {}
@@ -138,7 +148,9 @@ def _check_group(path: str, name: str, group: Mapping[str, Any], autoscaled: boo
     if "labels" in params:
         yield f"{path}.rayStartParams.labels", "labels belong into the group's `labels`"
     for key, value in (group.get("labels") or {}).items():
-        if not _LABEL.fullmatch(str(value)) or not _LABEL.fullmatch(key.rpartition("/")[2]):
+        if not LABEL_VALUE.fullmatch(str(value)) or not LABEL_VALUE.fullmatch(
+            key.rpartition("/")[2]
+        ):
             yield f"{path}.labels", f"{key}={value} is no label as Kubernetes takes them"
     if autoscaled and pod.get("restartPolicy", "Never") != "Never":
         yield f"{path}.template.spec.restartPolicy", "the autoscaler (v2) needs Never, or none"
@@ -186,14 +198,10 @@ def _check_submission(job: Mapping[str, Any], path: str) -> Findings:
     entrypoint = str(job.get("entrypoint", "")).strip()
     if not entrypoint and job.get("submissionMode") != "InteractiveMode":
         yield f"{path}.entrypoint", "is missing"
-    bad = sorted(SHELL_CHARACTERS & set(entrypoint))
-    if bad:
-        yield f"{path}.entrypoint", f"{' '.join(bad)}: the submitter's shell would read it first"
-    else:
-        try:
-            shlex.split(entrypoint)
-        except ValueError as error:
-            yield f"{path}.entrypoint", f"no command line: {error}"
+    try:
+        split_entrypoint(entrypoint)
+    except ConfigError as error:
+        yield f"{path}.entrypoint", str(error)
     try:
         resources = json.loads(job.get("entrypointResources") or "{}")
         right = isinstance(resources, dict) and all(
@@ -212,15 +220,29 @@ def _check_submission(job: Mapping[str, Any], path: str) -> Findings:
 
 
 def _check_schedule(spec: Mapping[str, Any]) -> Findings:
+    """Check what the API server checks of a schedule, and its schema does not."""
     schedule = str(spec.get("schedule", ""))
-    limits = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
     fields = schedule.split()
-    if len(fields) != len(limits):
+    if len(fields) != len(SCHEDULE_FIELDS):
         yield "spec.schedule", f"{schedule!r} has not five fields: minute hour day month weekday"
         return
-    for field, (low, high) in zip(fields, limits, strict=True):
-        numbers = [int(n) for n in re.findall(r"\d+", field.split("/")[0])]
-        if not re.fullmatch(r"[\d*/,A-Za-z-]+", field) or any(
-            not low <= n <= high for n in numbers
-        ):
-            yield "spec.schedule", f"{field!r} in {schedule!r} is not between {low} and {high}"
+    for field, (low, high, names) in zip(fields, SCHEDULE_FIELDS, strict=True):
+        for part in field.split(","):
+            if not _is_schedule_part(part.upper(), low, high, names):
+                yield "spec.schedule", f"{field!r} in {schedule!r} is not between {low} and {high}"
+    zone = spec.get("timeZone")
+    if zone is not None and zone not in zoneinfo.available_timezones():
+        yield "spec.timeZone", f"{zone!r} is no time zone, as Etc/UTC"
+
+
+def _is_schedule_part(part: str, low: int, high: int, names: Sequence[str]) -> bool:
+    """Return whether a part of a field is `*`, a number or a range, with `/step` or not."""
+    span, slash, step = part.partition("/")
+    if slash and (not step.isdigit() or int(step) < 1):
+        return False
+    if span in ("*", "?"):
+        return True
+    ends = [str(low + names.index(end)) if end in names else end for end in span.split("-", 1)]
+    if not all(end.isdigit() for end in ends):
+        return False
+    return low <= int(ends[0]) <= int(ends[-1]) <= high

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "infra" / "k8s"
 OVERLAYS = ("local", "cpu", "gpu", "gpu-multi-node")
 NEAR = ROOT.parent / "shared" / "k8s" / "kuberay-1.7.0"
+RECORDED_PODS = ROOT.parent / "shared" / "k8s" / "operator-made"
 
 
 @cache

@@ -55,6 +55,18 @@ def policy(objects: list[Object]) -> dict[str, Any]:
     return get_object(objects, "NetworkPolicy", "ray")["spec"]
 
 
+def nightly(objects: list[Object]) -> dict[str, Any]:
+    return get_object(objects, "CronJob")["spec"]
+
+
+def quota(objects: list[Object]) -> dict[str, Any]:
+    return get_object(objects, "ResourceQuota")["spec"]["hard"]
+
+
+def site(objects: list[Object]) -> dict[str, Any]:
+    return get_object(objects, "ConfigMap", "dpmpp-site")["data"]
+
+
 def add_both_clusters(o: list[Object]) -> None:
     job(o).update(clusterSelector={"ray.io/cluster": "dpmpp"})
 
@@ -93,7 +105,7 @@ MISTAKES = [
     # What the operator would refuse.
     Mistake("long name of a cluster", lambda o: rename(o, "RayCluster", "a" * 54), r"takes 53"),
     Mistake("long name of a job", lambda o: rename(o, "RayJob", "a" * 48), r"takes 47"),
-    Mistake("long name of a schedule", lambda o: rename(o, "RayCronJob", "a" * 37), r"takes 36"),
+    Mistake("long name of a schedule", lambda o: rename(o, "CronJob", "a" * 53), r"takes 52"),
     Mistake("name that begins with a digit", lambda o: rename(o, "RayJob", "1st"),
             r"beginning with a letter"),
     Mistake("group without container", lambda o: pod(o, 1).update(containers=[]),
@@ -129,7 +141,7 @@ MISTAKES = [
     Mistake("resources that are no JSON", lambda o: job(o).update(entrypointResources="driver: 1"),
             r"entrypointResources: is no JSON object"),
     Mistake("variable in the command", lambda o: job(o).update(entrypoint="dpmpp train --data $D"),
-            r"\$: the submitter's shell"),
+            r"a shell on its way would change it; written as .*'\\\$D' it arrives"),
     Mistake("password beside the options",
             lambda o: head(o)["template"]["spec"]["containers"][0]["env"].append(
                 {"name": "REDIS_PASSWORD", "value": ""}),
@@ -139,11 +151,142 @@ MISTAKES = [
             r"ft-enabled: belongs into gcsFaultToleranceOptions"),
     Mistake("Ray without tokens", lambda o: cluster(o).update(rayVersion="2.9.0"),
             r"tokens need Ray 2.52"),
-    Mistake("hour 25", lambda o: get_object(o, "RayCronJob")["spec"].update(schedule="0 25 * * *"),
+    Mistake("hour 25", lambda o: nightly(o).update(schedule="0 25 * * *"),
             r"'25' in '0 25 \* \* \*' is not between 0 and 23"),
-    Mistake("four fields", lambda o: get_object(o, "RayCronJob")["spec"].update(schedule="0 2 * *"),
+    Mistake("four fields", lambda o: nightly(o).update(schedule="0 2 * *"),
             r"has not five fields"),
+    Mistake("words as schedule", lambda o: nightly(o).update(schedule="at half past two daily"),
+            r"'at' in .* is not between 0 and 59"),
+    Mistake("range backwards", lambda o: nightly(o).update(schedule="0 2 * * FRI-MON"),
+            r"'FRI-MON' in .* is not between 0 and 6"),
+    Mistake("step of nothing", lambda o: nightly(o).update(schedule="*/0 2 * * *"),
+            r"'\*/0' in .* is not between 0 and 59"),
+    Mistake("time zone", lambda o: nightly(o).update(timeZone="Berlin"), r"'Berlin' is no time"),
+    # What the server or the kubelet would refuse in the pods, after the job was accepted.
+    Mistake("fewer than none", lambda o: group(o, 1).update(maxReplicas=-4),
+            r"minReplicas: 0 is not between 0 and maxReplicas -4"),
+    Mistake("more replicas than most", lambda o: group(o, 1).update(replicas=9),
+            r"replicas: 9 is not between 0 and maxReplicas 2"),
+    Mistake("requests above limits", lambda o: ray(o, 1)["resources"]["requests"].update(cpu="64"),
+            r"pod data: spec.containers\[0\].resources.requests.cpu: 64 is above the limit 2"),
+    Mistake("requests of the autoscaler",
+            lambda o: cluster(o)["autoscalerOptions"]["resources"]["requests"].update(cpu="9"),
+            r"pod head: spec.containers\[1\].resources.requests.cpu: 9 is above the limit 0.5"),
+    Mistake("less than no memory", lambda o: ray(o, 1)["resources"]["limits"].update(memory="-1"),
+            r"pod data: .*limits.memory: -1 is below 0"),
+    Mistake("container without image", lambda o: ray(o, 2).pop("image"),
+            r"pod train: spec.containers\[0\].image: is missing"),
+    Mistake("digest for a tag",
+            lambda o: ray(o, 1).update(image=f"r.example.com/dpmpp@sha256:{'a' * 64}:0.2.0"),
+            r"pod data: .*0\.2\.0' is no image: .*TAG=0.2.0@sha256"),
+    Mistake("capital letters in an image", lambda o: ray(o, 1).update(image="R/Dpmpp:0.2.0"),
+            r"'R/Dpmpp:0.2.0' is no image"),
+    Mistake("container of no name", lambda o: ray(o, 1).update(name="Ray_1"),
+            r"pod data: spec.containers\[0\].name: 'Ray_1': small letters"),
+    Mistake("two containers of a name",
+            lambda o: pod(o, 1)["containers"].append({**ray(o, 1), "name": "wait-gcs-ready"}),
+            r"pod data: spec.containers: 'wait-gcs-ready' stands there 2 times"),
+    Mistake("misspelt field of a pod", lambda o: ray(o, 1).update(volumeMount=[]),
+            r"pod data: spec.containers\[0\]: unknown field 'volumeMount'; did you mean"),
+    Mistake("policy of pulling", lambda o: ray(o, 1).update(imagePullPolicy="Sometimes"),
+            r"imagePullPolicy: 'Sometimes' is none of Always"),
+    Mistake("effect of a toleration",
+            lambda o: pod(o, 1).update(tolerations=[{"key": "a", "effect": "Never"}]),
+            r"effect: 'Never' is none of NoSchedule"),
+    Mistake("label with a blank",
+            lambda o: group(o, 1)["template"]["metadata"]["labels"].update(team="a b"),
+            r"metadata.labels.team: 'a b' is no label"),
+    Mistake("name of a port", lambda o: ray(o, 1)["ports"].append(
+                {"name": "much-too-long-a-name", "containerPort": 1}),
+            r"ports\[1\].name: 'much-too-long-a-name': 15 small letters"),
+    Mistake("a mount over another", lambda o: ray(o, 1)["volumeMounts"].append(
+                {"name": "config", "mountPath": "/dev/shm"}) or ray(o, 1)["volumeMounts"].append(
+                {"name": "scratch", "mountPath": "/tmp"}),
+            r"pod data: spec.containers\[0\].volumeMounts: '/tmp' stands there 2 times"),
+    Mistake("a share of a GPU",
+            lambda o: ray(o, 2)["resources"].update(
+                limits={**ray(o, 2)["resources"]["limits"], "nvidia.com/gpu": 2},
+                requests={**ray(o, 2)["resources"]["requests"], "nvidia.com/gpu": 1}),
+            r"requests.nvidia.com/gpu: differs from the limit"),
+    Mistake("submitter without volume", lambda o: job(o)["submitterPodTemplate"]["spec"].pop(
+                "volumes"), r"pod submitter: .*volumeMounts: there is no volume 'scratch'"),
+    # The level `restricted`.
+    *(Mistake(f"restricted: {name}", change, said) for name, change, said in (
+        ("network of the host", lambda o: pod(o, 1).update(hostNetwork=True),
+         r"pod data: spec.hostNetwork: .*forbids"),
+        ("folder of the host", lambda o: pod(o, 1)["volumes"].append(
+            {"name": "h", "hostPath": {"path": "/"}}), r"volumes\[2\]: hostPath: forbidden"),
+        ("disk over the network", lambda o: pod(o, 1)["volumes"].append(
+            {"name": "n", "nfs": {"server": "s", "path": "/"}}), r"volumes\[2\]: nfs: forbidden"),
+        ("port of the host", lambda o: ray(o, 1)["ports"][0].update(hostPort=8080),
+         r"ports\[0\].hostPort: forbidden"),
+        ("privileged", lambda o: ray(o, 1)["securityContext"].update(privileged=True),
+         r"securityContext.privileged: forbidden"),
+        ("escalation", lambda o: ray(o, 1)["securityContext"].pop("allowPrivilegeEscalation"),
+         r"allowPrivilegeEscalation: false is missing"),
+        ("capabilities kept", lambda o: ray(o, 1)["securityContext"].pop("capabilities"),
+         r"pod data: .*capabilities: drop: \[ALL\] is missing"),
+        ("capability added", lambda o: ray(o, 1)["securityContext"]["capabilities"].update(
+            add=["SYS_PTRACE"]), r"capabilities.add: SYS_PTRACE is forbidden"),
+        ("root again", lambda o: ray(o, 1)["securityContext"].update(runAsUser=0),
+         r"runAsUser: 0 is root"),
+        ("root of one container", lambda o: ray(o, 1)["securityContext"].update(runAsNonRoot=False),
+         r"runAsNonRoot: false is forbidden"),
+        ("no seccomp", lambda o: pod(o, 1)["securityContext"].pop("seccompProfile"),
+         r"seccompProfile: \{type: RuntimeDefault\} is missing"),
+        ("seccomp off", lambda o: pod(o, 1)["securityContext"].update(
+            seccompProfile={"type": "Unconfined"}), r"'Unconfined' is none of RuntimeDefault"),
+        ("kernel's values", lambda o: pod(o, 1)["securityContext"].update(
+            sysctls=[{"name": "kernel.msgmax", "value": "1"}]), r"kernel.msgmax is not among"),
+        ("the autoscaler", lambda o: cluster(o)["autoscalerOptions"].pop("securityContext"),
+         r"pod head: spec.containers\[1\].securityContext: allowPrivilegeEscalation"),
+        ("the submitter", lambda o: job(o)["submitterPodTemplate"]["spec"].pop("securityContext"),
+         r"pod submitter: .*runAsNonRoot: true is missing"),
+        ("no submitter of ours", lambda o: job(o).pop("submitterPodTemplate"),
+         r"pod submitter: .*allowPrivilegeEscalation: false is missing"),
+        ("a store", lambda o: get_object(o, "StatefulSet", "dpmpp-redis")["spec"]["template"][
+            "spec"].update(hostPID=True), r"StatefulSet/dpmpp-redis pod StatefulSet: spec.hostPID"),
+        ("the night", lambda o: nightly(o)["jobTemplate"]["spec"]["template"]["spec"].pop(
+            "securityContext"), r"CronJob/dpmpp-nightly pod CronJob: .*runAsNonRoot"),
+    )),
     # What we would regret.
+    Mistake("nights on top of one another",
+            lambda o: nightly(o).update(concurrencyPolicy="Allow"), r"is not Forbid"),
+    Mistake("nights long ago", lambda o: nightly(o).pop("startingDeadlineSeconds"),
+            r"startingDeadlineSeconds: is missing or below 60"),
+    Mistake("schedule of the operator",
+            lambda o: o.append({"apiVersion": "ray.io/v1", "kind": "RayCronJob", "spec": {},
+                                "metadata": {"name": "n"}}),
+            r"RayCronJob/n: it starts every missed run at once"),
+    Mistake("quota below a job", lambda o: quota(o).update({"requests.cpu": "8"}),
+            r"quota dpmpp: requests.cpu 8, 3.35 of it used, .* take 6.95 .*head 1.5"),
+    Mistake("quota in words", lambda o: quota(o).update({"requests.cpu": "many"}), r"quantity"),
+    Mistake("no quota", lambda o: o.remove(get_object(o, "ResourceQuota")),
+            r"there is no ResourceQuota"),
+    Mistake("S3 on another port", lambda o: site(o).update(AWS_ENDPOINT_URL="http://dpmpp-s3:9000"),
+            r"AWS_ENDPOINT_URL: .*the Service 'dpmpp-s3' has port 8333, not 9000"),
+    Mistake("S3 outside", lambda o: site(o).update(AWS_ENDPOINT_URL="https://s3.example.com:9000"),
+            r"AWS_ENDPOINT_URL: .*keep data from port 9000"),
+    Mistake("Redis outside", lambda o: site(o).update(REDIS_ADDRESS="rediss://r.example.com:6380"),
+            r"REDIS_ADDRESS: .*keep head from port 6380"),
+    Mistake("MLflow on another port",
+            lambda o: site(o).update(DPMPP_TRACKING_URI="http://mlflow:8080"),
+            r"DPMPP_TRACKING_URI: .*the Service 'mlflow' has port 5000, not 8080"),
+    Mistake("MLflow elsewhere",
+            lambda o: site(o).update(DPMPP_TRACKING_URI="http://mlflow.example.com:8080"),
+            r"DPMPP_TRACKING_URI: .*keep driver from port 8080"),
+    Mistake("Redis of no one", lambda o: site(o).update(REDIS_ADDRESS="redis://dpmpp-rediss:6379"),
+            r"there is no Service 'dpmpp-rediss'"),
+    Mistake("address without scheme", lambda o: site(o).update(REDIS_ADDRESS="dpmpp-redis"),
+            r"REDIS_ADDRESS: .*no address with scheme, host and port"),
+    Mistake("a policy too narrow",
+            lambda o: get_object(o, "NetworkPolicy", "s3")["spec"].update(ingress=[]),
+            r"AWS_ENDPOINT_URL: .*keep mlflow from port 8333"),
+    Mistake("a secret to pull with, of one group",
+            lambda o: pod(o, 1).update(imagePullSecrets=[{"name": "registry"}]),
+            r"RayCluster/dpmpp pod head: imagePullSecrets lack registry"),
+    Mistake("pools for some", lambda o: pod(o, 1).update(nodeSelector={"dpmpp/pool": "data"}),
+            r"StatefulSet/dpmpp-redis pod StatefulSet: its dpmpp/pool is missing, not system"),
     Mistake("mount without volume",
             lambda o: ray(o, 1)["volumeMounts"].append({"name": "cache", "mountPath": "/c"}),
             r"there is no volume 'cache'"),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+import yaml
 
 import dpmpp_core
 from dpmpp_core.errors import ConfigError
@@ -54,11 +58,37 @@ def test_every_job_has_the_cluster_of_its_overlay() -> None:
     for overlay in OVERLAYS:
         objects = rendered(overlay)
         spec = get_object(objects, "RayCluster")["spec"]
-        found = [job for thing in objects for _, job in iter_jobs(thing)]
-        assert len(found) == 7
-        assert all(job["rayClusterSpec"] == spec for job in found)
-        nightly = get_object(objects, "RayCronJob")["spec"]["jobTemplate"]
-        assert not nightly.get("suspend")
+        found = [
+            (thing["metadata"]["name"], job) for thing in objects for _, job in iter_jobs(thing)
+        ]
+        assert len(found) == 6
+        for name, job in found:
+            logins = secrets_of(job["rayClusterSpec"], "driver") - secrets_of(spec, "driver")
+            if name == "dpmpp-promote":  # the one difference
+                assert logins == {"dpmpp-mlflow-promoter"}
+                text = json.dumps(job["rayClusterSpec"]).replace("mlflow-promoter", "mlflow-login")
+                assert json.loads(text) == spec
+            else:
+                assert job["rayClusterSpec"] == spec
+
+
+def secrets_of(spec: dict[str, Any], group: str) -> set[str]:
+    """The secrets whose values a group's Ray container gets."""
+    pods = {g["groupName"]: g["template"]["spec"] for g in spec["workerGroupSpecs"]}
+    pods["head"] = spec["headGroupSpec"]["template"]["spec"]
+    sources = pods[group]["containers"][0].get("envFrom") or []
+    return {source["secretRef"]["name"] for source in sources if "secretRef" in source}
+
+
+def test_each_kind_of_pod_has_the_secrets_that_it_needs() -> None:
+    for overlay in OVERLAYS:
+        objects = rendered(overlay)
+        spec = get_object(objects, "RayCluster")["spec"]
+        assert secrets_of(spec, "head") == set()
+        assert secrets_of(spec, "data") == secrets_of(spec, "train") == {"dpmpp-s3"}
+        assert secrets_of(spec, "driver") == {"dpmpp-s3", "dpmpp-mlflow-login"}
+        server = str(get_object(objects, "Deployment", "mlflow"))
+        assert "'dpmpp-mlflow-s3'" in server and "'dpmpp-s3'" not in server
 
 
 def test_jobs_are_templates_that_apply_without_starting() -> None:
@@ -137,8 +167,8 @@ def test_a_submission_is_named_for_what_it_runs() -> None:
     assert "suspend" not in first["spec"]
     other = build_job(objects, "train", ["metric.epochs=6"])
     assert first["metadata"]["name"] != other["metadata"]["name"]
-    with pytest.raises(ConfigError, match="the submitter's shell"):
-        build_job(objects, "train", ["name=$(id)"])
+    with pytest.raises(ConfigError, match="no line breaks or control characters"):
+        build_job(objects, "train", ["name=a\nb"])
 
 
 def test_unknown_names_are_refused_with_the_nearest(tmp_path: Path) -> None:
@@ -181,3 +211,33 @@ def test_alerts_and_dashboard_ask_for_figures_that_there_are() -> None:
     assert asked <= set(NAMES)
     assert {"dpmpp_train_step", "dpmpp_data_wait_share", "dpmpp_mask_std"} <= asked
     assert len(render_overlay(MANIFESTS, str(folder))) == 3
+
+
+def fill_in(text: str, labels: dict[str, str]) -> str:
+    """A text of an alert with the labels put in."""
+    return re.sub(r"{{ \$labels.(\w+) }}", lambda found: labels[found[1]], text)
+
+
+def test_alerts_fire_where_they_should_and_nowhere_else(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool (of Prometheus) is not installed")
+    rules = yaml.safe_load((MANIFESTS / "monitoring" / "alerts.yaml").read_text())["spec"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
+    tests = yaml.safe_load((Path(__file__).parent / "alerts_test.yaml").read_text())
+    notes = {
+        rule["alert"]: rule["annotations"] for group in rules["groups"] for rule in group["rules"]
+    }
+    for test in tests["tests"]:
+        for case in test["alert_rule_test"]:
+            for alert in case["exp_alerts"]:  # the texts are those of the rules
+                alert["exp_annotations"] = {
+                    key: fill_in(text, alert["exp_labels"])
+                    for key, text in notes[case["alertname"]].items()
+                }
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(tests))
+    done = subprocess.run(
+        [promtool, "test", "rules", "tests.yaml"],
+        capture_output=True, text=True, check=False, cwd=tmp_path, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -24,6 +24,8 @@ class KubeApi:
         self.objects: dict[str, Any] = {}
         self.has_kuberay = True
         self.refusal = ""  # what it answers to a job
+        self.refused_pods: dict[str, str] = {}  # what it answers, by Ray group or component
+        self.new_status: dict[str, Any] | None = None  # of what is created
         api = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -41,7 +43,10 @@ class KubeApi:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 place, _, query = self.path.partition("?")
-                path = f"{place}/{body['metadata']['name']}"
+                metadata = body["metadata"]
+                path = f"{place}/{metadata.get('name') or metadata['generateName'] + 'x'}"
+                if place.endswith("/pods") and (refusal := api.refused_pods.get(body_role(body))):
+                    return self._answer(403, _status(403, refusal))
                 if not api.has_kuberay:
                     return self._answer(404, "404 page not found\n", plain=True)
                 if api.refusal:
@@ -50,6 +55,8 @@ class KubeApi:
                     return self._answer(409, _status(409, f"{path} already exists"))
                 assert "fieldValidation=Strict" in query
                 if "dryRun=All" not in query:
+                    if api.new_status:
+                        body = body | {"status": api.new_status}
                     api.objects[path] = body
                 self._answer(201, body)
 
@@ -84,6 +91,11 @@ class KubeApi:
 
     def close(self) -> None:
         self._server.shutdown()
+
+
+def body_role(pod: Any) -> str:
+    labels = pod["metadata"]["labels"]
+    return labels.get("ray.io/group") or labels["app.kubernetes.io/component"]
 
 
 def _status(code: int, message: str) -> dict[str, Any]:
