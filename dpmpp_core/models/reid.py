@@ -178,7 +178,7 @@ class ReidModel(nn.Module):
     def embed(
         self, images: Any, batch: int = 64, masked: npt.NDArray[np.bool_] | None = None
     ) -> Embedded:
-        """Embed pictures.
+        """Embed pictures; after `model.encoder.bfloat16()` the encoder computes in bfloat16.
 
         Args:
             images: uint8 [N, H, W, 3] RGB, a sequence of such [H, W, 3] arrays of any size, or a
@@ -199,7 +199,7 @@ class ReidModel(nn.Module):
         device = next(self.parameters()).device
         for start in range(0, len(images), batch):
             pictures = fitted(images[start : start + batch], self.data, start)
-            pixels = to_tensor_batch(pictures, self.data.mean, self.data.std).to(device)
+            pixels = to_tensor_batch(pictures, self.data.mean, self.data.std, device)
             chosen = None
             if masked is not None:
                 chosen = torch.from_numpy(masked[start : start + batch]).to(device)
@@ -218,7 +218,7 @@ class ReidModel(nn.Module):
         return Embedded(
             features={name: x.float().cpu().numpy() for name, x in features.items()},
             masks={name: x.float().cpu().numpy() for name, x in reading.masks.items()},
-            occluded=None if occluded is None else occluded.sigmoid().cpu().numpy(),
+            occluded=None if occluded is None else occluded.float().sigmoid().cpu().numpy(),
         )
 
     def _join(

@@ -36,6 +36,7 @@ from pipelines.registry.references import (
     resolve_model_uri,
     use_registry,
 )
+from pipelines.runtime.device import assigned_device
 from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
 
@@ -224,11 +225,10 @@ def read_model_version(source: str) -> ModelVersion:
 
 
 def load_source_model(source: str) -> ReidModel | OnnxModel:
-    """Load a model, on the GPU if there is one, or a file of `dpmpp export`."""
+    """Load a model, on the GPU that Ray gave this worker if any, or a file of `dpmpp export`."""
     if source.endswith(SUFFIX):
         return OnnxModel(fetch_model(source))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_model(fetch_model(source), device)
+    return load_model(fetch_model(source), assigned_device())
 
 
 class EmbedImages:

@@ -31,6 +31,7 @@ from dpmpp_core.retrieval import (
     to_columns,
 )
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
+from pipelines.runtime.device import assigned_device
 from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.resources import Plan, create_pool, parse_labels
 from pipelines.runtime.run import Run
@@ -61,7 +62,7 @@ class ModelLocation:
         torch.set_num_threads(1)
         if self.is_graph:
             return OnnxModel(self.storage, threads=1)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = assigned_device()
         stage = Storage(self.storage).fetch(self.key) if self.key else None
         return load_model(stage / "model" if stage else Path(self.storage), device)
 
@@ -113,7 +114,7 @@ class EmbedWithPretrained:
 
     def __init__(self, root: str, config: Config) -> None:
         torch.set_num_threads(1)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(assigned_device())
         encoder = ImageEncoder(start_clip(config).visual, config.model.taps)
         self._encoder = encoder.to(self._device).eval()
         self._root, self._data = root, config.data
