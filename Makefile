@@ -11,7 +11,7 @@ help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## the whole pipeline on the generated demo set
-	$(BIN)/dpmpp run --config demo
+	$(BIN)/dpmpp demo
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PAIR := -n 2 --dist loadfile --no-loadscope-reorder  # most tests wait for processes to start

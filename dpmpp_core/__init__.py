@@ -4,6 +4,7 @@
 `masked_similarity` scores them, `masked_topk` ranks them, `evaluate` measures rankings.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from dpmpp_core.retrieval import Embeddings, evaluate, masked_similarity, masked_topk
 
 __version__ = "0.2.0"
+# OpenCV reads its limit when it is imported; headers.MAX_PIXELS refuses such images before.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "50000000")
 __all__ = [
     "Config", "Embeddings", "ReidModel", "evaluate", "load_config", "load_model",
     "masked_similarity", "masked_topk", "oiou", "transfer_patches",

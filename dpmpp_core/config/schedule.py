@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from dpmpp_core.config.sections import Config
 from dpmpp_core.config.training import MetricConfig
@@ -11,11 +12,12 @@ from dpmpp_core.config.training import MetricConfig
 def shorten_schedule(config: Config, epochs: int) -> Config:
     """Return the same training in fewer epochs: its schedule is scaled, not cut."""
     metric, share = config.metric, epochs / config.metric.epochs
-    changes = {
+    changes: dict[str, Any] = {
         "epochs": epochs,
         "warmup_epochs": round(metric.warmup_epochs * share),
-        "milestones": sorted({max(1, round(m * share)) for m in metric.milestones}),
     }
+    if metric.milestones is not None:
+        changes["milestones"] = sorted({max(1, round(m * share)) for m in metric.milestones})
     short = MetricConfig.model_validate({**metric.model_dump(), **changes})
     return config if epochs == metric.epochs else config.model_copy(update={"metric": short})
 

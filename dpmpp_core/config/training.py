@@ -160,7 +160,11 @@ class MetricConfig(Section):
     weight_decay: NonNegative = 1e-4
     warmup_epochs: Whole = 10
     schedule: Literal["step", "cosine"] = "step"
-    milestones: tuple[PositiveInt, ...] = Field((30, 50), description="epochs; for `step`")
+    milestones: tuple[PositiveInt, ...] | None = Field(
+        None,
+        description="epochs at which `step` lowers the rates; null = after 1/2 and 5/6 of all, as "
+        "30 and 50 of 60",
+    )
     gamma: Positive = 0.1
     rates: tuple[Positive, ...] = Field(
         (1.0,),
@@ -204,6 +208,12 @@ class MetricConfig(Section):
             raise ValueError("loss: identity, masked, triplet or text needs a weight above 0")
         if self.true_masks + self.predicted_masks > 1 + 1e-9:
             raise ValueError("true_masks and predicted_masks are shares of all samples: 1 at most")
+        late = [m for m in self.milestones or () if m >= self.epochs]
+        if self.schedule == "step" and late:
+            raise ValueError(
+                f"milestones: epoch {late[0]} never comes, as there are {self.epochs}: leave "
+                "milestones out (null), or name earlier ones"
+            )
         if self.update == "alternating" and not of_masks:
             raise ValueError("update alternating needs loss.masked or loss.visibility above 0")
         return self

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from dpmpp_core.config import AugmentConfig, OcclusionConfig
 from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_masks
 from dpmpp_core.data.files import list_files
+from dpmpp_core.data.headers import IMAGE_NAME
 from dpmpp_core.data.images import Image, decode_file, read_image, resize
-from dpmpp_core.data.layouts import IMAGE_NAME
 from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.errors import DataError
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,12 +29,21 @@ from pyarrow import fs
 from dpmpp_core.data.patience import patient
 from dpmpp_core.errors import DataError
 
+log = logging.getLogger(__name__)
+
 S3_TIMEOUT = 30.0  # seconds, for one connection or request
 # Faults of one file; any other fault (too many open files, network down) is the machine's.
 _FILE_FAULTS = {
     errno.EACCES, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
     errno.ENOTDIR, errno.EPERM, errno.ESTALE,
 }  # fmt: skip
+# Files that systems and programs leave next to the data: hidden ones, those of network storages
+# (Synology, QNAP), recycle bins, snapshots, thumbnails.
+LITTER = re.compile(
+    r"\..*|@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN|__MACOSX|"
+    r"System Volume Information|lost\+found|(eh)?Thumbs.*\.db|desktop\.ini",
+    re.IGNORECASE,
+)
 _BUCKET = re.compile(r"[\w.-]+")  # no login, port or parameters
 
 
@@ -54,11 +65,19 @@ class Rejected(NamedTuple):
 
 @dataclass(frozen=True)
 class FileListing:
-    """What a root holds: regular files by path, and what could not be listed."""
+    """What a root holds: regular files by path, and what could not be listed.
+
+    Attributes:
+        root: as given.
+        files: without those that a system or program left there, see `LITTER`.
+        problems: what could not be listed.
+        litter: number of files and folders that were left out as litter.
+    """
 
     root: str
     files: list[FileStat]
     problems: list[Rejected]
+    litter: int = 0
 
 
 def resolve_path(root: str) -> str:
@@ -76,8 +95,10 @@ def list_files(root: str) -> FileListing:
     not a folder, or cannot be read.
     """
     root = os.fspath(root)
-    files, problems = _list_s3(root) if _is_s3(root) else _list_local(root)
-    return FileListing(root, sorted(files), sorted(problems))
+    files, problems, litter = _list_s3(root) if _is_s3(root) else _list_local(root)
+    if litter:
+        log.info("%s: %d files and folders of the system or of programs are left out", root, litter)
+    return FileListing(root, sorted(files), sorted(problems), litter)
 
 
 def listing_fingerprint(listing: FileListing) -> str:
@@ -166,12 +187,27 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def ensure_writable(folder: Path) -> None:
+    """Raise DataError if a folder cannot be written to, or not be created."""
+    place = Path(folder).expanduser().absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise DataError(
+            f"nothing can be written to {folder}: {reason}; name another place"
+        ) from None
+
+
 def ensure_empty_dir(out: Path) -> None:
-    """Raise DataError if `out` is not an empty or absent folder."""
+    """Raise DataError if `out` is not an empty or absent folder that can be written."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; name a new or empty folder")
     if out.is_dir() and any(out.iterdir()):
         raise DataError(f"{out}: the folder is not empty; name a new one or empty it first")
+    ensure_writable(out)
 
 
 def is_inside(path: str) -> bool:
@@ -179,7 +215,7 @@ def is_inside(path: str) -> bool:
     return all(part not in ("", ".", "..") for part in path.split("/")) and "\0" not in path
 
 
-def _list_local(root: str) -> tuple[list[FileStat], list[Rejected]]:
+def _list_local(root: str) -> tuple[list[FileStat], list[Rejected], int]:
     try:
         root.encode()
     except UnicodeEncodeError:
@@ -192,6 +228,7 @@ def _list_local(root: str) -> tuple[list[FileStat], list[Rejected]]:
         raise DataError(f"the data folder {root} cannot be read: {what}; check the path") from error
     files: list[FileStat] = []
     problems: list[Rejected] = []
+    litter = 0
     # Folders still to visit, each with the identities (device, inode) of the folders around it.
     todo: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ((info.st_dev, info.st_ino),))]
     while todo:
@@ -205,6 +242,9 @@ def _list_local(root: str) -> tuple[list[FileStat], list[Rejected]]:
         if not entries and folder:
             problems.append(Rejected(folder, "empty_folder", "the folder holds nothing"))
         for entry in entries:
+            if LITTER.fullmatch(entry.name):
+                litter += 1
+                continue
             path = f"{folder}/{entry.name}" if folder else entry.name
             result = _inspect_entry(path, entry, around)
             if isinstance(result, FileStat):
@@ -213,7 +253,7 @@ def _list_local(root: str) -> tuple[list[FileStat], list[Rejected]]:
                 problems.append(result)
             else:
                 todo.append((path, (*around, result)))
-    return files, problems
+    return files, problems, litter
 
 
 def _inspect_entry(
@@ -243,7 +283,7 @@ def _inspect_entry(
     return identity
 
 
-def _list_s3(root: str) -> tuple[list[FileStat], list[Rejected]]:
+def _list_s3(root: str) -> tuple[list[FileStat], list[Rejected], int]:
     filesystem, base = connect_s3(root)
     try:
         infos = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
@@ -255,15 +295,18 @@ def _list_s3(root: str) -> tuple[list[FileStat], list[Rejected]]:
     files: list[FileStat] = []
     problems: list[Rejected] = []
     parents = {os.path.dirname(info.path) for info in infos}
+    litter = 0
     for info in infos:
         path = info.path[len(base) + 1 :]
-        if not is_inside(path):
+        if any(LITTER.fullmatch(part) and part not in (".", "..") for part in path.split("/")):
+            litter += 1
+        elif not is_inside(path):
             problems.append(Rejected(path, "unreadable", "the key has empty, `.` or `..` parts"))
         elif info.type == fs.FileType.File:
             files.append(FileStat(path, info.size, info.mtime_ns or 0))
         elif info.path not in parents:
             problems.append(Rejected(path, "empty_folder", "the folder holds nothing"))
-    return files, problems
+    return files, problems, litter
 
 
 def _is_s3(root: str) -> bool:

@@ -1,6 +1,7 @@
 """Readers of the public data-set layouts: from a listing to persons, cameras and splits.
 
-`market1501`: Market-1501, DukeMTMC-reID, Occluded-Duke and own data named like them.
+`market1501`: Market-1501, DukeMTMC-reID, Occluded-Duke and own data named like them; without
+`bounding_box_train/` there is nothing to train on.
 `msmt17`: MSMT17 V1 and V2. `occluded_reid`, `partial_reid` (no training split, no cameras) and
 `p_duke` (P-DukeMTMC-reID). Persons and cameras keep the numbers of the files.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dpmpp_core.data.files import FileListing, Rejected, is_inside, list_files, read_bytes
+from dpmpp_core.data.headers import IMAGE_NAME, NOT_AN_IMAGE_NAME
 from dpmpp_core.errors import DataError
 
 
@@ -46,17 +48,14 @@ class Folder(NamedTuple):
 
 # Required files and folders (with a slash); errors list them like this.
 REQUIRED: dict[str, tuple[str, ...]] = {
-    "market1501": ("bounding_box_train/", "query/", "bounding_box_test/"),
+    "market1501": ("query/", "bounding_box_test/"),
     "msmt17": ("list_train.txt", "list_query.txt", "list_gallery.txt"),
     "p_duke": ("train/whole_body_images/", "test/occluded_body_images/", "test/whole_body_images/"),
     "occluded_reid": ("occluded_body_images/<person>/", "whole_body_images/<person>/"),
     "partial_reid": ("partial_body_images/", "whole_body_images/"),
 }
-WITHOUT_TRAINING = frozenset({"occluded_reid", "partial_reid"})
 
-IMAGE_NAME = re.compile(r"\.(jpe?g|png|bmp|tiff?)$", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,9}")
-LITTER = re.compile(r"(^|/)(Thumbs\.db|\.DS_Store|\._[^/]*)$", re.IGNORECASE)
 # 0002_c1s1_000451_03.jpg (Market), 0001_c2_f0046182.jpg (Duke), -1_c3s2_....jpg (junk)
 MARKET_NAME = re.compile(r"(-1|[0-9]{1,9})_c([0-9]{1,9})(s[0-9]+)?([_.].*)?\.[^.]+$")
 _MSMT_NAME = re.compile(r"[0-9]+_[0-9]+_([0-9]{1,9})(_|\.)")  # 0000_000_01_0303morning_....jpg
@@ -298,16 +297,15 @@ def _person_folders(listing: FileListing, folders: list[Folder]) -> Iterator[Ent
 
 
 def _images(listing: FileListing, folders: list[Folder]) -> Iterator[tuple[Folder, str | Rejected]]:
-    """Yield files in the folders: images by their ending, or a problem; litter is left out."""
+    """Yield files in the folders: images by their ending, or a problem."""
     for file in listing.files:
         for folder in folders:
-            if not file.path.startswith(folder.path + "/") or LITTER.search(file.path):
+            if not file.path.startswith(folder.path + "/"):
                 continue
             if IMAGE_NAME.search(file.path):
                 yield folder, file.path
             else:
-                detail = "neither .jpg, .jpeg, .png, .bmp nor .tif"
-                yield folder, Rejected(file.path, "not_an_image_name", detail)
+                yield folder, Rejected(file.path, "not_an_image_name", NOT_AN_IMAGE_NAME)
 
 
 def _problems(listing: FileListing, folders: list[Folder]) -> Iterator[Rejected]:

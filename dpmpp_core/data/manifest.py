@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from dpmpp_core.data.files import Rejected, write_atomically
 from dpmpp_core.data.inspection import inspect
-from dpmpp_core.data.layouts import WITHOUT_TRAINING, scan
+from dpmpp_core.data.layouts import scan
 from dpmpp_core.data.quarantine import Row, lost_identities, mark_duplicates, some
 from dpmpp_core.errors import DataError
 
@@ -92,7 +92,7 @@ class Manifest:
             QUARANTINE_SCHEMA,
         )
         manifest = cls(os.fspath(root), layout, images, quarantine, rows_sha256(images))
-        _check_usable(manifest)
+        _check_usable(manifest, trains=pc.any(pc.equal(rows["split"], "train")).as_py())
         return manifest
 
     def with_images(self, images: pa.Table) -> Manifest:
@@ -103,13 +103,13 @@ class Manifest:
         images = _in_order(images.select(IMAGE_SCHEMA.names).cast(IMAGE_SCHEMA)).combine_chunks()
         nothing = QUARANTINE_SCHEMA.empty_table()
         result = Manifest(self.root, self.layout, images, nothing, rows_sha256(images))
-        _check_usable(result)
+        _check_usable(result, trains=True)
         return result
 
     @property
-    def has_training(self) -> bool:
-        """Whether the layout has a training split."""
-        return self.layout not in WITHOUT_TRAINING
+    def _numbers_shared(self) -> bool:
+        """Whether a number means the same person in all splits."""
+        return self.layout != "msmt17"
 
     def subset(self, split: str, occluded: bool | None = None) -> pa.Table:
         """Return rows of one split (train, query, gallery), or of one query set by `occluded`."""
@@ -166,6 +166,12 @@ class Manifest:
         leaked = test.filter(pc.is_in(test["sha256"], value_set=trained))["path"].to_pylist()
         if leaked:
             sentences.append(f"{len(leaked)} test images are training images too: {some(leaked)}")
+        both = sorted(_pids(self.subset("train")) & _pids(test)) if self._numbers_shared else []
+        if both:
+            sentences.append(
+                f"{len(both)} persons are in the training split and in query or gallery, so the "
+                f"figures are too good: {some(both)}"
+            )
         doubted = _queries_labelled_otherwise(self)
         if doubted:
             sentences.append(
@@ -234,11 +240,12 @@ def load_split(folder: Path, split: str) -> tuple[str, pa.Table]:
     return head["root"], rows
 
 
-def _check_usable(manifest: Manifest) -> None:
+def _check_usable(manifest: Manifest, trains: bool) -> None:
+    """Raise DataError if nothing can be measured or, with `trains`, nothing learnt."""
     query, gallery = manifest.subset("query"), manifest.subset("gallery")
     missing = sorted(_pids(query) - _pids(gallery))
     persons = manifest.subset("train")["pid"].value_counts().field("counts")
-    if manifest.has_training and (pc.max(persons).as_py() or 0) < 2:
+    if trains and (pc.max(persons).as_py() or 0) < 2:
         fault = "no person of the training split has 2 images, which training needs"
     elif not query.num_rows:
         fault = "there is no query image, which the evaluation needs"

@@ -13,14 +13,9 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from dpmpp_core.data.files import FileListing, Rejected
-from dpmpp_core.data.layouts import (
-    IMAGE_NAME,
-    LITTER,
-    MARKET_NAME,
-    detect_layout,
-    fitting_layouts,
-    scan,
-)
+from dpmpp_core.data.headers import IMAGE_NAME, NOT_AN_IMAGE_NAME
+from dpmpp_core.data.layouts import MARKET_NAME, detect_layout, fitting_layouts, scan
+from dpmpp_core.data.names import match_names
 from dpmpp_core.errors import DataError
 
 ANY = "any"  # a folder without a layout
@@ -65,11 +60,21 @@ def find_sightings(
     if not labels:
         return sightings
     images = {sighting.path: sighting for sighting in sightings.images}
-    if missing := sorted(labels.keys() - images.keys()):
+    missing = []
+    named: dict[str, str] = {}  # path -> how its label names it
+    for name, path in match_names(labels, images).items():
+        if path is None:
+            missing.append(name)
+        elif path in named:
+            raise DataError(f"two labels are of one image: those of {named[path]} and {name}")
+        else:
+            named[path] = name
+    if missing:
         raise DataError(
-            f"{len(missing)} labels are of no image of the folder, as that of {missing[0]}"
+            f"{len(missing)} labels are of no image of the folder, as that of {min(missing)}"
         )
-    for path, label in labels.items():
+    for path, name in named.items():
+        label = labels[name]
         known = {name: value for name in LABELS if (value := getattr(label, name)) is not None}
         images[path] = images[path]._replace(**known)
     return sightings._replace(images=list(images.values()))
@@ -96,9 +101,8 @@ def _of_any(listing: FileListing, split: str) -> Sightings:
     for file in listing.files:
         if IMAGE_NAME.search(file.path):
             paths.append(file.path)
-        elif not LITTER.search(file.path):
-            detail = "neither .jpg, .jpeg, .png, .bmp nor .tif"
-            rejected.append(Rejected(file.path, "not_an_image_name", detail))
+        else:
+            rejected.append(Rejected(file.path, "not_an_image_name", NOT_AN_IMAGE_NAME))
     if not paths:
         raise DataError(f"{listing.root} holds no image: {len(listing.files)} files, none by name")
     names = [MARKET_NAME.match(path.rpartition("/")[2]) for path in paths]
@@ -115,7 +119,8 @@ def _of_any(listing: FileListing, split: str) -> Sightings:
 def read_labels(data: bytes, name: str) -> dict[str, Sighting]:
     """Read labels by path from CSV with the column `path` and any of `pid`, `camid`, `time`.
 
-    Paths are relative to the data folder; an empty cell is not known; times as `parse_time`.
+    Paths are relative to the data folder, see `match_names`; an empty cell is not known; `5.0` is
+    5; times as `parse_time`.
 
     Raises:
         DataError: another column, a path twice, an invalid value; with `name` and line.
@@ -154,6 +159,8 @@ def _number(text: str, where: str, key: str) -> int | None:
     text = text.strip()
     if not text:
         return None
+    whole, point, fraction = text.partition(".")  # a table with empty cells writes 5 as 5.0
+    text = whole if point and not fraction.strip("0") else text
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise DataError(f"{where}: {key} {text!r} is no number from 0 on")
     return int(text)

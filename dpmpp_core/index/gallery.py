@@ -50,6 +50,7 @@ from dpmpp_core.index.segments import (
     match_rows,
     originals_of,
     read_segment,
+    relabel_rows,
     segment_schema,
     write_segment,
 )
@@ -148,6 +149,27 @@ class GalleryIndex:
                 segments.append(now._write([table.filter(pa.array(new))]))
             now = now._with(segments)
         return now, Added(int(new.sum()), len(replaced), int(known.sum()))
+
+    def relabel(self, labels: pa.Table) -> tuple[GalleryIndex, int]:
+        """Give images other labels, all or none; their features stay as they are.
+
+        Args:
+            labels: the columns `image`, each once, and `pid`, `camid`, `time`; null leaves the
+                label as it is. Images that the index lacks are left out.
+
+        Returns:
+            the index, and the number of rows that changed.
+        """
+        with self._writing() as now:
+            changed, tables = [np.empty(0, np.int64)], []
+            for block in now.blocks():
+                positions, table = relabel_rows(block, labels)
+                changed.append(positions)
+                tables.append(table)
+            gone = np.concatenate(changed)
+            if len(gone):
+                now = now._with([*now._without(gone), now._write(tables)])
+        return now, len(gone)
 
     def delete(
         self, images: Collection[str] = (), pids: Collection[int] = ()
@@ -267,11 +289,12 @@ class GalleryIndex:
         rows = pa.concat_tables(tables).sort_by("at").select(ROW_SCHEMA.names)
         return rows.cast(ROW_SCHEMA)
 
-    def images(self) -> pa.Table:
-        """Return `image`, `bytes` and `mtime_ns` of every row that is not deleted."""
-        names = ["image", "bytes", "mtime_ns"]
+    def images(self, names: Sequence[str] = ("image", "bytes", "mtime_ns")) -> pa.Table:
+        """Return these columns of ROW_SCHEMA of every row that is not deleted."""
         schema = pa.schema([ROW_SCHEMA.field(name) for name in names])
-        parts = [block.rows.select(names).filter(pa.array(block.live)) for block in self.blocks()]
+        parts = [
+            block.rows.select(list(names)).filter(pa.array(block.live)) for block in self.blocks()
+        ]
         return pa.Table.from_batches(parts, schema)
 
     def __len__(self) -> int:

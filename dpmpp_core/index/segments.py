@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpmpp_core.data.files import write_atomically
+from dpmpp_core.data.sightings import LABELS
 from dpmpp_core.errors import DataError
 
 Matrix = NDArray[np.float32]
@@ -201,6 +202,26 @@ def match_rows(
         known[at.to_numpy(False)[same]] = True
         replaced.append(block.start + here[~same])
     return known, np.concatenate([np.empty(0, np.int64), *replaced])
+
+
+def relabel_rows(block: Block, labels: pa.Table) -> tuple[NDArray[np.int64], pa.Table]:
+    """Return the rows of a block whose labels change, by position in the index and as a table.
+
+    Args:
+        block: the stored rows.
+        labels: `image`, and the new `pid`, `camid`, `time`; null = as it is.
+    """
+    at = pc.index_in(block.rows["image"], value_set=labels["image"].combine_chunks())
+    here = np.flatnonzero(at.is_valid().to_numpy(False) & block.live)
+    table = pa.Table.from_batches([block.rows]).take(here)
+    differs = np.zeros(len(here), np.bool_)
+    for name in LABELS:
+        new = pc.coalesce(labels[name].take(at.take(here)), table[name])
+        same = pc.fill_null(pc.equal(new, table[name]), False)
+        differs |= pc.and_not(pc.is_valid(new), same).to_numpy()
+        column = table.schema.get_field_index(name)
+        table = table.set_column(column, table.schema.field(column), new)
+    return block.start + here[differs], table.filter(pa.array(differs))
 
 
 def live_tables(blocks: Iterable[Block], rows: int) -> Iterator[list[pa.Table]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from dpmpp_core.retrieval.arguments import (
     refuse_other_spaces,
     refuse_other_width,
 )
+from dpmpp_core.retrieval.precision import bound_rounding
 from dpmpp_core.retrieval.similarity import VANISHED
 
 Excluded = Tensor | tuple[Tensor, ...] | None
@@ -158,7 +158,8 @@ class _Part:
         self.codes, self.lengths = stored.codes[items], stored.lengths[items]
         self.energies = None if stored.energies is None else stored.energies[items]
         self.error = None if stored.error is None else stored.error[items]
-        self.rounding = rounding(stored.codes.shape[1])
+        # The square below which a length under a mask counts as nothing, as in exact scores.
+        self.vanished = (self.lengths * VANISHED).square_()
         self._features: Tensor | None = None
         self._squares: Tensor | None = None
 
@@ -195,9 +196,9 @@ class _Part:
         else:
             if squares is None:
                 squares = self._squared(query.square[rows])
-            inverse = squares.clamp_min_(VANISHED**2).rsqrt_()
+            inverse = torch.maximum(squares, self.vanished, out=squares).rsqrt_()
         scores = products.mul_(inverse)
-        off = scores.new_full((1, 1), self.rounding)
+        off = query.rounding[rows]
         return scores, off if self.error is None else off + self._share(inverse)
 
     def upper(self, query: PreparedQueries, rows: slice, products: Tensor) -> Tensor:
@@ -207,11 +208,12 @@ class _Part:
         """
         assert query.least is not None and self.energies is not None
         inverse = _product(query.least[rows], self.energies)
-        inverse = inverse.mul_(1 - 1e-5).clamp_min_(VANISHED**2).rsqrt_()
+        torch.maximum(inverse, self.vanished, out=inverse).mul_(1 - 1e-5).rsqrt_()
         upper = (products * inverse).clamp_min_(0)
         if self.error is not None:
             upper += self._share(inverse)
-        return upper.add_(self.rounding).clamp_max_(1 + self.rounding)
+        off = query.rounding[rows]
+        return upper.add_(off).clamp_max_(1 + off)
 
     def _squared(self, square: Tensor) -> Tensor:
         if self._in_pieces(square):
@@ -280,11 +282,13 @@ class PreparedQueries:
         weight: q_hat * m, float32 [Q, D]; `weight64` in float64.
         square: m * m, likewise; None without masks.
         least: float32 [Q, D / 8], the least square of each group of dimensions, or None.
+        rounding: float32 [Q, 1], largest error of float32 scores, see `bound_rounding`.
     """
 
     weight: Tensor
     square: Tensor | None
     least: Tensor | None
+    rounding: Tensor
     weight64: Tensor
     square64: Tensor | None
 
@@ -340,15 +344,6 @@ class Query:
         self._loose[rows.start] = float(floor.min()) + 0.02
 
 
-def rounding(width: int) -> float:
-    """Bound the error of float32 scores of width D: 2.6e-6 at 1280 (ours).
-
-    Sums of D products have rounding errors of 2^-24, which add up like a random walk; eight more
-    are for other operations. Measured errors are a fifth of it and less, see `retrieval.md`.
-    """
-    return (math.sqrt(width) + 8) * 2**-24
-
-
 def _prepare_queries(
     space: str, query: Tensor, mask: Tensor | None, order: Tensor
 ) -> PreparedQueries:
@@ -356,13 +351,14 @@ def _prepare_queries(
     q = q / largest("query", space, query, "is a feature vector of length zero").double()
     q = q / torch.linalg.vector_norm(q, dim=1, keepdim=True)
     if mask is None:
-        return PreparedQueries(q.float(), None, None, q, None)
+        return PreparedQueries(q.float(), None, None, bound_rounding(q.float()), q, None)
     refuse_bad_mask(space, mask, query)
     m = mask.double()
     m = m / m.amax(1, keepdim=True)
     weight, square = q * m, m.square()
     least = -group_dimensions(-square.float()[:, order]).amax(2)
-    return PreparedQueries(weight.float(), square.float(), least, weight, square)
+    off = bound_rounding(weight.float())
+    return PreparedQueries(weight.float(), square.float(), least, off, weight, square)
 
 
 def group_dimensions(x: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ Storage = Literal["float32", "float16", "bfloat16", "int8"]
 BLOCK_ITEMS = 4096  # gallery items in a matrix product
 BLOCK_QUERIES = 512
 BLOCK_PAIRS = 128  # pairs scored exactly at a time, which fit a core's caches
-SAFE = (1e-12, 1e12)  # lengths whose squares keep their digits in float32
+# Lengths of features that stay as they are: squares, and those of the least length under a mask,
+# keep their digits in float32.
+SAFE = (1e-3, 1e12)
 GRID = 2.0**24  # exact scores are multiples of 1 / GRID
 STEPS = 127  # of int8, either side of zero
 SCANNED = (torch.float32, torch.float16, torch.bfloat16, torch.int8)  # without conversion

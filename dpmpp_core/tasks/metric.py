@@ -263,8 +263,10 @@ class MetricTask(Task):
         factor = section.rates[min(part, len(section.rates) - 1)]
         if section.schedule == "cosine":
             return factor * warmup_cosine(epoch, section.warmup_epochs, section.epochs, 0.01)
-        warmup, milestones = section.warmup_epochs, section.milestones
-        return factor * warmup_steps(epoch, warmup, milestones, section.gamma)
+        milestones: tuple[float, ...] | None = section.milestones
+        if milestones is None:
+            milestones = section.epochs / 2, section.epochs * 5 / 6
+        return factor * warmup_steps(epoch, section.warmup_epochs, milestones, section.gamma)
 
     def filter_gradients(self, phase: str) -> None:
         """Drop the gradients that `phase` does not update; clip those of the mask generator."""

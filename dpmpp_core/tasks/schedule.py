@@ -19,7 +19,7 @@ def warmup_cosine(epoch: float, warmup: int, epochs: int, floor: float) -> float
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def warmup_steps(epoch: float, warmup: int, milestones: Sequence[int], gamma: float) -> float:
+def warmup_steps(epoch: float, warmup: int, milestones: Sequence[float], gamma: float) -> float:
     """Return the factor on the base rate: linear from 0.1 in warm-up, x gamma at each milestone."""
     start = 0.1 + 0.9 * epoch / warmup if epoch < warmup else 1.0
     return start * gamma ** sum(epoch >= milestone for milestone in milestones)

@@ -48,8 +48,15 @@ def _options(
 
 def main() -> None:
     """Entry point of the `dpmpp` program."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by whoever started the program
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
+        getattr(sys, stream).reconfigure(errors="backslashreplace")  # terminals without UTF-8
     try:
         app()
+    except BrokenPipeError:  # whoever reads has had enough, as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(1) from None
     finally:
         sys.stdout.flush()
         os.dup2(2, 1)  # what libraries print at exit must not follow the result

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli import show
-from pipelines.cli.options import Json, run_command
+from pipelines.cli.options import Json, RequiredModel, run_command
 
 app = typer.Typer()
 
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Option("--model", help="Folder of a saved model.")],
+    model: RequiredModel,
     out: Annotated[
         Path | None, typer.Option("--out", help="The file to write. Default: FOLDER/model.onnx.")
     ] = None,
@@ -24,9 +24,15 @@ def export(
     """Write a model as one ONNX file: pixels in, features and masks out; checked against it."""
 
     def work() -> dict[str, Any]:
+        from dpmpp_core.errors import ArgumentError
         from pipelines.inference import onnx_export
         from pipelines.inference.onnx_model import default_graph_path
+        from pipelines.registry.models import fetch_model, resolve_model_source
 
-        return onnx_export.export(model, out or Path(default_graph_path(str(model))))
+        source = resolve_model_source(model)
+        if out is None and not Path(source).is_dir():
+            raise ArgumentError(f"--out: name the file to be written, as {model} is no folder")
+        target = out or Path(default_graph_path(source))
+        return onnx_export.export(fetch_model(source), target)
 
     run_command(work, show.show_export, as_json)

@@ -52,11 +52,13 @@ TrackingUri = Annotated[
 Address = Annotated[
     str | None, typer.Option("--address", help="Ray cluster. Default: a local one is started.")
 ]
+_MODEL = (
+    "Folder of a saved model, of the stage or run that trained it, s3://bucket/prefix, FILE.onnx, "
+    "models:/NAME@ALIAS or models:/NAME/VERSION."
+)
+RequiredModel = Annotated[str, typer.Option("--model", help=_MODEL)]
 Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model", help="Folder of a saved model, or FILE.onnx. Default: train one on the data."
-    ),
+    str | None, typer.Option("--model", help=f"{_MODEL} Default: train one on the data.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Build every stage again.")]
 Bands = Annotated[

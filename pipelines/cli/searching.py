@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli import show_search
-from pipelines.cli.options import Address, Json, run_command
+from pipelines.cli.options import Address, Json, RequiredModel, run_command
 
 app = typer.Typer()
 index_app = typer.Typer(help="Build and maintain gallery indexes.", no_args_is_help=True)
@@ -48,9 +48,7 @@ Approximate = Annotated[
 def index_build(
     index: Index,
     data: ImageData,
-    model: Annotated[
-        str, typer.Option("--model", help="Folder of a saved model, or models:/NAME@ALIAS.")
-    ],
+    model: RequiredModel,
     split: Split = "all",
     labels: Labels = None,
     stored: Annotated[
@@ -199,6 +197,9 @@ def search(
         str, typer.Option(help="torch, or onnx: run the file that `dpmpp export` wrote.")
     ] = "torch",
     approximate: Approximate = False,
+    no_mask: Annotated[
+        bool, typer.Option("--no-mask", help="Trust the whole picture; to compare.")
+    ] = False,
     model: IndexModel = None,
     address: Address = None,
     as_json: Json = False,
@@ -218,7 +219,7 @@ def search(
         request = SearchRequest(
             index=index, query=query, top=top, where=where, model=model, shards=shards,
             base_rate=base_rate, html=html, address=address, engine=engine, tracklet=tracklet,
-            approximate=approximate,
+            approximate=approximate, masked=not no_mask,
         )  # fmt: skip
         return run_search(request)
 

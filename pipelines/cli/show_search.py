@@ -15,7 +15,8 @@ def show_added(result: dict[str, Any]) -> None:
     """Print what was added, what was left out, and the index."""
     _print_line(
         f"{result['root']}: {result['added']:,} added, {result['replaced']:,} of them for older "
-        f"pictures, {result['known']:,} were there, {result['seconds']:.1f} s"
+        f"pictures, {result['known']:,} were there, {result['relabelled']:,} of them with new "
+        f"labels, {result['seconds']:.1f} s"
     )
     show_left_out(Console(), result["quarantined"])
     show_index(result)
@@ -81,10 +82,13 @@ def show_calibration(result: dict[str, Any]) -> None:
 
 def show_results(result: dict[str, Any]) -> None:
     """Print one table per query."""
+    from dpmpp_core.data.names import distinguish
     from dpmpp_core.data.sightings import show_time
     from pipelines.gallery.pages import format_probability
 
     console = Console()
+    images = [hit["image"] for query in result["queries"] for hit in query["hits"]]
+    names = dict(zip(images, distinguish(images), strict=True))
     for query in result["queries"]:
         table = Table(title=one_line(query["image"]), title_justify="left")
         for column in ("", "score", "same person", "person", "camera", "time", "image"):
@@ -99,7 +103,7 @@ def show_results(result: dict[str, Any]) -> None:
                 "" if hit["pid"] is None else str(hit["pid"]),
                 "" if hit["camid"] is None else str(hit["camid"]),
                 show_time(hit["time"]),
-                one_line(hit["image"].rpartition("/")[2]),
+                one_line(names[hit["image"]]),
             )
         console.print(table, markup=False)
     if result["approximate"]:
@@ -114,6 +118,7 @@ def show_results(result: dict[str, Any]) -> None:
             f"same person: if {100 * result['base_rate']:g} % of the compared pairs show one; "
             "--base-rate changes it"
         )
+    show_left_out(console, result["quarantined"])
     if "html" in result:
         _print_line(f"page: {result['html']}")
 

@@ -50,6 +50,23 @@ def _add_command(name: str, until: str, help_text: str) -> None:
         _run(options, until, as_json)
 
 
+@app.command(help="Draw people, train on them, evaluate, report and register: needs no data.")
+def demo(
+    overrides: Overrides = None,
+    storage: StorageUri = "runs",
+    tracking_uri: TrackingUri = None,
+    address: Address = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Run the whole pipeline on the demo set."""
+    options = Options(
+        overrides=overrides or [], storage=storage, tracking_uri=tracking_uri, address=address,
+        fresh=fresh,
+    )  # fmt: skip
+    _run(options, "register", as_json)
+
+
 _add_command("run", "register", "Run the whole pipeline: data to registered model and report.")
 for _name, _until in (
     ("prepare", "prepare"),

@@ -11,8 +11,9 @@ from typing import Any
 
 from dpmpp_core.data.files import resolve_path
 from dpmpp_core.errors import ArgumentError, ConfigError, DataError
-from pipelines.gallery.index import open_index, read_model_version, resolve_model_source
+from pipelines.gallery.index import open_index
 from pipelines.gallery.search import require_sketches
+from pipelines.registry.models import read_model_version, resolve_model_source
 
 log = logging.getLogger(__name__)
 

@@ -41,8 +41,10 @@ def main() -> None:
         cameras = st.multiselect("Cameras", indexed["cameras"], placeholder="All")
         since = st.text_input("From (UTC)", placeholder="2026-11-27T14:05")
         until = st.text_input("Until (UTC)", placeholder="2026-11-27T18:00")
+        masked = st.checkbox("Use the mask", value=True, help="Off: trust the whole picture.")
     dropped = st.file_uploader(
-        "A picture of one person, cut to the person", ["jpg", "jpeg", "png", "bmp", "tif", "tiff"]
+        "A picture of one person, cut to the person",
+        ["jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp"],
     )
     if dropped is None:
         return
@@ -53,7 +55,7 @@ def main() -> None:
             until=parse_time(until) if until else None,
         )
         picture = decode(dropped.getvalue())
-        query = searcher.embed([picture], [dropped.name])
+        query = searcher.embed([picture], [dropped.name], masked)
         results = searcher.find(query, top, where)
     except UserError as error:
         st.error(str(error))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dpmpp_core.config import ClusterConfig
-from dpmpp_core.data.files import write_atomically
+from dpmpp_core.data.files import ensure_writable, write_atomically
 from dpmpp_core.data.sightings import Sighting
 from dpmpp_core.errors import ArgumentError, DataError
 from dpmpp_core.index import GalleryIndex
@@ -18,11 +18,10 @@ from pipelines.gallery.index import (
     EmbedImages,
     ImageSource,
     find_images,
-    read_model_version,
     resolve_local_folder,
-    resolve_model_source,
 )
 from pipelines.inference.embed import embed_images
+from pipelines.registry.models import read_model_version, resolve_model_source
 from pipelines.registry.references import get_registry_uri
 from pipelines.reporting.figures import draw_reliability, save_png
 from pipelines.runtime.resources import connect
@@ -49,6 +48,7 @@ def calibrate_index(
     if not 0 < base_rate < 1:
         raise ArgumentError(f"--base-rate {base_rate}: a share above 0 and below 1 is needed")
     index = GalleryIndex.open(resolve_local_folder(folder))
+    ensure_writable(index.folder)
     source = resolve_model_source(model or index.manifest.source)
     index.check(read_model_version(source), f"the model {source}")
     listing, sightings = find_images(images)

@@ -15,28 +15,31 @@ import pyarrow.parquet as pq
 import torch
 
 from dpmpp_core.config import ClusterConfig
-from dpmpp_core.data.files import FileListing, Rejected, list_files, resolve_path, write_atomically
+from dpmpp_core.data.files import (
+    FileListing,
+    Rejected,
+    ensure_writable,
+    list_files,
+    resolve_path,
+    write_atomically,
+)
 from dpmpp_core.data.inspection import inspect_picture
 from dpmpp_core.data.manifest import QUARANTINE_SCHEMA
-from dpmpp_core.data.sightings import Sighting, Sightings, find_sightings, read_labels
+from dpmpp_core.data.names import canonical
+from dpmpp_core.data.sightings import LABELS, Sighting, Sightings, find_sightings, read_labels
 from dpmpp_core.errors import DataError
-from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, Stored, describe_index
+from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, Stored, describe_index
 from dpmpp_core.index.manifest import Segment
-from dpmpp_core.models.reid import CARD_FILE, NAME, WEIGHTS_FILE, ReidModel, load_model
-from dpmpp_core.models.saved import read_card
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import from_columns, refuse_unusable, to_columns
 from pipelines.gallery.selection import match_images
 from pipelines.inference.embed import stream_embeddings
-from pipelines.inference.onnx_model import SUFFIX, OnnxModel
-from pipelines.registry.references import (
-    fetch_registered,
-    get_registry_uri,
-    is_registered,
-    resolve_model_uri,
-    use_registry,
+from pipelines.registry.models import (
+    load_source_model,
+    read_model_version,
+    resolve_model_source,
 )
-from pipelines.runtime.device import assigned_device
+from pipelines.registry.references import get_registry_uri, use_registry
 from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
 
@@ -46,6 +49,7 @@ BATCH_IMAGES = 64  # images a forward pass
 # The most images or seconds of work that a killed job has to repeat.
 COMMIT_ROWS, COMMIT_SECONDS = 16_384, 60.0
 QUARANTINE_FILE = "quarantine.parquet"
+FILE = ["image", "bytes", "mtime_ns"]  # columns that tell whether a file is in the index as it is
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def build_index(folder: str, model: str, stored: Stored, images: ImageSource) ->
 
 
 def add_images(folder: str, images: ImageSource, model: str | None = None) -> dict[str, Any]:
-    """Add the images of a data folder that are new or have changed.
+    """Add the images of a data folder that are new or have changed, and new labels of others.
 
     Args:
         folder: of the index.
@@ -93,7 +97,8 @@ def add_images(folder: str, images: ImageSource, model: str | None = None) -> di
 
     Returns:
         `describe_index` of the index, and: added, replaced (pictures that changed), known (files
-        that were not opened or have the same content), quarantined, seconds.
+        that were not opened or have the same content), relabelled (known ones whose person, camera
+        or time changed), quarantined, seconds.
 
     Raises:
         UserError: the index, its model or the data.
@@ -183,54 +188,6 @@ def fetch_segment(uri: str, segment: Segment) -> Path:
     return file.parent.parent
 
 
-def resolve_model_source(model: str) -> str:
-    """Return a model's location for other processes: an absolute path, a URI, or a version.
-
-    A name of the registry, `models:/NAME@ALIAS`, becomes the version that it names now.
-
-    Raises:
-        UserError: the registry has no such model, or does not answer.
-    """
-    return resolve_model_uri(model) if is_registered(model) else resolve_path(model)
-
-
-def fetch_model(source: str) -> Path:
-    """Return the folder of a saved model, or a file of `dpmpp export`.
-
-    A model on S3 or in the registry is copied to this node.
-
-    Raises:
-        UserError: it cannot be reached, or is no saved model.
-    """
-    if is_registered(source):
-        return fetch_registered(source)
-    if "://" not in source:
-        return Path(source)
-    if source.endswith(SUFFIX):
-        place, _, name = source.rpartition("/")
-        return Storage(place).fetch_file(name)
-    storage = Storage(source)
-    for file in (CARD_FILE, WEIGHTS_FILE):
-        folder = storage.fetch_file(file).parent
-    return folder
-
-
-def read_model_version(source: str) -> ModelVersion:
-    """Return the version of the model at `source`; raise WeightsError if it is no model."""
-    if source.endswith(SUFFIX):
-        graph = OnnxModel(fetch_model(source))
-        return ModelVersion(weights_sha256=graph.weights_sha256, spaces=graph.spaces)
-    card = read_card(fetch_model(source), NAME)
-    return ModelVersion(weights_sha256=card["weights_sha256"], spaces=card["spaces"])
-
-
-def load_source_model(source: str) -> ReidModel | OnnxModel:
-    """Load a model, on the GPU that Ray gave this worker if any, or a file of `dpmpp export`."""
-    if source.endswith(SUFFIX):
-        return OnnxModel(fetch_model(source))
-    return load_model(fetch_model(source), assigned_device())
-
-
 class EmbedImages:
     """A worker that inspects images, and embeds the good ones.
 
@@ -286,12 +243,16 @@ def _add_sightings(
     address: str | None,
 ) -> dict[str, Any]:
     start = time.monotonic()
-    new = _list_new_images(index, listing, sightings.images)
-    writer = _IndexWriter(index, [Rejected(*row) for row in sightings.rejected])
+    ensure_writable(index.folder)
+    images, twice = _list_images(index, listing, sightings.images)
+    new = images.join(index.images(), FILE, join_type="left anti")
+    new = new.select(images.column_names).sort_by("path")
+    known = images.join(index.images(), FILE, join_type="left semi").select(["image", *LABELS])
+    index, relabelled = index.relabel(known)
+    writer = _IndexWriter(index, [*(Rejected(*row) for row in sightings.rejected), *twice])
     if len(new):
-        if len(new) < len(sightings.images):
-            log.info("index: %d of %d images are in it", len(sightings.images) - len(new),
-                     len(sightings.images))  # fmt: skip
+        if len(known):
+            log.info("index: %d of %d images are in it", len(known), len(images))
         plan, _ = connect(address, ClusterConfig())
         paths = new["path"].to_pylist()
         arguments = (listing.root, source, get_registry_uri())
@@ -309,30 +270,39 @@ def _add_sightings(
         "layout": sightings.layout,
         "added": writer.added,
         "replaced": writer.replaced,
-        "known": len(sightings.images) - len(new) + writer.known,
+        "known": len(known) + writer.known,
+        "relabelled": relabelled,
         "quarantined": quarantine,
         "seconds": round(time.monotonic() - start, 2),
     }
 
 
-def _list_new_images(
+def _list_images(
     index: GalleryIndex, listing: FileListing, images: Sequence[Sighting]
-) -> pa.Table:
-    """Return `path` and the columns of ROW_SCHEMA but `sha256`, of images that are not indexed."""
+) -> tuple[pa.Table, list[Rejected]]:
+    """Return `path` and the columns of ROW_SCHEMA but `sha256`, and files that are there twice.
+
+    An image that the index has under another spelling, as through a link, keeps that name.
+    """
+    stored = {canonical(name): name for name in index.images(["image"])["image"].to_pylist()}
     stats = {file.path: file for file in listing.files}
-    columns = {
-        "path": [image.path for image in images],
-        "image": [f"{listing.root.rstrip('/')}/{image.path}" for image in images],
-        "bytes": [stats[image.path].size for image in images],
-        "mtime_ns": [stats[image.path].mtime_ns for image in images],
-        "pid": [image.pid for image in images],
-        "camid": [image.camid for image in images],
-        "time": [image.time for image in images],
-    }
-    fields = [ROW_SCHEMA.field(name) for name in columns if name != "path"]
-    table = pa.table(columns, schema=pa.schema([pa.field("path", pa.string()), *fields]))
-    todo = table.join(index.images(), ["image", "bytes", "mtime_ns"], join_type="left anti")
-    return todo.select(list(columns)).sort_by("path")
+    root = listing.root.rstrip("/")
+    rows: dict[str, dict[str, Any]] = {}
+    twice = []
+    for image in images:
+        name = canonical(f"{root}/{image.path}")
+        if name in rows:
+            detail = f"a link leads to {rows[name]['path']}, which is taken"
+            twice.append(Rejected(image.path, "same_file", detail))
+            continue
+        stat = stats[image.path]
+        rows[name] = {
+            "path": image.path, "image": stored.get(name, name), "bytes": stat.size,
+            "mtime_ns": stat.mtime_ns, "pid": image.pid, "camid": image.camid, "time": image.time,
+        }  # fmt: skip
+    fields = [ROW_SCHEMA.field(name) for name in ROW_SCHEMA.names if name != "sha256"]
+    schema = pa.schema([pa.field("path", pa.string()), *fields])
+    return pa.Table.from_pylist(list(rows.values()), schema), twice
 
 
 class _IndexWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,10 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from dpmpp_core.data.images import Image, read_image
+from dpmpp_core.data.files import read_bytes
+from dpmpp_core.data.headers import MAX_BYTES
+from dpmpp_core.data.images import Image, decode
+from dpmpp_core.data.names import distinguish
 from dpmpp_core.data.sightings import show_time
 from dpmpp_core.errors import DataError
 from pipelines.gallery.search import Hit
@@ -46,6 +50,7 @@ class _RenderedAnswer(NamedTuple):
     picture: Image
     caption: str
     hits: Sequence[Hit]
+    names: list[str]
     thumbnails: list[Image | None]
 
 
@@ -115,17 +120,25 @@ def _prepare_answer(answer: QueryAnswer) -> _RenderedAnswer:
         caption += " Red: hides a part of the body, so the encoder leaves it out."
     if answer.query.bands is not None:
         caption += " Bars: how much each band counts."
-    thumbnails = [load_thumbnail(hit.image) for hit in answer.hits]
+    thumbnails = [load_thumbnail(hit.image, hit.sha256) for hit in answer.hits]
     picture = draw_trusted(answer.picture, answer.query)
-    return _RenderedAnswer(answer.image, picture, caption, answer.hits, thumbnails)
+    names = distinguish([hit.image for hit in answer.hits])
+    return _RenderedAnswer(answer.image, picture, caption, answer.hits, names, thumbnails)
 
 
-def load_thumbnail(image: str) -> Image | None:
-    """Return a small picture of an index; None if it is gone or no picture any more."""
+def load_thumbnail(image: str, sha256: str) -> Image | None:
+    """Return a small picture of an index; None if it is gone or another file now.
+
+    The hash also prevents that a foreign index shows other pictures of this machine than those
+    that its author had.
+    """
     root, _, name = image.rpartition("/")
     try:
-        picture = read_image(root or "/", name)
+        data = read_bytes(root or "/", name, MAX_BYTES + 1)
+        picture = decode(data)
     except DataError:
+        return None
+    if hashlib.sha256(data).hexdigest() != sha256:
         return None
     scale = THUMBNAIL_PIXELS / max(picture.shape[:2])
     if scale >= 1:

@@ -11,22 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from dpmpp_core.data.files import list_files, resolve_path
-from dpmpp_core.data.images import Image, read_image
+from dpmpp_core.data.files import Rejected, ensure_writable, list_files, resolve_path
+from dpmpp_core.data.images import Image
+from dpmpp_core.data.inspection import inspect_picture
 from dpmpp_core.data.sightings import find_sightings, show_time
 from dpmpp_core.errors import ConfigError, DataError, WeightsError
 from dpmpp_core.index import GalleryIndex, RowFilter, SearchResult, search
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import refuse_unusable, to_columns
 from pipelines.gallery.calibration import read_calibration
-from pipelines.gallery.index import (
-    load_source_model,
-    open_index,
-    open_remote_index,
-    read_model_version,
-    resolve_local_folder,
-    resolve_model_source,
-)
+from pipelines.gallery.index import open_index, open_remote_index, resolve_local_folder
 from pipelines.gallery.selection import require_cameras
 from pipelines.gallery.shards import Shards
 from pipelines.inference.onnx_model import default_graph_path
@@ -38,6 +32,7 @@ from pipelines.inference.queries import (
     select_query,
     tile_frames,
 )
+from pipelines.registry.models import load_source_model, read_model_version, resolve_model_source
 from pipelines.registry.references import is_registered
 from pipelines.runtime.progress import progress_bar
 
@@ -56,6 +51,7 @@ class Hit(NamedTuple):
         probability: that it shows the same person, in (0, 1); None if the index is not calibrated.
         pid, camid: person and camera; None = not known.
         time: seconds since 1970, UTC.
+        sha256: of the file, hexadecimal.
     """
 
     image: str
@@ -64,6 +60,7 @@ class Hit(NamedTuple):
     pid: int | None
     camid: int | None
     time: int | None
+    sha256: str
 
 
 class Results(NamedTuple):
@@ -94,6 +91,7 @@ class SearchRequest:
     engine: str = "torch"
     tracklet: bool = False
     approximate: bool = False
+    masked: bool = True
 
 
 def run_search(request: SearchRequest) -> dict[str, Any]:
@@ -101,34 +99,41 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
 
     Returns:
         index, images, scored (see `Results`), approximate, model, base_rate (None if not
-        calibrated), queries: of each its image and its hits.
+        calibrated), queries: of each its image and its hits; quarantined: files of the folder that
+        are no pictures.
 
     Raises:
-        UserError: the index, the model, or a query that is no picture.
+        UserError: the index, the model, or no query that is a picture.
     """
     if request.top < 1:
         raise DataError(f"--top {request.top}: at least 1 is needed")
-    root, paths = _list_query_files(request.query)
+    if request.html is not None:
+        if Path(request.html).is_dir():
+            raise DataError(f"--html {request.html}: is a folder; name the file to be written")
+        ensure_writable(Path(request.html).parent)
+    root, paths, refused = _list_query_files(request.query)
     searcher = Searcher(request.index, request.model, request.base_rate, request.shards,
                         request.address, request.engine, request.approximate)  # fmt: skip
     require_cameras(searcher.index, request.where)
     answers: list[tuple[str, Image, QueryEmbeddings, list[Hit]]] = []
     scored = 0
     if request.tracklet:
-        picture, query = searcher.embed_as_one(root, paths)
+        picture, query = searcher.embed_as_one(root, paths, refused, request.masked)
         (hits,), scored = searcher.find(query, request.top, request.where)
         answers, paths = [(root, picture, query, hits)], []
     with progress_bar("searched", len(paths)) as shown:
         for start in range(0, len(paths), BATCH_QUERIES):
-            part = paths[start : start + BATCH_QUERIES]
-            pictures = [read_image(root, path) for path in part]
-            query = searcher.embed(pictures, part)
-            best, scored = searcher.find(query, request.top, request.where)
-            answers += [
-                (f"{root}/{path}", pictures[i], select_query(query, i), best[i])
-                for i, path in enumerate(part)
-            ]
-            shown.update(len(answers))
+            pictures = _read_pictures(root, paths[start : start + BATCH_QUERIES], refused)
+            if pictures:
+                query = searcher.embed(list(pictures.values()), list(pictures), request.masked)
+                best, scored = searcher.find(query, request.top, request.where)
+                answers += [
+                    (f"{root}/{path}", picture, select_query(query, i), best[i])
+                    for i, (path, picture) in enumerate(pictures.items())
+                ]
+            shown.update(min(start + BATCH_QUERIES, len(paths)))
+    if not answers:
+        raise _no_query(request.query, refused)
     result: dict[str, Any] = {
         "index": redact(request.index),
         "images": len(searcher.index),
@@ -140,13 +145,18 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
             {"image": image, "hits": [hit._asdict() for hit in hits]}
             for image, _, _, hits in answers
         ],
+        "quarantined": [row._asdict() for row in refused],
     }
     if request.html is not None:
         from pipelines.gallery.pages import QueryAnswer, write_search_page
 
         pages = [QueryAnswer(*answer) for answer in answers]
-        write_search_page(Path(request.html), searcher.describe(request.where, scored), pages)
-        result["html"] = str(Path(request.html).absolute())
+        try:
+            write_search_page(Path(request.html), searcher.describe(request.where, scored), pages)
+            result["html"] = str(Path(request.html).absolute())
+        except OSError as error:  # the answers are printed all the same
+            log.warning("%s is not written: %s", request.html, error.strerror)
+            result["failed"] = True
     return result
 
 
@@ -217,25 +227,36 @@ class Searcher:
             raise WeightsError(f"{error}; name the folder of the index's model: --model") from None
         self.index.check(version, f"the model {source}")
 
-    def embed(self, pictures: Sequence[Image], names: Sequence[str]) -> QueryEmbeddings:
+    def embed(
+        self, pictures: Sequence[Image], names: Sequence[str], masked: bool = True
+    ) -> QueryEmbeddings:
         """Return features and masks of pictures, uint8 [H, W, 3] RGB of any size.
+
+        `masked` as of `embed_queries`.
 
         Raises:
             WeightsError: one without usable features; contains its name.
         """
-        query = embed_queries(self._model, pictures)
+        query = embed_queries(self._model, pictures, masked)
         refuse_unusable(to_columns(query.features, query.masks), names)
         return query
 
-    def embed_as_one(self, root: str, paths: Sequence[str]) -> tuple[Image, QueryEmbeddings]:
-        """Pictures of one person as one query: they side by side, and what `fuse` makes of them."""
+    def embed_as_one(
+        self, root: str, paths: Sequence[str], refused: list[Rejected], masked: bool = True
+    ) -> tuple[Image, QueryEmbeddings]:
+        """Return the pictures of one person side by side, and what `fuse` makes of them.
+
+        Files that are no pictures are added to `refused`; DataError if none is one.
+        """
         pictures: list[Image] = []
         parts: list[QueryEmbeddings] = []
         for start in range(0, len(paths), BATCH_QUERIES):
-            names = paths[start : start + BATCH_QUERIES]
-            frames = [read_image(root, path) for path in names]
-            parts.append(self.embed(frames, names))
-            pictures += frames[: SHOWN_FRAMES - len(pictures)]
+            frames = _read_pictures(root, paths[start : start + BATCH_QUERIES], refused)
+            if frames:
+                parts.append(self.embed(list(frames.values()), list(frames), masked))
+                pictures += list(frames.values())[: SHOWN_FRAMES - len(pictures)]
+        if not parts:
+            raise _no_query(root, refused)
         return tile_frames(pictures), fuse_queries(parts)
 
     def find(self, query: QueryEmbeddings, top: int, where: RowFilter) -> Results:
@@ -300,9 +321,9 @@ class Searcher:
         chances: list[float] | list[None] = [None] * len(scores)
         if self._calibration is not None:
             chances = self._calibration.probability(scores, self.base_rate).tolist()
-        columns = rows.select(["image", "pid", "camid", "time"]).to_pylist()
+        columns = rows.select(["image", "pid", "camid", "time", "sha256"]).to_pylist()
         hits = [
-            Hit(row["image"], float(score), chance, row["pid"], row["camid"], row["time"])
+            Hit(score=float(score), probability=chance, **row)
             for row, score, chance in zip(columns, scores, chances, strict=True)
         ]
         ends = np.cumsum(valid.sum(axis=1)).tolist()
@@ -318,12 +339,30 @@ def require_sketches(index: GalleryIndex, uri: str) -> None:
         )
 
 
-def _list_query_files(query: str) -> tuple[str, list[str]]:
-    """Return a root and the images below it: one, or all of a folder."""
+def _list_query_files(query: str) -> tuple[str, list[str], list[Rejected]]:
+    """Return a root, the images below it - one, or all of a folder - and what is no image."""
     path = resolve_path(query)
     if "://" in path or Path(path).is_dir():
         listing = list_files(path)
-        return listing.root.rstrip("/"), [x.path for x in find_sightings(listing).images]
+        found = find_sightings(listing)
+        return listing.root.rstrip("/"), [x.path for x in found.images], list(found.rejected)
     if not Path(path).is_file():
         raise DataError(f"{query}: no such picture or folder")
-    return str(Path(path).parent), [Path(path).name]
+    return str(Path(path).parent), [Path(path).name], []
+
+
+def _read_pictures(root: str, paths: Sequence[str], refused: list[Rejected]) -> dict[str, Image]:
+    """Return pictures by path; those that are none are added to `refused`."""
+    pictures = {}
+    for path in paths:
+        row, picture = inspect_picture(root, path)
+        if picture is None:
+            refused.append(Rejected(path, row["reason"], row["detail"]))
+        else:
+            pictures[path] = picture
+    return pictures
+
+
+def _no_query(query: str, refused: Sequence[Rejected]) -> DataError:
+    named = "; ".join(f"{row.path}: {row.detail}" for row in refused[:3])
+    return DataError(f"{query}: no picture to search for: {named}")

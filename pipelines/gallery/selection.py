@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dpmpp_core.data.names import canonical
 from dpmpp_core.errors import DataError
 from dpmpp_core.index import GalleryIndex, RowFilter, describe_index
 
@@ -18,6 +19,7 @@ def match_images(index: GalleryIndex, images: Sequence[str], pids: Sequence[int]
         DataError: an image or a person is not in the index, or several images end like that.
     """
     matches: dict[str, set[str]] = {name: set() for name in images}
+    whole = {name: canonical(name) for name in images}
     unknown = set(pids)
     for block in index.blocks():
         live = pa.array(block.live)
@@ -25,6 +27,7 @@ def match_images(index: GalleryIndex, images: Sequence[str], pids: Sequence[int]
         unknown -= set(pc.unique(block.rows["pid"].filter(live)).to_pylist())
         for name, match in matches.items():
             same = pc.or_(pc.equal(stored, name), pc.ends_with(stored, f"/{name}"))
+            same = pc.or_(same, pc.equal(stored, whole[name]))
             match.update(stored.filter(same).to_pylist())
     if unknown:
         raise DataError(f"--pid {min(unknown)}: no such person in the index; nothing is deleted")

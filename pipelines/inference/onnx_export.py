@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dpmpp_core import __version__
 from dpmpp_core.config import DemoConfig
-from dpmpp_core.data.files import write_atomically
+from dpmpp_core.data.files import ensure_writable, write_atomically
 from dpmpp_core.data.images import decode
 from dpmpp_core.demo.generate import draw_shots
 from dpmpp_core.demo.plan import plan_shots
@@ -61,6 +61,7 @@ def export(model: Path, out: Path) -> dict[str, Any]:
 
     Raises:
         ArgumentError: `out` is not a file name of the format.
+        DataError: It cannot be written.
         ConfigError: The extra is not installed.
         WeightsError: As `load_model`; the model is too large for one file; or an output differs
             from the model's by more than 1e-4, and nothing is written.
@@ -69,6 +70,7 @@ def export(model: Path, out: Path) -> dict[str, Any]:
         import_package(package)
     if out.is_dir() or out.suffix != SUFFIX:
         raise ArgumentError(f"--out {out}: name the file to be written, NAME{SUFFIX}")
+    ensure_writable(out.parent)
     loaded = load_model(model)
     size = sum(p.numel() * p.element_size() for p in loaded.state_dict().values())
     if size > MAX_WEIGHT_BYTES:

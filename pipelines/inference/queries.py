@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from dpmpp_core.data.images import Image, resize
+from dpmpp_core.errors import ArgumentError
 from dpmpp_core.models.bands import SPACE as BANDS
+from dpmpp_core.models.clip import grid_size
 from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.reid import ReidModel
 from dpmpp_core.retrieval import fuse
@@ -42,8 +44,22 @@ class QueryEmbeddings:
 
 
 @torch.inference_mode()
-def embed_queries(model: ReidModel | OnnxModel, pictures: Sequence[Image]) -> QueryEmbeddings:
-    """Embed pictures [H, W, 3]; an exported model has no output for `visible`."""
+def embed_queries(
+    model: ReidModel | OnnxModel, pictures: Sequence[Image], masked: bool = True
+) -> QueryEmbeddings:
+    """Embed pictures [H, W, 3]; an exported model has no output for `visible`.
+
+    Args:
+        model: the model.
+        pictures: of any size.
+        masked: with their masks. If not, no patch is masked from attention, and all dimensions
+            count alike.
+
+    Raises:
+        ArgumentError: not `masked`, of an exported model, whose graph masks attention itself.
+    """
+    if not masked:
+        return _embed_unmasked(model, pictures)
     if isinstance(model, OnnxModel):
         result = model.embed(pictures)
         bands = _average_by_band(result.masks, model.bands)
@@ -67,6 +83,21 @@ def embed_queries(model: ReidModel | OnnxModel, pictures: Sequence[Image]) -> Qu
         bands=_average_by_band(masks, model.config.bands),
         occluded=occluded,
     )
+
+
+def _embed_unmasked(model: ReidModel | OnnxModel, pictures: Sequence[Image]) -> QueryEmbeddings:
+    if isinstance(model, OnnxModel):
+        result = model.embed(pictures)
+        if result.occluded is not None:
+            raise ArgumentError(
+                "--no-mask: the exported graph masks attention itself; search with --engine torch"
+            )
+    else:
+        grid = grid_size(model.config, model.data.height, model.data.width)
+        nothing = np.zeros((len(pictures), *grid), bool)
+        result = model.embed(pictures, masked=nothing)
+    masks = {space: np.ones_like(x) for space, x in result.features.items()}
+    return QueryEmbeddings(result.features, masks, visible=None, bands=None)
 
 
 def _average_by_band(masks: Mapping[str, np.ndarray], bands: int) -> np.ndarray | None:

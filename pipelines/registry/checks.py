@@ -91,7 +91,7 @@ def run_promotion_checks(
             that was measured on other images is not compared.
 
     Raises:
-        RegistryError: the registry does not answer.
+        TrackingError: the registry does not answer.
         DataError, WeightsError: the champion cannot be measured on the version's images.
     """
     number = int(version.version)

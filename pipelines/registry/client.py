@@ -8,30 +8,25 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
-import requests
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from dpmpp_core.errors import ConfigError, UserError, suggest
-from dpmpp_core.redaction import one_line
-from pipelines.runtime.tracking import SQLITE, open_client, without_login
+from dpmpp_core.errors import ConfigError, suggest
+from pipelines.runtime.storage import SQLITE
+from pipelines.runtime.tracking import (
+    QUICK_REQUESTS,
+    open_client,
+    translate_errors,
+    without_login,
+)
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 WEIGHTS, FILES = "weights_sha256", "files_sha256"
 LOADING_ARTIFACT = "registered_model_meta"  # MLflow adds it to a download
-# A promotion must end within seconds; MLflow retries for minutes.
-REQUEST_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-
 log = logging.getLogger(__name__)
-
-
-class RegistryError(UserError):
-    """The registry did not answer, or refused a request."""
 
 
 class Registry:
@@ -43,17 +38,17 @@ class Registry:
 
     Raises:
         ConfigError: the registry has no such model.
-        RegistryError: it does not answer.
+        TrackingError: it does not answer.
     """
 
     def __init__(self, uri: str, name: str) -> None:
-        for variable, value in REQUEST_LIMITS.items():
+        for variable, value in QUICK_REQUESTS.items():  # a promotion ends within seconds
             os.environ.setdefault(variable, value)
         self.uri, self.name = without_login(uri), name
         if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
             raise ConfigError(
-                f"no registry at {uri}: `dpmpp run` creates one, or name another with "
-                "--tracking-uri or in DPMPP_TRACKING_URI"
+                f"no registry at {uri}: `dpmpp run` creates one; name another in the environment "
+                "variable DPMPP_TRACKING_URI"
             )
         mlflow.set_tracking_uri(self.uri)
         with translate_errors(self.uri):
@@ -96,15 +91,6 @@ class Registry:
             f"models:/{self.name}/{number}", dst_path=str(target), tracking_uri=self.uri
         )
         return Path(files)
-
-
-@contextmanager
-def translate_errors(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises into a RegistryError of one line."""
-    try:
-        yield
-    except (MlflowException, requests.RequestException) as error:
-        raise RegistryError(f"the registry {uri}: {one_line(str(error))[:300]}") from error
 
 
 def hash_files(folder: Path) -> str:

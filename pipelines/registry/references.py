@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dpmpp_core.errors import ConfigError, WeightsError
 from dpmpp_core.models.reid import CARD_FILE
+from pipelines.runtime.storage import cache_folder, sqlite_uri
 
 if TYPE_CHECKING:
     from pipelines.registry.client import Registry
@@ -29,11 +30,15 @@ def is_registered(source: str) -> bool:
 
 
 def get_registry_uri() -> str:
-    """Return the registry of the environment, or the file that `dpmpp run` writes in `./runs`."""
+    """Return the registry of the environment, or the file that `dpmpp run` writes in `./runs`.
+
+    Raises:
+        ConfigError: the path of the file cannot be written in a URI.
+    """
     given = [
         os.environ[variable] for variable in TRACKING_URI_VARIABLES if os.environ.get(variable)
     ]
-    return given[0] if given else f"sqlite:///{Path('runs').absolute()}/mlflow.db"
+    return given[0] if given else sqlite_uri(Path("runs").absolute())
 
 
 @contextmanager
@@ -56,7 +61,7 @@ def resolve_model_uri(source: str) -> str:
 
     Raises:
         ConfigError: no such model, alias or version, or no name of either form.
-        RegistryError: the registry does not answer.
+        TrackingError: the registry does not answer.
     """
     registry, number = _find_version(source)
     return f"{SCHEME}{registry.name}/{number}"
@@ -67,14 +72,16 @@ def fetch_registered(source: str) -> Path:
 
     Raises:
         WeightsError: the files are not those that were registered, or hold no model of ours.
-        ConfigError, RegistryError: as `resolve_model_uri`.
+        ConfigError, TrackingError: as `resolve_model_uri`.
     """
     from pipelines.registry.client import FILES, hash_files, translate_errors
 
     registry, number = _find_version(source)
     stated = registry.version(number).tags.get(FILES)
     key = stated or hashlib.sha256(f"{registry.uri} {registry.name} {number}".encode()).hexdigest()
-    cache = Path(tempfile.gettempdir()) / "dpmpp-cache" / "models" / key
+    cache = cache_folder() / "models" / key
+    if cache.is_dir() and stated not in (None, hash_files(cache)):
+        shutil.rmtree(cache)  # damaged since
     if not cache.is_dir():
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache.parent) as folder:

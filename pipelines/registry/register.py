@@ -93,7 +93,8 @@ def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -
                 code_paths=[str(_copy_code(Path(folder)))],
                 signature=_build_signature(own.measured["masks"]),
                 input_example=_build_example(),
-                pip_requirements=[f"{p}=={version(p)}" for p in REQUIREMENTS],
+                # Without `+cpu`, which names a build that pip cannot find by itself.
+                pip_requirements=[f"{p}=={version(p).partition('+')[0]}" for p in REQUIREMENTS],
             )
         stored = Path(folder) / "stored"
         stored.mkdir()
@@ -139,6 +140,7 @@ def _build_record(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> R
         "seed": run.config.seed,
         "run_id": run.tracking.run_id,
         "saliency": saliency[-1] if saliency else None,
+        "generated": any(stage.name == "demo-data" for stage in run.stages),
         "stages": {stage.name: stage.key for stage in (prepared, evaluated)},
         "environment": environment(),
     }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+import re
 import struct
 import subprocess
 import sys
@@ -10,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +31,12 @@ from dpmpp_core.retrieval import (
     refuse_unusable,
 )
 
+log = logging.getLogger(__name__)
+
 READ_THREADS = 8  # for S3, where a single thread mostly waits
 READ_AHEAD_FILES = 256
+# Variables that a version's code gets: none that could hold a secret.
+PASSED = re.compile(r"(PYTHON|LD_LIBRARY_)?PATH|LANG|LC_\w+|TZ|VIRTUAL_ENV|\w+_NUM_THREADS")
 MAX_ERROR_CHARS = 300  # of the last line that a failing process printed
 
 
@@ -90,11 +97,19 @@ def read_images(images: pa.Table, root: str) -> Iterator[bytes]:
 
 
 def _run_worker(version: Path, answer: Path, files: Iterator[bytes]) -> None:
-    """Start the worker, send it the files, wait for its end."""
+    """Start the worker, send it the files, wait for its end.
+
+    The version's code gets no secrets of the environment, no network where the system allows to
+    take it away, and a working folder of its own. It still runs as this user.
+    """
     program = Path(__file__).with_name("verify_worker.py")
-    command = [sys.executable, "-P", str(program), str(version), str(answer)]
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
+    command = [*without_network(), sys.executable, "-P", str(program), str(version), str(answer)]
+    kept = {name: value for name, value in os.environ.items() if PASSED.fullmatch(name)}
+    with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, cwd=home,
+            env={**kept, "HOME": home, "TMPDIR": home},
+        )  # fmt: skip
         try:
             _send_files(files, process)
             code = process.wait()
@@ -106,6 +121,18 @@ def _run_worker(version: Path, answer: Path, files: Iterator[bytes]) -> None:
             lines = output.read().decode(errors="replace").strip().splitlines() or ["no output"]
             reason = one_line(lines[-1])[:MAX_ERROR_CHARS]
             raise WeightsError(f"the version does not work in a new process: {reason}")
+
+
+@cache
+def without_network() -> list[str]:
+    """Return the command that starts another one without network; empty where there is none."""
+    command = ["unshare", "--map-root-user", "--net"]
+    try:
+        subprocess.run([*command, "true"], check=True, capture_output=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        log.warning("promote: this system cannot take the network from a version's code")
+        return []
+    return command
 
 
 def _send_files(files: Iterator[bytes], process: subprocess.Popen[bytes]) -> None:

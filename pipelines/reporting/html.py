@@ -20,7 +20,7 @@ from dpmpp_core.data.files import write_atomically
 from dpmpp_core.data.synthesis import CLEAN_QUERIES
 from dpmpp_core.percent import format_percent
 from dpmpp_core.retrieval.masks import DEAD_MASK
-from pipelines.reporting.figures import draw_training_history, encode_png
+from pipelines.reporting.figures import encode_png
 from pipelines.reporting.tables import (
     TRACKLET_COLUMNS,
     build_camera_grids,
@@ -74,7 +74,6 @@ class ReportData:
         quarantine: Files that were left out.
         thumbnails: Path of a quarantined file -> RGB picture, None where it cannot be decoded.
         pictures: Figures in their order.
-        history: One mapping per epoch, "epoch" and the losses.
         warnings: Alarms of the training.
     """
 
@@ -90,7 +89,6 @@ class ReportData:
     quarantine: Sequence[Quarantined] = ()
     thumbnails: Mapping[str, Image | None] = field(default_factory=dict)
     pictures: Sequence[Picture] = ()
-    history: Sequence[Mapping[str, float]] = ()
     warnings: Sequence[str] = ()
 
 
@@ -136,7 +134,6 @@ def write_report(path: Path, report: ReportData) -> None:
             cameras=build_camera_grids(report.strata),
             shots=build_tracklet_rows(report.multi_shot),
             shot_columns=TRACKLET_COLUMNS,
-            losses=draw_training_history(report.history) if report.history else None,
             reasons=Counter(row.reason for row in report.quarantine).most_common(),
             examples=[r for r in report.quarantine if report.thumbnails.get(r.path) is not None],
             listed=LISTED_FILES,

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 log = logging.getLogger(__name__)
 console = Console(stderr=True)
 LINE_SECONDS = 10.0
+WARM_UP_UPDATES = 3  # before time left is shown
 
 
 class ProgressBar:
@@ -27,18 +28,21 @@ class ProgressBar:
         self._title, self._total, self._progress = title, total, progress
         self._task = progress.add_task(title, total=total, note="") if progress else None
         self._last, self._shown = time.monotonic(), 0
-        self._first: tuple[float, int] | None = None  # resumed work does not start at 0
+        # The first steps take longest, and resumed work does not start at 0.
+        self._seen: list[tuple[float, int]] = []
 
     def update(self, done: int, note: str = "") -> None:
         """Show that `done` items are finished; cheap enough to be called after each of them."""
         now = time.monotonic()
-        start, before = self._first = self._first or (now, done)
+        if len(self._seen) < WARM_UP_UPDATES and (not self._seen or done > self._seen[-1][1]):
+            self._seen.append((now, done))
+        start, before = self._seen[-1]
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
         elif done > self._shown and (now - self._last >= LINE_SECONDS or done == self._total):
             self._last, self._shown = now, done
             line = f"  {self._title}: {done}/{self._total} {note}".rstrip()
-            if before < done < self._total:
+            if len(self._seen) == WARM_UP_UPDATES and before < done < self._total:
                 left = (now - start) * (self._total - done) / (done - before)
                 line += f", {datetime.timedelta(seconds=round(left))} left"
             console.print(line, highlight=False)

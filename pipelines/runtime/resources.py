@@ -37,6 +37,8 @@ AUTOSCALED_SECONDS = "1800"  # more than a cloud needs to start a node
 PROGRESS_TIMEOUT = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
 BLOCKS_IN_FLIGHT = 8  # per data worker
+# A socket has a name of 107 bytes at most, of which Ray's own folders take up to 70.
+MAX_TEMPORARY_CHARS = 37
 # Starting workers takes as long as embedding so many images in this process.
 INLINE_EMBED_MAX_IMAGES = 1000
 TRIAL_BYTES = 5 * 2**30  # memory of the processes of a trial of the demo's size, measured
@@ -256,6 +258,7 @@ def _start_local(config: ClusterConfig) -> tuple[Plan, Plan]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if ray.is_initialized():  # an embedding program or a test session started it
         return result, trials
+    _shorten_temporary_folder()
     ray.init(
         address="local",
         num_cpus=logical,
@@ -263,6 +266,23 @@ def _start_local(config: ClusterConfig) -> tuple[Plan, Plan]:
         logging_level=logging.WARNING,
     )
     return result, trials
+
+
+def _shorten_temporary_folder() -> None:
+    """Let Ray use /tmp where TMPDIR, as Slurm sets it, is too long for the names of its sockets.
+
+    Raises:
+        ConfigError: RAY_TMPDIR itself is too long.
+    """
+    given = os.environ.get("RAY_TMPDIR")
+    if given is not None and len(given) > MAX_TEMPORARY_CHARS:
+        raise ConfigError(
+            f"RAY_TMPDIR={given} is longer than the {MAX_TEMPORARY_CHARS} characters that the "
+            "names of sockets leave: name a shorter folder, as /tmp"
+        )
+    if given is None and len(os.environ.get("TMPDIR", "")) > MAX_TEMPORARY_CHARS:
+        log.info("Ray: TMPDIR is too long for the names of sockets, so its files are in /tmp")
+        os.environ["RAY_TMPDIR"] = "/tmp"
 
 
 def _logical_cpus(plan: Plan) -> int:

@@ -6,10 +6,13 @@ which is written last; nothing else decides whether a piece of work is done.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +20,44 @@ from typing import Any
 
 from pyarrow import fs
 
-from dpmpp_core.data.files import connect_s3, write_atomically
+from dpmpp_core.data.files import connect_s3, ensure_writable, write_atomically
 from dpmpp_core.data.patience import patient
 from dpmpp_core.errors import ConfigError, DataError
+from dpmpp_core.redaction import one_line
 
 MARKER = "stage.json"
+SQLITE = "sqlite:///"
+
+
+def sqlite_uri(folder: Path) -> str:
+    """Return the URI of the tracking database in a folder.
+
+    Raises:
+        ConfigError: characters that mean something else in a URI, which MLflow does not unquote.
+    """
+    if set("%?#") & set(str(folder)):
+        raise ConfigError(
+            f"the folder {folder} cannot hold MLflow's database, as its path has %, ? or #: name "
+            "another --storage, or an MLflow server with --tracking-uri"
+        )
+    return f"{SQLITE}{folder}/mlflow.db"
+
+
+def cache_folder() -> Path:
+    """Return the folder of this node's copies, which only this user may read and write.
+
+    Raises:
+        DataError: it belongs to somebody else, or others may write to it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"dpmpp-cache-{os.geteuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = folder.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
+        raise DataError(
+            f"{folder} is not a private folder of this user, so the copies in it cannot be "
+            "trusted: remove it, or name another place with TMPDIR"
+        )
+    return folder
 
 
 class Storage:
@@ -43,6 +79,21 @@ class Storage:
         else:
             self.uri = uri.rstrip("/")
             self.filesystem, self.base = connect_s3(self.uri)
+
+    def ensure_writable(self) -> None:
+        """Raise DataError if nothing can be written to the storage."""
+        if self.is_local:
+            ensure_writable(Path(self.uri))
+            return
+        probe = f".probe-{uuid.uuid4().hex}"
+        try:
+            self.write(probe, b"")
+            self.delete(probe)
+        except OSError as error:
+            raise DataError(
+                f"nothing can be written to {self.uri}: {one_line(str(error))[:300]}; check the "
+                "bucket and the rights of its credentials"
+            ) from error
 
     def path(self, key: str) -> str:
         """Return the key's path in `self.filesystem`."""
@@ -146,7 +197,10 @@ class Storage:
         """Return a local folder with the contents of a committed one; on S3, this node's copy."""
         if self.is_local:
             return Path(self.path(key))
-        cache = self.cached(key)
+        marker = self.read(f"{key}/{MARKER}")  # always: it may have been replaced
+        if marker is None:
+            raise DataError(f"{self.location(key)} is gone: the same command makes it again")
+        cache = self.cached(key) / hashlib.sha256(marker).hexdigest()[:16]
         if not (cache / MARKER).is_file():
             cache.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(dir=cache.parent))
@@ -166,9 +220,44 @@ class Storage:
         Raises:
             DataError: There is no such file.
         """
+        return Path(self.path(key)) if self.is_local else self._copy(key, self.cached(key))
+
+    def fetch_current(self, key: str) -> Path:
+        """Return a local file with the present contents of one; a copy is kept until it changes.
+
+        Raises:
+            DataError: There is no such file.
+        """
         if self.is_local:
             return Path(self.path(key))
+        state = self._file_info(key)
         cache = self.cached(key)
+        return self._copy(key, cache.parent / f"{state.size}-{state.mtime_ns}" / cache.name)
+
+    def fetch_described(self, card: str, file: str) -> Path:
+        """Return a local folder with a card and the file of which it holds the hash.
+
+        The card is always read, and names the copy; whoever loads the file compares its hash.
+
+        Raises:
+            DataError: There is no such card or file.
+        """
+        if self.is_local:
+            return Path(self.uri)
+        data = self.read(card)
+        if data is None:
+            raise DataError(f"{self.location(card)} does not exist: not a saved model")
+        folder = self.cached("") / hashlib.sha256(data).hexdigest()[:16]
+        with write_atomically(folder / card) as copy:
+            copy.write_bytes(data)
+        return self._copy(file, folder / file).parent
+
+    @patient
+    def _file_info(self, key: str) -> fs.FileInfo:
+        return self.filesystem.get_file_info(self.path(key))
+
+    def _copy(self, key: str, cache: Path) -> Path:
+        """Fetch a file of S3 into the cache, unless it is there."""
         if not cache.is_file():
             data = self.read(key)
             if data is None:
@@ -178,8 +267,9 @@ class Storage:
         return cache
 
     def cached(self, key: str) -> Path:
-        """Return the path of this node's copy of a key on S3."""
-        return Path(tempfile.gettempdir()) / "dpmpp-cache" / self.path(key)
+        """Return the path of this node's copy of a key on S3, of the server in use."""
+        server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+        return cache_folder() / hashlib.sha256(server.encode()).hexdigest()[:8] / self.path(key)
 
     @patient
     def _download(self, key: str, folder: Path) -> None:

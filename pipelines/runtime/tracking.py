@@ -10,27 +10,44 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from requests import RequestException
+from sqlalchemy.exc import SQLAlchemyError
 
 from dpmpp_core.config import Config, config_keys
-from dpmpp_core.errors import ConfigError
-from dpmpp_core.redaction import redact
+from dpmpp_core.errors import ConfigError, UserError
+from dpmpp_core.redaction import one_line, redact
 from pipelines.runtime.stage import Stage
-from pipelines.runtime.storage import Storage
+from pipelines.runtime.storage import SQLITE, Storage, sqlite_uri
 
 RUN_TAG, STAGE_TAG, KEY_TAG, REUSED_TAG = "dpmpp.run", "dpmpp.stage", "dpmpp.key", "dpmpp.reused"
 PACKAGES = ("dpmpp", "torch", "open_clip_torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
 NOT_IDENTITY = ("cluster.", "tracking.")
-SQLITE = "sqlite:///"
+# MLflow's client retries for minutes, which is right in a training and wrong where one waits.
+QUICK_REQUESTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+
+
+class TrackingError(UserError):
+    """MLflow's server or database did not answer, or refused a request."""
+
+
+@contextmanager
+def translate_errors(uri: str) -> Iterator[None]:
+    """Turn what MLflow and its database raise into a TrackingError of one line."""
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        raise TrackingError(f"MLflow at {uri}: {one_line(str(error))[:300]}") from error
 
 
 class Tracking:
@@ -55,6 +72,29 @@ class Tracking:
         self._client: MlflowClient | None = None
         self.run_id: str | None = None
         self._stage_run: str | None = None
+
+    def check(self, experiment: str) -> None:
+        """Ask MLflow, before any work, for the experiment that `begin` will use.
+
+        Raises:
+            TrackingError: it does not answer, or its database cannot be used.
+            ConfigError: the experiment was deleted.
+        """
+        before = {name: os.environ.get(name) for name in QUICK_REQUESTS}
+        os.environ.update({name: before[name] or value for name, value in QUICK_REQUESTS.items()})
+        try:
+            with translate_errors(self.uri):
+                found = open_client(self.uri).get_experiment_by_name(experiment)
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+        if found is not None and found.lifecycle_stage == LifecycleStage.DELETED:
+            raise ConfigError(
+                f"the experiment {experiment!r} at {self.uri} was deleted: restore it with `mlflow "
+                f"experiments restore --experiment-id {found.experiment_id}`, or name another with "
+                "tracking.experiment"
+            )
 
     def begin(
         self, config: Config, identity: str, data: Mapping[str, Any], fresh: bool = False
@@ -287,4 +327,4 @@ def resolve_tracking(uri: str | None, storage: Storage) -> tuple[str, str | None
     if uri is not None:
         return uri, None
     folder = Path(storage.base if storage.is_local else "runs").absolute()
-    return f"sqlite:///{folder}/mlflow.db", (folder / "mlartifacts").as_uri()
+    return sqlite_uri(folder), (folder / "mlartifacts").as_uri()

@@ -95,7 +95,6 @@ def build_report(
                 quarantine=quarantine,
                 thumbnails=_thumbnails(manifest, quarantine),
                 pictures=pictures,
-                history=history,
                 warnings=metric.summary["warnings"],
             ),
         )
@@ -114,7 +113,7 @@ def _facts(run: Run, prepared: Stage, metric: Stage) -> dict[str, object]:
         "data": summary["root"],
         "layout": summary["layout"],
         "data set identity": summary["dataset_id"][:16],
-        **{f"{name}": _count(values) for name, values in summary["counts"].items()},
+        **{name: _count(values) for name, values in summary["counts"].items() if values},
         "backbone": run.config.model.backbone,
         "pre-trained": run.config.model.pretrained or run.config.model.checkpoint or "no",
         "seed": run.config.seed,
@@ -247,16 +246,16 @@ def _training_pictures(
                 [batch["images"][i] for i in shown], [captions[i] for i in shown], 8
             ),
         ),
-        *_pairs_picture(maker),
+        *_pairs_picture(maker, config.occlusion.rolling),
         Picture(
             "Training",
-            "Losses, accuracy and mask figures by epoch.",
+            "Losses, accuracy and mask figures by epoch, each on its own scale.",
             draw_training_history(history),
         ),
     ]
 
 
-def _pairs_picture(maker: StepMaker) -> list[Picture]:
+def _pairs_picture(maker: StepMaker, rolled: bool) -> list[Picture]:
     """Show how occlusions of the first step are composed; nothing where there are none."""
     cells: list[Image] = []
     captions: list[str] = []
@@ -273,8 +272,8 @@ def _pairs_picture(maker: StepMaker) -> list[Picture]:
     if not cells:
         return []
     text = (
-        "The recipient, rolled sideways, is visible where the donor's person was; the donor's "
-        "scene hides the rest."
+        f"The recipient{', rolled sideways,' if rolled else ''} is visible where the donor's "
+        "person was; the donor's scene hides the rest."
     )
     return [Picture("Pairs and their transfer", text, draw_contact_sheet(cells, captions, 10))]
 

@@ -58,9 +58,9 @@ class FindPersons:
 def compute_person_masks(run: Run, prepared: Stage) -> Stage:
     """Compute and store the person masks of all images; test images are occluded by them too."""
     manifest = Manifest.load(run.folder(prepared))
-    config = run.config
+    config = _with_provider(run.config, manifest)
     grid = transfer_grid(config)
-    identity = _identity(run, manifest)
+    identity = _identity(run, config, manifest)
     key = stage_key("saliency", identity)
 
     def build(folder: Path) -> dict[str, Any]:
@@ -100,9 +100,21 @@ def compute_person_masks(run: Run, prepared: Stage) -> Stage:
     return run.build_stage("saliency", identity, build)
 
 
-def _identity(run: Run, manifest: Manifest) -> dict[str, Any]:
+def _with_provider(config: Config, manifest: Manifest) -> Config:
+    """Return the configuration with a provider that the data allow: `sps` learns from training."""
+    if config.saliency.provider != "sps" or manifest.subset("train").num_rows:
+        return config
+    log.warning(
+        "saliency: there are no training images, so the person masks come from "
+        "saliency.provider=spectral"
+    )
+    saliency = config.saliency.model_copy(update={"provider": "spectral"})
+    return config.model_copy(update={"saliency": saliency})
+
+
+def _identity(run: Run, config: Config, manifest: Manifest) -> dict[str, Any]:
     """Return what determines the masks; each provider reads another part of the configuration."""
-    config, section = run.config, run.config.saliency
+    section = config.saliency
     identity: dict[str, Any] = {
         "dataset": manifest.dataset_id,
         "provider": section.provider,

@@ -41,10 +41,10 @@ from pipelines.tuning.stage_locks import start_stage_locks
 from pipelines.tuning.trials import SearchContext, log_trial, run_search
 from pipelines.workflows.options import Options
 from pipelines.workflows.session import (
+    load_run_config,
     open_session,
     open_tracking_run,
     prepare_data,
-    resolve_backgrounds,
 )
 from pipelines.workflows.trial_pool import learn_prompts
 
@@ -123,7 +123,7 @@ def search(options: Options, request: TuningRequest) -> dict[str, Any]:
         UserError: configuration, space, weights or data; too few resources for so many trials
             at a time.
     """
-    base = resolve_backgrounds(load_config(options.config, options.overrides))
+    base = load_run_config(options)
     space = load_space(request.space)
     space.check(options.config, options.overrides)
     rungs = compute_rungs(base.metric.epochs, request)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dpmpp_core.config import Config, load_config
+from dpmpp_core.config import Config
 from dpmpp_core.config.grid import Grid, load_grid
 from dpmpp_core.data.synthesis import BANDS, PARTS
 from dpmpp_core.redaction import redact
@@ -28,10 +28,10 @@ from pipelines.stages.saliency import compute_person_masks
 from pipelines.workflows.options import Options
 from pipelines.workflows.session import (
     compute_run_name,
+    load_run_config,
     open_session,
     open_tracking_run,
     prepare_data,
-    resolve_backgrounds,
 )
 from pipelines.workflows.trial_pool import Trial, learn_prompts, run_trials
 
@@ -101,7 +101,7 @@ def _load_configs(
         seeds = request.seeds if name in (grid.plain, grid.full) else request.few_seeds
         for seed in seeds:
             changes = [*grid.overrides(name), *options.overrides, f"seed={seed}"]
-            cases[name, seed] = resolve_backgrounds(load_config(options.config, changes))
+            cases[name, seed] = load_run_config(options, changes)
     return cases
 
 

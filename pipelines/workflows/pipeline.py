@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +65,13 @@ def _prepare(p: Pipeline) -> Stage:
     prepared = prepare_data(p.run, p.source)
     open_tracking_run(p.run, prepared, compute_run_name(prepared, p.run.config))
     trains = p.until not in ("prepare", "synthesis") and p.options.model is None
-    if trains and prepared.summary["counts"].get("train", {}).get("images", 0) == 0:
+    counts = prepared.summary["counts"]
+    if trains and counts.get("train", {}).get("images", 0) == 0:
+        left_out = ", ".join(f"{n} {reason}" for reason, n in counts["quarantined"].items())
         raise DataError(
-            f"{prepared.summary['root']} ({prepared.summary['layout']}) has no training images: "
-            "measure an existing model on it with `dpmpp evaluate --model FOLDER`"
+            f"{prepared.summary['root']} ({prepared.summary['layout']}) has no training images "
+            f"(left out: {left_out or 'none'}): measure an existing model on it with `dpmpp "
+            "evaluate --model FOLDER`"
         )
     return prepared
 
@@ -244,11 +247,14 @@ def run_pipeline(options: Options, until: str = "register") -> dict[str, Any]:
     Raises:
         UserError: configuration, weights or data.
     """
-    from dpmpp_core.config import load_config
     from dpmpp_core.errors import ConfigError
-    from pipelines.workflows.session import open_session, resolve_backgrounds
+    from pipelines.workflows.session import load_run_config, open_session
 
-    config = resolve_backgrounds(load_config(options.config, options.overrides))
+    config = load_run_config(options)
+    if options.model is not None:
+        from pipelines.registry.models import fetch_model, resolve_model_source
+
+        options = replace(options, model=str(fetch_model(resolve_model_source(options.model))))
     if until in ("features", "prompts") and not _has_text(config, options, until):
         raise ConfigError(
             f"model.backbone {config.model.backbone} has no text tower, so there are no prompts to "

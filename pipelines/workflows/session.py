@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dpmpp_core.config import Config, ModelConfig, fingerprint
+from dpmpp_core.config import Config, ModelConfig, fingerprint, load_config
 from dpmpp_core.data.donors import list_backgrounds
 from dpmpp_core.data.files import resolve_path
-from dpmpp_core.errors import ConfigError
+from dpmpp_core.errors import ArgumentError, ConfigError
 from dpmpp_core.models.clip import check_weights, find_tokenizer, grid_size, has_text
 from dpmpp_core.models.reid import NAME
 from dpmpp_core.models.saved import read_card
@@ -35,7 +36,7 @@ def open_session(
 
     Args:
         options: those of the run.
-        configs: all that will run, after `resolve_backgrounds`; the first one is the run's own.
+        configs: all that will run, see `load_run_config`; the first one is the run's own.
         loads_encoder: whether a stage loads the weights that training starts from.
 
     Yields:
@@ -49,7 +50,9 @@ def open_session(
     config = configs[0]
     source = find_data(config.data, options.data) if options.data else None
     storage = Storage(options.storage)
+    storage.ensure_writable()
     tracking = Tracking(*resolve_tracking(options.tracking_uri, storage))
+    tracking.check(config.tracking.experiment)
     plan, side_by_side = connect(options.address, config.cluster)
     run = Run(config, storage, tracking, plan, options.fresh)
     try:
@@ -87,6 +90,39 @@ def compute_run_name(prepared: Stage, *configs: Config) -> str:
     values = [c.model_dump(mode="json", exclude={"name", "cluster", "tracking"}) for c in configs]
     digest = fingerprint(*values, prepared.summary["dataset_id"])
     return f"{configs[0].name}-{digest[:12]}"
+
+
+def load_run_config(options: Options, overrides: Sequence[str] | None = None) -> Config:
+    """Read the configuration of a run, named after its data, with `resolve_backgrounds`.
+
+    Args:
+        options: those of the run.
+        overrides: in place of those of the options.
+
+    Raises:
+        ConfigError: a wrong key or value.
+        ArgumentError: a recipe of published data without `--data`.
+    """
+    config = load_config(options.config, options.overrides if overrides is None else overrides)
+    if options.data is None:
+        if config.data.layout != "auto":
+            raise ArgumentError(
+                f"--data is needed: the configuration {options.config} is for a data set in the "
+                f"layout {config.data.layout}; `dpmpp demo` needs none"
+            )
+        log.info("no --data: people are drawn, as in `dpmpp demo`")
+    elif config.name == "demo":
+        config = _name_after(config, Path(options.data).name)
+    return resolve_backgrounds(config)
+
+
+def _name_after(config: Config, folder: str) -> Config:
+    """Return the demo's configuration with the names of other data, for its run and its model."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder).strip("-._") or "data"
+    tracking = config.tracking
+    if tracking.model_name == "dpmpp-demo":
+        tracking = tracking.model_copy(update={"model_name": f"dpmpp-{name}"})
+    return config.model_copy(update={"name": name, "tracking": tracking})
 
 
 def resolve_backgrounds(config: Config) -> Config:

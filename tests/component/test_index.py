@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -23,11 +24,11 @@ from pipelines.gallery.index import (
     build_index,
     compact_index,
     delete_images,
-    fetch_model,
 )
 from pipelines.gallery.search import Searcher, SearchRequest, run_search
 from pipelines.gallery.shards import Shards
 from pipelines.registry.client import FILES, hash_files
+from pipelines.registry.models import fetch_model
 from pipelines.runtime.tracking import open_client
 from tests.support.cli import invoke_dpmpp
 from tests.support.indexes import build_large_index, draw_queries
@@ -85,7 +86,40 @@ def test_a_folder_is_indexed_and_only_what_is_new_is_added_later(
         pipelines.gallery.index, "stream_embeddings", None
     )  # nothing is opened any more
     again = add_images(str(folder), ImageSource(str(data)))
-    assert (again["added"], again["known"]) == (0, 10)
+    assert (again["added"], again["known"], again["relabelled"]) == (0, 10, 0)
+    (tmp_path / "link").symlink_to(data)
+    for other in (tmp_path / "link", data / ".." / "pictures"):
+        assert add_images(str(folder), ImageSource(str(other)))["known"] == 10
+    labels.write_text("path,pid,camid\n3.jpg,5,8\n4.jpg,6,8\n")
+    told = add_images(str(folder), ImageSource(str(data), labels=str(labels)))
+    assert (told["added"], told["relabelled"], told["persons"], told["cameras"]) == (0, 2, 2, [8])
+
+
+def test_a_search_of_many_survives_files_that_are_no_pictures(
+    index: Path, small_demo: Path, tmp_path: Path
+) -> None:
+    picture = next((small_demo / "query").glob("*.jpg"))
+    queries = tmp_path / "queries"
+    queries.mkdir()
+    (queries / "good.jpg").write_bytes(picture.read_bytes())
+    half = picture.read_bytes()[:1500]
+    (queries / "cut.jpg").write_bytes(half)
+    (queries / "zerotail.jpg").write_bytes(half + bytes(1500))
+    (queries / "photo.heic").write_bytes(b"ftypheic")
+    asked = SearchRequest(index=str(index), query=str(queries), html=str(tmp_path / "page.html"))
+    for tracklet in (False, True):
+        found = run_search(replace(asked, tracklet=tracklet))
+        assert len(found["queries"]) == 1 and found["queries"][0]["hits"]
+        assert {Path(row["path"]).name: row["reason"] for row in found["quarantined"]} == {
+            "cut.jpg": "truncated", "zerotail.jpg": "truncated", "photo.heic": "not_an_image_name",
+        }  # fmt: skip
+    assert Path(asked.html or "").exists()
+    (queries / "good.jpg").unlink()
+    for tracklet in (False, True):
+        with pytest.raises(DataError, match=r"no picture to search for.*cut\.jpg: the end of"):
+            run_search(replace(asked, tracklet=tracklet))
+    with pytest.raises(DataError, match="zerotail"):
+        run_search(replace(asked, query=str(queries / "zerotail.jpg")))
 
 
 def registered(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
@@ -131,7 +165,7 @@ def test_files_of_the_registry_that_were_changed_are_refused(
     card.write_text(card.read_text() + " ")
     with pytest.raises(WeightsError, match=r"models:/people/1: .* not those that were registered"):
         fetch_model("models:/people/1")
-    assert not list((tmp_path / "dpmpp-cache" / "models").iterdir())
+    assert not list((tmp_path / f"dpmpp-cache-{os.geteuid()}" / "models").iterdir())
 
 
 def test_another_model_is_refused_by_name(index: Path, small_demo: Path, tmp_path: Path) -> None:

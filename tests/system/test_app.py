@@ -20,7 +20,7 @@ import pytest
 
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex
 from dpmpp_core.models.reid import load_model
-from pipelines.gallery.index import read_model_version
+from pipelines.registry.models import read_model_version
 from tests.support.cli import DPMPP, TIMEOUT_S
 from tests.support.models import saved_model
 from tests.support.s3_server import free_port

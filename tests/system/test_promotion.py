@@ -23,9 +23,9 @@ import pytest
 
 import dpmpp_core
 from dpmpp_core.errors import ConfigError, UserError
-from pipelines.registry.client import FILES, Registry, RegistryError, hash_files
+from pipelines.registry.client import FILES, Registry, hash_files
 from pipelines.registry.promotion_log import Move, PromotionConflictError, PromotionLog
-from pipelines.runtime.tracking import environment
+from pipelines.runtime.tracking import TrackingError, environment
 from pipelines.workflows.session import open_session, prepare_data
 from tests.support.cli import DPMPP, TIMEOUT_S, assert_mistake, invoke_dpmpp
 from tests.support.mlflow_server import MlflowServer
@@ -322,10 +322,10 @@ def test_a_server_lost_between_two_aliases_is_repaired_by_the_next_promotion(
         return "cut" if away.is_set() else None
 
     network.fault = fault
-    with pytest.raises(RegistryError, match="the registry"):
+    with pytest.raises(TrackingError, match="MLflow at"):
         at.promote(name, gate=quick(at), uri=network.uri)
     assert at.aliases(name) == {"candidate": 2, "champion": 1, "previous": 1}
-    with pytest.raises(RegistryError, match="the registry"):
+    with pytest.raises(TrackingError, match="MLflow at"):
         at.promote(name, gate=quick(at), uri=network.uri)
     table.add("registry out of reach from the start", "exit 2, said in a line; nothing changed")
     time.sleep(1.1)

@@ -4,14 +4,39 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from dpmpp_core.data.manifest import SETS
+from dpmpp_core.errors import WeightsError
+from dpmpp_core.models.reid import WEIGHTS_FILE, load_model
+from pipelines.registry.models import fetch_model, load_source_model, read_model_version
 from tests.support.cli import run_dpmpp
 from tests.support.configs import SMALL
+from tests.support.models import saved_model
 from tests.support.s3_server import S3Server
+
+
+def test_a_model_that_was_replaced_is_fetched_again(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    found = []
+    for seed in (0, 1):
+        folder = saved_model(tmp_path / str(seed), seed)
+        s3.upload(folder, "*", "results", "replaced")
+        fetched = fetch_model("s3://results/replaced")
+        assert load_model(fetched).config == load_model(folder).config  # hashes agree
+        found.append(read_model_version("s3://results/replaced"))
+        assert found[-1] == read_model_version(str(folder))
+    assert found[0] != found[1]
+    (fetched / WEIGHTS_FILE).write_bytes(b"planted")
+    with pytest.raises(WeightsError):
+        load_source_model("s3://results/replaced")
 
 
 @pytest.mark.long

@@ -157,7 +157,9 @@ def test_a_rung_is_the_same_training_squeezed() -> None:
         compute_rungs(60, TuningRequest(brackets=3))
     short = shorten_schedule(config, 20)
     assert short.metric.epochs == 20 and short.metric.warmup_epochs == 3
-    assert short.metric.milestones == (10, 17) and shorten_schedule(config, 60) == config
+    assert short.metric.milestones is None and shorten_schedule(config, 60) == config
+    given = load_config("market1501", ["metric.milestones=[30,50]"])
+    assert shorten_schedule(given, 20).metric.milestones == (10, 17)
     assert compute_rungs(1, TuningRequest()) == [1]
 
 

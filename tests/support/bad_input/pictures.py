@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from dpmpp_core.data.headers import MAX_BYTES
 from dpmpp_core.data.images import read_image
-from dpmpp_core.data.inspection import MAX_BYTES
 from dpmpp_core.data.manifest import read_manifest
 from tests.support.bad_input.row import ALL_GOOD, Outcome, Row, good_market, look, picture
 

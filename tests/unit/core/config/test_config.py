@@ -218,6 +218,12 @@ def test_unknown_recipes_are_listed_with_the_nearest(source, hint):
 # --- no dead key --------------------------------------------------------------------------------
 
 
+def test_a_milestone_beyond_the_end_is_refused_and_the_default_follows_the_epochs():
+    with pytest.raises(ConfigError, match="epoch 30 never comes, as there are 30: leave mileston"):
+        load_config("market1501", ["metric.epochs=30", "metric.milestones=[20,30]"])
+    assert load_config("market1501", ["metric.epochs=30"]).metric.milestones is None
+
+
 def test_every_key_is_read_by_the_product():
     """A key that nothing reads is a promise not kept. Looks for `.leaf` outside `config/`."""
     files = [*ROOT.glob("dpmpp_core/**/*.py"), *ROOT.glob("pipelines/**/*.py")]

@@ -3,9 +3,11 @@
 import hashlib
 import io
 import os
+import pickle
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dpmpp_core.data import inspection
+from dpmpp_core.data import headers, inspection
+from dpmpp_core.data.headers import ImageError, header_size
+from dpmpp_core.data.images import read_image
 from dpmpp_core.data.inspection import inspect
 from dpmpp_core.data.layouts import Entry
 from dpmpp_core.data.manifest import IMAGE_SCHEMA
@@ -63,6 +67,48 @@ def test_a_jpeg_without_its_end_mark_is_truncated_even_with_a_thumbnail(tmp_path
     assert inspected(tmp_path, data + bytes(100))["reason"] == ""  # padding does no harm
 
 
+def test_a_jpeg_whose_end_is_zeros_is_truncated_for_every_reader(tmp_path: Path) -> None:
+    data = picture("JPEG")
+    data = data[: 3 * len(data) // 4] + bytes(len(data) // 4)
+    assert inspected(tmp_path, data)["reason"] == "truncated"
+    with pytest.raises(ImageError, match=r"x.jpg in .*the end of the picture is missing") as error:
+        read_image(str(tmp_path), "x.jpg")
+    again = pickle.loads(pickle.dumps(error.value))  # as it arrives from a worker
+    assert (again.reason, str(again)) == ("truncated", str(error.value))
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 80}, {"exif": Image.Exif()}])
+def test_webp_is_read(tmp_path: Path, options: dict[str, Any]) -> None:
+    data = picture("WEBP", (37, 64), **options)
+    row = inspected(tmp_path, data)
+    assert (row["reason"], row["width"], row["height"]) == ("", 37, 64)
+    assert header_size(data) == (37, 64)
+    assert inspected(tmp_path, data[:-9])["reason"] == "truncated"
+
+
+def test_an_animation_is_refused(tmp_path: Path) -> None:
+    data = picture("WEBP", save_all=True, append_images=[Image.new("RGB", (32, 64), "red")])
+    row = inspected(tmp_path, data)
+    assert row["reason"] == "not_an_image" and "animation" in row["detail"]
+
+
+@pytest.mark.parametrize("tag", [256, 257])
+def test_a_tiff_that_states_its_size_twice_is_refused(tmp_path: Path, tag: int) -> None:
+    data = picture("TIFF")
+    (at,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, at)
+    entries = data[at + 2 : at + 2 + 12 * count]
+    entries = struct.pack("<HHII", tag, 4, 1, 20_000) + entries
+    data = data[:4] + struct.pack("<I", len(data)) + data[8:]
+    data += struct.pack("<H", count + 1) + entries + bytes(4)
+    row = inspected(tmp_path, data)
+    assert row["reason"] == "not_an_image" and "does not state one size" in row["detail"]
+
+
+def test_opencv_has_the_same_limit_of_pixels() -> None:
+    assert os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] == str(headers.MAX_PIXELS)
+
+
 def test_a_png_without_its_end_mark_is_truncated(tmp_path: Path) -> None:
     row = inspected(tmp_path, picture("PNG")[:-12])
     assert row["reason"] == "truncated" and "the end of the picture is missing" in row["detail"]
@@ -97,7 +143,8 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_huge_file_is_not_even_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "MAX_BYTES", 2**20)
+    for module in (headers, inspection):
+        monkeypatch.setattr(module, "MAX_BYTES", 2**20)
     (tmp_path / "x.jpg").write_bytes(b"")
     os.truncate(tmp_path / "x.jpg", 2**40)
     row = inspect(str(tmp_path), Entry("x.jpg", 7, 2, "train", False))

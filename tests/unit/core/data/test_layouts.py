@@ -55,11 +55,30 @@ def test_market_refuses_with_reasons(tmp_path: Path) -> None:
         "query/99999999999999999999_c1.jpg": "misnamed",
         "query/-2_c1.jpg": "misnamed",
         "query/notes.txt": "not_an_image_name",
-        "query/0007_c4.webp": "not_an_image_name",
+        "query/0007_c4.gif": "not_an_image_name",
     }
     found = scan(make(tmp_path, *MARKET, *bad))
     assert made(found) == MARKET
     assert reasons(found) == bad
+
+
+LITTER = ["@eaDir/0001_c1s1_000009_00.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/0005_c1_9.jpg",
+          "$RECYCLE.BIN/0005_c1_9.jpg", ".Trash-1000/0005_c1_9.jpg", "__MACOSX/0005_c1_9.jpg",
+          ".ipynb_checkpoints/0005_c1_9.jpg", ".0005_c1_9.jpg.Xy12", "desktop.ini"]  # fmt: skip
+
+
+def test_what_systems_and_programs_leave_is_left_out_and_counted(tmp_path: Path) -> None:
+    root = make(tmp_path, *MARKET, *(f"query/{path}" for path in LITTER))
+    listing = list_files(root)
+    assert {file.path for file in listing.files} == {*MARKET} and not listing.problems
+    assert listing.litter == len(LITTER)
+    assert made(scan(root)) == MARKET and scan(root).rejected == []
+
+
+def test_a_persons_folder_has_no_litter(tmp_path: Path) -> None:
+    good = [f"{kind}_body_images/{n}/{n}_1.jpg" for kind in ("occluded", "whole") for n in "12"]
+    found = scan(make(tmp_path, *good, "occluded_body_images/1/@eaDir/1_1.jpg/SYNO_M.jpg"))
+    assert {entry.path for entry in found.entries} == {*good} and found.rejected == []
 
 
 def test_occluded_queries_are_told_or_implied(tmp_path: Path) -> None:
@@ -205,7 +224,7 @@ def test_an_unknown_folder_says_what_was_sought_what_is_there_and_what_fits(tmp_
         scan(root)
     message = str(error.value)
     assert "It holds Market/" in message and "Market/ looks like market1501" in message
-    assert "bounding_box_train/" in message and all(name in message for name in REQUIRED)
+    assert "bounding_box_test/" in message and all(name in message for name in REQUIRED)
 
 
 def test_a_layout_asked_for_must_be_there(tmp_path: Path) -> None:

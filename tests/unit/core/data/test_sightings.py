@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +31,7 @@ def listing(*paths):
 
 
 def test_a_flat_folder_of_pictures_is_enough():
-    found = find_sightings(listing("b.JPG", "deep/er/a.png", "notes.txt", "Thumbs.db"))
+    found = find_sightings(listing("b.JPG", "deep/er/a.png", "notes.txt"))
     assert found.layout == "any"
     assert found.images == [Sighting("b.JPG"), Sighting("deep/er/a.png")]
     assert [row[:2] for row in found.rejected] == [("notes.txt", "not_an_image_name")]
@@ -54,6 +56,31 @@ def test_of_a_layout_one_split_or_all_of_it_is_taken():
     assert len(find_sightings(listing(*MARKET)).images) == 4
     with pytest.raises(DataError, match="no known layout, so no split query"):
         find_sightings(listing("a.jpg"), "query")
+
+
+CAFE = unicodedata.normalize("NFD", "café.jpg")
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [("sub\\x.jpg,5", "sub/x.jpg"), ("./sub/x.jpg,5.0", "sub/x.jpg"), ("café.jpg,5", CAFE)],
+)
+def test_a_label_names_its_image_in_the_ways_of_other_systems(line, path):
+    labels = read_labels(f"path,pid\n{line}\n".encode(), "labels.csv")
+    found = find_sightings(listing("sub/x.jpg", CAFE), labels=labels)
+    assert [image.path for image in found.images if image.pid == 5] == [path]
+
+
+def test_a_label_is_not_guessed_where_two_images_fit():
+    labels = read_labels("path,pid\ncafé.jpg,5\n".encode(), "labels.csv")
+    assert CAFE != "café.jpg"
+    found = find_sightings(listing("café.jpg", CAFE), labels=labels)
+    assert [image.path for image in found.images if image.pid == 5] == ["café.jpg"]
+    labels = read_labels(b"path,pid\nx.jpg,5\n./x.jpg,6\n", "labels.csv")
+    with pytest.raises(DataError, match=r"of one image: those of x\.jpg and \./x\.jpg"):
+        find_sightings(listing("x.jpg"), labels=labels)
+    with pytest.raises(DataError, match=r"labels.csv:2: pid '5.5' is no number"):
+        read_labels(b"path,pid\nx.jpg,5.5\n", "labels.csv")
 
 
 def test_a_folder_without_images_is_refused():

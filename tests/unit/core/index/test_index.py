@@ -157,6 +157,26 @@ def test_the_same_picture_is_added_once_and_a_changed_one_takes_its_place(index)
     assert index.take(best_of_b.positions[0])["mtime_ns"].to_pylist() == [1]
 
 
+def test_a_row_takes_new_labels_and_keeps_its_features(index):
+    features = features_for(4)
+    index, _ = index.append(MODEL, rows_of("abcd", [1, 2, None, 4], [1, 1, 1, 1]), features)
+    labels = pa.table(
+        {"image": ["a", "b", "c", "x"], "pid": [1, 7, 8, 9], "camid": [None, None, 5, 9],
+         "time": [None, 60, None, 9]},
+        schema=pa.schema([ROW_SCHEMA.field(n) for n in ("image", "pid", "camid", "time")]),
+    )  # fmt: skip
+    index, changed = index.relabel(labels)
+    assert changed == 2
+    found = {row["image"]: row for row in index.images(ROW_SCHEMA.names).to_pylist()}
+    told = {name: (row["pid"], row["camid"], row["time"]) for name, row in found.items()}
+    assert told == {"a": (1, 1, None), "b": (7, 1, 60), "c": (8, 5, None), "d": (4, 1, None)}
+    best = search(GalleryIndex.open(index.folder), features, None, 1)
+    assert index.take(best.positions[:, 0])["image"].to_pylist() == list("abcd")
+    before = index.manifest
+    index, changed = index.relabel(labels)
+    assert changed == 0 and index.manifest == before
+
+
 def test_deleted_rows_are_found_no_more_and_compaction_gives_their_space_back(index):
     rows = rows_of(list("abcdef"), pids=[1, 1, 2, None, 3, 3])
     features = features_for(6)

@@ -91,6 +91,30 @@ def test_topk_equals_brute_force_in_any_blocks_and_storage() -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("mask", [None, 1.0])
+def test_codes_of_signs_whose_rounding_errors_agree_are_ranked_exactly(mask: float | None) -> None:
+    rng = np.random.default_rng(0)
+    query = rng.choice([-1.0, 1.0], (50, 768)).astype(np.float32)
+    flipped = np.where(rng.random((3000, 768)) < 0.1, -1, 1)
+    gallery = (query[rng.integers(0, 50, 3000)] * flipped).astype(np.float32)
+    masks = None if mask is None else np.full_like(query, mask)
+    expected = brute_topk(brute_scores(query, masks, gallery), 1, np.ones((50, 3000), bool))
+    for step in (7, 64, 1000, 4096):
+        assert masked_topk(query, masks, gallery, 1, block_items=step)[1].tolist() == expected
+
+
+def test_tiny_features_under_a_mask_with_a_tiny_floor_are_ranked_exactly() -> None:
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal((20, 64)).astype(np.float32)
+    gallery = (1e-6 / 8 * rng.standard_normal((2000, 64))).astype(np.float32)
+    gallery[:, 0] = 0  # what is left of an item is under the floor of the mask
+    mask = np.full_like(query, 1e-9)
+    mask[:, 0] = 1
+    expected = brute_topk(brute_scores(query, mask, gallery), 5, np.ones((20, 2000), bool))
+    for step in (7, 1000, 4096):
+        assert masked_topk(query, mask, gallery, 5, block_items=step)[1].tolist() == expected
+
+
 def test_figures_equal_those_of_the_brute_scores_in_any_blocks_and_storage() -> None:
     compared = 0
     for seed in range(CASES):

@@ -284,7 +284,9 @@ def test_cosine_schedule_rises_then_falls_within_bounds(warmup, epochs, floor):
 def test_tasks_read_their_own_schedule():
     task = metric_task("metric.schedule=step", "metric.milestones=[4]", "metric.warmup_epochs=2")
     assert [round(task.lr_factor(s), 6) for s in (0, 10, 20, 39, 40)] == [0.1, 0.55, 1, 1, 0.1]
-    rates = "metric.rates=[1,2,0.5]", "metric.warmup_epochs=0", "metric.milestones=[3]"
+    task = metric_task("metric.schedule=step", "metric.epochs=6", "metric.warmup_epochs=0")
+    assert [round(task.lr_factor(s), 6) for s in (29, 30, 49, 50)] == [1, 0.1, 0.1, 0.01]
+    rates = "metric.rates=[1,2,0.5]", "metric.warmup_epochs=0", "metric.milestones=[]"
     task = metric_task("metric.schedule=step", "metric.epochs=3", *rates)
     assert [task.lr_factor(step) for step in (0, 9, 10, 19, 20, 29)] == [1, 1, 2, 2, 0.5, 0.5]
     task = metric_task("metric.schedule=cosine", "metric.epochs=4", "metric.warmup_epochs=2")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -30,7 +32,14 @@ def asked(visible=True, bands=(0.0, 0.25, 0.5, 0.25)):
 
 
 def hits(image):
-    return [Hit(image, 0.75, 0.5, 3, 2, 1_795_784_700), Hit(HOSTILE, -0.25, None, None, None, None)]
+    return [
+        Hit(image, 0.75, 0.5, 3, 2, 1_795_784_700, sha256(image)),
+        Hit(HOSTILE, -0.25, None, None, None, None, "0" * 64),
+    ]
+
+
+def sha256(image):
+    return hashlib.sha256(Path(image).read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -83,5 +92,15 @@ def test_no_probability_is_told_as_certain(value, text):
 
 
 def test_a_picture_that_is_gone_has_no_thumbnail(image, tmp_path):
-    assert load_thumbnail(image).shape == (128, 64, 3)
-    assert load_thumbnail(str(tmp_path / "gone.jpg")) is None
+    assert load_thumbnail(image, sha256(image)).shape == (128, 64, 3)
+    assert load_thumbnail(str(tmp_path / "gone.jpg"), sha256(image)) is None
+
+
+def test_an_index_shows_no_other_file_than_the_one_that_was_indexed(image):
+    assert load_thumbnail(image, "0" * 64) is None
+
+
+def test_hits_of_one_name_are_told_apart(image):
+    found = [Hit(f"/d/{camera}/1.jpg", 0.5, None, 1, 2, None, "") for camera in ("A", "B")]
+    part = render_answer(QueryAnswer(image, NOISE, asked(), found))
+    assert ">A/1.jpg<" in part and ">B/1.jpg<" in part

@@ -14,6 +14,7 @@ from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion
 from dpmpp_core.retrieval import fuse, masked_topk
 from pipelines.gallery.search import SearchRequest, run_search
 from pipelines.inference.onnx_export import export
+from pipelines.inference.onnx_model import OnnxModel
 from pipelines.inference.queries import tile_frames
 from tests.support.models import save_trained_like
 
@@ -93,8 +94,29 @@ def test_a_file_can_be_named_and_the_wrong_ones_are_refused(place, tmp_path):
     assert hits(moved) == hits(run_search(request(folder, engine="onnx", tracklet=True)))
     with pytest.raises(ConfigError, match="--engine tensorrt: one of torch, onnx"):
         run_search(request(folder, engine="tensorrt"))
-    with pytest.raises(WeightsError, match=r"no file .*model\.onnx: `dpmpp export"):
+    with pytest.raises(WeightsError, match=r"holds no model\.json: not a saved model"):
         run_search(request(folder, engine="onnx", model=str(tmp_path)))
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "{folder}/secret.bin", "link.bin"])
+def test_a_graph_that_reads_files_outside_its_folder_is_refused(place, tmp_path, location):
+    import onnx
+
+    folder, _ = place
+    (tmp_path / "graphs").mkdir()
+    (tmp_path / "secret.bin").write_bytes(bytes(2**20))
+    (tmp_path / "graphs" / "link.bin").symlink_to(tmp_path / "secret.bin")
+    hostile = onnx.load(folder / "model" / "model.onnx")
+    weight = max(hostile.graph.initializer, key=lambda x: len(x.raw_data))
+    size = len(weight.raw_data)
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location.format(folder=tmp_path)), ("length", str(size))):
+        weight.external_data.add(key=key, value=value)
+    path = tmp_path / "graphs" / "hostile.onnx"
+    path.write_bytes(hostile.SerializeToString())
+    with pytest.raises(WeightsError, match=r"hostile\.onnx"):
+        OnnxModel(path).embed(np.zeros((1, 64, 32, 3), np.uint8))
 
 
 def test_another_models_graph_is_refused(place, tmp_path):

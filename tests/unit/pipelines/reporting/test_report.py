@@ -102,7 +102,6 @@ def full(name: str = "plain") -> ReportData:
             Picture("second", "", pictures.encode_png(FLAT)),
         ],
         warnings=[f"dead mask {name}"],
-        history=[{"epoch": 1, "total": 3.0}, {"epoch": 2, "total": 2.0, name: 0.1}],
     )
 
 
@@ -148,13 +147,13 @@ def test_report_is_self_contained_and_nothing_in_it_is_code(tmp_path: Path, name
 
 def test_every_picture_is_embedded_and_whole(tmp_path: Path) -> None:
     images = written(tmp_path, full()).images()
-    assert len(images) == 4  # two given, the losses, one thumbnail
+    assert len(images) == 3  # two given, one thumbnail
     kinds = []
     for image in images:
         kind, data = re.fullmatch(r"data:image/(png|jpeg);base64,(.+)", image).groups()  # type: ignore[union-attr]
         assert cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), 1) is not None
         kinds.append(kind)
-    assert kinds == ["jpeg", "png", "png", "jpeg"]
+    assert kinds == ["jpeg", "png", "jpeg"]
 
 
 def test_embedded_colours_are_rgb(tmp_path: Path) -> None:

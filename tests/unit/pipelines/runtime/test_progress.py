@@ -17,11 +17,15 @@ def test_a_line_tells_how_much_is_done_and_when_the_rest_will_be(
     with progress.progress_bar("images checked", 10) as shown:
         shown.update(2)  # as a continued run starts
         shown.update(2)  # nothing new, nothing said
-        shown.update(6, "fast")
+        shown.update(3)  # the first steps are slow: not told how long the rest takes
+        shown.update(4)
+        shown.update(7, "fast")
         shown.update(10)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "  images checked: 2/10",
-        "  images checked: 6/10 fast, 0:02:00 left",
+        "  images checked: 3/10",
+        "  images checked: 4/10",
+        "  images checked: 7/10 fast, 0:01:00 left",
         "  images checked: 10/10",
     ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from pipelines.runtime.storage import MARKER, Storage
+from dpmpp_core.errors import ConfigError, DataError
+from pipelines.runtime.storage import MARKER, Storage, cache_folder
+from pipelines.runtime.tracking import resolve_tracking
 
 
 def test_a_committed_folder_has_its_files_and_its_marker(tmp_path: Path) -> None:
@@ -75,3 +78,37 @@ def test_deleting_what_is_not_there_is_no_error(tmp_path: Path) -> None:
     storage.write("some/file", b"x")
     storage.delete("some")
     assert not (tmp_path / "some").exists()
+
+
+def test_copies_of_remote_files_are_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = cache_folder()
+    assert folder.stat().st_mode & 0o777 == 0o700 and cache_folder() == folder
+    folder.chmod(0o770)
+    with pytest.raises(DataError, match="not a private folder of this user"):
+        cache_folder()
+    folder.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="not a private folder of this user"):
+        cache_folder()
+
+
+def test_copies_of_two_servers_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    storages = []
+    for port in (1, 2):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        storages.append(Storage("s3://bucket/prefix").cached("model"))
+    assert storages[0] != storages[1]
+
+
+@pytest.mark.parametrize("name", ["a%20b", "half?", "#1"])
+def test_a_folder_that_no_uri_can_hold_is_refused_for_the_database(
+    tmp_path: Path, name: str
+) -> None:
+    storage = Storage(str(tmp_path / name))
+    with pytest.raises(ConfigError, match="its path has %, \\? or #"):
+        resolve_tracking(None, storage)
+    assert resolve_tracking("http://server", storage) == ("http://server", None)

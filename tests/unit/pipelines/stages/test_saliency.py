@@ -42,7 +42,7 @@ def test_masks_are_made_anew_for_what_decides_them_alone(provider, manifest, tmp
         config = load_config("demo", [f"saliency.provider={provider}", *overrides])
         tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db", None)
         run = Run(config, Storage(str(tmp_path)), tracking, Plan(workers, 1, False, 1, 1))
-        return stage_key("saliency", _identity(run, manifest))
+        return stage_key("saliency", _identity(run, run.config, manifest))
 
     for override in MATTERS[provider]:
         assert key(override) != key(), override
@@ -57,5 +57,5 @@ def test_providers_do_not_share_masks(manifest, tmp_path):
     for provider in MATTERS:
         config = load_config("demo", [f"saliency.provider={provider}"])
         run = Run(config, Storage(str(tmp_path)), tracking, Plan(1, 1, False, 1, 1))
-        keys.add(stage_key("saliency", _identity(run, manifest)))
+        keys.add(stage_key("saliency", _identity(run, run.config, manifest)))
     assert len(keys) == len(MATTERS)
