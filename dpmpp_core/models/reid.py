@@ -124,6 +124,15 @@ class ReidModel(nn.Module):
         banded = self.config.band_masks == "visible"
         return [n for n in self.spaces if n in generated or (n == BANDS and banded)]
 
+    @property
+    def mask_values(self) -> dict[str, int]:
+        """Number of values of each space's mask, the others being their repetitions.
+
+        One for each dimension, for each band, or 1 for a space whose masks are always 0.5.
+        """
+        counts = {n: d if n in self.masked_spaces else 1 for n, d in self.spaces.items()}
+        return counts | ({BANDS: self.config.bands} if self.config.bands else {})
+
     def forward(
         self, images: Tensor, masked: Tensor | None = None, known: Tensor | None = None
     ) -> Reading:

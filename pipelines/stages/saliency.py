@@ -75,8 +75,9 @@ def compute_person_masks(run: Run, prepared: Stage) -> Stage:
         paths = sorted(set(manifest.images["path"].to_pylist()))
         arguments = (manifest.root, config, trained)
         columns = embed_images(
-            paths, FindPersons, arguments, run.plan, config.evaluation.batch, "person masks"
-        )
+            paths, FindPersons, arguments, run.plan, config.evaluation.batch, "person masks",
+            on_gpu=config.saliency.provider in ("sps", "attention"),
+        )  # fmt: skip
         masks = columns["mask"].astype(bool)
         save_masks(folder, paths, masks)
         share = masks.mean(axis=(1, 2))
