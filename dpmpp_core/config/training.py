@@ -174,7 +174,9 @@ class MetricConfig(Section):
     )
     mask_grad_clip: Positive = Field(1.0, description="gradient norm of the mask generator")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto = bf16 on accelerators and CPUs that compute it, else fp32"
+        "auto",
+        description="auto = bf16 on GPUs, and where this machine's CPU computes it; else fp32, "
+        "which takes several times as long on a GPU",
     )
     accumulate: PositiveInt = Field(
         1,

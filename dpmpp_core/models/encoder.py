@@ -46,6 +46,7 @@ class Encoded:
 
 @dataclass
 class _Recorded:
+    widened: bool = False
     grid: tuple[int, int] = (0, 0)
     outputs: list[Tensor] = field(default_factory=list)
     last_input: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -57,7 +58,8 @@ class _Recorded:
         """Return the patch tokens of blocks (from 1), [B, blocks * D, rows, columns]."""
         patches = self.grid[0] * self.grid[1]
         tokens = [self.outputs[block - 1][:, -patches:] for block in blocks]
-        return torch.cat([x.transpose(1, 2).unflatten(2, self.grid) for x in tokens], dim=1)
+        maps = torch.cat([x.transpose(1, 2).unflatten(2, self.grid) for x in tokens], dim=1)
+        return maps.float() if self.widened else maps
 
 
 class ImageEncoder(nn.Module):
@@ -104,7 +106,10 @@ class ImageEncoder(nn.Module):
         patch_weights: Tensor | None = None,
         choose_masked: ChooseMasked | None = None,
     ) -> Encoded:
-        """Encode images.
+        """Encode images, in the precision of the weights.
+
+        With weights in bfloat16 (`encoder.bfloat16()`, for embedding) maps of tokens are float32,
+        as the heads that read them are.
 
         Args:
             images: normalised, float [B, 3, height, width].
@@ -115,7 +120,7 @@ class ImageEncoder(nn.Module):
         """
         parts = parts_of(self.tower)
         with self._record(parts, patch_weights, choose_masked) as recorded:
-            visual, joint = parts.run(images)
+            visual, joint = parts.run(images.to(parts.convolution.weight.dtype))
         patches = recorded.grid[0] * recorded.grid[1]
         before, heads = recorded.last_input, None
         if parts.reader is not None:
@@ -149,7 +154,7 @@ class ImageEncoder(nn.Module):
         choose_masked: ChooseMasked | None,
     ) -> Iterator[_Recorded]:
         """Weigh the patch embeddings, record tokens and mask keys during one forward pass."""
-        recorded = _Recorded()
+        recorded = _Recorded(parts.convolution.weight.dtype == torch.bfloat16)
 
         def embedded(_module: nn.Module, _inputs: Any, patches: Tensor) -> Tensor:
             recorded.grid = patches.shape[2], patches.shape[3]

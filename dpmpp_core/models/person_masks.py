@@ -26,7 +26,11 @@ BATCH = 64  # pictures per forward pass
 
 
 def person_masks(
-    config: Config, root: str, grid: tuple[int, int], model: SaliencyModel | None = None
+    config: Config,
+    root: str,
+    grid: tuple[int, int],
+    model: SaliencyModel | None = None,
+    device: str = "cpu",
 ) -> PersonMasks:
     """Create the provider that `config.saliency.provider` names.
 
@@ -35,6 +39,7 @@ def person_masks(
         root: the data folder; `given` reads the masks there.
         grid: (gh, gw) of the masks wanted.
         model: the trained saliency model; for `sps`.
+        device: a torch device, for those that have a model.
 
     Raises:
         DataError: `given`, and the data has no masks.
@@ -46,9 +51,9 @@ def person_masks(
     if section.provider == "spectral":
         return SpectralMasks(grid, section.target_ratio)
     if section.provider == "attention":
-        return AttentionMasks(config, grid)
+        return AttentionMasks(config, grid, device)
     assert model is not None
-    return LearnedMasks(model, grid)
+    return LearnedMasks(model, grid, device)
 
 
 class SpectralMasks:
@@ -65,9 +70,9 @@ class SpectralMasks:
 class AttentionMasks:
     """Attention of the class token in the starting encoder's last block (ours)."""
 
-    def __init__(self, config: Config, grid: tuple[int, int]) -> None:
+    def __init__(self, config: Config, grid: tuple[int, int], device: str) -> None:
         encoder = ImageEncoder(start_clip(config).visual, config.model.taps)
-        self._encoder = encoder.to(_device()).eval()
+        self._encoder = encoder.to(device).eval()
         self._data, self._grid = config.data, grid
         self._target_ratio = config.saliency.target_ratio
 
@@ -85,8 +90,8 @@ class AttentionMasks:
 class LearnedMasks:
     """A trained saliency model: M~ >= 0.5, resampled to the grid (SPT)."""
 
-    def __init__(self, model: SaliencyModel, grid: tuple[int, int]) -> None:
-        self._model, self._grid = model.to(_device()).eval(), grid
+    def __init__(self, model: SaliencyModel, grid: tuple[int, int], device: str = "cpu") -> None:
+        self._model, self._grid = model.to(device).eval(), grid
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8], paths: Sequence[str]) -> NDArray[np.bool_]:
@@ -96,10 +101,6 @@ class LearnedMasks:
             for batch in _normalise(images, self._model.data, self._model)
         ]
         return resample_area(np.concatenate(person), self._grid) >= 0.5
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _normalise(

@@ -124,6 +124,15 @@ class ReidModel(nn.Module):
         banded = self.config.band_masks == "visible"
         return [n for n in self.spaces if n in generated or (n == BANDS and banded)]
 
+    @property
+    def mask_values(self) -> dict[str, int]:
+        """Number of values of each space's mask, the others being their repetitions.
+
+        One for each dimension, for each band, or 1 for a space whose masks are always 0.5.
+        """
+        counts = {n: d if n in self.masked_spaces else 1 for n, d in self.spaces.items()}
+        return counts | ({BANDS: self.config.bands} if self.config.bands else {})
+
     def forward(
         self, images: Tensor, masked: Tensor | None = None, known: Tensor | None = None
     ) -> Reading:
@@ -178,7 +187,7 @@ class ReidModel(nn.Module):
     def embed(
         self, images: Any, batch: int = 64, masked: npt.NDArray[np.bool_] | None = None
     ) -> Embedded:
-        """Embed pictures.
+        """Embed pictures; after `model.encoder.bfloat16()` the encoder computes in bfloat16.
 
         Args:
             images: uint8 [N, H, W, 3] RGB, a sequence of such [H, W, 3] arrays of any size, or a
@@ -199,7 +208,7 @@ class ReidModel(nn.Module):
         device = next(self.parameters()).device
         for start in range(0, len(images), batch):
             pictures = fitted(images[start : start + batch], self.data, start)
-            pixels = to_tensor_batch(pictures, self.data.mean, self.data.std).to(device)
+            pixels = to_tensor_batch(pictures, self.data.mean, self.data.std, device)
             chosen = None
             if masked is not None:
                 chosen = torch.from_numpy(masked[start : start + batch]).to(device)
@@ -218,7 +227,7 @@ class ReidModel(nn.Module):
         return Embedded(
             features={name: x.float().cpu().numpy() for name, x in features.items()},
             masks={name: x.float().cpu().numpy() for name, x in reading.masks.items()},
-            occluded=None if occluded is None else occluded.sigmoid().cpu().numpy(),
+            occluded=None if occluded is None else occluded.float().sigmoid().cpu().numpy(),
         )
 
     def _join(

@@ -19,7 +19,7 @@ from dpmpp_core.retrieval.evaluation import (
 )
 from dpmpp_core.retrieval.feature_ranks import rank_features
 from dpmpp_core.retrieval.gallery import Gallery, compact
-from dpmpp_core.retrieval.masks import derangement, mask_statistics, static_masks
+from dpmpp_core.retrieval.masks import derangement, expand_masks, mask_statistics, static_masks
 from dpmpp_core.retrieval.queries import QueryFigures
 from dpmpp_core.retrieval.ranking import RankingResult, evaluate_ranking
 from dpmpp_core.retrieval.reranking import rerank
@@ -36,7 +36,7 @@ __all__ = [
     "MODES", "Controls", "Difference", "Embeddings", "Gallery", "Interval", "Mode", "QueryFigures",
     "RankingResult", "compact", "compute_chance", "compute_intervals", "compute_stripe_histogram",
     "derangement", "draw_tracklets", "evaluate", "evaluate_by_camera_pair", "evaluate_by_occlusion",
-    "evaluate_ranking", "evaluate_tracklets", "exchanges", "from_columns", "fuse",
+    "evaluate_ranking", "evaluate_tracklets", "exchanges", "expand_masks", "from_columns", "fuse",
     "mask_statistics", "masked_similarity", "masked_topk", "paired_bootstrap", "paired_difference",
     "rank_by_mode", "rank_features", "rank_tracklets", "refuse_unusable", "rerank",
     "static_masks", "summarise_rankings", "to_columns", "top_matches",

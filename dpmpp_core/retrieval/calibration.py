@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval.evaluation import Embeddings
+from dpmpp_core.retrieval.masks import expand_masks
 from dpmpp_core.retrieval.similarity import masked_similarity
 
 Floats = NDArray[np.float64]
@@ -113,7 +114,7 @@ def score_pairs(query: Embeddings, gallery: Embeddings, seed: int = 0) -> Pairs:
     for i, (pid, camid) in enumerate(zip(query.pids, query.camids, strict=True)):
         row = slice(i, i + 1)
         features = {s: x[row] for s, x in query.features.items()}
-        masks = {s: x[row] for s, x in query.masks.items()}
+        masks = expand_masks({s: x[row] for s, x in query.masks.items()}, query.features)
         scores = masked_similarity(features, masks, gallery.features).numpy()[0].astype(np.float64)
         same = gallery.pids == pid
         other = ~same & (rng.random(len(gallery)) < keep)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dpmpp_core.errors import WeightsError
 from dpmpp_core.retrieval.feature_ranks import rank_features
 from dpmpp_core.retrieval.gallery import Gallery
-from dpmpp_core.retrieval.masks import derangement, static_masks
+from dpmpp_core.retrieval.masks import apply_mask, derangement, expand_masks, static_masks
 from dpmpp_core.retrieval.ranking import RankingResult, mean_result
 from dpmpp_core.retrieval.search import masked_topk
 
@@ -42,8 +42,9 @@ class Embeddings:
 
     Attributes:
         features: metric space -> float32 [N, D].
-        masks: the same spaces -> float32 [N, D] in (0, 1); may be empty for a gallery, whose masks
-            the metric does not use.
+        masks: the same spaces -> float32 [N, R] in (0, 1), each value for D / R neighbouring
+            dimensions, see `expand_masks`; may be empty for a gallery, whose masks the metric does
+            not use.
         pids: int64 [N].
         camids: int64 [N].
         paths: N names of the pictures.
@@ -72,6 +73,10 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.pids)
+
+    def full_masks(self) -> dict[str, Matrix]:
+        """Return the masks at full width, [N, D], as the metric takes them."""
+        return expand_masks(self.masks, self.features)
 
 
 def to_columns(features: Mapping[str, T], masks: Mapping[str, T]) -> dict[str, T]:
@@ -148,7 +153,7 @@ def rank_by_mode(
 
     Raises ValueError (see `masked_similarity`) and DataError (no query has a positive).
     """
-    masks, controls = query.masks, query.controls
+    masks, controls = query.full_masks(), query.controls
     plain = controls.unmasked if controls else query.features
     ids = (query.pids, gallery.pids, query.camids, gallery.camids)
     prepared = Gallery(gallery.features)
@@ -165,7 +170,7 @@ def rank_by_mode(
 
     def rank_both() -> RankingResult:
         # <q, normalise(m_q m_g g)>: the gallery's mask scales its features, once for all queries.
-        masked = {space: x * gallery.masks[space] for space, x in gallery.features.items()}
+        masked = {s: apply_mask(x, gallery.masks[s]) for s, x in gallery.features.items()}
         return rank_features(query.features, masks, masked, *ids)
 
     ranking: dict[Mode, Callable[[], RankingResult]] = {
@@ -195,7 +200,9 @@ def top_matches(
     scores are listed in the gallery's order. Beyond the last valid item: index -1, score NaN.
     """
     chosen = np.asarray(rows, np.int64)
-    masks = _take(query.masks, chosen) if mode == "masked" else None
+    masks = None
+    if mode == "masked":
+        masks = expand_masks(_take(query.masks, chosen), query.features)
     plain = query.controls.unmasked if query.controls else query.features
     features = query.features if mode == "masked" else plain
     pids, camids = query.pids[chosen][:, None], query.camids[chosen][:, None]

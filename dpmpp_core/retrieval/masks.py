@@ -15,6 +15,35 @@ Mask = NDArray[np.floating[Any]]
 DEAD_MASK = 0.01  # a std over pictures below this: the same mask for all (ours)
 
 
+def expand_masks(masks: Mapping[str, Mask], features: Mapping[str, Mask]) -> dict[str, Mask]:
+    """Return masks of full width, [N, D], by space.
+
+    Args:
+        masks: [N, R] by space, each value for D / R neighbouring dimensions, such as those of a
+            band; those of full width are returned as they are.
+        features: [.., D] of the same spaces.
+
+    Raises:
+        ValueError: R is no divisor of D.
+    """
+    expanded = {}
+    for space, mask in masks.items():
+        times, rest = divmod(features[space].shape[1], mask.shape[1])
+        if rest:
+            raise ValueError(
+                f"masks of '{space}' have {mask.shape[1]} values for "
+                f"{features[space].shape[1]} dimensions: give one for each, or for equal groups"
+            )
+        expanded[space] = mask if times == 1 else np.repeat(mask, times, axis=1)
+    return expanded
+
+
+def apply_mask(features: Mask, mask: Mask) -> Mask:
+    """Return features [N, D] times a mask [N, R], which is not expanded."""
+    groups = features.reshape(len(features), mask.shape[1], -1)
+    return (groups * mask[:, :, None]).reshape(features.shape)
+
+
 def static_masks(masks: Mapping[str, Mask]) -> dict[str, Mask]:
     """Give every query the mean mask of all, by space, as a control."""
     means = {space: mask.mean(0, dtype=np.float64) for space, mask in masks.items()}

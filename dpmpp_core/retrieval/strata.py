@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dpmpp_core.retrieval.bootstrap import bootstrap_bounds
 from dpmpp_core.retrieval.evaluation import Embeddings, Mode
+from dpmpp_core.retrieval.masks import expand_masks
 from dpmpp_core.retrieval.ranking import Pairs, RankingResult
 from dpmpp_core.retrieval.similarity import masked_similarity
 
@@ -91,7 +92,7 @@ def evaluate_by_camera_pair(query: Embeddings, gallery: Embeddings) -> list[dict
     for start in range(0, len(query), step):
         rows = slice(start, start + step)
         features = {space: x[rows] for space, x in query.features.items()}
-        masks = {space: m[rows] for space, m in query.masks.items()}
+        masks = expand_masks({s: m[rows] for s, m in query.masks.items()}, query.features)
         scores = masked_similarity(features, masks, gallery.features).numpy()
         here = pairs.of_queries(start, start + len(scores))
         ends = np.searchsorted(here.rows, np.arange(len(scores) + 1))

@@ -22,6 +22,7 @@ from dpmpp_core.errors import DataError
 from dpmpp_core.retrieval.bootstrap import bootstrap_bounds
 from dpmpp_core.retrieval.evaluation import Embeddings, Matrix
 from dpmpp_core.retrieval.feature_ranks import rank_features
+from dpmpp_core.retrieval.masks import expand_masks
 from dpmpp_core.retrieval.ranking import Pairs, RankingResult, evaluate_ranking
 from dpmpp_core.retrieval.similarity import masked_similarity
 from dpmpp_core.retrieval.strata import BLOCK_SCORES, is_first_correct
@@ -117,16 +118,17 @@ def rank_tracklets(query: Embeddings, gallery: Embeddings, rows: Rows) -> dict[s
         ids = query.pids[members], gallery.pids, query.camids[members], gallery.camids
         return _by_query(rank_features(*fused, gallery.features, *ids))
 
+    masks = query.full_masks()
     methods: dict[str, Callable[[Spaces, Spaces, Rows], Fused]] = {
         "fused": fuse, "mean": _mean, "best": _best,
     }  # fmt: skip
     ranked = {
-        name: rank(method(query.features, query.masks, rows), rows[:, 0])
+        name: rank(method(query.features, masks, rows), rows[:, 0])
         for name, method in methods.items()
     }
     ranked["late"] = _late(query, gallery, rows)
     flat = rows.reshape(-1)
-    single = rank(_take(query.features, query.masks, flat), flat)
+    single = rank(_take(query.features, masks, flat), flat)
     precision, first = (values.reshape(rows.shape).mean(axis=1) for values in single)
     return ranked | {"single": (precision, first)}
 
@@ -161,6 +163,7 @@ def _late(query: Embeddings, gallery: Embeddings, rows: Rows) -> Ranked:
     for start in range(0, len(valid), step):
         part = valid[start : start + step]
         features, masks = _take(query.features, query.masks, rows[part].reshape(-1))
+        masks = expand_masks(masks, features)
         scores = masked_similarity(features, masks, gallery.features)
         mean = scores.reshape(len(part), k, -1).mean(dim=1)
         ids = pids[part], gallery.pids, camids[part], gallery.camids

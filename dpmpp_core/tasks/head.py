@@ -70,7 +70,7 @@ class HeadTask(Task):
         body = visible | occluded
         right = (predicted.occluded > 0) == occluded
         loss = patch_visibility(predicted.visible, predicted.occluded, visible, occluded, foreign)
-        report = {"accuracy_on_body": right[body].float().mean()}
+        report = {"accuracy_on_body": (right & body).sum() / body.sum()}
         return {"patches": loss}, report
 
     def optimiser(self) -> torch.optim.Optimizer:

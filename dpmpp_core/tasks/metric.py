@@ -270,10 +270,10 @@ class MetricTask(Task):
 
     def filter_gradients(self, phase: str) -> None:
         """Drop the gradients that `phase` does not update; clip those of the mask generator."""
-        for name, parameter in self.named_parameters():
-            of_generator = name.startswith("model.mask_generator.")
-            if phase != "joint" and of_generator != (phase == "mask"):
-                parameter.grad = None
+        if phase != "joint":
+            for name, parameter in self.named_parameters():
+                if name.startswith("model.mask_generator.") != (phase == "mask"):
+                    parameter.grad = None
         generator = list(self.model.mask_generator.parameters())
         if generator:
             nn.utils.clip_grad_norm_(generator, self.config.metric.mask_grad_clip)

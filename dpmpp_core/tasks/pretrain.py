@@ -22,6 +22,7 @@ from dpmpp_core.losses.contrast import caption_contrast, multi_view_contrast
 from dpmpp_core.models.clip import find_tokenizer
 from dpmpp_core.models.distributed import gather
 from dpmpp_core.models.reid import start_clip
+from dpmpp_core.tasks.feed import copy_to_device
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
 from dpmpp_core.tasks.task import Task
 
@@ -55,7 +56,8 @@ class PretrainTask(Task):
         """
         section = self.config.pretrain
         images = batch["images"]
-        kept = self._draw_patches(int(batch["step"]), len(images)).to(images.device)
+        drawn = self._draw_patches(int(batch["step"]), len(images))
+        kept = copy_to_device(drawn, images.device)
         with self.autocast():
             shown = self._select_patches(images, kept)
             visual, joint = encode_patches(self.clip.visual, shown, kept)

@@ -39,6 +39,7 @@ class PromptTask(Task):
             self.prompts = PromptLearner(clip, config.model, int(labels.max()) + 1)
         self.register_buffer("features", self._comparable(features), persistent=False)
         self.register_buffer("labels", labels, persistent=False)
+        self._labels = labels  # stays in host memory
 
     def _comparable(self, features: Tensor) -> Tensor:
         if unit_text(self.config.model):
@@ -46,25 +47,33 @@ class PromptTask(Task):
         return features.float()
 
     def batches(self, start: int) -> Iterator[dict[str, Tensor]]:
-        """Yield `rows`, int64 [B], for each step of the whole training from `start` (0-based) on.
+        """Yield the batch of each step of the whole training from `start` (0-based) on.
 
-        They number the cached features. A batch depends only on (seed, epoch, step).
+        A batch depends only on (seed, epoch, step).
         """
         size, per_epoch = self.config.prompts.batch, self.steps_per_epoch
         for epoch in range(start // per_epoch, self.epochs):
             draw = np.random.default_rng((self.config.seed, 1, epoch))
             order = draw.permutation(len(self.labels))
             for step in range(max(0, start - epoch * per_epoch), per_epoch):
-                yield {"rows": torch.from_numpy(order[step * size : (step + 1) * size])}
+                yield self.batch(torch.from_numpy(order[step * size : (step + 1) * size]))
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return the batch of cached features `rows`, int64 [B]; all of it in host memory.
+
+        `classes`, int64 [C], are its identities, each of which is encoded once; `index`, int64 [B],
+        is the place of each row's among them. A GPU would have to be waited for to count them.
+        """
+        classes, index = self._labels[rows].unique(return_inverse=True)
+        return {"rows": rows, "classes": classes, "index": index}
 
     def forward(
         self, batch: Mapping[str, Tensor], phase: str = "joint"
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Compute the losses `image_to_text` and `text_to_image` of `rows` int64 [B]."""
+        """Compute the losses `image_to_text` and `text_to_image` of a batch of `batch`."""
         labels = self.labels[batch["rows"]]
         image = self.features[batch["rows"]]
-        classes, index = labels.unique(return_inverse=True)  # each identity is encoded once
-        text = self._comparable(self.prompts(classes))[index]
+        text = self._comparable(self.prompts(batch["classes"]))[batch["index"]]
         losses = {
             "image_to_text": supervised_contrast(image, text, labels, self.scale),
             "text_to_image": supervised_contrast(text, image, labels, self.scale),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -42,12 +44,26 @@ def _backward(
         local = number < len(parts) and isinstance(model, DistributedDataParallel)
         with model.no_sync() if local else nullcontext():  # type: ignore[operator]
             losses, report = model(part, phase)
-            loss = torch.stack(list(losses.values())).sum() / len(parts)
-            loss.backward()
-        figures = {"loss": loss.detach() * len(parts), **losses, **report}
-        for name, value in figures.items():
-            means[name] = means.get(name, 0.0) + value.detach() / len(parts)
+            loss = torch.stack(list(losses.values())).sum()
+            (loss / len(parts)).backward()
+        for name, value in {"loss": loss, **losses, **report}.items():
+            share = value.detach() / len(parts) if len(parts) > 1 else value.detach()
+            means[name] = means[name] + share if name in means else share
     return means
+
+
+def wrap_for_workers(task: Task, workers: int) -> torch.nn.Module:
+    """Return the task, or its data-parallel wrapper if several workers train it.
+
+    Buffers are equal on all workers, as statistics are those of the whole batch, so that none is
+    broadcast. Gradients are views of the buffers that are exchanged, which saves a copy of each.
+    """
+    if workers == 1:
+        return task
+    known = inspect.signature(DistributedDataParallel).parameters
+    broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {broadcast: False, "gradient_as_bucket_view": True}
+    return DistributedDataParallel(task, find_unused_parameters=not task.updates_all, **options)
 
 
 def split_batch(batch: dict[str, torch.Tensor], count: int) -> list[dict[str, torch.Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from dpmpp_core.data.plan import class_labels
 from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.encoder import ImageEncoder
 from dpmpp_core.models.pixels import to_tensor_batch
-from dpmpp_core.models.reid import ReidModel, load_model, start_clip
+from dpmpp_core.models.reid import NAME, ReidModel, load_model, start_clip
+from dpmpp_core.models.saved import read_card
 from dpmpp_core.models.tensors import write_tensors
 from dpmpp_core.retrieval import (
     Controls,
@@ -31,11 +32,14 @@ from dpmpp_core.retrieval import (
     to_columns,
 )
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
+from pipelines.runtime.device import assigned_device
 from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.resources import Plan, create_pool, parse_labels
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import Storage
+
+Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -57,31 +61,73 @@ class ModelLocation:
         return not self.key and self.storage.endswith(SUFFIX)
 
     def load(self) -> ReidModel | OnnxModel:
-        """Load the model, for one thread."""
+        """Load the model, for one thread, on the GPU of this worker if it has one."""
         torch.set_num_threads(1)
         if self.is_graph:
             return OnnxModel(self.storage, threads=1)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        stage = Storage(self.storage).fetch(self.key) if self.key else None
-        return load_model(stage / "model" if stage else Path(self.storage), device)
+        return load_model(self._folder(), assigned_device())
+
+    def read_size(self) -> tuple[int, int]:
+        """Return height and width of the pictures of a saved model, in pixels."""
+        data = read_card(self._folder(), NAME)["data"]
+        return data["height"], data["width"]
+
+    def _folder(self) -> Path:
+        if not self.key:
+            return Path(self.storage)
+        return Storage(self.storage).fetch(self.key) / "model"
+
+
+class ReadPictures:
+    """Data worker: pictures at a model's size, and the baseline's colours.
+
+    Args:
+        root: Folder of the images.
+        size: Height and width in pixels.
+    """
+
+    def __init__(self, root: str, size: tuple[int, int]) -> None:
+        torch.set_num_threads(1)
+        self._root, self._size = root, size
+
+    def __call__(self, batch: Columns) -> Columns:
+        """Add `images`, uint8 [N, H, W, 3], and `colours` of the images `path`."""
+        read = [read_image(self._root, path) for path in batch["path"]]
+        colours = np.stack([compute_stripe_histogram(image) for image in read])
+        images = np.stack([resize(image, *self._size) for image in read])
+        return {"row": batch["row"], "images": images, "colours": colours}
 
 
 class EmbedWithModel:
-    """Data worker: features and masks of each metric space, and the baseline's colours."""
+    """Data worker: features and masks of each metric space, and the baseline's colours.
+
+    Reads the images `path` unless `ReadPictures` did.
+    """
 
     def __init__(self, root: str, model: ModelLocation) -> None:
         self._model = model.load()
-        self._root = root
+        data = self._model.data
+        self._read = ReadPictures(root, (data.height, data.width))
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the columns of the images `path`."""
-        images = [read_image(self._root, path) for path in batch["path"]]
-        embedded = self._model.embed(images, batch=len(images))
-        columns: dict[str, np.ndarray] = dict(to_columns(embedded.features, embedded.masks))
+    def __call__(self, batch: Columns) -> Columns:
+        """Return the columns of the images; masks as `compact_masks`."""
+        batch = batch if "images" in batch else self._read(batch)
+        embedded = self._model.embed(batch["images"], batch=len(batch["row"]))
+        masks = compact_masks(embedded.masks, self._model.mask_values)
+        columns: Columns = dict(to_columns(embedded.features, masks))
         if embedded.occluded is not None:
             columns["occluded"] = embedded.occluded
-        colours = np.stack([compute_stripe_histogram(image) for image in images])
-        return {"row": batch["row"], "colours": colours, **columns}
+        return {"row": batch["row"], "colours": batch["colours"], **columns}
+
+
+def compact_masks(masks: Columns, values: Mapping[str, int]) -> Columns:
+    """Return masks [N, D] by space as [N, R], without repetitions; see `expand_masks`.
+
+    Args:
+        masks: By space, from a model.
+        values: R of each space, the model's `mask_values`.
+    """
+    return {s: np.ascontiguousarray(m[:, :: m.shape[1] // values[s]]) for s, m in masks.items()}
 
 
 class EmbedControls:
@@ -94,12 +140,13 @@ class EmbedControls:
     """
 
     def __init__(self, root: str, model: ModelLocation, masked: np.ndarray) -> None:
-        self._model, self._root, self._masked = model.load(), root, masked
+        self._model, self._masked = model.load(), masked
+        self._read = ReadPictures(root, (self._model.data.height, self._model.data.width))
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return `CONTROL_SPACE` of the images `path`, whose numbers are `row`."""
+    def __call__(self, batch: Columns) -> Columns:
+        """Return `CONTROL_SPACE` of the images, whose numbers are `row`."""
         assert isinstance(self._model, ReidModel)
-        images = [read_image(self._root, path) for path in batch["path"]]
+        images = (batch if "images" in batch else self._read(batch))["images"]
         columns = {"row": batch["row"]}
         for control in range(self._masked.shape[1]):
             masked = self._masked[batch["row"], control]
@@ -113,40 +160,69 @@ class EmbedWithPretrained:
 
     def __init__(self, root: str, config: Config) -> None:
         torch.set_num_threads(1)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(assigned_device())
         encoder = ImageEncoder(start_clip(config).visual, config.model.taps)
         self._encoder = encoder.to(self._device).eval()
-        self._root, self._data = root, config.data
+        self._data = config.data
+        self._read = ReadPictures(root, (config.data.height, config.data.width))
 
     @torch.inference_mode()
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the column `joint` of the images `path`, with test transforms."""
-        height, width = self._data.height, self._data.width
-        images = [resize(read_image(self._root, path), height, width) for path in batch["path"]]
-        pixels = to_tensor_batch(np.stack(images), self._data.mean, self._data.std)
-        joint = self._encoder(pixels.to(self._device)).joint
+    def __call__(self, batch: Columns) -> Columns:
+        """Return the column `joint` of the images, with test transforms."""
+        images = (batch if "images" in batch else self._read(batch))["images"]
+        pixels = to_tensor_batch(images, self._data.mean, self._data.std, self._device)
+        joint = self._encoder(pixels).joint
         return {"row": batch["row"], "joint": joint.float().cpu().numpy()}
 
 
 BATCHES_PER_TASK = 256  # of Ray Data, so that millions of images are few tasks
+Reader = tuple[type, tuple[Any, ...]]  # a worker for CPUs and its arguments
 
 
 def embed_images(
-    paths: list[str], worker: type, arguments: tuple, plan: Plan, batch: int, title: str
-) -> dict[str, np.ndarray]:
-    """Return the columns of the worker's results, in the order of `paths`."""
-    parts = list(stream_embeddings(paths, worker, arguments, plan, batch, title))
+    paths: list[str],
+    worker: type,
+    arguments: tuple,
+    plan: Plan,
+    batch: int,
+    title: str,
+    reader: Reader | None = None,
+    on_gpu: bool = True,
+) -> Columns:
+    """Return the columns of the worker's results, in the order of `paths`.
+
+    Arguments as `stream_embeddings`.
+    """
+    parts = list(stream_embeddings(paths, worker, arguments, plan, batch, title, reader, on_gpu))
     order = np.argsort(np.concatenate([part["row"] for part in parts]))
     names = [name for name in parts[0] if name != "row"]
     return {name: np.concatenate([part[name] for part in parts])[order] for name in names}
 
 
 def stream_embeddings(
-    paths: list[str], worker: type, arguments: tuple, plan: Plan, batch: int, title: str
-) -> Iterator[dict[str, np.ndarray]]:
+    paths: list[str],
+    worker: type,
+    arguments: tuple,
+    plan: Plan,
+    batch: int,
+    title: str,
+    reader: Reader | None = None,
+    on_gpu: bool = True,
+) -> Iterator[Columns]:
     """Yield the columns of the worker's results as they arrive; `row` is the number of the path.
 
     The batches do not depend on the number of workers, so that the results do not either.
+
+    Args:
+        paths: Images.
+        worker: Class of the data worker.
+        arguments: Of its constructor.
+        plan: Sizes of the pools.
+        batch: Images per call.
+        title: Of the progress bar.
+        reader: Where workers have a GPU, what reads the images for them on all CPUs, so that the
+            GPU does not wait; elsewhere the worker reads them itself.
+        on_gpu: Whether the worker computes on a GPU, if the plan has them.
     """
     if len(paths) <= plan.inline_embed_max_images:
         yield from _embed_in_process(paths, worker, arguments, batch, title)
@@ -156,18 +232,27 @@ def stream_embeddings(
         pa.table({"row": np.arange(i, min(i + rows, len(paths))), "path": paths[i : i + rows]})
         for i in range(0, len(paths), rows)
     ]
-    workers = plan.train_workers if plan.train_gpu else plan.embed_workers
-    workers = min(workers, -(-len(paths) // batch))
-    batches = ray.data.from_arrow(tables).repartition(target_num_rows_per_block=batch)
-    dataset = batches.map_batches(
+    on_gpu = on_gpu and plan.train_gpu
+    most = -(-len(paths) // batch)
+    dataset = ray.data.from_arrow(tables).repartition(target_num_rows_per_block=batch)
+    if on_gpu and reader is not None:
+        dataset = dataset.map_batches(
+            reader[0],
+            fn_constructor_args=reader[1],
+            batch_size=None,
+            compute=create_pool(min(plan.embed_workers, most)),
+            num_cpus=1,
+        )
+    dataset = dataset.map_batches(
         worker,
         fn_constructor_args=arguments,
         batch_size=None,
-        compute=create_pool(workers),
+        compute=create_pool(min(plan.train_workers if on_gpu else plan.embed_workers, most)),
         num_cpus=1,
-        num_gpus=1 if plan.train_gpu else 0,
+        num_gpus=1 if on_gpu else 0,
     )
-    dataset.context.execution_options.label_selector = parse_labels(plan.embed_nodes) or None
+    if on_gpu or not plan.train_gpu:  # else on the nodes that read images, as all data workers
+        dataset.context.execution_options.label_selector = parse_labels(plan.embed_nodes) or None
     done = 0
     with progress_bar(title, len(paths)) as shown:
         for part in dataset.iter_batches(batch_size=None):
@@ -216,7 +301,10 @@ def embed_manifest_rows(
         WeightsError: An image has no usable features or masks, see `refuse_unusable`.
     """
     paths = [path for rows in sets.values() for path in rows["path"].to_pylist()]
-    columns = embed_images(paths, EmbedWithModel, (manifest.root, model), plan, batch, "embedded")
+    columns = embed_images(
+        paths, EmbedWithModel, (manifest.root, model), plan, batch, "embedded",
+        _reader(manifest.root, model, plan),
+    )  # fmt: skip
     refuse_unusable({n: columns[n] for n in columns if n not in ("colours", "occluded")}, paths)
     result, start = {}, 0
     for name, rows in sets.items():
@@ -227,6 +315,13 @@ def embed_manifest_rows(
             embeddings = add_controls(embeddings, manifest.root, model, plan, batch, seed)
         result[name] = (embeddings, part["colours"])
     return result
+
+
+def _reader(root: str, model: ModelLocation, plan: Plan) -> Reader | None:
+    """Return what reads pictures for a model on a GPU; a graph reads them itself."""
+    if not plan.train_gpu or model.is_graph:
+        return None
+    return ReadPictures, (root, model.read_size())
 
 
 def build_embeddings(rows: pa.Table, columns: dict[str, np.ndarray]) -> Embeddings:
@@ -249,8 +344,9 @@ def add_controls(
     own = queries.occluded > 0.5
     masked = np.stack([np.zeros_like(own), *(own[o] for o in exchanges(len(own), seed))], axis=1)
     columns = embed_images(
-        list(queries.paths), EmbedControls, (root, model, masked), plan, batch, "controls"
-    )
+        list(queries.paths), EmbedControls, (root, model, masked), plan, batch, "controls",
+        _reader(root, model, plan),
+    )  # fmt: skip
     features = [{s: columns[f"{i}_{s}"] for s in queries.features} for i in range(masked.shape[1])]
     return replace(queries, controls=Controls(features[0], features[1:]))
 
@@ -276,8 +372,9 @@ def cache_features(run: Run, prepared: Stage) -> Stage:
         paths = rows["path"].to_pylist()
         arguments, batch = (manifest.root, config), config.evaluation.batch
         columns = embed_images(
-            paths, EmbedWithPretrained, arguments, run.plan, batch, "training images"
-        )
+            paths, EmbedWithPretrained, arguments, run.plan, batch, "training images",
+            (ReadPictures, (manifest.root, (config.data.height, config.data.width))),
+        )  # fmt: skip
         refuse_unusable(columns, paths)
         labels, _ = class_labels(rows["pid"].to_numpy())
         joint = torch.from_numpy(columns["joint"])

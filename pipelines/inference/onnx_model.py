@@ -11,6 +11,7 @@ import numpy as np
 
 from dpmpp_core.config import DataConfig
 from dpmpp_core.errors import ConfigError, WeightsError
+from dpmpp_core.models.bands import SPACE as BANDS
 from dpmpp_core.models.reid import NAME, Embedded, fitted
 from dpmpp_core.retrieval import from_columns, to_columns
 
@@ -71,6 +72,11 @@ class OnnxModel:
             raise WeightsError(f"{path}: damaged metadata: {problem[:200]}") from None
         if columns != [name for name in self._names if name != OCCLUDED]:
             raise WeightsError(f"{path}: its outputs are not those of the spaces it names")
+
+    @property
+    def mask_values(self) -> dict[str, int]:
+        """Number of values of each space's mask, as `ReidModel.mask_values`."""
+        return self.spaces | ({BANDS: self.bands} if self.bands else {})
 
     def embed(self, images: Any, batch: int = 64) -> Embedded:
         """Embed images; arguments, result and errors are those of `ReidModel.embed`."""

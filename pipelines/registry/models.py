@@ -6,8 +6,6 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from dpmpp_core.data.files import resolve_path
 from dpmpp_core.errors import WeightsError
 from dpmpp_core.index import ModelVersion
@@ -15,6 +13,7 @@ from dpmpp_core.models.reid import CARD_FILE, NAME, WEIGHTS_FILE, ReidModel, loa
 from dpmpp_core.models.saved import read_card
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
 from pipelines.registry.references import fetch_registered, is_registered, resolve_model_uri
+from pipelines.runtime.device import assigned_device
 from pipelines.runtime.storage import Storage
 
 
@@ -81,8 +80,7 @@ def read_model_version(source: str) -> ModelVersion:
 
 
 def load_source_model(source: str) -> ReidModel | OnnxModel:
-    """Load a model, on the GPU if there is one, or a file of `dpmpp export`."""
+    """Load a model, on the GPU that Ray gave this worker if any, or a file of `dpmpp export`."""
     if source.endswith(SUFFIX):
         return OnnxModel(fetch_model(source))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_model(fetch_model(source), device)
+    return load_model(fetch_model(source), assigned_device())

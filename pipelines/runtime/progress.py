@@ -70,7 +70,7 @@ class TrainingMonitor:
     """Actor through which a train worker reports progress and learns that it should stop."""
 
     def __init__(self) -> None:
-        self._step, self._note, self._stop_requested = 0, "", False
+        self._step, self._note, self._stop_requested, self._fault = 0, "", False, ""
         self._reports: list[tuple[int, dict[str, float]] | str] = []
 
     def report_step(self, step: int, note: str) -> None:
@@ -92,6 +92,14 @@ class TrainingMonitor:
     def stop_requested(self) -> bool:
         """Return whether `request_stop` was called."""
         return self._stop_requested
+
+    def report_fault(self, message: str) -> None:
+        """Record why the training must end; the first reason counts."""
+        self._fault = self._fault or message
+
+    def fault(self) -> str:
+        """Return what `report_fault` recorded; empty if nothing."""
+        return self._fault
 
     def read(self, seen: int) -> tuple[int, str, list[tuple[int, dict[str, float]] | str]]:
         """Return the steps done, their note, and the reports after the first `seen`."""

@@ -71,9 +71,12 @@ class Plan:
     def __str__(self) -> str:
         device = "1 GPU, " if self.train_gpu else ""
         trials = f"{self.trials} trials at a time, each: " if self.trials > 1 else ""
+        embed = f"{self.embed_workers} embedding worker(s)"
+        if self.train_gpu:
+            embed = f"{self.train_workers} embedding worker(s) x {device}"[:-2]
         return (
             f"{trials}{self.train_workers} train worker(s) x {device}{self.train_cpus} CPU, "
-            f"{self.data_workers} data worker(s), {self.embed_workers} embedding worker(s)"
+            f"{self.data_workers} data worker(s), {embed}"
         )
 
 
@@ -243,9 +246,9 @@ def create_pool(size: int) -> ActorPoolStrategy:
 
 
 def _start_local(config: ClusterConfig) -> tuple[Plan, Plan]:
-    import torch
+    from pipelines.runtime.device import count_usable_gpus  # loads torch
 
-    cpus, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    cpus, gpus = len(os.sched_getaffinity(0)), count_usable_gpus(config.gpu)
     result = plan_resources(cpus, gpus, config, shared=True)
     # There are more logical CPUs than physical ones, so that training, its data workers and Ray
     # Data's own tasks can all be placed at once. A trial's process waits for what it starts.

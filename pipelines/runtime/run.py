@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpmpp_core.config import Config
+from pipelines.runtime.device import resolve_precision
 from pipelines.runtime.resources import Plan
 from pipelines.runtime.stage import Stage, StageNotFoundError, stage_key, training_key
 from pipelines.runtime.storage import Storage
@@ -25,6 +26,7 @@ class Run:
     """What the stages of one run share.
 
     Attributes:
+        config: The configuration, with the precision that `auto` means here.
         fresh: Whether every stage is built, none reused.
         build: Whether missing stages are built; else `build_stage` raises StageNotFoundError.
         lock: Taken for a stage's key while it is built; runs and trials may share stages.
@@ -39,6 +41,9 @@ class Run:
     build: bool = True
     lock: Callable[[str], AbstractContextManager[Any]] = nullcontext
     stages: list[Stage] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.config = resolve_precision(self.config, self.plan.train_gpu)
 
     def folder(self, stage: Stage) -> Path:
         """Return a local folder with the stage's files."""

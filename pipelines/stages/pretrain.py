@@ -101,6 +101,7 @@ def _identity(
         "occlusion": config.occlusion,
         "size": [config.data.height, config.data.width, config.data.mean, config.data.std],
         "seed": config.seed,
+        "precision": config.metric.precision,
         "workers": run.plan.train_workers,
     }
 

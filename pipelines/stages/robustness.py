@@ -15,7 +15,12 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.synthesis import CLEAN_QUERIES, Band, Part
 from dpmpp_core.models.reid import ReidModel
 from dpmpp_core.retrieval import Controls, Embeddings, rank_by_mode, summarise_rankings, to_columns
-from pipelines.inference.embed import ModelLocation, build_embeddings, embed_images
+from pipelines.inference.embed import (
+    ModelLocation,
+    build_embeddings,
+    compact_masks,
+    embed_images,
+)
 from pipelines.inference.embeddings_file import load_embeddings
 from pipelines.reporting.figures import draw_robustness, save_png
 from pipelines.runtime.run import Run
@@ -68,7 +73,10 @@ def measure_robustness(
         arguments = (training_set, queries["row"].to_pylist(), settings, model)
         paths = queries["path"].to_pylist() * len(settings)
         size = config.evaluation.batch
-        columns = embed_images(paths, EmbedHidden, arguments, run.plan, size, "queries hidden")
+        columns = embed_images(
+            paths, EmbedHidden, arguments, run.plan, size, "queries hidden",
+            (HideQueries, arguments[:3]),
+        )  # fmt: skip
         source = run.folder(evaluated)
         gallery = load_embeddings(source / "gallery.safetensors")
         clean = load_embeddings(source / "holistic.safetensors")
@@ -118,8 +126,29 @@ def _log(run: Run, measured: Measured, bands: tuple[Band, ...]) -> None:
             run.tracking.log_metrics(step, values)
 
 
+class HideQueries:
+    """Data worker: numbers of (part, band, query) -> pictures of the hidden query."""
+
+    def __init__(
+        self, training_set: TrainingSet, rows: list[int], settings: list[tuple[Part, Band]]
+    ) -> None:
+        self._synthesiser = training_set.build_synthesiser()
+        self._rows, self._settings = rows, settings
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return `images` and the shares `hidden`, NaN where no such share can be hidden."""
+        images, hidden = [], []
+        for number in batch["row"]:
+            setting, query = divmod(int(number), len(self._rows))
+            part, band = self._settings[setting]
+            sample = self._synthesiser.make(self._rows[query], band, part)
+            images.append(sample.image if sample else self._synthesiser.clean(self._rows[query]))
+            hidden.append(sample.occlusion_ratio if sample else np.nan)
+        return {"row": batch["row"], "images": np.stack(images), "hidden": np.array(hidden)}
+
+
 class EmbedHidden:
-    """Data worker: numbers of (part, band, query) -> features and masks of the hidden query."""
+    """Data worker: pictures of `HideQueries`, made here if not there, -> features and masks."""
 
     def __init__(
         self,
@@ -129,27 +158,25 @@ class EmbedHidden:
         model: ModelLocation,
     ) -> None:
         self._model = model.load()
-        self._synthesiser = training_set.build_synthesiser()
-        self._rows, self._settings = rows, settings
+        self._hide = (training_set, rows, settings)
+        self._made: HideQueries | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the columns of the hidden queries; `hidden` is NaN where none can be hidden."""
-        images, hidden = [], []
-        for number in batch["row"]:
-            setting, query = divmod(int(number), len(self._rows))
-            part, band = self._settings[setting]
-            sample = self._synthesiser.make(self._rows[query], band, part)
-            images.append(sample.image if sample else self._synthesiser.clean(self._rows[query]))
-            hidden.append(sample.occlusion_ratio if sample else np.nan)
+        """Return the columns of the hidden queries; `hidden` as `HideQueries`."""
+        if "images" not in batch:
+            self._made = self._made or HideQueries(*self._hide)
+            batch = self._made(batch)
+        images = batch["images"]
         embedded = self._model.embed(images, batch=len(images))
-        columns: dict[str, np.ndarray] = dict(to_columns(embedded.features, embedded.masks))
+        masks = compact_masks(embedded.masks, self._model.mask_values)
+        columns: dict[str, np.ndarray] = dict(to_columns(embedded.features, masks))
         if embedded.occluded is not None:
             columns["occluded"] = embedded.occluded
         if isinstance(self._model, ReidModel) and embedded.occluded is not None:
             none = np.zeros(embedded.occluded.shape, np.bool_)
             unmasked = self._model.embed(images, len(images), none).features
             columns |= {f"unmasked_{space}": values for space, values in unmasked.items()}
-        return {"row": batch["row"], "hidden": np.array(hidden), **columns}
+        return {"row": batch["row"], "hidden": batch["hidden"], **columns}
 
 
 def _measure(

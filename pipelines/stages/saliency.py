@@ -20,6 +20,7 @@ from dpmpp_core.models.saliency import SaliencyModel, save_saliency
 from dpmpp_core.occlusion.saliency import mask_iou
 from dpmpp_core.tasks.saliency import SaliencyTask
 from pipelines.inference.embed import embed_images
+from pipelines.runtime.device import assigned_device
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage, stage_key
 from pipelines.training.driver import fit
@@ -43,7 +44,7 @@ class FindPersons:
     def __init__(self, root: str, config: Config, model: ray.ObjectRef | None) -> None:
         torch.set_num_threads(1)
         trained: SaliencyModel | None = None if model is None else ray.get(model)
-        self._find = person_masks(config, root, transfer_grid(config), trained)
+        self._find = person_masks(config, root, transfer_grid(config), trained, assigned_device())
         self._root, self._data = root, config.data
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -74,8 +75,9 @@ def compute_person_masks(run: Run, prepared: Stage) -> Stage:
         paths = sorted(set(manifest.images["path"].to_pylist()))
         arguments = (manifest.root, config, trained)
         columns = embed_images(
-            paths, FindPersons, arguments, run.plan, config.evaluation.batch, "person masks"
-        )
+            paths, FindPersons, arguments, run.plan, config.evaluation.batch, "person masks",
+            on_gpu=config.saliency.provider in ("sps", "attention"),
+        )  # fmt: skip
         masks = columns["mask"].astype(bool)
         save_masks(folder, paths, masks)
         share = masks.mean(axis=(1, 2))

@@ -69,12 +69,14 @@ def fit(
         The trained task, and a summary for the stage.
 
     Raises:
-        TrainingError: The loss was not finite; names the step and its images.
+        TrainingError: The loss was not finite (names the step and its images), or no worker can
+            train: GPUs that torch cannot use, or whose memory is full.
         KeyboardInterrupt: Stopped before the end; the next call resumes there.
     """
     name = training_key(key)
     monitor = start_monitor()
-    job = Job(kind, training_set, inputs, f"{name}/checkpoints", run.plan.train_cpus, monitor)
+    plan, checkpoints_key = run.plan, f"{name}/checkpoints"
+    job = Job(kind, training_set, inputs, checkpoints_key, plan.train_cpus, plan.train_gpu, monitor)
     task = job.build_task()
     epochs = segment.epochs if segment else task.epochs
     total = task.steps_per_epoch * epochs
@@ -87,7 +89,9 @@ def fit(
         _request_graceful_stop(monitor),
     ):
         while True:  # one execution of the batches after the other
-            result = _fit_or_stop(_build_trainer(run, job, name, total))
+            result = _fit_or_stop(_build_trainer(run, job, name, total), job)
+            if result.error:
+                raise TrainingError(result.error)
             if result.step == total or result.stopped or result.fault is not None:
                 break
     if result.fault is not None:
@@ -199,13 +203,17 @@ def _log_epochs(run: Run, task: Task) -> Callable[[int, dict[str, float]], None]
     return on_epoch
 
 
-def _fit_or_stop(trainer: TorchTrainer) -> LoopResult:
+def _fit_or_stop(trainer: TorchTrainer, job: Job) -> LoopResult:
     """Run `train_loop`; on Ctrl-C raise KeyboardInterrupt, where Ray Train would exit."""
     before = signal.getsignal(signal.SIGINT)
     try:
         return trainer.fit().return_value  # type: ignore[attr-defined]  # mypy reads older ones
     except SystemExit:
         raise KeyboardInterrupt from None
+    except Exception:
+        if error := job.reported_fault():  # there was no restart to find it
+            return LoopResult(0, error=error)
+        raise
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)

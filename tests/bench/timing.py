@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from dpmpp_core.tasks.task import computes_bf16
-from pipelines.runtime.tracking import environment
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -34,8 +35,7 @@ def interleaved(variants: Mapping[str, Callable[[], None]], rounds: int) -> dict
 
 def write(name: str, command: str, lines: list[str]) -> None:
     """Write and print `results/NAME.md`: command, versions, machine class, then `lines`."""
-    packages = environment()["packages"]
-    versions = ", ".join(f"{key} {packages[key]}" for key in ("torch", "open_clip_torch", "numpy"))
+    versions = ", ".join(f"{key} {version(key)}" for key in ("torch", "open_clip_torch", "numpy"))
     bf16 = "bf16 arithmetic" if computes_bf16(torch.device("cpu")) else "no bf16 arithmetic"
     threads = torch.get_num_threads()
     clock = "processor time" if threads == 1 else "wall time"
@@ -43,7 +43,7 @@ def write(name: str, command: str, lines: list[str]) -> None:
         f"# {name}",
         "",
         f"`{command}`; {date.today().isoformat()}. Python {platform.python_version()}, {versions}; "
-        f"{environment()['cpus']}-core {platform.machine()} CPU, {bf16}; {threads} thread(s), "
+        f"{os.cpu_count()}-core {platform.machine()} CPU, {bf16}; {threads} thread(s), "
         f"{clock}, variants in turn (ABAB...), least and median of the calls.",
         "",
     ]

@@ -45,13 +45,27 @@ class OnDevice(Tensor):
     def __new__(cls, held: Tensor) -> OnDevice:
         made = Tensor._make_wrapper_subclass(
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(),
-            dtype=held.dtype, device="cuda:0", requires_grad=held.requires_grad,
+            dtype=held.dtype, device="meta", requires_grad=held.requires_grad,
         )  # fmt: skip
         made.held = held
         return made
 
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """For torch itself it is on `meta`, whose operations need no driver."""
+        return torch.device("cuda", 0)
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
     def __repr__(self, **kwargs: Any) -> str:
         return f"OnDevice({self.held!r})"
+
+    def tolist(self) -> Any:  # torch's own takes no subclass
+        return self.cpu().tolist()
+
+    def record_stream(self, stream: Any) -> None: ...
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -81,7 +95,8 @@ class EmulatedCuda(TorchDispatchMode):
         tensors = [x for x in flat if isinstance(x, Tensor)]
         here = [x for x in tensors if isinstance(x, OnDevice)]
         device = kwargs.get("device")
-        moved = device is not None and torch.device(device).type == "cuda"
+        # What C++ creates like a tensor on the device says `meta`.
+        moved = device is not None and torch.device(device).type in ("cuda", "meta")
         if device is not None:
             kwargs["device"] = torch.device("cpu")
         if here or moved:
@@ -118,7 +133,7 @@ class EmulatedCuda(TorchDispatchMode):
     def _waits(self, func: Any, args: Any, kwargs: Any, here: list[OnDevice], device: Any) -> bool:
         if func is aten._to_copy.default:
             crosses = device is not None and (
-                isinstance(args[0], OnDevice) != (torch.device(device).type == "cuda")
+                isinstance(args[0], OnDevice) != (torch.device(device).type in ("cuda", "meta"))
             )
             return crosses and not kwargs.get("non_blocking")
         if func in (aten.copy_.default, aten._copy_from.default):
@@ -180,8 +195,6 @@ class _Stream:
 def emulated_cuda() -> Iterator[EmulatedCuda]:
     """Emulate the device inside the block."""
     mode = EmulatedCuda()
-    if not torch.cuda.is_available():
-        torch._C._ensureCUDADeviceGuardSet()  # as fake tensors do: guards that do nothing
     patched = {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
@@ -190,8 +203,49 @@ def emulated_cuda() -> Iterator[EmulatedCuda]:
         "current_stream": _Stream,
         "stream": lambda _stream: nullcontext(),
     }
-    with mock.patch.multiple(torch.cuda, **patched), mode:
-        yield mode
+    future = torch.__future__
+    overwrites = future.get_overwrite_module_params_on_conversion()
+    future.set_overwrite_module_params_on_conversion(True)  # module.to(device) changes the class
+    try:
+        with mock.patch.multiple(torch.cuda, **patched), _patched_moves(mode), mode:
+            yield mode
+    finally:
+        future.set_overwrite_module_params_on_conversion(overwrites)
+
+
+@contextmanager
+def _patched_moves(mode: EmulatedCuda) -> Iterator[None]:
+    """Let what moves a tensor to the device create an `OnDevice`; torch would call the driver."""
+    own_to, own_tensor = Tensor.to, torch.tensor
+
+    def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        kwargs.pop("copy", None)
+        if args and isinstance(args[0], Tensor):
+            args = (args[0].device, args[0].dtype, *args[1:])
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if device is None or device.type != "cuda":
+            return own_to(self, *args, **kwargs)
+        if isinstance(self, OnDevice):
+            return self if dtype is None else own_to(self, dtype)
+        if not non_blocking and self.ndim:
+            mode.waits.append(f"copy to the device at {_line()}")
+        return OnDevice(own_to(self.detach(), dtype or self.dtype).clone())
+
+    def tensor(data: Any, **kwargs: Any) -> Tensor:
+        device = kwargs.pop("device", None)
+        made = own_tensor(data, **kwargs)
+        return made if device is None else made.to(device)
+
+    def no_graphs(self: torch.optim.Optimizer) -> None: ...
+
+    with (
+        mock.patch.object(Tensor, "to", to),
+        mock.patch.object(torch, "tensor", tensor),
+        mock.patch.object(
+            torch.optim.Optimizer, "_accelerator_graph_capture_health_check", no_graphs
+        ),
+    ):
+        yield
 
 
 def to_device(x: Tensor) -> Tensor:

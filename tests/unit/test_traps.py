@@ -67,8 +67,16 @@ TRAPS = {
         "unit/pipelines/runtime/test_storage.py::test_what_a_killed_process_left_is_swept_by_the_next_commit",
     ],
     "every step waits for the GPU": [
+        "unit/pipelines/training/test_loop.py::test_no_step_and_no_batch_makes_the_host_wait",
         "unit/core/tasks/test_step.py::test_a_step_never_asks_the_device_for_a_value",
         "unit/test_traps.py::test_nothing_asks_the_gpu_to_synchronise",
+    ],
+    "TF32 changes exact results": [
+        "unit/core/retrieval/test_devices.py::test_search_and_figures_are_those_of_the_cpu_where_tf32_is_allowed",
+    ],
+    "a worker takes a GPU that was not given to it": [
+        "unit/test_traps.py::test_workers_take_the_devices_of_the_plan",
+        "unit/pipelines/runtime/test_device.py::test_a_worker_without_a_gpu_of_ray_computes_on_the_cpu",
     ],
     # Of exported models; there is one way to export, the registered model.
     "normalisation is applied twice": [
@@ -112,6 +120,17 @@ def test_torch_load_never_runs_code_anywhere() -> None:
 def test_nothing_asks_the_gpu_to_synchronise() -> None:
     for file, text in product().items():
         assert not re.search(r"cuda\.synchronize|cudnn\.(benchmark|deterministic)", text), file
+
+
+def test_workers_take_the_devices_of_the_plan() -> None:
+    """`is_available` is asked where the plan is made, and by a served model, which has no plan."""
+    asked = {file for file, text in product().items() if "cuda.is_available" in text}
+    assert asked == {"pipelines/runtime/device.py", "pipelines/registry/serving.py"}
+
+
+def test_building_a_model_on_the_cpu_leaves_cuda_alone() -> None:
+    for file, text in product().items():
+        assert text.count("fork_rng(") == text.count("fork_rng(devices=[])"), file
 
 
 def test_a_half_upload_is_gone_before_the_next_begins(tmp_path: Path) -> None:

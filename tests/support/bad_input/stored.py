@@ -158,7 +158,7 @@ def cached(given: str, file: str, kind: str, tensors: dict[str, torch.Tensor], s
         with storage.commit("stages/x") as (inside, _):
             save_file(tensors, inside / file)
         training_set = TrainingSet(load_config("demo"), str(folder), "stages/p", "stages/s")
-        job = Job(kind, training_set, "stages/x", "training/x", 1, None)
+        job = Job(kind, training_set, "stages/x", "training/x", 1, False, None)
         return job.build_task if kind == "prompts" else lambda: job._load(file)
 
     return row(given, make, says)

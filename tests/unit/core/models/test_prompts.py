@@ -77,7 +77,7 @@ def test_stage_1_lowers_its_loss_on_unit_vectors(backbone):
     task = PromptTask(config, 20 * features, torch.arange(3).repeat(2))
     optimiser, course = task.optimiser(), []
     for _ in range(8):
-        losses, _ = task({"rows": torch.arange(6)})
+        losses, _ = task(task.batch(torch.arange(6)))
         course.append(sum(losses.values()))
         optimiser.zero_grad()
         course[-1].backward()

@@ -17,16 +17,20 @@ from dpmpp_core.retrieval import (
     compute_chance,
     compute_stripe_histogram,
     derangement,
+    draw_tracklets,
     evaluate,
+    evaluate_by_camera_pair,
     evaluate_ranking,
     exchanges,
     feature_ranks,
     mask_statistics,
     masked_similarity,
     rank_by_mode,
+    rank_tracklets,
     static_masks,
     top_matches,
 )
+from dpmpp_core.retrieval.calibration import score_pairs
 from dpmpp_core.retrieval.evaluation import EXCHANGES
 
 
@@ -298,3 +302,35 @@ def test_chance_needs_a_positive() -> None:
     with pytest.raises(DataError):
         compute_chance(one, two, cams, cams)
     assert compute_chance(one, one, cams, cams + 1) == (1.0, 1.0)
+
+
+def test_one_mask_value_a_group_gives_the_figures_of_full_masks() -> None:
+    """A band has one value, which travels and is stored once."""
+    full, compact = [], []
+    for embedded in pair():
+        values = {s: m[:, ::8] for s, m in embedded.masks.items()}
+        masks = {s: np.repeat(m, 8, axis=1) for s, m in values.items()}
+        full.append(replace(embedded, masks=masks))
+        compact.append(replace(embedded, masks=values))
+    for space, mask in compact[0].full_masks().items():
+        assert np.array_equal(mask, full[0].masks[space])
+    assert evaluate(*compact, seed=3) == evaluate(*full, seed=3)
+    for ours, theirs in zip(top_matches(*compact, 3, "masked", [0, 1]),
+                            top_matches(*full, 3, "masked", [0, 1]), strict=True):  # fmt: skip
+        assert np.array_equal(ours, theirs)
+    assert evaluate_by_camera_pair(*compact) == evaluate_by_camera_pair(*full)
+    assert np.array_equal(score_pairs(*compact).scores, score_pairs(*full).scores)
+    tracks = (draw_tracklets(full[0].pids, full[0].camids, 1, 0),)
+    ours, theirs = (rank_tracklets(*x, *tracks) for x in (compact, full))
+    assert all(np.array_equal(a, b, equal_nan=True)
+               for name in ours for a, b in zip(ours[name], theirs[name], strict=True))  # fmt: skip
+    statistics = mask_statistics(full[0].masks)
+    for space, values in mask_statistics(compact[0].masks).items():
+        assert values == pytest.approx(statistics[space])
+
+
+def test_masks_that_are_no_equal_groups_are_refused() -> None:
+    query, _ = pair()
+    bad = replace(query, masks={s: m[:, :5] for s, m in query.masks.items()})
+    with pytest.raises(ValueError, match="masks of 'v' have 5 values for 24 dimensions"):
+        bad.full_masks()

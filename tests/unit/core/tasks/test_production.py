@@ -77,7 +77,7 @@ def test_stage_1_at_full_size(config):
     features = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
     task = PromptTask(config, features, torch.arange(CLASSES).repeat_interleave(2)).train()
     before = task.prompts.tokens.detach().clone()
-    losses = step(task, {"rows": torch.arange(4)})
+    losses = step(task, task.batch(torch.arange(4)))
     assert set(losses) == {"image_to_text", "text_to_image"}
     assert task.prompts.tokens.shape == (CLASSES, 4, 512) and len(task.prompts.ids) == 12
     assert (task.prompts.tokens != before).all()

@@ -212,7 +212,7 @@ def test_prompt_contrast_falls_and_only_the_tokens_move():
     frozen = {n: p.clone() for n, p in task.named_parameters() if n != "prompts.tokens"}
     optimiser = task.optimiser()
     assert [p is task.prompts.tokens for g in optimiser.param_groups for p in g["params"]] == [True]
-    rows = {"rows": torch.arange(12)}
+    rows = task.batch(torch.arange(12))
     before = total(task(rows)[0]).item()
     for batch in task.batches(0):
         losses, report = task(batch)

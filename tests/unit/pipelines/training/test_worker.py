@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from dpmpp_core.tasks.step import split_batch, train_step
-from pipelines.training.worker import _reduce_max, _step_seed
+from pipelines.training.control import reduce_max
+from pipelines.training.worker import _step_seed
 from tests.support.tasks import metric_batch, metric_task
 
 
@@ -48,4 +49,4 @@ def test_random_numbers_come_from_seed_step_and_rank_alone() -> None:
 
 
 def test_alone_a_worker_agrees_with_itself() -> None:
-    assert _reduce_max(torch.tensor([0.0, 3.0])) == [0.0, 3.0]
+    assert reduce_max(torch.tensor([0.0, 3.0])) == [0.0, 3.0]
