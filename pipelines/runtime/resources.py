@@ -258,7 +258,7 @@ def _start_local(config: ClusterConfig) -> tuple[Plan, Plan]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if ray.is_initialized():  # an embedding program or a test session started it
         return result, trials
-    _shorten_temporary_folder()
+    shorten_temporary_folder()
     ray.init(
         address="local",
         num_cpus=logical,
@@ -268,7 +268,7 @@ def _start_local(config: ClusterConfig) -> tuple[Plan, Plan]:
     return result, trials
 
 
-def _shorten_temporary_folder() -> None:
+def shorten_temporary_folder() -> None:
     """Let Ray use /tmp where TMPDIR, as Slurm sets it, is too long for the names of its sockets.
 
     Raises:

@@ -28,6 +28,24 @@ def test_config_show_prints_what_would_run() -> None:
     assert json.loads(done.stdout)["metric"]["epochs"] == 3
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("{dpmpp} config list >&-", 0),
+        ("PYTHONIOENCODING=ascii {dpmpp} data check {folder}", 2),
+        ("{dpmpp} config schema | true; exit ${{PIPESTATUS[0]}}", 1),
+    ],
+)
+def test_a_terminal_of_any_kind_gets_no_traceback(tmp_path: Path, command: str, code: int) -> None:
+    folder = tmp_path / "人"
+    folder.mkdir()
+    line = command.format(dpmpp=DPMPP, folder=folder)
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+
+
 @pytest.mark.long
 def test_stopped_in_stage_2_it_goes_on_and_ends_with_the_same_weights(
     small_demo: Path, tmp_path: Path

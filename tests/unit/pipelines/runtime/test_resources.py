@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +11,21 @@ from ray.tune import PlacementGroupFactory
 
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import ConfigError
-from pipelines.runtime.resources import plan_resources, plan_trials
+from pipelines.runtime.resources import plan_resources, plan_trials, shorten_temporary_folder
 from pipelines.runtime.tuner import trial_resources
+
+
+def test_a_long_folder_for_temporary_files_is_not_rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp/short")
+    shorten_temporary_folder()
+    assert "RAY_TMPDIR" not in os.environ
+    monkeypatch.setenv("TMPDIR", "/scratch/slurm/job-1234567/" + "x" * 40)
+    shorten_temporary_folder()
+    assert os.environ["RAY_TMPDIR"] == "/tmp"
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch/" + "x" * 60)
+    with pytest.raises(ConfigError, match=r"RAY_TMPDIR=/scratch/x+ is longer than the 37"):
+        shorten_temporary_folder()
 
 
 def test_a_laptop_trains_on_all_its_cores_and_makes_data_beside() -> None:
