@@ -36,8 +36,11 @@ LOCAL_ENV = {
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(400 * 2**20),  # per node
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-# Inside of the namespaces: private /tmp and /etc/hosts, then what the pod would start.
-ENTER_NODE = 'mount --bind "$0/tmp" /tmp && mount --bind "$0/hosts" /etc/hosts && exec "$@"'
+# Inside of the namespaces: private /tmp, where the image starts, and /etc/hosts; then what the pod
+# would start. The code must lie outside of /tmp.
+ENTER_NODE = (
+    'mount --bind "$0/tmp" /tmp && mount --bind "$0/hosts" /etc/hosts && cd /tmp && exec "$@"'
+)
 
 
 @dataclass

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dpmpp_core.errors import ConfigError
 from pipelines.deploy.pod_security import check_pod_security
 from pipelines.deploy.pods import iter_operator_pods
+from pipelines.deploy.policy import check_quantities, iter_pods
 from pipelines.deploy.quantities import parse_quantity
 from pipelines.deploy.render import Object, format_name
-from pipelines.deploy.rules import LABEL_VALUE, Findings
+from pipelines.deploy.rules import LABEL_VALUE, Findings, iter_clusters, iter_groups
 from pipelines.deploy.schemas import Problem, check_schema
 
 _PART = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
@@ -61,7 +61,10 @@ def _as_pod(template: Mapping[str, Any], claims: list[Object]) -> Object:
 
 
 def check_pods(thing: Object) -> list[Problem]:
-    """Return what the server or the kubelet would refuse in the pods of an object."""
+    """Return what the server or the kubelet would refuse in the pods of an object.
+
+    Its templates are right, see `check_templates`.
+    """
     problems = []
     for role, pod in iter_created_pods(thing):
         found = [(problem.path, problem.message) for problem in check_schema(pod, None)]
@@ -70,6 +73,29 @@ def check_pods(thing: Object) -> list[Problem]:
             Problem(format_name(thing), f"pod {role}: {path}", text) for path, text in found
         ]
     return problems
+
+
+def check_templates(thing: Object) -> list[Problem]:
+    """Return what is wrong in an object's pod templates, so that no pods could be built of them."""
+    name, found = format_name(thing), list[Problem]()
+    for path, spec in iter_pods(thing):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
+        wrong = check_schema(pod, None)
+        found += [
+            Problem(name, path + problem.path.removeprefix("spec"), problem.message)
+            for problem in wrong
+        ]
+        for number, container in enumerate([] if wrong else spec["containers"]):
+            for kind, values in (container.get("resources") or {}).items():
+                where = f"{path}.containers[{number}].resources.{kind}"
+                found += [Problem(name, *rule) for rule in check_quantities(where, values)]
+    for path, cluster in iter_clusters(thing):
+        for where, _, group in iter_groups(cluster, path):
+            values = group.get("resources") or {}
+            found += [
+                Problem(name, *rule) for rule in check_quantities(f"{where}.resources", values)
+            ]
+    return found
 
 
 def _check_pod(pod: Object) -> Findings:
@@ -130,16 +156,10 @@ def _check_container(path: str, container: Mapping[str, Any], volumes: list[Any]
 
 
 def _check_sizes(path: str, resources: Mapping[str, Any]) -> Findings:
-    sizes: dict[str, dict[str, float]] = {"requests": {}, "limits": {}}
-    for kind, read in sizes.items():
-        for name, value in (resources.get(kind) or {}).items():
-            try:
-                read[name] = parse_quantity(value)
-            except ConfigError as error:
-                yield f"{path}.{kind}.{name}", str(error)
-                return
-            if read[name] < 0:
-                yield f"{path}.{kind}.{name}", f"{value} is below 0"
+    sizes = {
+        kind: {name: parse_quantity(value) for name, value in (resources.get(kind) or {}).items()}
+        for kind in ("requests", "limits")
+    }
     for name, request in sizes["requests"].items():
         limit = sizes["limits"].get(name)
         if limit is not None and request > limit:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpmpp_core.config import Config, load_config
 from dpmpp_core.errors import ConfigError
-from pipelines.deploy.admission import check_pods
+from pipelines.deploy.admission import check_pods, check_templates
 from pipelines.deploy.capacity import check_capacity, list_needed_pods
 from pipelines.deploy.network import check_addresses
 from pipelines.deploy.placement import check_overlay
@@ -35,7 +35,7 @@ def find_problems(objects: Sequence[Object], crds: Path | None) -> list[Problem]
     problems: list[Problem] = []
     for thing in objects:
         name = format_name(thing)
-        wrong = check_schema(thing, crds)
+        wrong = check_schema(thing, crds) or check_templates(thing)
         wrong = wrong or [Problem(name, *rule) for rule in check_operator_rules(thing)]
         problems += wrong or [*(Problem(name, *rule) for rule in check_policy(thing))]
         problems += [] if wrong else _drop_known(check_pods(thing), problems)

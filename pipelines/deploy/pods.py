@@ -152,16 +152,15 @@ def build_worker_pod(cluster: Cluster, group: Mapping[str, Any]) -> Object:
 def build_submitter_pod(name: str, job: Mapping[str, Any], cluster: Cluster) -> Object:
     """Return the pod that hands a RayJob's command to Ray and follows its log."""
     template = copy.deepcopy(job.get("submitterPodTemplate") or {})
-    spec = template.setdefault("spec", {})
+    spec = template.get("spec") or {}
     head_image = get_pod(cluster.spec["headGroupSpec"])["containers"][0].get("image")
     small = {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}
-    containers = spec.setdefault(
-        "containers", [{"name": "ray-job-submitter", "image": head_image, "resources": small}]
-    )
+    default = {"name": "ray-job-submitter", "image": head_image, "resources": small}
+    spec["containers"] = spec.get("containers") or [default]
     spec.setdefault("restartPolicy", "Never")
     submission = f"{name}-{SUFFIX}"
     dashboard = f"{cluster.head_address}:{DASHBOARD_PORT}"
-    container = containers[0]
+    container = spec["containers"][0]
     container.setdefault("command", SUBMITTER_SHELL)
     container.setdefault("args", [format_submitter_script(job, f"http://{dashboard}", submission)])
     container["env"] = [

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dpmpp_core.errors import ConfigError
+from pipelines.deploy.quantities import parse_quantity
 from pipelines.deploy.render import Object
 from pipelines.deploy.rules import Findings, get_pod, iter_clusters, iter_groups, iter_jobs
 
@@ -41,6 +43,8 @@ def check_policy(thing: Object) -> Findings:
         )
     if thing.get("kind") == "CronJob":
         yield from _check_cron_job(thing["spec"])
+    if thing.get("kind") == "ResourceQuota":
+        yield from check_quantities("spec.hard", thing["spec"].get("hard") or {})
     for path, pod in iter_pods(thing):
         yield from _check_pod(path, pod)
     for path, spec in iter_clusters(thing):
@@ -53,6 +57,16 @@ def check_policy(thing: Object) -> Findings:
             yield f"{path}.gcsFaultToleranceOptions.redisPassword", "take it from a secret"
     for path, job in iter_jobs(thing):
         yield from _check_job(path, job)
+
+
+def check_quantities(path: str, values: Mapping[str, Any]) -> Findings:
+    """Yield (path, sentence) for each value that Kubernetes would not take as a quantity."""
+    for name, value in values.items():
+        try:
+            if parse_quantity(value) < 0:
+                yield f"{path}.{name}", f"{value} is below 0"
+        except ConfigError as error:
+            yield f"{path}.{name}", str(error)
 
 
 def _check_cron_job(spec: Mapping[str, Any]) -> Findings:

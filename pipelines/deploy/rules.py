@@ -102,7 +102,10 @@ def _check_cluster(spec: Mapping[str, Any], path: str, annotations: Mapping[str,
     containers = get_pod(head).get("containers") or [{}]
     env = {item.get("name") for item in containers[0].get("env") or []}
     params = head.get("rayStartParams") or {}
-    if spec.get("gcsFaultToleranceOptions"):
+    if options := spec.get("gcsFaultToleranceOptions"):
+        for name in ("redisPassword", "redisUsername"):
+            if not isinstance(options.get(name, {}), dict):
+                yield f"{path}.gcsFaultToleranceOptions.{name}", "needs `valueFrom` with a secret"
         for name in ("REDIS_PASSWORD", "RAY_REDIS_ADDRESS", "REDIS_USERNAME"):
             if name in env:
                 yield f"{path}.headGroupSpec", f"{name} belongs into gcsFaultToleranceOptions"

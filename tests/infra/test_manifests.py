@@ -213,6 +213,25 @@ def test_alerts_and_dashboard_ask_for_figures_that_there_are() -> None:
     assert len(render_overlay(MANIFESTS, str(folder))) == 3
 
 
+@pytest.mark.parametrize(
+    "file, line, found",
+    [
+        ("versions.env", f"TAG=0.2.0@sha256:{'a' * 64}", ""),
+        ("site.env", "IMAGE=registry.example.com:5000/dpmpp", ""),
+        ("site.env", f"IMAGE=registry.example.com/dpmpp@sha256:{'a' * 64}", "is no image"),
+    ],
+)
+def test_an_image_by_digest_is_right_or_found(
+    file: str, line: str, found: str, tmp_path: Path
+) -> None:
+    manifests = tmp_path / "k8s"
+    shutil.copytree(MANIFESTS, manifests)
+    path, name = manifests / "base" / file, line.partition("=")[0]
+    path.write_text(re.sub(f"(?m)^{name}=.*$", line, path.read_text()))
+    problems = [str(problem) for problem in find_problems(render_overlay(manifests, "local"), None)]
+    assert bool(problems) == bool(found) and all(found in problem for problem in problems)
+
+
 def fill_in(text: str, labels: dict[str, str]) -> str:
     """A text of an alert with the labels put in."""
     return re.sub(r"{{ \$labels.(\w+) }}", lambda found: labels[found[1]], text)

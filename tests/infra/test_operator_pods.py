@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from pipelines.deploy.render import Object
-from tests.infra.conftest import RECORDED_PODS
+from tests.infra.conftest import RECORDED_PODS, rendered
 from tests.infra.recorded import ROLES, find_differences, load_recorded
 
 pytestmark = pytest.mark.skipif(
@@ -84,3 +84,27 @@ def test_a_change_of_a_field_is_noticed(
     change(recorded)
     found = find_differences(role, recorded)
     assert found and all(re.search(named, line) for line in found), (field, found)
+
+
+def test_policies_select_by_labels_that_the_operator_sets() -> None:
+    given = {pair for role in ROLES for pair in load_recorded(role)["metadata"]["labels"].items()}
+    asked: set[tuple[str, str]] = set()
+    for thing in rendered("cpu"):
+        if thing["kind"] in ("NetworkPolicy", "PodDisruptionBudget"):
+            asked |= set(_selected(thing["spec"]))
+    asked = {(key, value) for key, value in asked if key.startswith("ray.io/")}
+    assert ("ray.io/node-type", "redis-cleanup") in asked and ("ray.io/group", "driver") in asked
+    assert asked - given == {("ray.io/cluster", "dpmpp")} - given
+
+
+def _selected(value: Any) -> Iterator[tuple[str, str]]:
+    """Labels that selectors somewhere inside ask for."""
+    if isinstance(value, dict):
+        yield from (value.get("matchLabels") or {}).items()
+        for test in value.get("matchExpressions") or []:
+            yield from ((test["key"], one) for one in test.get("values", []))
+        for inner in value.values():
+            yield from _selected(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _selected(inner)
