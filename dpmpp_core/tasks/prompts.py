@@ -39,7 +39,7 @@ class PromptTask(Task):
             self.prompts = PromptLearner(clip, config.model, int(labels.max()) + 1)
         self.register_buffer("features", self._comparable(features), persistent=False)
         self.register_buffer("labels", labels, persistent=False)
-        self._labels = labels  # stays in host memory
+        self.host_labels = labels  # where `batch` counts identities
 
     def _comparable(self, features: Tensor) -> Tensor:
         if unit_text(self.config.model):
@@ -54,7 +54,7 @@ class PromptTask(Task):
         size, per_epoch = self.config.prompts.batch, self.steps_per_epoch
         for epoch in range(start // per_epoch, self.epochs):
             draw = np.random.default_rng((self.config.seed, 1, epoch))
-            order = draw.permutation(len(self.labels))
+            order = draw.permutation(len(self.host_labels))
             for step in range(max(0, start - epoch * per_epoch), per_epoch):
                 yield self.batch(torch.from_numpy(order[step * size : (step + 1) * size]))
 
@@ -64,7 +64,7 @@ class PromptTask(Task):
         `classes`, int64 [C], are its identities, each of which is encoded once; `index`, int64 [B],
         is the place of each row's among them. A GPU would have to be waited for to count them.
         """
-        classes, index = self._labels[rows].unique(return_inverse=True)
+        classes, index = self.host_labels[rows].unique(return_inverse=True)
         return {"rows": rows, "classes": classes, "index": index}
 
     def forward(

@@ -148,7 +148,7 @@ class HideQueries:
 
 
 class EmbedHidden:
-    """Data worker: pictures of `HideQueries`, made here if not there, -> features and masks."""
+    """Data worker: pictures of `HideQueries`, or what it takes, -> features and masks."""
 
     def __init__(
         self,

@@ -148,3 +148,22 @@ def test_where_no_mask_is_made_none_is_watched():
     assert task.model.masked_spaces == ["bands"]
     assert set(task.alarms(9, {"mask_bands_std_samples": 0.0})) == {"dead_mask_bands"}
     assert not task.alarms(9, {"mask_bands_std_samples": 0.1})
+
+
+@pytest.mark.long
+def test_a_compiled_encoder_gives_the_same_losses_and_gradients(monkeypatch):
+    """With the compiler's own graphs and gradients, without the code that it generates for them."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager")
+    )
+    plain, compiled = metric_task(), metric_task("metric.compile=true")
+    compiled.compile_parts()
+    batch = metric_batch()
+    for task in (plain, compiled):
+        total(task.train()(batch)[0]).backward()
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    of_plain = dict(plain.named_parameters())
+    for name, parameter in compiled.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, of_plain[name].grad, msg=name)

@@ -180,7 +180,7 @@ def test_prompt_batches_hold_every_row_once_an_epoch_and_resume(
     bare_task, rows, size, epochs, data
 ):
     bare_task.config = config(f"prompts.batch={size}", f"prompts.epochs={epochs}")
-    bare_task.labels = torch.zeros(rows, dtype=torch.int64)
+    bare_task.host_labels = torch.zeros(rows, dtype=torch.int64)
     per_epoch = bare_task.steps_per_epoch = math.ceil(rows / size)
     bare_task.epochs = epochs
     steps = [batch["rows"].tolist() for batch in bare_task.batches(0)]
