@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -52,5 +53,5 @@ def to_host_tensor(array: NDArray, pinned: bool) -> Tensor:
         array: Of any numeric type.
         pinned: Whether a GPU will copy it.
     """
-    tensor = torch.from_numpy(array.copy())
+    tensor = torch.from_numpy(np.array(array))  # a number too, such as that of the step
     return tensor.pin_memory() if pinned else tensor
