@@ -76,7 +76,9 @@ CHANGES: tuple[tuple[str, str, Callable[[Object], Any], str], ...] = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("role, field, change, named", CHANGES, ids=lambda one: str(one)[:40])
+@pytest.mark.parametrize(
+    ("role", "field", "change", "named"), CHANGES, ids=[f"{row[0]}-{row[1]}" for row in CHANGES]
+)
 def test_a_change_of_a_field_is_noticed(
     role: str, field: str, change: Callable[[Object], Any], named: str
 ) -> None:
