@@ -67,7 +67,7 @@ def test_the_registered_model_embeds_encoded_images(
     paths = sorted((small_demo / "query").glob("*.jpg"))[:3]
     images = pd.DataFrame({"image": [path.read_bytes() for path in paths]})
     mlflow.set_tracking_uri(result["tracking_uri"])
-    served = mlflow.pyfunc.load_model("models:/dpmpp-demo@candidate").predict(images)
+    served = mlflow.pyfunc.load_model(result["model_uri"]).predict(images)
     direct = dpmpp_core.load_model(result["model"]).embed(paths)
     for space, features in direct.features.items():
         np.testing.assert_allclose(np.stack(served[f"feature_{space}"]), features, atol=1e-5)
@@ -99,11 +99,15 @@ def test_mlflow_has_a_run_with_a_nested_run_a_stage(result: dict[str, Any]) -> N
     assert client.get_metric_history(metric, "mask_bands_std_samples")
 
 
-def test_the_registered_version_says_which_weights_it_holds(result: dict[str, Any]) -> None:
+def test_the_registered_version_says_which_weights_it_holds(
+    result: dict[str, Any], small_demo: Path
+) -> None:
     client = MlflowClient(result["tracking_uri"])
-    version = client.get_model_version_by_alias("dpmpp-demo", "candidate")
+    name = result["model_uri"].split("/")[1]
+    assert name == f"dpmpp-{small_demo.name}"  # named after the data
+    version = client.get_model_version_by_alias(name, "candidate")
     assert version.tags["weights_sha256"] == result["weights_sha256"]
-    assert result["model_uri"] == f"models:/dpmpp-demo/{version.version}"
+    assert result["model_uri"] == f"models:/{name}/{version.version}"
 
 
 def test_the_report_is_one_file_with_all_in_it(result: dict[str, Any]) -> None:

@@ -178,7 +178,8 @@ def _wrapped(x: Any, inner: Any, inner_kwargs: Any, outer: Any, outer_kwargs: An
 def _line() -> str:
     """Return `file:line` of the innermost line of this project."""
     for frame in reversed(traceback.extract_stack()):
-        if frame.filename.startswith(ROOT) and frame.filename != __file__:
+        own = frame.filename.startswith(ROOT) and "site-packages" not in frame.filename
+        if own and frame.filename != __file__:
             return f"{frame.filename.removeprefix(ROOT + '/')}:{frame.lineno}"
     return "?"
 

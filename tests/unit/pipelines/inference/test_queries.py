@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -36,7 +38,8 @@ def place(tmp_path_factory):
             cv2.imwrite(str(folder / name / f"{i:02d}.png"), picture)
     images = sorted(map(str, (folder / "gallery").iterdir()))
     version = ModelVersion(weights_sha256=digest, spaces=model.spaces)
-    rows = {"image": images, "sha256": [f"{i:064d}" for i in range(COUNT)], "bytes": [1] * COUNT,
+    hashes = [sha256(Path(image).read_bytes()).hexdigest() for image in images]
+    rows = {"image": images, "sha256": hashes, "bytes": [1] * COUNT,
             "mtime_ns": [1] * COUNT, "pid": list(range(COUNT)), "camid": [1] * COUNT,
             "time": [None] * COUNT}  # fmt: skip
     index = GalleryIndex.create(folder / "index", version, str(folder / "model"), "float32")
