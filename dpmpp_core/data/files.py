@@ -326,8 +326,12 @@ def connect_s3(uri: str) -> tuple[fs.S3FileSystem, str]:
             f"{uri}: write s3://bucket/prefix and nothing else; credentials come from "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the server from AWS_ENDPOINT_URL"
         )
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-    return _connect(bucket, endpoint), f"{bucket}/{prefix}".rstrip("/")
+    return _connect(bucket, s3_endpoint()), f"{bucket}/{prefix}".rstrip("/")
+
+
+def s3_endpoint() -> str:
+    """Return the S3 server of the environment; empty = that of AWS."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
 
 
 @lru_cache(maxsize=8)

@@ -17,12 +17,14 @@ def canonical(path: str) -> str:
     if "://" in path:
         return path
     folder, _, name = path.rpartition("/")
-    return f"{_real_folder(folder or '.').rstrip('/')}/{name}"
+    if not path.startswith("/"):  # the working folder may be another one at the next call
+        folder = os.path.join(os.getcwd(), os.path.expanduser(folder))
+    return f"{_real_folder(folder or '/').rstrip('/')}/{name}"
 
 
 @lru_cache(maxsize=65_536)
 def _real_folder(folder: str) -> str:
-    return os.path.realpath(os.path.expanduser(folder))
+    return os.path.realpath(folder)
 
 
 def distinguish(paths: Sequence[str]) -> list[str]:

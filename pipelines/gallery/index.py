@@ -244,10 +244,11 @@ def _add_sightings(
 ) -> dict[str, Any]:
     start = time.monotonic()
     ensure_writable(index.folder)
-    images, twice = _list_images(index, listing, sightings.images)
-    new = images.join(index.images(), FILE, join_type="left anti")
+    stored = index.images()
+    images, twice = _list_images(stored["image"].to_pylist(), listing, sightings.images)
+    new = images.join(stored, FILE, join_type="left anti")
     new = new.select(images.column_names).sort_by("path")
-    known = images.join(index.images(), FILE, join_type="left semi").select(["image", *LABELS])
+    known = images.join(stored, FILE, join_type="left semi").select(["image", *LABELS])
     index, relabelled = index.relabel(known)
     writer = _IndexWriter(index, [*(Rejected(*row) for row in sightings.rejected), *twice])
     if len(new):
@@ -278,13 +279,13 @@ def _add_sightings(
 
 
 def _list_images(
-    index: GalleryIndex, listing: FileListing, images: Sequence[Sighting]
+    stored: Sequence[str], listing: FileListing, images: Sequence[Sighting]
 ) -> tuple[pa.Table, list[Rejected]]:
     """Return `path` and the columns of ROW_SCHEMA but `sha256`, and files that are there twice.
 
-    An image that the index has under another spelling, as through a link, keeps that name.
+    An image that is `stored` under another spelling, as through a link, keeps that name.
     """
-    stored = {canonical(name): name for name in index.images(["image"])["image"].to_pylist()}
+    names = {canonical(name): name for name in stored}
     stats = {file.path: file for file in listing.files}
     root = listing.root.rstrip("/")
     rows: dict[str, dict[str, Any]] = {}
@@ -297,7 +298,7 @@ def _list_images(
             continue
         stat = stats[image.path]
         rows[name] = {
-            "path": image.path, "image": stored.get(name, name), "bytes": stat.size,
+            "path": image.path, "image": names.get(name, name), "bytes": stat.size,
             "mtime_ns": stat.mtime_ns, "pid": image.pid, "camid": image.camid, "time": image.time,
         }  # fmt: skip
     fields = [ROW_SCHEMA.field(name) for name in ROW_SCHEMA.names if name != "sha256"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +11,10 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from dpmpp_core.data.files import read_bytes
-from dpmpp_core.data.headers import MAX_BYTES
-from dpmpp_core.data.images import Image, decode
+from dpmpp_core.data.images import Image
+from dpmpp_core.data.inspection import inspect_picture
 from dpmpp_core.data.names import distinguish
 from dpmpp_core.data.sightings import show_time
-from dpmpp_core.errors import DataError
 from pipelines.gallery.search import Hit
 from pipelines.inference.queries import QueryEmbeddings
 from pipelines.reporting.figures import tint_patches
@@ -133,12 +130,8 @@ def load_thumbnail(image: str, sha256: str) -> Image | None:
     that its author had.
     """
     root, _, name = image.rpartition("/")
-    try:
-        data = read_bytes(root or "/", name, MAX_BYTES + 1)
-        picture = decode(data)
-    except DataError:
-        return None
-    if hashlib.sha256(data).hexdigest() != sha256:
+    row, picture = inspect_picture(root or "/", name)
+    if picture is None or row["sha256"] != sha256:
         return None
     scale = THUMBNAIL_PIXELS / max(picture.shape[:2])
     if scale >= 1:

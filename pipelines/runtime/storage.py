@@ -22,7 +22,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from dpmpp_core.data.files import connect_s3, ensure_writable, write_atomically
+from dpmpp_core.data.files import connect_s3, ensure_writable, s3_endpoint, write_atomically
 from dpmpp_core.data.patience import patient
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.redaction import one_line
@@ -292,8 +292,8 @@ class Storage:
 
     def cached(self, key: str) -> Path:
         """Return the path of this node's copy of a key on S3, of the server in use."""
-        server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-        return cache_folder() / hashlib.sha256(server.encode()).hexdigest()[:8] / self.path(key)
+        server = hashlib.sha256(s3_endpoint().encode()).hexdigest()[:8]
+        return cache_folder() / server / self.path(key)
 
     @patient
     def _download(self, key: str, folder: Path) -> None:

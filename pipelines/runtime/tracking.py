@@ -46,7 +46,7 @@ def translate_errors(uri: str) -> Iterator[None]:
     """Turn what MLflow and its database raise into a TrackingError of one line."""
     try:
         yield
-    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
         raise TrackingError(f"MLflow at {uri}: {one_line(str(error))[:300]}") from error
 
 
