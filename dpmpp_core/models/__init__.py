@@ -3,5 +3,5 @@
 __all__ = [
     "attention", "bands", "batch_norm", "clip", "distributed", "encoder", "mask_generator",
     "person_masks", "pixels", "prompts", "prototypes", "reid", "saliency", "saved", "tensors",
-    "timm_vit", "towers",
+    "timm_vit", "towers", "visibility", "weights",
 ]  # fmt: skip

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +24,10 @@ from dpmpp_core.models.tensors import (
     refuse_non_finite,
     weights_alone,
 )
-from dpmpp_core.models.timm_vit import (
-    PREFIX,
-    build_timm,
-    fetch_timm,
-    fit_grid,
-    is_timm,
-    patch_size,
-    timm_tag,
-)
+from dpmpp_core.models.timm_vit import build_timm, fetch_timm, fit_grid, patch_size, timm_tag
+from dpmpp_core.models.weights import RECIPES, SHIPPED, TIMM_PREFIX, find_head, hash_file, is_timm
 
-RECIPES = Path(str(resources.files("dpmpp_core"))) / "recipes"
 POSITIONS = "visual.positional_embedding"
-SHIPPED = "generated"  # the tag of weights in the package, written by `dpmpp pretrain`
 
 for _file in (RECIPES / "models").iterdir():
     open_clip.add_model_config(_file)
@@ -61,22 +49,6 @@ def grid_size(config: ModelConfig, height: int, width: int) -> tuple[int, int]:
     return grid
 
 
-def has_text(config: ModelConfig) -> bool:
-    """Return whether the backbone has a text tower: open_clip's have, timm's have not."""
-    return not is_timm(config.backbone)
-
-
-def unit_text(config: ModelConfig) -> bool:
-    """Return whether image and text are compared as unit vectors, at the model's logit scale.
-
-    By default for all weights but OpenAI's, whose raw features are as long as their scale
-    (CLIP-ReID).
-    """
-    if config.normalise_text is None:
-        return config.pretrained != "openai"
-    return config.normalise_text
-
-
 def check_weights(config: ModelConfig) -> Path | None:
     """Find the weights that `config` names, downloading a known tag; None = random weights.
 
@@ -96,7 +68,7 @@ def check_weights(config: ModelConfig) -> Path | None:
         return _shipped(config.backbone)
     if is_timm(config.backbone):
         tagged = timm_tag(config)
-        name, source = f"{PREFIX}{tagged}", f"{PREFIX}{tagged}"
+        name, source = f"{TIMM_PREFIX}{tagged}", f"{TIMM_PREFIX}{tagged}"
     else:
         tag = _open_clip_tag(config)
         name = f"{config.backbone}/{config.pretrained}"
@@ -124,14 +96,7 @@ def weights_fingerprint(config: ModelConfig) -> str | None:
         return config.pretrained
     path = check_weights(config)
     assert path is not None
-    return _file_sha256(path, path.stat().st_mtime_ns)
-
-
-@lru_cache
-def _file_sha256(path: Path, changed: int) -> str:
-    """Hash a file once for several stages, as it may hold gigabytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(path)
 
 
 def _shipped(backbone: str) -> Path:
@@ -146,38 +111,14 @@ def _shipped(backbone: str) -> Path:
     return path
 
 
-def head_fingerprint(config: ModelConfig) -> str | None:
-    """Return the SHA-256 (hex) of the visibility head that training starts from; None = random."""
-    path = _find_head(config)
-    return None if path is None else _file_sha256(path, path.stat().st_mtime_ns)
-
-
 def read_head(config: ModelConfig) -> dict[str, Tensor] | None:
     """Read the tensors of the visibility head that training starts from; None = random ones.
 
     Raises:
         WeightsError: the file is absent or damaged.
     """
-    path = _find_head(config)
+    path = find_head(config)
     return None if path is None else read_tensors(path)
-
-
-def starts_with_head(config: ModelConfig) -> bool:
-    """Return whether training starts from a visibility head that has learnt before."""
-    return config.attention_mask_depth is not None and _find_head(config) is not None
-
-
-def _find_head(config: ModelConfig) -> Path | None:
-    if config.visibility_head == "none":
-        return None
-    if config.visibility_head != "auto":
-        path = Path(config.visibility_head).expanduser()
-        if not path.is_file():
-            raise WeightsError(f"model.visibility_head: no file {path}")
-        return path
-    packaged = RECIPES / "weights" / f"{config.backbone}.visibility.safetensors"
-    own = config.pretrained == SHIPPED and config.checkpoint is None
-    return packaged if own and packaged.is_file() else None
 
 
 def find_tokenizer(backbone: str) -> Callable[[list[str]], Tensor]:
@@ -316,7 +257,7 @@ def _quiet() -> Iterator[None]:
 
 def _patch_size(config: ModelConfig) -> int:
     if is_timm(config.backbone):
-        return patch_size(config.backbone.removeprefix(PREFIX))
+        return patch_size(config.backbone.removeprefix(TIMM_PREFIX))
     vision = _model_settings(config.backbone)["vision_cfg"]
     if "timm_model_name" in vision:
         return patch_size(vision["timm_model_name"])

@@ -17,12 +17,13 @@ from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.errors import ConfigError, WeightsError
 from dpmpp_core.models.bands import SPACE as BANDS
 from dpmpp_core.models.bands import VisibleBands
-from dpmpp_core.models.clip import build_clip, read_head, starts_with_head
+from dpmpp_core.models.clip import build_clip, read_head
 from dpmpp_core.models.encoder import Encoded, ImageEncoder
 from dpmpp_core.models.mask_generator import MaskGenerator
 from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.saved import fill, read_saved, write_saved
 from dpmpp_core.models.visibility import Visibility, VisibilityHead
+from dpmpp_core.models.weights import starts_with_head
 
 NAME = "model"
 WEIGHTS_FILE, CARD_FILE = f"{NAME}.safetensors", f"{NAME}.json"

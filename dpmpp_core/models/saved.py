@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -45,6 +44,8 @@ def write_saved(
     The card holds the sections `config` and `data`, from which the model is built again, and
     further JSON-able `facts`. Raises WeightsError, and writes nothing, if a weight is not finite.
     """
+    import open_clip  # slow to load, and not needed to read
+
     state = {key: tensor.contiguous().cpu() for key, tensor in state.items()}
     refuse_non_finite(state, f"the model to be written to {folder}")
     folder.mkdir(parents=True, exist_ok=True)

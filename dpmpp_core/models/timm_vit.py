@@ -18,13 +18,7 @@ from torch import nn
 from dpmpp_core.config import ModelConfig
 from dpmpp_core.errors import ConfigError, WeightsError, suggest
 from dpmpp_core.models.tensors import load_problem, refuse_non_finite, weights_alone
-
-PREFIX = "timm/"
-
-
-def is_timm(backbone: str) -> bool:
-    """Return whether `model.backbone` names a model of timm, which has no text tower."""
-    return backbone.startswith(PREFIX)
+from dpmpp_core.models.weights import TIMM_PREFIX
 
 
 @cache
@@ -51,7 +45,7 @@ def patch_size(name: str) -> int:
 
 def timm_tag(config: ModelConfig) -> str:
     """Return `NAME.TAG` of the weights that `config` names; ConfigError if there is no such tag."""
-    name = config.backbone.removeprefix(PREFIX)
+    name = config.backbone.removeprefix(TIMM_PREFIX)
     known = timm.models.get_arch_pretrained_cfgs(name)
     tagged = f"{name}.{config.pretrained}"
     if tagged not in known:
@@ -86,7 +80,7 @@ def build_timm(config: ModelConfig, weights: Path | None) -> nn.Module:
     Raises:
         WeightsError: a file that does not hold every weight of the model, or NaN.
     """
-    model = timm.create_model(config.backbone.removeprefix(PREFIX), num_classes=0)
+    model = timm.create_model(config.backbone.removeprefix(TIMM_PREFIX), num_classes=0)
     if weights is None:
         return model
     try:

@@ -12,21 +12,10 @@ from torch import Tensor
 
 from dpmpp_core.config import Config
 from dpmpp_core.losses.patches import patch_visibility
-from dpmpp_core.models.clip import starts_with_head
 from dpmpp_core.models.reid import ReidModel, start_clip
 from dpmpp_core.models.visibility import VisibilityHead
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
 from dpmpp_core.tasks.task import Task
-
-TAUGHT_FACTOR = 0.1
-"""On the learning rate of a head that has learnt before: it adapts to other images (ours)."""
-
-
-def find_head_lr(config: Config) -> float:
-    """Return the head's learning rate in stage 2; 0 = it stays as it starts."""
-    if config.metric.head_lr is not None:
-        return config.metric.head_lr
-    return config.metric.lr * (TAUGHT_FACTOR if starts_with_head(config.model) else 1.0)
 
 
 class HeadTask(Task):

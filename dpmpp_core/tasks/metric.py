@@ -18,15 +18,15 @@ from dpmpp_core.losses.patches import patch_visibility, resample
 from dpmpp_core.losses.triplet import batch_hard_triplet
 from dpmpp_core.losses.visibility import visibility_likelihood
 from dpmpp_core.models.bands import SPACE as BANDS
-from dpmpp_core.models.clip import grid_size, unit_text
+from dpmpp_core.models.clip import grid_size
 from dpmpp_core.models.distributed import gather
 from dpmpp_core.models.encoder import Encoded
 from dpmpp_core.models.prototypes import Prototypes
 from dpmpp_core.models.reid import ReidModel, features_of, start_clip
 from dpmpp_core.models.visibility import Visibility
+from dpmpp_core.models.weights import find_head_lr, unit_text
 from dpmpp_core.retrieval.masks import DEAD_MASK
 from dpmpp_core.tasks.first_epoch import Window, first_epoch_windows, outside_first_epoch
-from dpmpp_core.tasks.head import find_head_lr
 from dpmpp_core.tasks.schedule import warmup_cosine, warmup_steps
 from dpmpp_core.tasks.task import Task
 

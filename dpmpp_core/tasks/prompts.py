@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dpmpp_core.config import Config
 from dpmpp_core.losses.contrast import supervised_contrast
-from dpmpp_core.models.clip import unit_text
 from dpmpp_core.models.prompts import PromptLearner
 from dpmpp_core.models.reid import start_clip
+from dpmpp_core.models.weights import unit_text
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
 from dpmpp_core.tasks.task import Task
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,10 @@ class Task(nn.Module):
     def accumulate(self) -> int:
         """Number of parts of a batch, computed one after the other."""
         return 1
+
+    def batches(self, start: int) -> Iterator[dict[str, Tensor]]:
+        """Yield the batches from step `start` (0-based) on, in a task that plans them itself."""
+        raise NotImplementedError
 
     def compile_parts(self) -> None:
         """Apply torch.compile if configured; names of the state stay."""

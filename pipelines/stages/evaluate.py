@@ -34,9 +34,10 @@ from dpmpp_core.retrieval import (
     summarise_rankings,
 )
 from dpmpp_core.retrieval.queries import to_table
-from pipelines.inference.embed import ModelLocation, embed_manifest_rows
+from pipelines.inference.embed import embed_manifest_rows
 from pipelines.inference.embeddings_file import save_embeddings
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
+from pipelines.inference.workers import ModelLocation
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 

@@ -15,13 +15,9 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.synthesis import CLEAN_QUERIES, Band, Part
 from dpmpp_core.models.reid import ReidModel
 from dpmpp_core.retrieval import Controls, Embeddings, rank_by_mode, summarise_rankings, to_columns
-from pipelines.inference.embed import (
-    ModelLocation,
-    build_embeddings,
-    compact_masks,
-    embed_images,
-)
+from pipelines.inference.embed import build_embeddings, embed_images
 from pipelines.inference.embeddings_file import load_embeddings
+from pipelines.inference.workers import ModelLocation, compact_masks
 from pipelines.reporting.figures import draw_robustness, save_png
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage

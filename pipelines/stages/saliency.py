@@ -8,19 +8,16 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 
 from dpmpp_core.config import Config
 from dpmpp_core.data.given_masks import GivenMasks, has_true_masks, masks_fingerprint
-from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.models.clip import weights_fingerprint
-from dpmpp_core.models.person_masks import person_masks
-from dpmpp_core.models.saliency import SaliencyModel, save_saliency
+from dpmpp_core.models.saliency import save_saliency
 from dpmpp_core.occlusion.saliency import mask_iou
 from dpmpp_core.tasks.saliency import SaliencyTask
 from pipelines.inference.embed import embed_images
-from pipelines.runtime.device import assigned_device
+from pipelines.inference.workers import FindPersons
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage, stage_key
 from pipelines.training.driver import fit
@@ -30,29 +27,6 @@ from pipelines.training.training_set import TrainingSet
 log = logging.getLogger(__name__)
 
 MODEL = "model"  # folder of the learned saliency model in the stage's
-
-
-class FindPersons:
-    """Data worker: paths -> masks, with the configured provider.
-
-    Args:
-        root: The data folder.
-        config: The run's configuration.
-        model: Reference of the trained saliency model, for `sps`.
-    """
-
-    def __init__(self, root: str, config: Config, model: ray.ObjectRef | None) -> None:
-        torch.set_num_threads(1)
-        trained: SaliencyModel | None = None if model is None else ray.get(model)
-        self._find = person_masks(config, root, transfer_grid(config), trained, assigned_device())
-        self._root, self._data = root, config.data
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the column `mask` of the images `path`."""
-        paths = [str(path) for path in batch["path"]]
-        size = self._data.height, self._data.width
-        images = np.stack([resize(read_image(self._root, path, size), *size) for path in paths])
-        return {"row": batch["row"], "mask": self._find(images, paths)}
 
 
 def compute_person_masks(run: Run, prepared: Stage) -> Stage:
@@ -73,7 +47,7 @@ def compute_person_masks(run: Run, prepared: Stage) -> Stage:
             summary["weights_sha256"] = save_saliency(task.model, folder / MODEL)
             trained = ray.put(task.model)
         paths = sorted(set(manifest.images["path"].to_pylist()))
-        arguments = (manifest.root, config, trained)
+        arguments = (manifest.root, config, grid, trained)
         columns = embed_images(
             paths, FindPersons, arguments, run.plan, config.evaluation.batch, "person masks",
             on_gpu=config.saliency.provider in ("sps", "attention"),

@@ -7,9 +7,10 @@ from typing import Any
 
 from dpmpp_core.config import MetricConfig
 from dpmpp_core.data.files import list_files, listing_fingerprint
-from dpmpp_core.models.clip import head_fingerprint, weights_fingerprint
+from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.reid import save_model
 from dpmpp_core.models.tensors import refuse_non_finite, write_tensors
+from dpmpp_core.models.weights import head_fingerprint
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
 from pipelines.inference.embed import ENCODER_KEYS

@@ -17,7 +17,7 @@ from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker, TrainingImages
 from dpmpp_core.data.synthesis import Synthesiser
-from dpmpp_core.tasks.head import find_head_lr
+from dpmpp_core.models.weights import find_head_lr
 from pipelines.runtime.storage import Storage
 from pipelines.training.masks import load_masks, transfer_grid
 

@@ -18,11 +18,6 @@ from ray.train.torch import get_device
 from dpmpp_core.errors import TrainingError
 from dpmpp_core.models.tensors import read_tensors
 from dpmpp_core.tasks.feed import Batch, copy_batches, to_host_tensor
-from dpmpp_core.tasks.head import HeadTask
-from dpmpp_core.tasks.metric import MetricTask
-from dpmpp_core.tasks.pretrain import PretrainTask
-from dpmpp_core.tasks.prompts import PromptTask
-from dpmpp_core.tasks.saliency import SaliencyTask
 from dpmpp_core.tasks.step import train_step, wrap_for_workers
 from dpmpp_core.tasks.task import Task
 from pipelines.runtime.device import describe_full_memory, describe_unusable_device
@@ -64,6 +59,13 @@ class Job:
 
     def build_task(self) -> Task:
         """Build the task, untrained."""
+        # Networks load here, as the processes that only coordinate the workers import this module.
+        from dpmpp_core.tasks.head import HeadTask
+        from dpmpp_core.tasks.metric import MetricTask
+        from dpmpp_core.tasks.pretrain import PretrainTask
+        from dpmpp_core.tasks.prompts import PromptTask
+        from dpmpp_core.tasks.saliency import SaliencyTask
+
         config = self.training_set.config
         if self.kind == "prompts":
             cached = self._load("features.safetensors")
@@ -172,7 +174,7 @@ def train_loop(settings: LoopConfig) -> LoopResult:
     position = _resume(job.open_checkpoints(), task, optimiser, rank)
     if position.step >= total:  # killed between the last step and the end of the stage
         return LoopResult(position.step)
-    if isinstance(task, PromptTask):  # plans its batches in memory
+    if job.kind == "prompts":  # plans its batches in memory
         batches = task.batches(position.step)
     training = Training(job, task, optimiser, position, total, plan)
     try:

@@ -1,11 +1,10 @@
-"""Show a search: a live table while it runs; a table and Optuna's plots at its end."""
+"""Report a finished search: a table of its trials and Optuna's plots."""
 
 from __future__ import annotations
 
 import io
 import logging
 import platform
-import time
 from collections.abc import Sequence
 from datetime import date
 from typing import Any
@@ -16,87 +15,16 @@ from matplotlib.axes import Axes
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as plots
-from rich.live import Live
-from rich.table import Table
 
-from pipelines.runtime.progress import console
 from pipelines.runtime.tracking import environment
+from pipelines.tuning.progress import column_titles, format_cells, rank_trials
 from pipelines.tuning.spaces import SearchSpec, TrialRecord, build_study, select_pareto_front
 
 log = logging.getLogger(__name__)
 
 TABLE_FILE, CSV_FILE = "trials.md", "trials.csv"
 CSV_COLUMNS = ("number", "state", "value", "params", "intermediate_values", "user_attrs")
-MAX_LIVE_ROWS = 12
 MIN_IMPORTANCE_TRIALS = 8  # trained to the end
-STATE_LABELS = {"running": "runs", "done": "done", "stopped": "stopped early", "failed": "failed"}
-
-
-class SearchProgress:
-    """The search as it runs: a live table on a terminal, one line per trial in a log.
-
-    Args:
-        total: trials in all.
-    """
-
-    def __init__(self, spec: SearchSpec, total: int) -> None:
-        self._spec, self._total, self._start = spec, total, time.monotonic()
-        self._records: Sequence[TrialRecord] = ()
-        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=1)
-
-    def __enter__(self) -> SearchProgress:
-        if console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._live.stop()
-
-    def update(self, records: Sequence[TrialRecord]) -> None:
-        """Take the trials as they are now."""
-        self._records = records
-
-    def end(self, record: TrialRecord) -> None:
-        """Log how a trial ended."""
-        if record.state == "failed":
-            log.warning("trial %d failed: %s", record.number, record.reason)
-        if not console.is_terminal:
-            measured = "".join(f", {name} {100 * v:.1f}" for name, v in record.last.items())
-            ended, state = self._ended(), STATE_LABELS[record.state]
-            log.info("trial %d: %s%s (%s)", record.number, state, measured, ended)
-
-    def _ended(self) -> str:
-        return f"{sum(r.state != 'running' for r in self._records)} of {self._total}"
-
-    def _table(self) -> Table:
-        minutes = (time.monotonic() - self._start) / 60
-        table = Table(title=f"{self._ended()} trials, {minutes:.1f} minutes")
-        for column in _column_titles(self._spec):
-            table.add_column(column, justify="left" if column in ("state", "changes") else "right")
-        for record in rank_trials(self._spec, self._records)[:MAX_LIVE_ROWS]:
-            table.add_row(*_format_cells(self._spec, record))
-        return table
-
-
-def rank_trials(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Sort trials: the longest trained first, then by the first objective; failed ones last."""
-    first = spec.objectives[0]
-    return sorted(
-        records,
-        key=lambda t: (t.state == "failed", -max(t.rungs, default=0), -t.last.get(first, 0.0)),
-    )
-
-
-def _column_titles(spec: SearchSpec) -> list[str]:
-    return ["trial", "state", "epochs", *(f"{name} mAP" for name in spec.objectives), "changes"]
-
-
-def _format_cells(spec: SearchSpec, record: TrialRecord) -> list[str]:
-    figures = [f"{100 * record.last[n]:.1f}" if record.last else "" for n in spec.objectives]
-    changes = ", ".join(f"{k.rsplit('.', 1)[-1]} {v}" for k, v in record.changes.items())
-    epochs = str(max(record.rungs, default=""))
-    text = record.reason or changes or "as it was"
-    return [str(record.number), STATE_LABELS[record.state], epochs, *figures, text]
 
 
 def compute_importances(spec: SearchSpec, records: Sequence[TrialRecord]) -> dict[str, float]:
@@ -176,9 +104,9 @@ def _render_markdown(
         + ", ".join(f"{name} {size}" for name, size in sizes.items() if size)
         + f". Best: trial {', '.join(front) or 'none'}.",
         "",
-        _format_row(_column_titles(spec)),
+        _format_row(column_titles(spec)),
         _format_row(["---:", "---", "---:", *["---:"] * len(spec.objectives), "---"]),
-        *(_format_row(_format_cells(spec, record)) for record in rank_trials(spec, records)),
+        *(_format_row(format_cells(spec, record)) for record in rank_trials(spec, records)),
     ]
     shares = compute_importances(spec, records)
     if shares:

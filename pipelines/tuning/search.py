@@ -27,7 +27,8 @@ from pipelines.runtime.stage import Stage
 from pipelines.runtime.tracking import look_up
 from pipelines.stages.robustness import has_clean_queries
 from pipelines.stages.saliency import compute_person_masks
-from pipelines.tuning.report import SearchProgress, compute_importances, render_report
+from pipelines.tuning.progress import SearchProgress
+from pipelines.tuning.report import compute_importances, render_report
 from pipelines.tuning.schedulers import REDUCTION_FACTOR
 from pipelines.tuning.spaces import (
     RATES_KEY,

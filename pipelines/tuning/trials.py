@@ -27,7 +27,7 @@ from dpmpp_core.config.schedule import shorten_schedule, split_into_segments
 from dpmpp_core.config.space import apply_changes
 from dpmpp_core.data.synthesis import PARTS, Band
 from dpmpp_core.retrieval.objectives import OBJECTIVES, compute_objectives
-from pipelines.inference.embed import ModelLocation
+from pipelines.inference.workers import ModelLocation
 from pipelines.runtime.resources import Plan, throttle
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
@@ -36,7 +36,7 @@ from pipelines.runtime.tracking import Tracking
 from pipelines.runtime.tuner import build_tuner, failure_reason, run_tuner
 from pipelines.stages.robustness import measure_robustness
 from pipelines.stages.saliency import compute_person_masks
-from pipelines.tuning.report import SearchProgress
+from pipelines.tuning.progress import SearchProgress
 from pipelines.tuning.schedulers import (
     EPOCHS_KEY,
     FACTOR_KEY,

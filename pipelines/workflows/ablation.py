@@ -12,8 +12,8 @@ from dpmpp_core.config.grid import Grid, load_grid
 from dpmpp_core.data.synthesis import BANDS, PARTS
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import rank_by_mode
-from pipelines.inference.embed import ModelLocation
 from pipelines.inference.embeddings_file import load_embeddings
+from pipelines.inference.workers import ModelLocation
 from pipelines.reporting.ablation_table import (
     TABLE,
     Ablation,

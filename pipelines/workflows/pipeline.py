@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpmpp_core.models.weights import has_text
+
 if TYPE_CHECKING:
     from dpmpp_core.config import Config
-    from pipelines.inference.embed import ModelLocation
+    from pipelines.inference.workers import ModelLocation
     from pipelines.runtime.run import Run
     from pipelines.runtime.stage import Stage
     from pipelines.stages.prepare import Source
@@ -166,7 +168,7 @@ def _synthesis(p: Pipeline) -> None:
 
 def _model_location(p: Pipeline) -> ModelLocation:
     """Return the location of the model that is measured."""
-    from pipelines.inference.embed import ModelLocation
+    from pipelines.inference.workers import ModelLocation
 
     if p.options.model is not None:
         return ModelLocation(str(Path(p.options.model).absolute()))
@@ -175,8 +177,6 @@ def _model_location(p: Pipeline) -> ModelLocation:
 
 
 def _has_text(config: Config, options: Options, until: str) -> bool:
-    from dpmpp_core.models.clip import has_text
-
     return has_text(config.model)
 
 

@@ -12,9 +12,10 @@ from dpmpp_core.config import Config, ModelConfig, fingerprint, load_config
 from dpmpp_core.data.donors import list_backgrounds
 from dpmpp_core.data.files import resolve_path
 from dpmpp_core.errors import ArgumentError, ConfigError
-from dpmpp_core.models.clip import check_weights, find_tokenizer, grid_size, has_text
+from dpmpp_core.models.clip import check_weights, find_tokenizer, grid_size
 from dpmpp_core.models.reid import NAME
 from dpmpp_core.models.saved import read_card
+from dpmpp_core.models.weights import has_text
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
 from pipelines.runtime.resources import Plan, connect
 from pipelines.runtime.run import Run

@@ -15,8 +15,9 @@ import ray.data
 from ray import tune
 
 from dpmpp_core.config import Config
-from dpmpp_core.models.clip import has_text
-from pipelines.inference.embed import ModelLocation, cache_features
+from dpmpp_core.models.weights import has_text
+from pipelines.inference.embed import cache_features
+from pipelines.inference.workers import ModelLocation
 from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.resources import Plan, throttle
 from pipelines.runtime.run import Run

@@ -61,10 +61,10 @@ def main() -> None:
 def images_table(count: int) -> list[str]:
     """Images a second of one and of two workers: looked at, looked at again, and person masks."""
     from pipelines.inference.embed import embed_images
+    from pipelines.inference.workers import FindPersons
     from pipelines.runtime.resources import connect
     from pipelines.runtime.storage import Storage
     from pipelines.stages.prepare import find_data, inspect_all
-    from pipelines.stages.saliency import FindPersons
 
     config = load_config("demo", ["saliency.provider=spectral"])
     plan, _ = connect(None, ClusterConfig(train_workers=1, data_workers=2))

@@ -18,8 +18,8 @@ from typing import Any
 
 from dpmpp_core.config import load_config
 from dpmpp_core.data.manifest import read_manifest
-from dpmpp_core.models.clip import RECIPES
 from dpmpp_core.models.reid import ReidModel, start_clip
+from dpmpp_core.models.weights import RECIPES
 from dpmpp_core.retrieval import Embeddings, evaluate
 from pipelines.runtime.tracking import environment
 from pipelines.stages.evaluate import query_sets

@@ -20,8 +20,8 @@ from dpmpp_core.data.given_masks import GivenMasks
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker, TrainingImages
 from dpmpp_core.demo import generate
+from dpmpp_core.models.weights import find_head_lr
 from dpmpp_core.tasks.feed import Batch, copy_batches
-from dpmpp_core.tasks.head import find_head_lr
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.pretrain import PretrainTask
 from dpmpp_core.tasks.prompts import PromptTask

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from dpmpp_core.config import load_config
 from dpmpp_core.models.reid import ReidModel, load_model, save_model, start_clip
-from pipelines.inference.embed import ModelLocation
+from pipelines.inference.workers import ModelLocation
 from pipelines.registry.promotion import PromotionRequest, promote, roll_back
 from pipelines.registry.register import register_version
 from pipelines.runtime.run import Run

@@ -14,10 +14,11 @@ from torch import nn
 from dpmpp_core.config import ModelConfig, load_config
 from dpmpp_core.errors import ConfigError, WeightsError
 from dpmpp_core.models.attention import reading_logits
-from dpmpp_core.models.clip import build_clip, check_weights, grid_size, has_text
+from dpmpp_core.models.clip import build_clip, check_weights, grid_size
 from dpmpp_core.models.encoder import ImageEncoder
 from dpmpp_core.models.reid import ReidModel, load_model, save_model
 from dpmpp_core.models.towers import parts_of
+from dpmpp_core.models.weights import has_text
 from dpmpp_core.tasks.metric import MetricTask
 from tests.support.families import BACKBONES, OPEN_CLIP, TIMM
 

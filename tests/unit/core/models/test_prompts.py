@@ -8,8 +8,9 @@ import torch
 
 from dpmpp_core.config import ModelConfig, load_config
 from dpmpp_core.errors import ConfigError, WeightsError
-from dpmpp_core.models.clip import build_clip, find_tokenizer, unit_text
+from dpmpp_core.models.clip import build_clip, find_tokenizer
 from dpmpp_core.models.prompts import PromptLearner
+from dpmpp_core.models.weights import unit_text
 from dpmpp_core.tasks.prompts import PromptTask
 from tests.support.families import OPEN_CLIP
 

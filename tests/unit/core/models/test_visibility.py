@@ -8,10 +8,11 @@ import torch
 
 from dpmpp_core.errors import ConfigError, WeightsError
 from dpmpp_core.losses.patches import patch_visibility
-from dpmpp_core.models.clip import read_head, starts_with_head
+from dpmpp_core.models.clip import read_head
 from dpmpp_core.models.reid import ReidModel, start_clip
 from dpmpp_core.models.towers import parts_of
 from dpmpp_core.models.visibility import VisibilityHead
+from dpmpp_core.models.weights import starts_with_head
 from tests.support.families import BACKBONES
 from tests.support.tasks import config, metric_task, visibility_batch
 

@@ -9,7 +9,7 @@ import pytest
 
 from dpmpp_core.models.reid import load_model
 from dpmpp_core.retrieval import expand_masks, from_columns
-from pipelines.inference.embed import EmbedWithModel, ModelLocation, ReadPictures, compact_masks
+from pipelines.inference.workers import EmbedWithModel, ModelLocation, ReadPictures, compact_masks
 from tests.support.models import saved_model
 
 

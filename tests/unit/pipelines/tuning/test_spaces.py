@@ -14,8 +14,9 @@ from dpmpp_core.config.reading import recipe_names
 from dpmpp_core.config.space import Choices, Range, Space, apply_changes
 from dpmpp_core.errors import ConfigError
 from pipelines.runtime import progress
-from pipelines.tuning import report as tune_report
-from pipelines.tuning.report import SearchProgress, compute_importances, render_report
+from pipelines.tuning import progress as trials_progress
+from pipelines.tuning.progress import SearchProgress
+from pipelines.tuning.report import compute_importances, render_report
 from pipelines.tuning.spaces import (
     NUMBER_KEY,
     SearchSpec,
@@ -158,7 +159,7 @@ def test_changes_that_do_not_go_together_are_refused() -> None:
 def test_a_bar_may_run_below_the_live_table(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(force_terminal=True, file=io.StringIO(), width=100)
     monkeypatch.setattr(progress, "console", console)
-    monkeypatch.setattr(tune_report, "console", console)
+    monkeypatch.setattr(trials_progress, "console", console)
     spec = make_spec()
     records = run(spec, 3)
     with SearchProgress(spec, 3) as shown, progress.progress_bar("person masks", 2) as bar:
