@@ -24,6 +24,8 @@ from dpmpp_core.config.training import (
 )
 
 Triple = tuple[float, float, float]
+# MLflow refuses some of these characters late, and cannot search for the others.
+MODEL_NAME = r"^[^/:'\"`\\%?#\s][^/:'\"`\\%?#]*$"
 Label = Annotated[str, Field(pattern=r"^[^=\s]+=[^=\s]+$", description="key=value")]
 Layout = Literal[
     "auto", "market1501", "msmt17", "occluded_reid", "p_duke", "partial_reid", "table", "folders"
@@ -214,7 +216,7 @@ class TrackingConfig(Section):
     """Names in MLflow, and text of the model card; not part of a run's identity."""
 
     experiment: str = "dpmpp"
-    model_name: str = "dpmpp"
+    model_name: str = Field("dpmpp", pattern=MODEL_NAME, description="in MLflow's registry")
     data_licence: str | None = Field(None, description="of the training data, for the model card")
     intended_use: str | None = Field(None, description="null = the card's own sentence")
 

@@ -346,6 +346,7 @@ def _connect(bucket: str, endpoint: str) -> fs.S3FileSystem:
             region=region or "us-east-1",
             scheme=address.scheme or "https",
             endpoint_override=address.netloc + address.path.rstrip("/") or None,
+            tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE") or None,
             connect_timeout=S3_TIMEOUT,
             request_timeout=S3_TIMEOUT,
         )

@@ -45,7 +45,7 @@ TrackingUri = Annotated[
     str | None,
     typer.Option(
         "--tracking-uri",
-        envvar="DPMPP_TRACKING_URI",
+        envvar=["DPMPP_TRACKING_URI", "MLFLOW_TRACKING_URI"],
         help="MLflow server. Default: SQLite in the work folder.",
     ),
 ]

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from pathlib import Path
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from dpmpp_core.config.sections import MODEL_NAME
 from dpmpp_core.errors import ConfigError, suggest
 from pipelines.runtime.storage import SQLITE
 from pipelines.runtime.tracking import (
@@ -42,6 +44,8 @@ class Registry:
     """
 
     def __init__(self, uri: str, name: str) -> None:
+        if not re.fullmatch(MODEL_NAME, name):
+            raise ConfigError(f"{name!r} cannot be the name of a registered model")
         for variable, value in QUICK_REQUESTS.items():  # a promotion ends within seconds
             os.environ.setdefault(variable, value)
         self.uri, self.name = without_login(uri), name

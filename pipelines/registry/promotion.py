@@ -126,7 +126,7 @@ def roll_back(request: PromotionRequest) -> dict[str, Any]:
             return {"name": request.name, "refused": str(conflict)}
         aliases = registry.aliases()
         champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
-        if champion is None or previous is None or champion == previous:
+        if previous is None or champion == previous:  # a champion may have been deleted
             raise ConfigError(f"{request.name} has no previous champion to go back to")
         files = registry.download(previous, Path(folder))
         result = {"name": request.name, "version": previous, "champion": champion, "changed": False}
@@ -149,7 +149,7 @@ def _open_registry(request: PromotionRequest) -> tuple[Registry, PromotionLog]:
 def _select_version(
     registry: Registry, request: PromotionRequest, aliases: dict[str, int]
 ) -> ModelVersion:
-    number = request.version or aliases.get(CANDIDATE)
+    number = aliases.get(CANDIDATE) if request.version is None else request.version
     if number is None:
         raise ConfigError(
             f"{request.name} has no candidate: register one with `dpmpp run`, or name a version "

@@ -186,8 +186,9 @@ class PromotionLog:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         if move.action == PROMOTE and move.to is not None:
             self._registry.set_tag(move.to, PROMOTED, now)
-        if move.action == ROLLBACK and move.champion is not None and move.to is not None:
-            self._registry.set_tag(move.champion, ROLLED_BACK, f"{now} by {describe_owner()}")
+        if move.action == ROLLBACK and move.to is not None:
+            if move.champion is not None:  # else it was deleted
+                self._registry.set_tag(move.champion, ROLLED_BACK, f"{now} by {describe_owner()}")
             self._registry.set_tag(move.to, ROLLED_BACK, "")  # it may have been rolled back before
 
     def _close_ticket(self, ticket: ModelVersion, state: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ from pipelines.registry.model_card import render_model_card, shorten_card
 from pipelines.registry.record import Record, read_evaluation
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
-from pipelines.runtime.tracking import environment
+from pipelines.runtime.tracking import environment, open_client
+
+log = logging.getLogger(__name__)
 
 REQUIREMENTS = (
     "torch", "torchvision", "open_clip_torch", "timm", "safetensors", "opencv-python-headless",
@@ -62,7 +65,22 @@ def register(run: Run, prepared: Stage, metric: Stage, evaluated: Stage) -> Stag
         number = int(created.version)
         return {"model_uri": f"models:/{name}/{number}", "version": number, "alias": CANDIDATE}
 
-    return run.build_stage("register", identity, build)
+    stage = run.build_stage("register", identity, build)
+    if stage.reused and not _is_registered(run.tracking.uri, name, stage.summary["version"]):
+        log.warning("register: %s is gone from the registry: again", stage.summary["model_uri"])
+        run.stages.remove(stage)
+        stage = replace(run, fresh=True).build_stage("register", identity, build)
+    return stage
+
+
+def _is_registered(uri: str, name: str, number: int) -> bool:
+    try:
+        open_client(uri).get_model_version(name, str(number))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
 
 
 def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> ModelVersion:

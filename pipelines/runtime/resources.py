@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from ray.data import ActorPoolStrategy
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import ConfigError
 from dpmpp_core.redaction import redact
+from pipelines.runtime.machine import count_cpus, count_memory_bytes
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ ELASTIC_START_SECONDS = "20"
 AUTOSCALED_SECONDS = "1800"  # more than a cloud needs to start a node
 PROGRESS_TIMEOUT = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
+CONNECT_SECONDS = 15.0
 BLOCKS_IN_FLIGHT = 8  # per data worker
 # A socket has a name of 107 bytes at most, of which Ray's own folders take up to 70.
 MAX_TEMPORARY_CHARS = 37
@@ -167,8 +170,7 @@ def plan_trials(
     """
     workers = config.train_workers
     if shared:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        trials = min(cpus // workers, memory // TRIAL_BYTES)
+        trials = min(cpus // workers, count_memory_bytes() // TRIAL_BYTES)
     else:
         trials = cpus // (workers + (config.data_workers or 1) + 2)
     if whole.train_gpu:
@@ -193,6 +195,7 @@ def connect(address: str | None, config: ClusterConfig) -> tuple[Plan, Plan]:
     Raises:
         ConfigError: There is no cluster at `address`, or it is too small.
     """
+    _check_environment()
     elastic = config.worker_counts[0] < config.train_workers
     start = ELASTIC_START_SECONDS if elastic else START_SECONDS
     waits = {START_TIMEOUT: start, PROGRESS_TIMEOUT: "600"}
@@ -212,6 +215,11 @@ def connect(address: str | None, config: ClusterConfig) -> tuple[Plan, Plan]:
     context.execution_options.label_selector = parse_labels(config.data_nodes) or None
     log.info("Ray: %s", plans[0])
     return plans
+
+
+def _check_environment() -> None:
+    if os.environ.get("RAY_TRAIN_V2_ENABLED", "1").lower() in ("0", "false"):
+        raise ConfigError("RAY_TRAIN_V2_ENABLED=0: training needs Ray Train V2; unset it")
 
 
 class Throttle:
@@ -248,7 +256,7 @@ def create_pool(size: int) -> ActorPoolStrategy:
 def _start_local(config: ClusterConfig) -> tuple[Plan, Plan]:
     from pipelines.runtime.device import count_usable_gpus  # loads torch
 
-    cpus, gpus = len(os.sched_getaffinity(0)), count_usable_gpus(config.gpu)
+    cpus, gpus = count_cpus(), count_usable_gpus(config.gpu)
     result = plan_resources(cpus, gpus, config, shared=True)
     # There are more logical CPUs than physical ones, so that training, its data workers and Ray
     # Data's own tasks can all be placed at once. A trial's process waits for what it starts.
@@ -291,6 +299,7 @@ def _logical_cpus(plan: Plan) -> int:
 
 
 def _join(address: str, config: ClusterConfig) -> tuple[Plan, Plan]:
+    _check_reachable(address)
     try:
         ray.init(
             address=address,
@@ -312,6 +321,17 @@ def _join(address: str, config: ClusterConfig) -> tuple[Plan, Plan]:
     whole = plan_resources(cpus, gpus, config, False, nodes)
     whole = replace(whole, embed_workers=min(whole.embed_workers, max(1, reading)))
     return whole, plan_trials(whole, cpus, gpus, config, False, nodes)
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ConfigError if nothing listens at HOST:PORT, for which Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        return  # `auto`, or what only Ray understands
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--address {address}: no Ray cluster answers: {error}") from None
 
 
 def parse_labels(labels: Sequence[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 MARKER = "stage.json"
 SQLITE = "sqlite:///"
+_MISSPELT = re.compile(r"(s3a?|gs|https?|file):?//?[^/]", re.IGNORECASE)  # not `://`
 
 
 def sqlite_uri(folder: Path) -> str:
@@ -74,6 +76,8 @@ class Storage:
 
     def __init__(self, uri: str) -> None:
         self.is_local = "://" not in uri
+        if self.is_local and _MISSPELT.match(uri):
+            raise ConfigError(f"the storage {uri} is neither a folder nor s3://bucket/prefix")
         if self.is_local:
             self.uri = str(Path(uri).expanduser().absolute())
             if Path(self.uri).exists() and not Path(self.uri).is_dir():

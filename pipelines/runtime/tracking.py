@@ -95,6 +95,8 @@ class Tracking:
                 f"experiments restore --experiment-id {found.experiment_id}`, or name another with "
                 "tracking.experiment"
             )
+        if found is not None and self._artifacts is not None:
+            _refuse_moved(found.artifact_location, self._artifacts)
 
     def begin(
         self, config: Config, identity: str, data: Mapping[str, Any], fresh: bool = False
@@ -320,6 +322,16 @@ def look_up(values: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         values = values[part]
     return values
+
+
+def _refuse_moved(recorded: str, now: str) -> None:
+    """Raise ConfigError if the folder of a database was moved away from what it records."""
+    before, after = (Path(unquote(urlsplit(uri).path)) for uri in (recorded, now))
+    if recorded.startswith("file:") and not before.exists() and after.exists():
+        raise ConfigError(
+            f"the folder {after.parent} was {before.parent} before, where MLflow's records name "
+            f"files: move it back, or link it with `ln -s {after.parent} {before.parent}`"
+        )
 
 
 def resolve_tracking(uri: str | None, storage: Storage) -> tuple[str, str | None]:

@@ -17,6 +17,7 @@ from dpmpp_core.models.reid import NAME
 from dpmpp_core.models.saved import read_card
 from dpmpp_core.models.weights import has_text
 from pipelines.inference.onnx_model import SUFFIX, OnnxModel
+from pipelines.runtime.nodes import check_nodes
 from pipelines.runtime.resources import Plan, connect
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
@@ -55,6 +56,9 @@ def open_session(
     tracking = Tracking(*resolve_tracking(options.tracking_uri, storage))
     tracking.check(config.tracking.experiment)
     plan, side_by_side = connect(options.address, config.cluster)
+    if options.address is not None:
+        pools = config.cluster.data_nodes, config.cluster.train_nodes
+        check_nodes(None if source is None else source.root, storage.uri, pools)
     run = Run(config, storage, tracking, plan, options.fresh, lock=storage.hold)
     try:
         yield run, source, side_by_side

@@ -61,6 +61,18 @@ def test_the_same_command_again_reuses_every_stage(
         assert again[key] == result[key]
 
 
+def test_a_version_that_is_gone_from_the_registry_is_registered_again(
+    result: dict[str, Any], small_demo: Path, runs: Path
+) -> None:
+    client = MlflowClient(result["tracking_uri"])
+    _, name, number = result["model_uri"].split("/")
+    client.delete_registered_model(name)
+    again = run_pipeline(Options(data=str(small_demo), overrides=SMALL, storage=str(runs)))
+    assert [stage["name"] for stage in again["stages"] if not stage["reused"]] == ["register"]
+    assert again["model_uri"] == result["model_uri"] == f"models:/{name}/{number}"
+    assert client.get_model_version_by_alias(name, "candidate").version == number
+
+
 def test_the_registered_model_embeds_encoded_images(
     result: dict[str, Any], small_demo: Path
 ) -> None:

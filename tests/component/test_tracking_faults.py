@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from dpmpp_core.errors import UserError
+from dpmpp_core.errors import ConfigError, UserError
 from pipelines.runtime.tracking import Tracking
 from tests.support.cli import invoke_dpmpp
 
@@ -109,3 +109,17 @@ def test_a_run_says_so_before_it_writes_anything(small_demo: Path, tmp_path: Pat
     assert done.returncode in (1, 2) and done.stdout == ""
     assert "not a database" in done.stderr and "Traceback" not in done.stderr
     assert not list(storage.rglob("*.parquet"))
+
+
+def test_a_folder_that_was_moved_is_named_with_its_place_before(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    (before / "mlartifacts").mkdir(parents=True)
+    tracking = Tracking(f"sqlite:///{before}/mlflow.db", (before / "mlartifacts").as_uri())
+    MlflowClient(tracking.uri).create_experiment(EXPERIMENT, (before / "mlartifacts").as_uri())
+    tracking.check(EXPERIMENT)
+    before.rename(after)
+    moved = Tracking(f"sqlite:///{after}/mlflow.db", (after / "mlartifacts").as_uri())
+    with pytest.raises(ConfigError, match=f"ln -s {after} {before}"):
+        moved.check(EXPERIMENT)
+    before.symlink_to(after)
+    moved.check(EXPERIMENT)

@@ -173,6 +173,19 @@ def test_rollback_restores_the_champion_and_what_it_took_back_stays_out(
 
 
 @LONG
+def test_rollback_works_where_the_champion_was_deleted(at: Lab, table: Table) -> None:
+    name = "deleted"
+    for _ in range(2):
+        at.register(name)
+        at.promote(name, gate=quick(at))
+    at.client.delete_model_version(name, "2")
+    assert at.aliases(name) == {"previous": 1}
+    assert at.roll_back(name)["changed"]
+    assert at.aliases(name)["champion"] == 1
+    table.add("`--rollback` after the champion was deleted", "version 1 is the champion")
+
+
+@LONG
 def test_of_two_promotions_at_once_one_wins_and_the_other_says_so(at: Lab, table: Table) -> None:
     name = "pair"
     for _ in range(3):
@@ -560,6 +573,8 @@ def test_mistakes_are_said_in_one_line(at: Lab, table: Table, tmp_path: Path) ->
         (["mistake", "--gate", str(gate)], "unknown key 'flors'; did you mean 'floors'?"),
         (["mistke"], "did you mean 'mistake'?"),
         (["mistake", "--version", "7"], "mistake has no version 7"),
+        (["mistake", "--version", "0"], "mistake has no version 0"),
+        (["it's", "--version", "1"], "cannot be the name of a registered model"),
     ):
         done = invoke_dpmpp("promote", *arguments, "--tracking-uri", at.server.uri)
         assert_mistake(done, says)

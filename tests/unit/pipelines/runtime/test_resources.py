@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,12 @@ from ray.tune import PlacementGroupFactory
 
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import ConfigError
-from pipelines.runtime.resources import plan_resources, plan_trials, shorten_temporary_folder
+from pipelines.runtime.resources import (
+    connect,
+    plan_resources,
+    plan_trials,
+    shorten_temporary_folder,
+)
 from pipelines.runtime.tuner import trial_resources
 
 
@@ -102,3 +108,17 @@ def test_a_trial_leaves_room_for_its_own_process_where_sizes_are_told() -> None:
     grown = labelled.model_copy(update={"autoscaled": False, "embed_workers": None})
     assert plan_trials(whole, 60, 0, grown, shared=False).trials > 1
     assert trial_resources(config) == PlacementGroupFactory([{"CPU": 0.1}])
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    with pytest.raises(ConfigError, match=rf"--address 127.0.0.1:{port}: no Ray cluster answers"):
+        connect(f"127.0.0.1:{port}", ClusterConfig())
+
+
+def test_the_old_ray_train_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
+    with pytest.raises(ConfigError, match="needs Ray Train V2"):
+        connect(None, ClusterConfig())

@@ -144,3 +144,14 @@ def test_one_process_at_a_time_builds_and_a_killed_one_blocks_nobody(tmp_path: P
     holder.wait()
     assert entered.wait(60)
     thread.join()
+
+
+@pytest.mark.parametrize("uri", ["s3//bucket/x", "s3:/bucket/x", "S3A:/bucket", "file:/x"])
+def test_a_misspelt_uri_is_not_taken_for_a_folder(uri: str) -> None:
+    with pytest.raises(ConfigError, match="neither a folder nor s3://"):
+        Storage(uri)
+
+
+@pytest.mark.parametrize("name", ["s3", "runs/s3/x", "https-runs"])
+def test_a_folder_may_be_named_like_a_scheme(name: str, tmp_path: Path) -> None:
+    assert Storage(str(tmp_path / name)).is_local

@@ -1,0 +1,63 @@
+"""Whether each node of a cluster reads the data and writes the storage, asked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from dpmpp_core.errors import DataError, UserError
+from dpmpp_core.redaction import one_line
+from pipelines.runtime.resources import parse_labels
+from pipelines.runtime.storage import Storage
+
+WAIT_SECONDS = 120.0  # for a node that is busy with the work of others
+
+
+def check_nodes(data: str | None, storage: str, pools: Sequence[Sequence[str]]) -> None:
+    """Raise DataError if a node of the pools lacks the data or the storage; names the node.
+
+    A node without the data would call every image unreadable. Nodes that start later, and busy
+    ones that do not answer in time, are not asked.
+
+    Args:
+        data: folder or URI of the data; None = nothing is read.
+        storage: folder or URI of the storage.
+        pools: labels `key=value` of the nodes of each pool; no labels = all nodes.
+    """
+    probe: Any = ray.remote(num_cpus=0, max_retries=0)(_describe_problem)
+    asked = {}
+    for node in _find_nodes(pools):
+        place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked[probe.options(scheduling_strategy=place).remote(data, storage)] = node
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=WAIT_SECONDS)
+    for answer in done:
+        if problem := ray.get(answer):
+            name = asked[answer].get("NodeManagerHostname") or asked[answer]["NodeManagerAddress"]
+            raise DataError(f"node {name}: {problem}; every node of a pool needs the same places")
+
+
+def _find_nodes(pools: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Return the living nodes with CPUs that have all labels of a pool."""
+    wanted = [parse_labels(labels).items() for labels in pools]
+    return [
+        node
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["Resources"].get("CPU")
+        and any(labels <= (node.get("Labels") or {}).items() for labels in wanted)
+    ]
+
+
+def _describe_problem(data: str | None, storage: str) -> str:
+    """Return why this node cannot work there; empty if it can."""
+    if data is not None and "://" not in data and not Path(data).is_dir():
+        return f"no data folder {data}"
+    try:
+        Storage(storage).ensure_writable()
+    except (UserError, OSError) as error:
+        return one_line(str(error))
+    return ""
