@@ -86,6 +86,9 @@ class Run:
         marker = self.storage.marker(key)
         if marker is None:
             return None
+        if not self.storage.is_whole(key, marker):
+            log.warning("%s: files of %s are missing or cut off: made again", name, key)
+            return None
         if self.build:
             log.info("%s: reused (%s)", name, key)
         return Stage(name, key, marker["summary"], marker["seconds"], reused=True)

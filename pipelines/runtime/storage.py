@@ -27,6 +27,7 @@ from dpmpp_core.data.files import connect_s3, ensure_writable, s3_endpoint, writ
 from dpmpp_core.data.patience import patient
 from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.redaction import one_line
+from pipelines.runtime.lease import hold_lease
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +186,7 @@ class Storage:
         marker: dict[str, Any] = {}
         try:
             yield partial, marker
+            marker["files"] = _list_sizes(partial)
             data = json.dumps(marker, indent=2, sort_keys=True).encode()
             if self.is_local:
                 (partial / MARKER).write_bytes(data)
@@ -201,17 +203,35 @@ class Storage:
         self.delete(key)
         fs.copy_files(str(folder), self.path(key), fs.LocalFileSystem(), self.filesystem)
 
+    def is_whole(self, key: str, marker: dict[str, Any]) -> bool:
+        """Return whether the files that a folder's marker lists are there, with their sizes."""
+        everything = fs.FileSelector(self.path(key), allow_not_found=True, recursive=True)
+        start = len(self.path(key)) + 1
+        found = {
+            i.path[start:]: i.size
+            for i in self._list_infos(everything)
+            if i.type == fs.FileType.File
+        }
+        return all(found.get(name) == size for name, size in marker.get("files", {}).items())
+
+    @patient
+    def _list_infos(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+        return self.filesystem.get_file_info(selector)
+
     @contextmanager
     def hold(self, key: str) -> Iterator[None]:
         """Let one process at a time build what `key` names; others wait, and say so.
 
-        The lock is the system's, so it ends with a killed process. On S3 there is none: the last
-        of two writers wins.
+        The lock is the system's, so it ends with a killed process. On S3 it is a lease, which runs
+        out a minute after its holder was killed.
         """
+        name = f".locks/{key.replace('/', '-')}.lock"
         if not self.is_local:
-            yield
+            bucket, _, path = self.path(name).partition("/")
+            with hold_lease(bucket, path):
+                yield
             return
-        file = Path(self.path(".locks")) / f"{key.replace('/', '-')}.lock"
+        file = Path(self.path(name))
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a") as lock:
             try:
@@ -313,3 +333,9 @@ class Storage:
             self.filesystem.delete_file(self.path(key))
         if not self.is_local:
             shutil.rmtree(self.cached(key), ignore_errors=True)
+
+
+def _list_sizes(folder: Path) -> dict[str, int]:
+    """Return the sizes in bytes of all files below a folder, by relative path."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}

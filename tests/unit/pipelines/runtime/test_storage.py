@@ -21,7 +21,8 @@ def test_a_committed_folder_has_its_files_and_its_marker(tmp_path: Path) -> None
         (folder / "x.txt").write_text("x")
         marker["summary"] = {"n": 1}
         assert storage.marker("stages/a-1") is None
-    assert storage.marker("stages/a-1") == {"summary": {"n": 1}}
+    marker = {"summary": {"n": 1}, "files": {"x.txt": 1}}
+    assert storage.marker("stages/a-1") == marker
     assert (storage.fetch("stages/a-1") / "x.txt").read_text() == "x"
 
 
@@ -51,7 +52,7 @@ def test_committing_again_replaces_the_whole_folder(tmp_path: Path) -> None:
         with storage.commit("k") as (folder, marker):
             (folder / name).write_text(name)
             marker["name"] = name
-    assert storage.marker("k") == {"name": "new"}
+    assert storage.marker("k") == {"name": "new", "files": {"new": 3}}
     assert not (tmp_path / "k" / "old").exists()
 
 
@@ -155,3 +156,15 @@ def test_a_misspelt_uri_is_not_taken_for_a_folder(uri: str) -> None:
 @pytest.mark.parametrize("name", ["s3", "runs/s3/x", "https-runs"])
 def test_a_folder_may_be_named_like_a_scheme(name: str, tmp_path: Path) -> None:
     assert Storage(str(tmp_path / name)).is_local
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, Path.touch, lambda file: file.write_text("xx")])
+def test_a_folder_is_whole_while_its_files_are_there(tmp_path: Path, damage) -> None:
+    storage = Storage(str(tmp_path))
+    with storage.commit("stages/a-1") as (folder, _):
+        (folder / "more").mkdir()
+        (folder / "more" / "x.txt").write_text("x")
+    marker = storage.marker("stages/a-1")
+    assert marker is not None and storage.is_whole("stages/a-1", marker)
+    damage(tmp_path / "stages" / "a-1" / "more" / "x.txt")
+    assert storage.is_whole("stages/a-1", marker) == (damage is Path.touch)
