@@ -86,7 +86,7 @@ def render_description(
         facts: label -> value, shown as code.
     """
     verdict = build_verdict(metrics, intervals, persons)
-    lines = [] if verdict is None else [f"**{verdict.sentence}.**", *verdict.caveats]
+    lines = [] if verdict is None else [f"**{verdict.sentence}.**", "", *verdict.caveats]
     lines += [
         "",
         "| queries | % | own mask | no mask | difference | histogram | chance |",

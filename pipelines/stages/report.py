@@ -58,8 +58,8 @@ from pipelines.training.training_set import TrainingSet
 
 Image = npt.NDArray[np.uint8]
 PICTURES_FOLDER = "pictures"
-LISTED_QUERIES = 8
-SHOWN_FAILURES = 6  # of a query set
+LISTED_QUERIES = 4
+SHOWN_FAILURES = 6  # of the first query set, half as many of others
 CELL = (256, 128)  # height and width of a query
 SHOWN_PAIRS = 8
 SHEET = 16
@@ -83,7 +83,7 @@ def build_report(
     """
     identity = {"evaluate": evaluated.key, "metric": metric.key, "prepare": prepared.key}
     identity |= {"robustness": robustness.key} if robustness else {}
-    identity |= {"tracking": redact(run.tracking.uri), "run": run.tracking.run_id}
+    identity |= {"tracking": redact(run.tracking.uri), "run": str(run.tracking.run_id)}
 
     def build(folder: Path) -> dict[str, Any]:
         manifest = Manifest.load(run.folder(prepared))
@@ -154,7 +154,8 @@ def _find_failures(
     """Return the worst failures of every query set that has any."""
     failures = {}
     for name, query in queries.items():
-        worst = find_worst_queries(query, gallery, ranked[name], SHOWN_FAILURES)
+        shown = SHOWN_FAILURES // (2 if failures else 1)
+        worst = find_worst_queries(query, gallery, ranked[name], shown)
         paths = [query.paths[failure.query] for failure in worst]
         shares = read_occlusion_ratios(manifest.root, paths)
         cards = [
