@@ -13,7 +13,8 @@ from dpmpp_core.retrieval import Embeddings, Failure, compute_stripe_histogram
 
 Image = NDArray[np.uint8]
 
-MIN_HIDDEN_SHARE = 0.1  # of the person; less is not worth a sentence
+# Less is not worth a sentence: share of the person, difference of two agreements of histograms.
+MIN_HIDDEN_SHARE, MIN_COLOUR_GAP = 0.1, 0.05
 
 
 class FailureCard(NamedTuple):
@@ -91,7 +92,7 @@ def _compare_colours(query: Image, wrong: Image, right: Image) -> list[str]:
         return []
     lengths = [np.linalg.norm(own) * np.linalg.norm(other) for other in others]
     to_wrong, to_right = (float(own @ x / n) for x, n in zip(others, lengths, strict=True))
-    if to_wrong <= to_right:
+    if to_wrong - to_right < MIN_COLOUR_GAP:
         return []
     return [
         "In colour the wrong picture is nearer: histograms agree by "
