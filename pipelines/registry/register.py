@@ -36,9 +36,10 @@ from pipelines.registry import record
 from pipelines.registry.client import CANDIDATE, FILES, WEIGHTS, hash_files
 from pipelines.registry.model_card import render_model_card, shorten_card
 from pipelines.registry.record import Record, read_evaluation
+from pipelines.runtime.environment import environment
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
-from pipelines.runtime.tracking import environment, open_client
+from pipelines.runtime.tracking import open_client
 
 log = logging.getLogger(__name__)
 
