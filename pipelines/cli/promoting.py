@@ -36,6 +36,13 @@ def promote(
             help="Show each check as a sentence, from records only; load and change nothing.",
         ),
     ] = False,
+    own_code: Annotated[
+        bool,
+        typer.Option(
+            "--own-code",
+            help="Measure the weights with the code installed here; the version's never runs.",
+        ),
+    ] = False,
     storage: StorageUri = "runs",
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -54,6 +61,7 @@ def promote(
         request = PromotionRequest(
             name=name, version=version, gate=gate, data=data, storage=storage,
             tracking_uri=tracking_uri, dry_run=dry_run or explain, records_only=explain,
+            own_code=own_code,
         )  # fmt: skip
         return roll_back(request) if rollback else promote(request)
 

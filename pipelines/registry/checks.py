@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from pipelines.registry import record
 from pipelines.registry.client import FILES, Registry, hash_files, measure_megabytes
 from pipelines.registry.promotion_log import ROLLED_BACK
 from pipelines.registry.record import Record
-from pipelines.registry.verify import verify_version
+from pipelines.registry.verify import VerificationResult, verify_version
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ def run_promotion_checks(
     folder: Path,
     data: str | None = None,
     records_only: bool = False,
+    own_code: bool = False,
 ) -> Verdict:
     """Check a version against a gate.
 
@@ -89,6 +92,7 @@ def run_promotion_checks(
         data: where the evaluation's images are; None = where they were.
         records_only: load no model: the recorded figures are taken as they are, and a champion
             that was measured on other images is not compared.
+        own_code: as in `verify_version`.
 
     Raises:
         TrackingError: the registry does not answer.
@@ -111,13 +115,14 @@ def run_promotion_checks(
     if gate.size_mb is not None:
         checks.append(budget_check("size", measure_megabytes(files), gate.size_mb, "MB"))
     root = data or own.facts["root"]
+    measure = partial(verify_version, images=own.images, root=root, own_code=own_code)
     if gate.reproduce is not None and not records_only:
-        _verify(checks, files, own, root, gate)
+        _verify(checks, partial(measure, files), own, gate)
         if checks[-1].name == "images":
             return verdict  # nor could a champion be measured on them
     other: Sets | None = None
     if champion is not None and gate.no_worse:
-        other, note = _read_champion(registry, champion, own, folder, root, records_only)
+        other, note = _read_champion(registry, champion, own, folder, measure, records_only)
         verdict.notes += [note] if note else []
         if other is None:
             return verdict
@@ -125,12 +130,14 @@ def run_promotion_checks(
     return verdict
 
 
-def _verify(checks: list[Check], files: Path, own: Record, root: str, gate: Gate) -> None:
-    """Load and measure the version in a new process; append the checks of it."""
+def _verify(
+    checks: list[Check], measure: Callable[[], VerificationResult], own: Record, gate: Gate
+) -> None:
+    """Load and measure the version; append the checks of it."""
     assert gate.reproduce is not None
     count = len(own.images)
     try:
-        verified = verify_version(files, own.images, root)
+        verified = measure()
     except DataError as error:
         checks.append(images_check(count, f"{error} (--data names another place)"))
         return
@@ -148,7 +155,7 @@ def _read_champion(
     champion: ModelVersion,
     own: Record,
     folder: Path,
-    root: str,
+    measure: Callable[[Path], VerificationResult],
     records_only: bool,
 ) -> tuple[Sets | None, str]:
     """Return the champion's figures by query on the version's images, and a note on their origin.
@@ -173,6 +180,6 @@ def _read_champion(
     note = f"the champion, version {number}, was measured on other images: measured again on these"
     log.info(note)
     try:
-        return verify_version(files, own.images, root).queries, note
+        return measure(files).queries, note
     except WeightsError as error:
         raise WeightsError(f"the champion, version {number}: {error}") from None

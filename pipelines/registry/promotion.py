@@ -55,6 +55,7 @@ class PromotionRequest:
     tracking_uri: str | None = None
     dry_run: bool = False
     records_only: bool = False
+    own_code: bool = False
     lease: float = LEASE_SECONDS
 
 
@@ -87,7 +88,14 @@ def promote(request: PromotionRequest) -> dict[str, Any]:
             return result | {"version": number, "champion": number, "changed": False}
         other = None if champion in (None, number) else registry.version(champion)
         verdict = run_promotion_checks(
-            registry, gate, version, other, Path(folder), request.data, request.records_only
+            registry,
+            gate,
+            version,
+            other,
+            Path(folder),
+            request.data,
+            request.records_only,
+            request.own_code,
         )
         result |= verdict.to_json() | {"champion": champion, "changed": False}
         if not request.dry_run:

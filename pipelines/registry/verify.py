@@ -10,10 +10,12 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dpmpp_core.data.files import read_bytes
+from dpmpp_core.data.images import decode
 from dpmpp_core.errors import DataError, WeightsError
+from dpmpp_core.models.reid import CARD_FILE, load_model
 from dpmpp_core.redaction import one_line
 from dpmpp_core.retrieval import (
     Embeddings,
@@ -29,7 +33,9 @@ from dpmpp_core.retrieval import (
     from_columns,
     rank_features,
     refuse_unusable,
+    to_columns,
 )
+from pipelines.registry.verify_worker import BATCH_IMAGES, TIMED, WARM_UP
 
 log = logging.getLogger(__name__)
 
@@ -55,26 +61,24 @@ class VerificationResult:
     latency_ms: float
 
 
-def verify_version(version: Path, images: pa.Table, root: str) -> VerificationResult:
+def verify_version(
+    version: Path, images: pa.Table, root: str, own_code: bool = False
+) -> VerificationResult:
     """Load a version in a new process, embed an evaluation's images, and rank.
 
     Args:
         version: its files, as MLflow stores them.
         images: IMAGE_SCHEMA, queries and gallery.
         root: of the paths.
+        own_code: load its weights with the code of this installation, in this process; the code
+            that the version brings never runs, so that nothing is said of it.
 
     Raises:
         DataError: an image is not there, or not the one it was.
         WeightsError: the model does not load, fails, or runs code that did not come with it.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.npz"
-        _run_worker(version, answer, read_images(images, root))
-        with np.load(answer) as stored:
-            columns = dict(stored)
-    code = str(columns.pop("code"))
-    if not Path(code).resolve().is_relative_to(version.resolve()):
-        raise WeightsError("the version does not bring its own code: register it again")
+    embed = _embed_with_own_code if own_code else _embed_in_new_process
+    columns = embed(version, read_images(images, root))
     seconds, spent = float(columns.pop("seconds")), columns.pop("milliseconds")
     paths = images["path"].to_pylist()
     refuse_unusable(columns, paths)
@@ -94,6 +98,42 @@ def read_images(images: pa.Table, root: str) -> Iterator[bytes]:
                         "on: measure and register again with `dpmpp run`"
                     )
                 yield data
+
+
+def _embed_in_new_process(version: Path, files: Iterator[bytes]) -> dict[str, np.ndarray]:
+    """Return the columns of `verify_worker.py` without `code`."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.npz"
+        _run_worker(version, answer, files)
+        with np.load(answer) as stored:
+            columns = dict(stored)
+    code = str(columns.pop("code"))
+    if not Path(code).resolve().is_relative_to(version.resolve()):
+        raise WeightsError("the version does not bring its own code: register it again")
+    return columns
+
+
+def _embed_with_own_code(version: Path, files: Iterator[bytes]) -> dict[str, np.ndarray]:
+    """Return the same columns, computed from the version's safetensors in this process."""
+    folders = [card.parent for card in (version / "artifacts").glob(f"*/{CARD_FILE}")]
+    if len(folders) != 1:
+        raise WeightsError("the version holds no model in this package's format: register it again")
+    start = time.perf_counter()
+    model = load_model(folders[0])
+    seconds = time.perf_counter() - start
+    parts: list[dict[str, np.ndarray]] = []
+    first: list[bytes] = []
+    while batch := list(islice(files, BATCH_IMAGES)):
+        first = first or batch
+        embedded = model.embed([decode(data) for data in batch])
+        parts.append(to_columns(embedded.features, embedded.masks))
+    spent = []
+    for data in islice(cycle(first), WARM_UP + TIMED):
+        start = time.perf_counter()
+        model.embed([decode(data)])
+        spent.append(1000 * (time.perf_counter() - start))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return columns | {"seconds": np.array(seconds), "milliseconds": np.array(spent[WARM_UP:])}
 
 
 def _run_worker(version: Path, answer: Path, files: Iterator[bytes]) -> None:

@@ -34,7 +34,7 @@ RUN_TAG, STAGE_TAG, KEY_TAG, REUSED_TAG = "dpmpp.run", "dpmpp.stage", "dpmpp.key
 PACKAGES = ("dpmpp", "torch", "open_clip_torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
 NOT_IDENTITY = ("cluster.", "tracking.")
 # MLflow's client retries for minutes, which is right in a training and wrong where one waits.
-QUICK_REQUESTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+QUICK_REQUESTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 
 
 class TrackingError(UserError):

@@ -15,7 +15,9 @@ import pytest
 from dpmpp_core.data.inspection import inspect
 from dpmpp_core.data.layouts import Entry
 from dpmpp_core.data.manifest import IMAGE_SCHEMA
+from dpmpp_core.errors import WeightsError
 from pipelines.registry.verify import verify_version, without_network
+from tests.support.models import saved_model
 
 CODE = """
 import json, os, socket
@@ -74,3 +76,25 @@ def test_a_versions_code_gets_no_secrets_and_no_network(
     assert "of-the-promoter" not in seen["environment"].values()
     assert seen["folder"] == seen["environment"]["HOME"] != str(Path.cwd())
     assert seen["reached"] == (not without_network())  # some containers forbid to take it away
+
+
+def test_own_code_measures_the_weights_and_never_runs_the_versions(
+    images: pa.Table, tmp_path: Path
+) -> None:
+    model, ran = saved_model(tmp_path / "model"), tmp_path / "ran"
+    program = tmp_path / "spy.py"
+    program.write_text(f"open({str(ran)!r}, 'w').close()\n" + CODE.format(port=1, report=str(ran)))
+    version = tmp_path / "version"
+    mlflow.pyfunc.save_model(version, python_model=str(program), artifacts={"model": str(model)})
+    ran.unlink()  # MLflow itself runs the file when it writes the version
+    result = verify_version(version, images, str(tmp_path), own_code=True)
+    assert not ran.exists()
+    assert set(result.queries) == {"holistic"} and np.isfinite(result.latency_ms)
+
+
+def test_own_code_refuses_a_version_without_a_model_of_this_package(
+    images: pa.Table, tmp_path: Path
+) -> None:
+    (tmp_path / "version" / "artifacts").mkdir(parents=True)
+    with pytest.raises(WeightsError, match="register it again"):
+        verify_version(tmp_path / "version", images, str(tmp_path), own_code=True)

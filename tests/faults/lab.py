@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 from pipelines.runtime.storage import Storage
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
-LONGEST = 400.0  # seconds that a training here may take
+LONGEST = 1500.0  # seconds that a training here may take
 NODES = {"data": 3, "train": 2}  # CPUs of each; the head node only coordinates
 
 
