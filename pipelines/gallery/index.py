@@ -30,6 +30,7 @@ from dpmpp_core.data.sightings import LABELS, Sighting, Sightings, find_sighting
 from dpmpp_core.errors import DataError
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, Stored, describe_index
 from dpmpp_core.index.manifest import Segment
+from dpmpp_core.models.sources import SHIPPED, SHIPPED_WORTH
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import from_columns, refuse_unusable, to_columns
 from pipelines.gallery.selection import match_images
@@ -72,6 +73,7 @@ def build_index(folder: str, model: str, stored: Stored, images: ImageSource) ->
     """
     listing, sightings = find_images(images)
     source = resolve_model_source(model)
+    _state_worth(source)
     version = read_model_version(source)
     path = resolve_local_folder(folder)
     if (path / "index.json").exists():
@@ -106,7 +108,9 @@ def add_images(folder: str, images: ImageSource, model: str | None = None) -> di
     index = GalleryIndex.open(resolve_local_folder(folder))
     source = resolve_model_source(model or index.manifest.source)
     index.check(read_model_version(source), f"the model {source}")
-    return _add_sightings(index, source, *find_images(images), images.address)
+    listing, sightings = find_images(images)
+    _state_worth(source)
+    return _add_sightings(index, source, listing, sightings, images.address)
 
 
 def delete_images(folder: str, images: Sequence[str], pids: Sequence[int]) -> dict[str, Any]:
@@ -221,6 +225,12 @@ class EmbedImages:
             for name in ("sha256", "reason", "detail")
         }
         return {"row": batch["row"], **texts, **columns}
+
+
+def _state_worth(source: str) -> None:
+    """Log what the package's own model is worth, which is taken where none is named."""
+    if source == SHIPPED:
+        log.info("model: %s", SHIPPED_WORTH)
 
 
 def find_images(images: ImageSource) -> tuple[FileListing, Sightings]:

@@ -16,7 +16,8 @@ from mlflow.tracking import MlflowClient
 import pipelines.gallery.index
 from dpmpp_core.errors import ConfigError, DataError, WeightsError
 from dpmpp_core.index import GalleryIndex, RowFilter, search
-from dpmpp_core.models.reid import CARD_FILE, load_model
+from dpmpp_core.models.reid import load_model
+from dpmpp_core.models.sources import CARD_FILE
 from pipelines.gallery.calibration import calibrate_index, read_calibration
 from pipelines.gallery.index import (
     ImageSource,
