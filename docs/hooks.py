@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+from functools import partial
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-from annotated_types import BaseMetadata
-from pydantic import BaseModel
+from typing import Any, get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = "repository"
+KINDS = {int: "whole number", float: "number", Path: "path"}  # of options; others: text
 LINK = re.compile(r"(\]\()([^)\s#]+)([^)]*\))")
 
 
@@ -71,7 +69,9 @@ def _parameter(parameter: Any) -> str:
     if _is_option(parameter):
         name = ", ".join(parameter.opts)
     if not getattr(parameter, "is_flag", False):
-        value = _kind(parameter.type_descriptor.annotation)
+        kind = parameter.type_descriptor.annotation
+        (kind,), repeated = get_args(kind) or (kind,), get_args(kind)
+        value = KINDS.get(kind, "text") + (", repeated" if repeated else "")
         default = "" if parameter.default is None else f"`{parameter.default}`"
     if parameter.required:
         default = "required"
@@ -82,63 +82,29 @@ def _parameter(parameter: Any) -> str:
 
 def configuration() -> str:
     """Describe every key of the configuration, from its models."""
+    from dpmpp_core.config.describing import describe_keys
+
+    text, section = [], None
+    for one in describe_keys():
+        parent = one.key.rpartition(".")[0]
+        if parent != section:
+            section = parent
+            text += ["", f"## {section or 'The run'}", "", _section_doc(section), ""]
+            text += ["| key | type | default | |", "|---|---|---|---|"]
+        kind = f"{one.type}: {one.allowed}" if one.allowed else one.type
+        cells = f"{_cell(kind)} | `{_cell(json.dumps(one.default))}` | {_cell(one.description)}"
+        text.append(f"| `{one.key}` | {cells} |")
+    return "\n".join(text)
+
+
+def _section_doc(name: str) -> str:
+    """Return the docstring of a section of the configuration."""
     from dpmpp_core.config import Config
 
-    return "\n".join(_section("", Config))
-
-
-def _section(prefix: str, section: type[BaseModel]) -> list[str]:
-    title = prefix.rstrip(".") or "The run"
-    text = [
-        f"## {title}",
-        "",
-        _plain(section.__doc__),
-        "",
-        "| key | type | default | |",
-        "|---|---|---|---|",
-    ]
-    children: list[str] = []
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            children += _section(f"{prefix}{name}.", field.annotation)
-            continue
-        bounds = ", ".join(filter(None, map(_bound, field.metadata)))
-        kind = _kind(field.annotation) + (f", {bounds}" if bounds else "")
-        default = json.dumps(field.get_default(call_default_factory=True))
-        cells = f"{_cell(kind)} | `{_cell(default)}` | {_cell(field.description)}"
-        text.append(f"| `{prefix}{name}` | {cells} |")
-    return [*text, "", *children]
-
-
-def _kind(annotation: Any) -> str:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        bounds = ", ".join(filter(None, map(_bound, arguments[1:])))
-        return _kind(arguments[0]) + (f" {bounds}" if bounds else "")
-    if origin in (Union, UnionType):
-        return " or ".join("null" if one is NoneType else _kind(one) for one in arguments)
-    if origin is Literal:
-        return ", ".join(map(str, arguments))
-    if origin is list:
-        return f"{_kind(arguments[0])}, repeated"
-    if origin is tuple:
-        inside = [one for one in arguments if one is not Ellipsis]
-        count = "" if Ellipsis in arguments else f"{len(inside)} x "
-        return f"list of {count}{_kind(inside[0])}"
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(
-        getattr(annotation, "__name__", ""), str(annotation)
-    )
-
-
-def _bound(constraint: Any) -> str:
-    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    parts = (
-        [constraint]
-        if isinstance(constraint, BaseMetadata)
-        else getattr(constraint, "metadata", [])
-    )
-    found = [(sign, getattr(part, key, None)) for part in parts for key, sign in signs.items()]
-    return " and ".join(f"{sign} {value}" for sign, value in found if value is not None)
+    section: Any = Config
+    for part in name.split(".") if name else []:
+        section = section.model_fields[part].annotation
+    return _plain(section.__doc__)
 
 
 def python() -> str:
@@ -168,7 +134,9 @@ def _cell(text: str | None) -> str:
     return " ".join((text or "").replace("|", "\\|").split())
 
 
-GENERATED = {"commands": commands, "configuration": configuration, "python": python}
+GENERATED = {"commands": commands, "configuration": configuration, "python": python} | {
+    path.name: partial(notebook, path) for path in (ROOT / "docs" / "examples").glob("*.ipynb")
+}
 
 
 # Links that leave docs/

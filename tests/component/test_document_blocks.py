@@ -8,11 +8,13 @@ import pytest
 
 from tests.support.documents import (
     MARKS,
+    NOTEBOOKS,
     PAGES,
     Block,
     given,
     page_name,
     read_blocks,
+    read_notebook,
     run_blocks,
 )
 
@@ -84,6 +86,19 @@ def test_blocks_that_train_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_blocks(runnable(page), given(tmp_path, small_demo), monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=page_name)
+def test_notebooks_run(
+    notebook: Path,
+    cluster: None,
+    small_demo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    run_blocks(read_notebook(notebook), given(tmp_path, small_demo), monkeypatch)
 
 
 def test_a_command_that_fails_is_found(

@@ -10,6 +10,7 @@ A comment on the line before a block says how it is run; without one it is run a
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -24,10 +25,10 @@ import typer
 
 from tests.support.cli import TIMEOUT_S, invoke_dpmpp
 from tests.support.configs import SMALL
-from tests.support.models import saved_model
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
 BLOCK = re.compile(r"(?:^<!-- (.+?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARKS = ("not run", "file", "long", "cwd")
 # What pages call the reader's own things -> its name in the folder of `given`.
@@ -69,9 +70,24 @@ def read_blocks(page: Path) -> list[Block]:
     return blocks
 
 
+def read_notebook(path: Path) -> list[Block]:
+    """Read the code cells of a notebook; one that starts with `!` is of the shell."""
+    blocks = []
+    for number, cell in enumerate(json.loads(path.read_text())["cells"], 1):
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            language = "sh" if text.startswith("!") else "python"
+            text = re.sub(r"^!", "", text, flags=re.MULTILINE) + "\n"
+            blocks.append(Block(path, number, language, text, "long", ""))
+    return blocks
+
+
 def given(folder: Path, demo: Path) -> Path:
     """Fill a folder with what pages name: data sets, photos, a model."""
+    from tests.support.models import saved_model  # loads torch
+
     (folder / "dir").symlink_to(demo)
+    (folder / "docs").symlink_to(ROOT / "docs")  # of a checkout
     pictures = sorted(p for p in demo.rglob("*.jpg") if re.match(r"\d+_c\d", p.name))
     for picture in pictures:
         person, camera = re.match(r"(\d+)_c(\d+)", picture.name).groups()  # type: ignore[union-attr]
