@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
+from dpmpp_core.percent import format_percent
 from dpmpp_core.redaction import one_line
 from pipelines.cli.show import show_left_out
-from pipelines.runtime.storage import shorten_path
 
 QUERY_SETS = {"occluded": "occluded", "holistic": "whole"}  # in a user's words
 
@@ -17,16 +17,16 @@ QUERY_SETS = {"occluded": "occluded", "holistic": "whole"}  # in a user's words
 def show_summary(result: dict[str, Any]) -> None:
     """Print the result of a training in a few lines, then the next steps."""
     console = Console()
-    people = result["counts"]["train"]
-    seconds = sum(stage["seconds"] for stage in result["stages"] if not stage["reused"])
-    reused = sum(stage["reused"] for stage in result["stages"])
+    people, stages = result["counts"]["train"], result["stages"]
+    seconds = sum(stage["seconds"] for stage in stages if not stage["reused"])
+    reused = sum(stage["reused"] for stage in stages)
     show_left_out(console, result["quarantined"], listed=0)
     for warning in result["warnings"]:
         _print_line(console, f"warning: {warning}")
     _print_line(
         console,
         f"trained on {people['identities']:,} persons, {people['images']:,} images: "
-        f"{seconds:,.0f} s" + (f", {reused} stages reused" if reused else ""),
+        f"{seconds:,.0f} s" + (f" ({reused} of {len(stages)} stages reused)" if reused else ""),
     )
     if "metrics" in result:
         _print_line(console, describe_metrics(result["metrics"]))
@@ -48,14 +48,16 @@ def show_next_steps(result: dict[str, Any]) -> None:
 def describe_metrics(metrics: Mapping[str, Any]) -> str:
     """Return one line of mAP in percent: occluded and whole queries, with masks and without."""
     parts = [
-        f"{QUERY_SETS[name]} queries {100 * values['masked']['mAP']:.1f} with masks, "
-        f"{100 * values['unmasked']['mAP']:.1f} without"
+        f"{QUERY_SETS[name]} queries {format_percent(values['masked']['mAP'])} with masks, "
+        f"{format_percent(values['unmasked']['mAP'])} without"
         for name, values in metrics.items()
     ]
     return f"mAP (%): {'; '.join(parts)}"
 
 
 def _list_steps(result: Mapping[str, Any]) -> dict[str, str]:
+    from pipelines.runtime.storage import shorten_path
+
     steps = {step["what"]: step["command"] for step in result["next"]}
     if "report" not in result:
         return steps

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dpmpp_core.config import load_config
 from dpmpp_core.errors import DataError
 from dpmpp_core.models.sources import CARD_FILE, GRAPH_SUFFIX, NAME, SHIPPED
 from dpmpp_core.models.weights import RECIPES
@@ -58,7 +59,8 @@ def list_models(storage_uri: str, tracking_uri: str | None = None) -> list[Named
 
 
 def _describe_shipped() -> NamedModel:
-    card = json.loads((RECIPES / "weights" / "dpmpp-small.json").read_text())
+    backbone = load_config("demo").model.backbone
+    card = json.loads((RECIPES / "weights" / f"{backbone}.json").read_text())
     people = f"drawn people: {card['identities']:,} persons, {card['images']:,} images"
     return NamedModel(SHIPPED, "shipped", people)
 

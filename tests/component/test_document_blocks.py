@@ -22,7 +22,7 @@ BLOCKS = {page: read_blocks(page) for page in PAGES}
 
 
 def cheap(page: Path) -> list[Block]:
-    return [block for block in BLOCKS[page] if block.mark in ("", "file", "cwd")]
+    return [block for block in BLOCKS[page] if block.mark in ("", "file")]
 
 
 def runnable(page: Path) -> list[Block]:
@@ -37,7 +37,7 @@ def faults(blocks: list[Block]) -> list[str]:
             found.append(f"{block.place}: unknown mark {block.mark!r}")
         elif block.mark == "not run" and len(block.value.split()) < 2:
             found.append(f"{block.place}: no reason is given")
-        elif block.mark in ("", "long", "cwd") and block.language not in ("sh", "python"):
+        elif block.mark in ("", "long") and block.language not in ("sh", "python"):
             found.append(f"{block.place}: {block.language or 'no language'} cannot be run")
     return found
 

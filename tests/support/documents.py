@@ -5,7 +5,6 @@ A comment on the line before a block says how it is run; without one it is run a
     <!-- not run: REASON -->       it cannot be run here
     <!-- file: NAME -->            its text is written to NAME
     <!-- long: ARGUMENTS -->       by the long tests only, at a small size, with ARGUMENTS
-    <!-- cwd: repository -->       in the repository's folder
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from tests.support.configs import SMALL
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
-BLOCK = re.compile(r"(?:^<!-- (.+?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-MARKS = ("not run", "file", "long", "cwd")
+BLOCK = re.compile(r"(?:^<!-- ([^\n]+?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MARKS = ("not run", "file", "long")
 # What pages call the reader's own things -> its name in the folder of `given`.
 NAMES = {
     "DIR": "dir", "PEOPLE": "people", "PHOTOS": "photos", "PICTURE": "photos/one.jpg",
@@ -108,9 +107,9 @@ def given(folder: Path, demo: Path) -> Path:
 def run_blocks(blocks: list[Block], folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Run blocks of one page in order, in a folder of `given`; AssertionError with the place."""
     names: dict[str, Any] = {"__name__": "__main__"}
+    patch.chdir(folder)
     for block in blocks:
         text = _with_names(block.text)
-        patch.chdir(ROOT if block.mark == "cwd" else folder)
         if block.mark == "file":
             Path(_with_names(block.value)).write_text(text)
         elif block.language == "python":

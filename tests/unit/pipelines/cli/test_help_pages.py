@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import typer
 from dpmpp_core.config import load_config, recipe_names
 from pipelines.cli import app
 from pipelines.cli.help_pages import HEADING, PANELS
-from tests.support.cli import invoke_dpmpp
+from tests.support.cli import invoke_dpmpp, parse_command
 
 COMMAND = typer.main.get_command(app)
 
@@ -33,23 +32,6 @@ EXAMPLES = [
     for line in (command.epilog or "").splitlines()
     if line != HEADING
 ]
-
-
-def parse(line: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """The command that a line calls, and the values of its parameters; nothing is run."""
-    program, *rest = shlex.split(line.replace(r"\[", "["))
-    assert program == "dpmpp"
-    end = next((i for i, word in enumerate(rest) if word in (">", "|")), len(rest))
-    context, command, called = None, COMMAND, []
-    arguments = rest[:end]
-    while True:
-        name = called[-1] if called else program
-        context = command.make_context(name, list(arguments), parent=context)
-        if not hasattr(command, "commands"):
-            return tuple(called), context.params
-        name, command, arguments = command.resolve_command(context, context._protected_args)
-        arguments = [*arguments, *context.args]
-        called.append(name)
 
 
 @pytest.mark.parametrize("name", [words[0] for words, _ in COMMANDS])
@@ -78,7 +60,7 @@ def test_every_help_page_has_examples_and_a_short_option(
 @pytest.mark.parametrize(("words", "line"), EXAMPLES, ids=str)
 def test_the_command_line_takes_every_example(words: tuple[str, ...], line: str) -> None:
     assert len(line) <= 78
-    called, values = parse(line)
+    called, values = parse_command(line)
     assert called[: len(words)] == words
     recipe = values.get("config")
     if recipe in recipe_names():
@@ -90,4 +72,4 @@ def test_the_command_line_takes_every_example(words: tuple[str, ...], line: str)
 )
 def test_a_stale_example_would_be_found(line: str) -> None:
     with pytest.raises(Exception, match=r"No such command|Missing parameter|valid integer"):
-        parse(line)
+        parse_command(line)
