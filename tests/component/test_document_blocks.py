@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,17 @@ from tests.support.documents import (
 )
 
 BLOCKS = {page: read_blocks(page) for page in PAGES}
+
+
+@pytest.fixture(scope="module")
+def things(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return given(tmp_path_factory.mktemp("things"), small_demo)
+
+
+@pytest.fixture
+def folder(cluster: None, things: Path, tmp_path: Path) -> Path:
+    """A folder for the blocks of one page, with what pages name; indexing needs Ray."""
+    return Path(shutil.copytree(things, tmp_path / "page", symlinks=True))
 
 
 def cheap(page: Path) -> list[Block]:
@@ -68,42 +80,26 @@ def test_a_block_that_is_not_run_would_be_found(text: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if cheap(p)], ids=page_name)
-def test_blocks_run(
-    page: Path, small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_blocks(cheap(page), given(tmp_path, small_demo), monkeypatch)
+def test_blocks_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_blocks(cheap(page), folder, monkeypatch)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if any(b.mark == "long" for b in BLOCKS[p])], ids=page_name
 )
-def test_blocks_that_train_run(
-    page: Path,
-    cluster: None,
-    small_demo: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    run_blocks(runnable(page), given(tmp_path, small_demo), monkeypatch)
+def test_blocks_that_train_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_blocks(runnable(page), folder, monkeypatch)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=page_name)
-def test_notebooks_run(
-    notebook: Path,
-    cluster: None,
-    small_demo: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_notebooks_run(notebook: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    run_blocks(read_notebook(notebook), given(tmp_path, small_demo), monkeypatch)
+    run_blocks(read_notebook(notebook), folder, monkeypatch)
 
 
-def test_a_command_that_fails_is_found(
-    small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_that_fails_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = Block(PAGES[0], 1, "sh", "dpmpp index info --index NEW\n", "", "")
     with pytest.raises(AssertionError, match=r"README.md:1: dpmpp index info"):
-        run_blocks([wrong], given(tmp_path, small_demo), monkeypatch)
+        run_blocks([wrong], tmp_path, monkeypatch)
