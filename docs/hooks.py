@@ -131,7 +131,8 @@ def _plain(text: str | None) -> str:
 
 
 def _cell(text: str | None) -> str:
-    return " ".join((text or "").replace("|", "\\|").split())
+    """Return text for a cell of a table; `][` would be a reference."""
+    return " ".join((text or "").replace("|", "\\|").replace("][", "]\\[").split())
 
 
 GENERATED = {"commands": commands, "configuration": configuration, "python": python} | {
