@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dpmpp_core import __version__
-from pipelines.cli import comparisons, exporting, promoting, searching, stages
+from pipelines.cli import comparisons, cropping, exporting, promoting, searching, stages
 from pipelines.cli.deploying import deploy_app
 from pipelines.cli.looking import config_app, data_app
 
@@ -25,6 +25,7 @@ app.add_typer(stages.app)
 app.add_typer(comparisons.app)
 app.add_typer(exporting.app)
 app.add_typer(promoting.app)
+app.add_typer(cropping.app)
 app.add_typer(searching.app)
 app.add_typer(searching.index_app, name="index")
 app.add_typer(data_app, name="data")
