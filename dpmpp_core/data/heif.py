@@ -50,18 +50,19 @@ def heif_size(data: bytes) -> tuple[int, int]:
 
 
 def is_heif_whole(data: bytes) -> bool:
-    """Return whether every box of a file ends inside it."""
-    at = 0
+    """Return whether every box of a file ends inside it, the one with the picture among them."""
+    at, coded = 0, b"idat" in data
     while at + 8 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
+        coded |= data[at + 4 : at + 8] == b"mdat"
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
         if size == 0:
-            return True
+            return coded
         if size < 8:
             return False
         at += size
-    return at == len(data)
+    return coded and at == len(data)
 
 
 def decode_heif(data: bytes, kind: str) -> NDArray[np.uint8]:

@@ -38,7 +38,11 @@ def decode(data: bytes, min_size: tuple[int, int] = (0, 0)) -> Image:
     image = _decode_heif(data, kind) if kind else _imdecode(pixels, factor)
     if factor > 1 and (image.shape[0] < min_size[0] or image.shape[1] < min_size[1]):
         image = _imdecode(pixels, factor := 1)  # turned by its EXIF orientation
-    if factor == 1 and {*image.shape[:2]} != {height, width}:
+    expected = {*image.shape[:2]} == {height, width}
+    if kind:  # its header may state what a decoder cuts off
+        sides = zip(sorted(image.shape[:2]), sorted((height, width)), strict=True)
+        expected = all(side <= stated for side, stated in sides)
+    if factor == 1 and not expected:
         detail = f"{image.shape[1]}x{image.shape[0]} pixels, but {width}x{height} in its header"
         raise ImageError("not_an_image", detail)
     return image
