@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dpmpp_core import __version__
-from pipelines.cli import comparisons, exporting, promoting, searching, stages
+from pipelines.cli import comparisons, cropping, exporting, promoting, searching, stages
 from pipelines.cli.deploying import deploy_app
 from pipelines.cli.help_pages import CLUSTER, HELP_OPTIONS, START, examples
 from pipelines.cli.looking import config_app, data_app, models_app
@@ -34,6 +34,7 @@ app.add_typer(data_app, name="data", rich_help_panel=START)
 app.add_typer(config_app, name="config", rich_help_panel=START)
 app.add_typer(models_app)
 app.add_typer(searching.index_app, name="index", rich_help_panel=START)
+app.add_typer(cropping.app)
 app.add_typer(searching.app)
 app.add_typer(comparisons.app)
 app.add_typer(exporting.app)

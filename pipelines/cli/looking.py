@@ -57,11 +57,15 @@ def data_check(
     """Check a data set: what is usable, what is not and why."""
 
     def work() -> dict[str, Any]:
+        import pyarrow.compute as pc
+
         from dpmpp_core.data.files import resolve_path
         from dpmpp_core.data.manifest import read_manifest
         from dpmpp_core.data.published import compare_counts
+        from dpmpp_core.data.scenes import scene_hint
 
         manifest = read_manifest(resolve_path(folder), layout, camera=camera)
+        wide = pc.sum(pc.greater(manifest.images["width"], manifest.images["height"])).as_py()
         return {
             "root": manifest.root,
             "layout": manifest.layout,
@@ -72,6 +76,7 @@ def data_check(
                 *manifest.warnings,
                 *(compare_counts(manifest, dataset) if dataset else []),
             ],
+            "hint": scene_hint(wide or 0, len(manifest.images), folder),
         }
 
     run_command(work, show.show_data, as_json)

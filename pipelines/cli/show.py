@@ -84,6 +84,13 @@ def show_data(result: dict[str, Any]) -> None:
     show_left_out(console, result["quarantined"])
     for warning in result["warnings"]:
         console.print(f"warning: {escape(one_line(warning))}", highlight=False, soft_wrap=True)
+    show_hint(console, result)
+
+
+def show_hint(console: Console, result: dict[str, Any]) -> None:
+    """Print the question whether pictures are whole scenes, if there is one."""
+    if result.get("hint"):
+        console.print(escape(one_line(result["hint"])), highlight=False, soft_wrap=True)
 
 
 def show_left_out(

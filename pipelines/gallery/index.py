@@ -26,6 +26,7 @@ from dpmpp_core.data.files import (
 from dpmpp_core.data.inspection import inspect_picture
 from dpmpp_core.data.manifest import QUARANTINE_SCHEMA
 from dpmpp_core.data.names import canonical
+from dpmpp_core.data.scenes import scene_hint
 from dpmpp_core.data.sightings import LABELS, Sighting, Sightings, find_sightings, read_labels
 from dpmpp_core.errors import DataError
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, Stored, describe_index
@@ -206,9 +207,9 @@ class EmbedImages:
         self._root, self._masks = root, masks
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the columns row, sha256, reason, detail, features and, with `masks`, masks.
+        """Return the columns row, sha256, reason, detail, width, height, features and masks.
 
-        Features and masks of bad images are zeros.
+        Masks come with `masks`. Features and masks of bad images are zeros.
         """
         inspected = [inspect_picture(self._root, path) for path in batch["path"]]
         pictures = [picture for _, picture in inspected if picture is not None]
@@ -224,7 +225,11 @@ class EmbedImages:
             name: np.array([row[name] for row, _ in inspected], object)
             for name in ("sha256", "reason", "detail")
         }
-        return {"row": batch["row"], **texts, **columns}
+        sizes = {
+            name: np.array([row[name] for row, _ in inspected], np.int32)
+            for name in ("width", "height")
+        }
+        return {"row": batch["row"], **texts, **sizes, **columns}
 
 
 def _state_worth(source: str) -> None:
@@ -284,6 +289,7 @@ def _add_sightings(
         "known": len(known) + writer.known,
         "relabelled": relabelled,
         "quarantined": quarantine,
+        "hint": scene_hint(writer.wide, writer.read, redact(listing.root)),
         "seconds": round(time.monotonic() - start, 2),
     }
 
@@ -322,6 +328,7 @@ class _IndexWriter:
     def __init__(self, index: GalleryIndex, rejected: list[Rejected]) -> None:
         self.index, self.rejected = index, rejected
         self.added = self.replaced = self.known = 0
+        self.read = self.wide = 0  # good pictures, and those of them that are wider than high
         self._rows: list[pa.Table] = []
         self._features: list[dict[str, np.ndarray]] = []
         self._last = time.monotonic()
@@ -332,6 +339,8 @@ class _IndexWriter:
         good = part["reason"] == ""
         bad = zip(rows["path"].to_pylist(), part["reason"], part["detail"], good, strict=True)
         self.rejected += [Rejected(path, reason, why) for path, reason, why, ok in bad if not ok]
+        self.read += int(good.sum())
+        self.wide += int((part["width"] > part["height"])[good].sum())
         features = {n: x[good] for n, x in part.items() if n.startswith("feature_")}
         rows = rows.append_column("sha256", pa.array(part["sha256"], pa.string()))
         rows = rows.filter(pa.array(good)).select(ROW_SCHEMA.names)

@@ -34,6 +34,7 @@ MARKS = ("not run", "file", "long")
 NAMES = {
     "DIR": "dir", "PEOPLE": "people", "PHOTOS": "photos", "PICTURE": "photos/one.jpg",
     "MODEL": "model", "GALLERY": "gallery", "OWN": "own", "NEW": "new",
+    "VIDEOS": "videos", "CROPS": "crops",
 }  # fmt: skip
 REFUSED = 3  # by a gate: right for models that were trained in seconds
 
@@ -84,6 +85,7 @@ def read_notebook(path: Path) -> list[Block]:
 def given(folder: Path, demo: Path) -> Path:
     """Fill a folder with what pages name: data sets, photos, a model."""
     from tests.support.models import saved_model  # loads torch
+    from tests.support.video import draw_video, plan_walk
 
     (folder / "dir").symlink_to(demo)
     (folder / "docs").symlink_to(ROOT / "docs")  # of a checkout
@@ -100,6 +102,8 @@ def given(folder: Path, demo: Path) -> Path:
     for number, side in enumerate(("front", "back", "front", "back"), 1):
         (folder / "own" / side).mkdir(parents=True, exist_ok=True)
         shutil.copy(pictures[number], folder / "own" / side / f"000{number}.jpg")
+    (folder / "videos").mkdir()
+    draw_video(folder / "videos" / "entrance.mp4", 1, plan_walk(1, range(100, 102), apart=5.6))
     saved_model(folder / "model")
     return folder
 
