@@ -17,6 +17,7 @@ from dpmpp_core.retrieval.evaluation import (
     to_columns,
     top_matches,
 )
+from dpmpp_core.retrieval.failures import Failure, find_worst_queries
 from dpmpp_core.retrieval.feature_ranks import rank_features
 from dpmpp_core.retrieval.gallery import Gallery, compact
 from dpmpp_core.retrieval.masks import derangement, expand_masks, mask_statistics, static_masks
@@ -33,11 +34,12 @@ from dpmpp_core.retrieval.strata import (
 from dpmpp_core.retrieval.tracklets import draw_tracklets, evaluate_tracklets, fuse, rank_tracklets
 
 __all__ = [
-    "MODES", "Controls", "Difference", "Embeddings", "Gallery", "Interval", "Mode", "QueryFigures",
-    "RankingResult", "compact", "compute_chance", "compute_intervals", "compute_stripe_histogram",
-    "derangement", "draw_tracklets", "evaluate", "evaluate_by_camera_pair", "evaluate_by_occlusion",
-    "evaluate_ranking", "evaluate_tracklets", "exchanges", "expand_masks", "from_columns", "fuse",
-    "mask_statistics", "masked_similarity", "masked_topk", "paired_bootstrap", "paired_difference",
-    "rank_by_mode", "rank_features", "rank_tracklets", "refuse_unusable", "rerank",
-    "static_masks", "summarise_rankings", "to_columns", "top_matches",
+    "MODES", "Controls", "Difference", "Embeddings", "Failure", "Gallery", "Interval", "Mode",
+    "QueryFigures", "RankingResult", "compact", "compute_chance", "compute_intervals",
+    "compute_stripe_histogram", "derangement", "draw_tracklets", "evaluate",
+    "evaluate_by_camera_pair", "evaluate_by_occlusion", "evaluate_ranking", "evaluate_tracklets",
+    "exchanges", "expand_masks", "find_worst_queries", "from_columns", "fuse", "mask_statistics",
+    "masked_similarity", "masked_topk", "paired_bootstrap", "paired_difference", "rank_by_mode",
+    "rank_features", "rank_tracklets", "refuse_unusable", "rerank", "static_masks",
+    "summarise_rankings", "to_columns", "top_matches",
 ]  # fmt: skip

@@ -35,9 +35,9 @@ from pipelines.registry import record
 from pipelines.registry.client import CANDIDATE, FILES, WEIGHTS, hash_files
 from pipelines.registry.model_card import render_model_card, shorten_card
 from pipelines.registry.record import Record, read_evaluation
+from pipelines.runtime.environment import environment
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
-from pipelines.runtime.tracking import environment
 
 REQUIREMENTS = (
     "torch", "torchvision", "open_clip_torch", "timm", "safetensors", "opencv-python-headless",

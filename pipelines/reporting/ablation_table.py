@@ -20,7 +20,7 @@ from dpmpp_core.retrieval import MODES, Difference, Mode, RankingResult, paired_
 from dpmpp_core.retrieval.comparison import FEWEST_IDENTITIES
 from pipelines.reporting.ablation_figure import draw_ablation
 from pipelines.reporting.figures import draw_robustness_comparison, encode_png
-from pipelines.runtime.tracking import environment
+from pipelines.runtime.environment import environment
 
 TABLE = "table.md"
 CONTROLS: tuple[Mode, ...] = ("unmasked", "permuted", "static", "both")
@@ -35,7 +35,7 @@ class Measured:
         seed: The training seed.
         ranked: Query set -> mode -> ranking of each query.
         pids: Query set -> int64 [Q].
-        figures: Numbers for MLflow.
+        figures: Metrics for MLflow.
         seconds: Duration of stage 2 and the evaluation.
         weights_sha256: Hash of the model.
         warnings: Alarms of its training.
@@ -45,7 +45,7 @@ class Measured:
     seed: int
     ranked: dict[str, dict[Mode, RankingResult]]
     pids: dict[str, NDArray[np.int64]]
-    figures: dict[str, Any]
+    figures: dict[str, float]
     seconds: float
     weights_sha256: str
     warnings: list[str]

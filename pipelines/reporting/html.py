@@ -20,21 +20,26 @@ from dpmpp_core.data.files import write_atomically
 from dpmpp_core.data.synthesis import CLEAN_QUERIES
 from dpmpp_core.percent import format_percent
 from dpmpp_core.retrieval.masks import DEAD_MASK
+from pipelines.reporting.failures import FailureCard
 from pipelines.reporting.figures import encode_png
+from pipelines.reporting.gain_figure import draw_mask_gain
 from pipelines.reporting.tables import (
+    BASELINES,
+    METRIC_LABELS,
     TRACKLET_COLUMNS,
     build_camera_grids,
+    build_headline_rows,
     build_interval_rows,
     build_occlusion_rows,
     build_tracklet_rows,
+    label_queries,
 )
+from pipelines.reporting.verdict import build_verdict
 from pipelines.runtime.stage import Stage
 
 Image = NDArray[np.uint8]
 Metrics = Mapping[str, Mapping[str, Any]]
 
-FIGURES = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mINP": "mINP"}
-BASELINES = "baselines"
 LISTED_FILES = 100
 MISSING: Mapping[str, float] = {}
 
@@ -48,11 +53,35 @@ class Quarantined(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture of the report: PNG bytes or RGB uint8 [H, W, 3]."""
+    """A picture of the report: PNG bytes or RGB uint8 [H, W, 3]; folded ones open with a click."""
 
     title: str
     caption: str
     image: bytes | Image
+    folded: bool = False
+
+
+class Failures(NamedTuple):
+    """How many queries of a set have another person first, of how many, and the worst."""
+
+    failed: int
+    queries: int
+    cards: Sequence[FailureCard]
+
+
+class Link(NamedTuple):
+    """A place: `target` becomes a link if it is an http(s) or file URI."""
+
+    label: str
+    text: str
+    target: str = ""
+
+
+class Command(NamedTuple):
+    """A command, and what it is for."""
+
+    purpose: str
+    words: str
 
 
 @dataclass(frozen=True)
@@ -61,11 +90,14 @@ class ReportData:
 
     Attributes:
         title: Heading of the page.
+        byline: Date, version and data, below the heading.
         facts: Label -> value (configuration, data folder, counts, seed, versions, weights).
         metrics: Query set -> what `dpmpp_core.retrieval.evaluate` returns; and, under "baselines",
             query set -> {"histogram": {...}, "chance": {...}}. Fractions in [0, 1].
         mask_statistics: Query set -> space -> what `mask_statistics` returns for it.
         intervals: Query set -> what `compute_intervals` returns.
+        persons: Query set -> number of persons among its queries.
+        failures: Query set -> its worst failures.
         visibility: Query set -> `body_auc` of the visibility head, where the truth is known.
         strata: Query set -> what `evaluate_by_occlusion` (under "hidden") and
             `evaluate_by_camera_pair` (under "cameras") return.
@@ -75,13 +107,18 @@ class ReportData:
         thumbnails: Path of a quarantined file -> RGB picture, None where it cannot be decoded.
         pictures: Figures in their order.
         warnings: Alarms of the training.
+        links: Places of the run's files.
+        commands: What to do next.
     """
 
     title: str
+    byline: Sequence[str] = ()
     facts: Mapping[str, object] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
     mask_statistics: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     intervals: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    persons: Mapping[str, int] = field(default_factory=dict)
+    failures: Mapping[str, Failures] = field(default_factory=dict)
     visibility: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     strata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     multi_shot: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -90,6 +127,8 @@ class ReportData:
     thumbnails: Mapping[str, Image | None] = field(default_factory=dict)
     pictures: Sequence[Picture] = ()
     warnings: Sequence[str] = ()
+    links: Sequence[Link] = ()
+    commands: Sequence[Command] = ()
 
 
 class Row(NamedTuple):
@@ -117,7 +156,8 @@ class Control(NamedTuple):
 def write_report(path: Path, report: ReportData) -> None:
     """Write the report as one HTML file, and create its folder; OSError if that fails.
 
-    Pictures are embedded, nothing is loaded from elsewhere, no script runs.
+    Pictures are embedded, nothing is loaded from elsewhere, no script runs. Above stand the verdict
+    and what anybody needs; all that was measured is folded below.
     """
     rows = build_result_rows(report.metrics)
     page = (
@@ -125,14 +165,19 @@ def write_report(path: Path, report: ReportData) -> None:
         .get_template("report.html.j2")
         .render(
             report=report,
+            verdict=build_verdict(report.metrics, report.intervals, report.persons),
+            contents=_list_contents(report),
+            headline=build_headline_rows(report.metrics, report.intervals),
+            gain=_draw_gain(report.intervals),
+            label_queries=label_queries,
             sets={name: [row for row in rows if row.query_set == name] for name in _sets(report)},
             controls=[_control(name, report.metrics[name]) for name in _sets(report)],
             intervals=[
-                *build_interval_rows(report.intervals),
-                *build_occlusion_rows(report.strata),
+                *build_interval_rows(_label(report.intervals)),
+                *build_occlusion_rows(_label(report.strata)),
             ],
             cameras=build_camera_grids(report.strata),
-            shots=build_tracklet_rows(report.multi_shot),
+            shots=build_tracklet_rows(_label(report.multi_shot)),
             shot_columns=TRACKLET_COLUMNS,
             reasons=Counter(row.reason for row in report.quarantine).most_common(),
             examples=[r for r in report.quarantine if report.thumbnails.get(r.path) is not None],
@@ -154,6 +199,9 @@ def load_templates() -> jinja2.Environment:
     )
     environment.filters["data_uri"] = _data_uri
     environment.filters["duration"] = _duration
+    environment.filters["anchor"] = build_anchor
+    environment.filters["ordinal"] = _ordinal
+    environment.tests["link"] = _is_link
     return environment
 
 
@@ -170,7 +218,7 @@ def build_result_rows(metrics: Metrics) -> list[Row]:
         if name == BASELINES:
             continue
         sources = {**result, **metrics.get(BASELINES, {}).get(name, {})}
-        for key, figure in FIGURES.items():
+        for key, figure in METRIC_LABELS.items():
             masked, unmasked, histogram, chance = (
                 sources.get(mode, MISSING).get(key)
                 for mode in ("masked", "unmasked", "histogram", "chance")
@@ -223,6 +271,41 @@ def build_robustness_table(measured: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def build_anchor(title: str) -> str:
+    """Return a title as the name of a file or of a place on a page."""
+    return "".join(c if c.isalnum() else "-" for c in title.lower())
+
+
+def _list_contents(report: ReportData) -> list[str]:
+    """Return the titles of the parts of the page that are not folded, in their order."""
+    parts = {
+        "Results": _sets(report),
+        "Worst failures": report.failures,
+        **{picture.title: True for picture in report.pictures if not picture.folded},
+        "Files and next commands": report.links or report.commands,
+        "Files left out": True,
+        "For researchers": _sets(report) or report.pictures or report.stages or report.facts,
+    }
+    return [title for title, shown in parts.items() if shown]
+
+
+def _draw_gain(intervals: Mapping[str, Mapping[str, Any]]) -> Image | None:
+    return draw_mask_gain(intervals) if any("gain" in x for x in intervals.values()) else None
+
+
+def _label(sets: Metrics) -> Metrics:
+    return {label_queries(name): values for name, values in sets.items()}
+
+
+def _is_link(target: str) -> bool:
+    return target.startswith(("http://", "https://", "file://"))
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10)
+    return f"{number:,}{ending or 'th'}"
+
+
 def _sets(report: ReportData) -> list[str]:
     return [name for name in report.metrics if name != BASELINES]
 
@@ -232,7 +315,7 @@ def _control(name: str, result: Mapping[str, Any]) -> Control:
         result.get(mode, MISSING).get("mAP") for mode in ("masked", "permuted", "static")
     )
     shown = [format_percent(value) for value in (own, permuted, static)]
-    return Control(name, shown[0], shown[1], shown[2], _points(own, permuted))
+    return Control(label_queries(name), shown[0], shown[1], shown[2], _points(own, permuted))
 
 
 def _points(value: float | None, other: float | None) -> str:

@@ -10,6 +10,12 @@ from rich.table import Table
 
 from dpmpp_core.percent import NONE, format_percent
 
+METRIC_LABELS = {"mAP": "mAP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10",
+                 "mINP": "mINP"}  # fmt: skip
+HEADLINE_METRICS = ("mAP", "rank1")
+BASELINES = "baselines"  # among the query sets of an evaluation's metrics
+FLOORS = ("histogram", "chance")
+_NO_BOUNDS = {"low": None, "high": None}
 FUSION_METHODS = {
     "fused": "fused",
     "single": "one frame",
@@ -19,6 +25,11 @@ FUSION_METHODS = {
 }
 
 
+def label_queries(name: str) -> str:
+    """Return what pages call a query set."""
+    return {"holistic": "whole"}.get(name, name)
+
+
 class MetricWithInterval(NamedTuple):
     """mAP and rank-1 of some queries with their 95 % intervals, in percent."""
 
@@ -26,6 +37,56 @@ class MetricWithInterval(NamedTuple):
     number: str
     mean_ap: str
     rank1: str
+
+
+class HeadlineRow(NamedTuple):
+    """One metric of one query set as text, in percent, with 95 % intervals where there are any."""
+
+    queries: str
+    metric: str
+    masked: str
+    unmasked: str
+    gain: str
+    histogram: str
+    chance: str
+
+
+def build_headline_rows(
+    metrics: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Mapping[str, Any]]
+) -> list[HeadlineRow]:
+    """Return mAP and rank-1 of every query set, with mask and without, next to the baselines."""
+    rows = []
+    for name in (name for name in metrics if name != BASELINES):
+        floors = metrics.get(BASELINES, {}).get(name, {})
+        for metric in HEADLINE_METRICS:
+            masked, unmasked = (
+                _find_bounds(metrics[name], intervals.get(name, {}), mode, metric)
+                for mode in ("masked", "unmasked")
+            )
+            gain = intervals.get(name, {}).get("gain", {}).get(metric)
+            if gain is None:
+                both = masked["mean"], unmasked["mean"]
+                gain = {"mean": None if None in both else both[0] - both[1], **_NO_BOUNDS}
+            rows.append(
+                HeadlineRow(
+                    label_queries(name),
+                    METRIC_LABELS[metric],
+                    format_interval(masked),
+                    format_interval(unmasked),
+                    format_interval(gain, signed=True),
+                    *(format_percent(floors.get(k, {}).get(metric)) for k in FLOORS),
+                )
+            )
+    return rows
+
+
+def _find_bounds(
+    result: Mapping[str, Any], kinds: Mapping[str, Any], mode: str, metric: str
+) -> Mapping[str, Any]:
+    """Return a metric with its interval, or alone where it has none."""
+    if mode in kinds:
+        return kinds[mode][metric]
+    return {"mean": result.get(mode, {}).get(metric), **_NO_BOUNDS}
 
 
 def build_interval_rows(intervals: Mapping[str, Mapping[str, Any]]) -> list[MetricWithInterval]:

@@ -59,7 +59,11 @@ class Run:
                 self.tracking.log_artifact(path)
 
     def build_stage(
-        self, name: str, identity: Mapping[str, Any], build: Callable[[Path], dict[str, Any]]
+        self,
+        name: str,
+        identity: Mapping[str, Any],
+        build: Callable[[Path], dict[str, Any]],
+        metrics: Callable[[dict[str, Any]], Mapping[str, float]] | None = None,
     ) -> Stage:
         """Reuse the stage of this identity, or build it.
 
@@ -67,6 +71,7 @@ class Run:
             name: Name of the stage.
             identity: JSON-able values and configuration sections that determine the content.
             build: Fills a folder and returns the summary.
+            metrics: Takes the summary; what it returns becomes metrics of MLflow too.
         """
         key = stage_key(name, identity)
         result = None if self.fresh else self._find(name, key)
@@ -79,7 +84,7 @@ class Run:
                     self.storage.delete(training_key(key))
                 result = self._find(name, key) or self._build(name, key, build)
         self.stages.append(result)
-        self.tracking.end_stage(result)
+        self.tracking.end_stage(result, metrics(result.summary) if metrics else None)
         return result
 
     def _find(self, name: str, key: str) -> Stage | None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -24,14 +22,15 @@ from mlflow.tracking import MlflowClient
 from requests import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
+import dpmpp_core
 from dpmpp_core.config import Config, config_keys
 from dpmpp_core.errors import ConfigError, UserError
 from dpmpp_core.redaction import one_line, redact
+from pipelines.runtime.environment import environment
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import SQLITE, Storage, sqlite_uri
 
 RUN_TAG, STAGE_TAG, KEY_TAG, REUSED_TAG = "dpmpp.run", "dpmpp.stage", "dpmpp.key", "dpmpp.reused"
-PACKAGES = ("dpmpp", "torch", "open_clip_torch", "ray", "optuna", "mlflow", "pyarrow", "numpy")
 NOT_IDENTITY = ("cluster.", "tracking.")
 # MLflow's client retries for minutes, which is right in a training and wrong where one waits.
 QUICK_REQUESTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
@@ -68,7 +67,7 @@ class Tracking:
     def __init__(self, uri: str, artifacts: str | None = None) -> None:
         self.uri = without_login(uri)
         self._artifacts = artifacts
-        self._waiting: list[Stage] = []
+        self._waiting: list[tuple[Stage, Mapping[str, float]]] = []
         self._client: MlflowClient | None = None
         self.run_id: str | None = None
         self._stage_run: str | None = None
@@ -97,15 +96,21 @@ class Tracking:
             )
 
     def begin(
-        self, config: Config, identity: str, data: Mapping[str, Any], fresh: bool = False
+        self,
+        config: Config,
+        identity: str,
+        data: Mapping[str, Any],
+        fresh: bool = False,
+        recipe: str | None = None,
     ) -> str:
         """Open the pipeline's run: the one of the same identity if there is one, else a new one.
 
         Args:
             config: Configuration, of which the run's parameters are taken.
             identity: The run's identity.
-            data: `id`, `root` and `counts` of the data set.
+            data: `id`, `root`, `counts` of the data set, and its `name` if not that of the folder.
             fresh: Always create a new one.
+            recipe: Name or file of the configuration, for a tag.
 
         Returns:
             The MLflow run id.
@@ -120,9 +125,9 @@ class Tracking:
             for run in self._stage_runs(" and attributes.status = 'RUNNING'"):  # of a killed driver
                 client.set_terminated(run.info.run_id, "KILLED")
         else:
-            self.run_id = self._new_run(config, identity, data)
-        for stage in self._waiting:
-            self.end_stage(stage)
+            self.run_id = self._new_run(config, identity, data, recipe)
+        for stage, metrics in self._waiting:
+            self.end_stage(stage, metrics)
         self._waiting.clear()
         return self.run_id
 
@@ -138,9 +143,20 @@ class Tracking:
                     raise error
         return str(experiment.experiment_id)
 
-    def _new_run(self, config: Config, identity: str, data: Mapping[str, Any]) -> str:
-        client = self._open
-        tags = {"mlflow.runName": identity, RUN_TAG: identity, "dpmpp.data": str(data["id"])}
+    def _new_run(
+        self, config: Config, identity: str, data: Mapping[str, Any], recipe: str | None
+    ) -> str:
+        client, machine = self._open, environment()
+        name = str(data.get("name") or Path(str(data["root"])).name or "data")
+        tags = {
+            "mlflow.runName": identity,
+            RUN_TAG: identity,
+            "dpmpp.data": str(data["id"]),
+            "dpmpp.data_name": redact(name),
+            "dpmpp.recipe": redact(recipe or config.name),
+            "dpmpp.version": dpmpp_core.__version__,
+            "dpmpp.commit": machine["commit"] or "not a checkout",
+        }
         run_id = client.create_run(self._experiment_id, tags=tags).info.run_id
         values = config.model_dump(mode="json")
         params = [
@@ -150,7 +166,7 @@ class Tracking:
         ]
         client.log_batch(run_id, params=params)
         dataset = Dataset(
-            name=Path(str(data["root"])).name or "data",
+            name=name,
             digest=str(data["id"])[:36],
             source_type="local" if "://" not in str(data["root"]) else "s3",
             source=redact(str(data["root"])),
@@ -159,7 +175,7 @@ class Tracking:
         tag = InputTag("mlflow.data.context", "training and evaluation")
         client.log_inputs(run_id, [DatasetInput(dataset, [tag])])
         client.log_text(run_id, redact(config.to_yaml()), "config.yaml")
-        client.log_dict(run_id, environment(), "environment.json")
+        client.log_dict(run_id, machine, "environment.json")
         return run_id
 
     def _stage_runs(self, condition: str = "") -> list[Any]:
@@ -186,10 +202,17 @@ class Tracking:
             for run in (self._stage_run, str(self.run_id)):
                 self._open.set_tag(run, f"dpmpp.{name}", redact(message))
 
-    def end_stage(self, stage: Stage) -> None:
-        """Record a finished stage, once per run."""
+    def end_stage(self, stage: Stage, metrics: Mapping[str, float] | None = None) -> None:
+        """Record a finished stage, once per run.
+
+        Args:
+            stage: The numbers of its summary become metrics. The whole of it, with what lies
+                deeper, is an artifact.
+            metrics: More of them, that are worth a name of their own.
+        """
+        metrics = metrics or {}
         if self.run_id is None:
-            self._waiting.append(stage)
+            self._waiting.append((stage, metrics))
             return
         run = self._stage_run
         if run is None:
@@ -200,14 +223,14 @@ class Tracking:
         client = self._open
         client.set_tag(run, KEY_TAG, stage.key)
         client.set_tag(run, REUSED_TAG, str(stage.reused).lower())
-        numbers = {**flat_numbers(stage.summary), "seconds": stage.seconds}
-        client.log_batch(run, metrics=_to_metrics(numbers))
+        numbers = {**stage.summary, **metrics, "seconds": stage.seconds}
+        client.log_batch(run, metrics=_to_metrics(select_numbers(numbers)))
         client.log_text(run, redact(json.dumps(stage.summary, indent=2)), "summary.json")
         client.set_terminated(run, "FINISHED")
         self._stage_run = None
 
     def log_trial(
-        self, search: str, name: str, params: Mapping[str, str], figures: Mapping[str, Any]
+        self, search: str, name: str, params: Mapping[str, str], figures: Mapping[str, float]
     ) -> None:
         """Record a finished trial as a nested run, unless (search, name) has one already.
 
@@ -215,7 +238,7 @@ class Tracking:
             search: Identity of the search.
             name: Of the trial.
             params: Logged as parameters, redacted.
-            figures: Finite numbers are logged as metrics, nested names joined by `/`.
+            figures: Numbers, of which NaN is left out.
         """
         key = f"{search}/{name}"
         if self._stage_runs(f" and tags.`{KEY_TAG}` = '{key}'"):
@@ -224,7 +247,7 @@ class Tracking:
         run = self._new_stage_run(name)
         client.set_tag(run, KEY_TAG, key)
         logged = [Param(name, redact(value)) for name, value in params.items()]
-        client.log_batch(run, params=logged, metrics=_to_metrics(flat_numbers(figures)))
+        client.log_batch(run, params=logged, metrics=_to_metrics(select_numbers(figures)))
         client.set_terminated(run, "FINISHED")
 
     def end(self, status: str) -> None:
@@ -236,13 +259,26 @@ class Tracking:
             self._stage_run = None
         self._client.set_terminated(self.run_id, status)
 
-    def log_final_metrics(self, values: Mapping[str, Any]) -> None:
-        """Log final numbers on the pipeline's run; nested names are joined by `/`."""
-        self._open.log_batch(str(self.run_id), metrics=_to_metrics(flat_numbers(values)))
+    def log_final_metrics(self, values: Mapping[str, float]) -> None:
+        """Log final numbers on the pipeline's run; NaN is left out."""
+        self._open.log_batch(str(self.run_id), metrics=_to_metrics(select_numbers(values)))
 
-    def log_artifact(self, path: Path) -> None:
-        """Store a file with the pipeline's run under its name."""
-        self._open.log_artifact(str(self.run_id), str(path))
+    def describe(self, markdown: str) -> None:
+        """Set the description that MLflow shows of the pipeline's run."""
+        self._open.set_tag(str(self.run_id), "mlflow.note.content", redact(markdown))
+
+    def log_text(self, name: str, text: str) -> None:
+        """Store a text with the pipeline's run."""
+        self._open.log_text(str(self.run_id), redact(text), name)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Store a file with the pipeline's run under its name, in a folder of the artifacts."""
+        self._open.log_artifact(str(self.run_id), str(path), folder)
+
+    @property
+    def page(self) -> str:
+        """Address of the pipeline's run below that of MLflow's server."""
+        return f"#/experiments/{self._experiment_id}/runs/{self.run_id}"
 
     @property
     def _open(self) -> MlflowClient:
@@ -288,31 +324,13 @@ def open_client(uri: str) -> MlflowClient:
     return client
 
 
-def environment() -> dict[str, Any]:
-    """Return what a figure depends on: Python, packages and machine."""
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
+def select_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values that are numbers, without NaN and truth values."""
     return {
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpus": os.cpu_count(),
-        "packages": packages,
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
     }
-
-
-def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the numbers of a nested mapping that are not NaN, names joined by `/`."""
-    flat: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flat_numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
-            flat[prefix + name] = float(value)
-    return flat
 
 
 def look_up(values: Mapping[str, Any], key: str) -> Any:

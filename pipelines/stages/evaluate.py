@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpmpp_core.config.gate import QUERY_SETS
 from dpmpp_core.data.given_masks import true_visibility
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.occlusion_ratios import occlusion_ratios
@@ -19,6 +20,7 @@ from dpmpp_core.errors import DataError
 from dpmpp_core.models.saved import read_card
 from dpmpp_core.models.sources import GRAPH_SUFFIX, NAME
 from dpmpp_core.occlusion.visibility import body_auc
+from dpmpp_core.redaction import one_line
 from dpmpp_core.retrieval import (
     Embeddings,
     QueryFigures,
@@ -38,6 +40,12 @@ from pipelines.inference.embed import embed_manifest_rows
 from pipelines.inference.embeddings_file import save_embeddings
 from pipelines.inference.onnx_model import OnnxModel
 from pipelines.inference.workers import ModelLocation
+from pipelines.reporting.mlflow_record import (
+    TABLE_FILE,
+    headline_metrics,
+    render_description,
+    render_results_csv,
+)
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 
@@ -52,7 +60,10 @@ def evaluate_model(run: Run, prepared: Stage, model: ModelLocation) -> Stage:
     manifest = Manifest.load(run.folder(prepared))
     config = run.config
     queries = dict(query_sets(manifest))
-    hidden = {name: _occlusion_ratios(manifest.root, rows) for name, rows in queries.items()}
+    hidden = {
+        name: read_occlusion_ratios(manifest.root, rows["path"].to_pylist())
+        for name, rows in queries.items()
+    }
     identity = {
         "format": FORMAT,
         "dataset": manifest.dataset_id,
@@ -77,7 +88,29 @@ def evaluate_model(run: Run, prepared: Stage, model: ModelLocation) -> Stage:
         (folder / METRICS_FILE).write_text(json.dumps(measured, indent=2))
         return {name: values for name, values in measured.items() if name != "cmc"}
 
-    return run.build_stage("evaluate", identity, build)
+    return run.build_stage(
+        "evaluate", identity, build, lambda summary: headline_metrics(summary["metrics"])
+    )
+
+
+def record_results(run: Run, prepared: Stage, metric: Stage, evaluated: Stage) -> None:
+    """Show the evaluation of the trained model on the pipeline's MLflow run."""
+    metrics, intervals = (evaluated.summary[name] for name in ("metrics", "intervals"))
+    facts = {
+        "Data": f"{one_line(prepared.summary['root'])} ({prepared.summary['dataset_id'][:16]})",
+        "Configuration": run.config.name,
+        "Model": run.storage.location(f"{metric.key}/model"),
+    }
+    persons = count_persons(prepared)
+    run.tracking.log_final_metrics(headline_metrics(metrics))
+    run.tracking.log_text(TABLE_FILE, render_results_csv(metrics, intervals))
+    run.tracking.describe(render_description(metrics, intervals, persons, facts))
+
+
+def count_persons(prepared: Stage) -> dict[str, int]:
+    """Return the number of persons among the queries of each set."""
+    counts = prepared.summary["counts"]
+    return {name: counts[f"query_{name}"]["identities"] for name in QUERY_SETS}
 
 
 def _weights_hash(model: str) -> str:
@@ -87,9 +120,8 @@ def _weights_hash(model: str) -> str:
     return str(read_card(Path(model), NAME).get("weights_sha256"))
 
 
-def _occlusion_ratios(root: str, rows: pa.Table) -> np.ndarray:
-    """Return the occlusion ratio of each query; NaN where the data has no file of them."""
-    paths = rows["path"].to_pylist()
+def read_occlusion_ratios(root: str, paths: list[str]) -> np.ndarray:
+    """Return the occlusion ratio of each picture; NaN where the data has no file of them."""
     try:
         return occlusion_ratios(root, paths)
     except DataError as error:

@@ -161,4 +161,12 @@ def measure_captions(run: Run, prepared: Stage, pretrained: Stage, evaluated: St
         (folder / "captions.json").write_text(json.dumps(figures, indent=2))
         return {"captions": figures}
 
-    return run.build_stage("captions", identity, build)
+    return run.build_stage("captions", identity, build, _caption_metrics)
+
+
+def _caption_metrics(summary: dict[str, Any]) -> dict[str, float]:
+    return {
+        f"{direction}_{name}": value
+        for direction, figures in summary["captions"].items()
+        for name, value in figures.items()
+    }

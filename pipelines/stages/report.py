@@ -10,14 +10,18 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.steps import NO_OCCLUSION, StepMaker
 from dpmpp_core.data.synthesis import CLEAN_QUERIES
 from dpmpp_core.errors import DataError
-from dpmpp_core.retrieval import Embeddings, top_matches
+from dpmpp_core.redaction import redact
+from dpmpp_core.retrieval import Embeddings, QueryFigures, find_worst_queries, top_matches
+from dpmpp_core.retrieval.queries import from_table
 from pipelines.inference.embeddings_file import load_embeddings
+from pipelines.reporting.failures import build_failure_card
 from pipelines.reporting.figures import (
     draw_cmc_curves,
     draw_contact_sheet,
@@ -28,16 +32,34 @@ from pipelines.reporting.figures import (
     save_png,
     tint_patches,
 )
-from pipelines.reporting.html import Picture, Quarantined, ReportData, write_report
+from pipelines.reporting.gain_figure import draw_mask_gain
+from pipelines.reporting.html import (
+    Failures,
+    Picture,
+    Quarantined,
+    ReportData,
+    build_anchor,
+    write_report,
+)
+from pipelines.reporting.mlflow_record import FIGURES_FOLDER
+from pipelines.reporting.tables import label_queries
+from pipelines.runtime.environment import environment
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
-from pipelines.runtime.tracking import environment
-from pipelines.stages.evaluate import METRICS_FILE
+from pipelines.stages.evaluate import (
+    METRICS_FILE,
+    QUERIES_FILE,
+    count_persons,
+    read_occlusion_ratios,
+)
+from pipelines.stages.report_places import describe_origin, list_commands, list_links
 from pipelines.training.masks import load_masks, transfer_grid
 from pipelines.training.training_set import TrainingSet
 
 Image = npt.NDArray[np.uint8]
-LISTED_QUERIES = 8
+PICTURES_FOLDER = "pictures"
+LISTED_QUERIES = 4
+SHOWN_FAILURES = 6  # of the first query set, half as many of others
 CELL = (256, 128)  # height and width of a query
 SHOWN_PAIRS = 8
 SHEET = 16
@@ -55,9 +77,13 @@ def build_report(
     evaluated: Stage,
     robustness: Stage | None = None,
 ) -> Stage:
-    """Write `report.html`, self-contained, and its pictures as PNG files."""
+    """Write `report.html`, self-contained, and its pictures as PNG files.
+
+    The page names its MLflow run, so that every run has a report of its own.
+    """
     identity = {"evaluate": evaluated.key, "metric": metric.key, "prepare": prepared.key}
     identity |= {"robustness": robustness.key} if robustness else {}
+    identity |= {"tracking": redact(run.tracking.uri), "run": str(run.tracking.run_id)}
 
     def build(folder: Path) -> dict[str, Any]:
         manifest = Manifest.load(run.folder(prepared))
@@ -71,23 +97,25 @@ def build_report(
             {k: v for k, v in row.items() if k == "epoch" or k in HISTORY}
             for row in metric.summary["history"]
         ]
+        ranked = from_table(pq.read_table(source / QUERIES_FILE))
+        failures = _find_failures(manifest, queries, gallery, ranked)
         pictures = _retrieval_pictures(manifest, measured, queries, gallery)
         if robustness is not None:
-            pictures.insert(1, _robustness_picture(robustness))
+            pictures.append(_robustness_picture(robustness))
         pictures += _training_pictures(run, prepared, saliency, manifest, history)
-        for picture in pictures:
-            assert not isinstance(picture.image, bytes)
-            name = "".join(c if c.isalnum() else "-" for c in picture.title.lower())
-            save_png(folder / "pictures" / f"{name}.png", picture.image)
+        _save_pictures(folder / PICTURES_FOLDER, pictures, measured["intervals"])
         quarantine = [Quarantined(**row) for row in manifest.quarantine.to_pylist()]
         write_report(
             folder / "report.html",
             ReportData(
                 title=f"DPM++: {run.config.name}",
+                byline=describe_origin(),
                 facts=_facts(run, prepared, metric),
                 metrics=measured["metrics"],
                 mask_statistics=measured["masks"],
                 intervals=measured["intervals"],
+                persons=count_persons(prepared),
+                failures=failures,
                 visibility=measured["visibility"],
                 strata=measured["strata"],
                 multi_shot=measured.get("multi_shot", {}),
@@ -96,13 +124,54 @@ def build_report(
                 thumbnails=_thumbnails(manifest, quarantine),
                 pictures=pictures,
                 warnings=metric.summary["warnings"],
+                links=list_links(run, prepared, metric),
+                commands=list_commands(run, prepared, metric, _pick_query(queries)),
             ),
         )
         return {"pictures": len(pictures)}
 
     stage = run.build_stage("report", identity, build)
     run.tracking.log_artifact(run.folder(stage) / "report.html")
+    for picture in sorted((run.folder(stage) / PICTURES_FOLDER).glob("*.png")):
+        run.tracking.log_artifact(picture, FIGURES_FOLDER)
     return stage
+
+
+def _save_pictures(folder: Path, pictures: list[Picture], intervals: dict[str, Any]) -> None:
+    for picture in pictures:
+        assert not isinstance(picture.image, bytes)
+        save_png(folder / f"{build_anchor(picture.title)}.png", picture.image)
+    if any("gain" in kinds for kinds in intervals.values()):
+        save_png(folder / "what-the-own-mask-adds.png", draw_mask_gain(intervals))
+
+
+def _find_failures(
+    manifest: Manifest,
+    queries: dict[str, Embeddings],
+    gallery: Embeddings,
+    ranked: dict[str, QueryFigures],
+) -> dict[str, Failures]:
+    """Return the worst failures of every query set that has any."""
+    failures = {}
+    for name, query in queries.items():
+        shown = SHOWN_FAILURES // (2 if failures else 1)
+        worst = find_worst_queries(query, gallery, ranked[name], shown)
+        paths = [query.paths[failure.query] for failure in worst]
+        shares = read_occlusion_ratios(manifest.root, paths)
+        cards = [
+            build_failure_card(
+                failure, query, gallery, float(share), lambda path: read_image(manifest.root, path)
+            )
+            for failure, share in zip(worst, shares, strict=True)
+        ]
+        failed = int((ranked[name].first_match_rank > 1).sum())
+        if cards:
+            failures[name] = Failures(failed, len(query), cards)
+    return failures
+
+
+def _pick_query(queries: dict[str, Embeddings]) -> str | None:
+    return next((query.paths[0] for query in queries.values()), None)
 
 
 def _facts(run: Run, prepared: Stage, metric: Stage) -> dict[str, object]:
@@ -141,34 +210,39 @@ def _retrieval_pictures(
             "CMC curves",
             "Share of queries whose person is among the first k of the ranking.",
             draw_cmc_curves(measured["cmc"]),
+            folded=True,
         )
     ]
     for name, query in queries.items():
+        label, folded = label_queries(name), name != next(iter(queries))
         pictures.append(
             Picture(
-                f"Ranked lists of {name} queries",
+                f"Ranked lists of {label} queries",
                 "Left the query, then the best of the gallery, with and without its mask. Green: "
                 "the same person. Red: another person. The upper half are right at rank 1, the "
                 "lower half are not, as far as there are such queries.",
                 draw_ranked_lists(query, gallery, _examples(query, gallery), load),
+                folded,
             )
         )
         if query.occluded is not None:
             pictures.append(
                 Picture(
-                    f"Occluders in {name} queries",
+                    f"Occluders in {label} queries",
                     "Red: patches that, as the model believes, hide a part of the body. The later "
                     "blocks of the encoder do not attend to them.",
                     _draw_occluded(query, _examples(query, gallery), load),
+                    folded,
                 )
             )
         masks = {space: mask for space, mask in query.masks.items() if mask.std() > 0}
         if masks:
             pictures.append(
                 Picture(
-                    f"Masks of {name} queries",
+                    f"Masks of {label} queries",
                     "Which dimensions of the identity space each query trusts.",
                     draw_masks(masks),
+                    folded=True,
                 )
             )
     return pictures
@@ -197,6 +271,7 @@ def _robustness_picture(stage: Stage) -> Picture:
         "Clean queries, more and more hidden behind scenes of the training images, against the "
         f"clean gallery.{changed if 'any' in parts else ''}{left_out}",
         draw_robustness(measured),
+        folded=True,
     )
 
 
@@ -237,6 +312,7 @@ def _training_pictures(
             "Person masks",
             "Training images; everything outside the person mask is darkened.",
             draw_contact_sheet(shaded, [Path(path).stem for path in some], 8),
+            folded=True,
         ),
         Picture(
             "Training batch",
@@ -245,12 +321,14 @@ def _training_pictures(
             draw_contact_sheet(
                 [batch["images"][i] for i in shown], [captions[i] for i in shown], 8
             ),
+            folded=True,
         ),
         *_pairs_picture(maker, config.occlusion.rolling),
         Picture(
             "Training",
             "Losses, accuracy and mask figures by epoch, each on its own scale.",
             draw_training_history(history),
+            folded=True,
         ),
     ]
 
@@ -275,7 +353,11 @@ def _pairs_picture(maker: StepMaker, rolled: bool) -> list[Picture]:
         f"The recipient{', rolled sideways,' if rolled else ''} is visible where the donor's "
         "person was; the donor's scene hides the rest."
     )
-    return [Picture("Pairs and their transfer", text, draw_contact_sheet(cells, captions, 10))]
+    return [
+        Picture(
+            "Pairs and their transfer", text, draw_contact_sheet(cells, captions, 10), folded=True
+        )
+    ]
 
 
 def _shade(image: Image, mask: npt.NDArray[np.bool_]) -> Image:

@@ -16,7 +16,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as plots
 
-from pipelines.runtime.tracking import environment
+from pipelines.runtime.environment import environment
 from pipelines.tuning.progress import column_titles, format_cells, rank_trials
 from pipelines.tuning.spaces import SearchSpec, TrialRecord, build_study, select_pareto_front
 

@@ -146,7 +146,7 @@ def search(options: Options, request: TuningRequest) -> dict[str, Any]:
         prepared = prepare_data(run, source)
         validation = hold_out_identities(run, prepared, request)
         name = f"tune-{base.name}-{_fingerprint_search(base, validation, request, spec)}"
-        open_tracking_run(run, prepared, name)
+        open_tracking_run(run, prepared, name, options.config)
         hiding = compute_person_masks(run, validation)
         learn_prompts(run, validation, hiding)  # here, where its progress is shown
         locks = start_stage_locks()

@@ -21,6 +21,7 @@ from pipelines.reporting.ablation_table import (
     collect_by_variant,
     render_ablation,
 )
+from pipelines.reporting.mlflow_record import headline_metrics
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.stages.robustness import has_clean_queries, measure_robustness
@@ -73,7 +74,7 @@ def ablate(options: Options, request: AblationRequest) -> dict[str, Any]:
     with open_session(options, [full, *cases.values()]) as (run, source, side_by_side):
         prepared = prepare_data(run, source)
         name = f"ablation-{compute_run_name(prepared, *cases.values())}"
-        open_tracking_run(run, prepared, name)
+        open_tracking_run(run, prepared, name, options.config)
         trials = {case: _build_trial(run, prepared, case, config) for case, config in cases.items()}
         log.info("Ray: %s", side_by_side)
         failed = run_trials(list(trials.values()), run.storage, side_by_side)
@@ -124,7 +125,7 @@ def _measure(run: Run, variant: str, seed: int, trial: Trial) -> Measured:
             query = load_embeddings(folder / f"{name}.safetensors")
             ranked[name], pids[name] = rank_by_mode(query, gallery, seed), query.pids
     seconds = metric.seconds + evaluated.seconds
-    figures = {"seconds": seconds, **evaluated.summary["metrics"]}
+    figures = {**headline_metrics(evaluated.summary["metrics"]), "seconds": seconds}
     digest, warnings = metric.summary["weights_sha256"], metric.summary["warnings"]
     return Measured(variant, seed, ranked, pids, figures, seconds, digest, warnings)
 

@@ -67,7 +67,7 @@ def _prepare(p: Pipeline) -> Stage:
     from pipelines.workflows.session import compute_run_name, open_tracking_run, prepare_data
 
     prepared = prepare_data(p.run, p.source)
-    open_tracking_run(p.run, prepared, compute_run_name(prepared, p.run.config))
+    open_tracking_run(p.run, prepared, compute_run_name(prepared, p.run.config), p.options.config)
     trains = p.until not in ("prepare", "synthesis") and p.options.model is None
     counts = prepared.summary["counts"]
     if trains and counts.get("train", {}).get("images", 0) == 0:
@@ -117,11 +117,11 @@ def _head(p: Pipeline) -> Stage:
 
 
 def _evaluate(p: Pipeline) -> Stage:
-    from pipelines.stages.evaluate import evaluate_model
+    from pipelines.stages.evaluate import evaluate_model, record_results
 
     evaluated = evaluate_model(p.run, p.done["prepare"], _model_location(p))
     if "metric" in p.done:
-        p.run.tracking.log_final_metrics(evaluated.summary["metrics"])
+        record_results(p.run, p.done["prepare"], p.done["metric"], evaluated)
     return evaluated
 
 

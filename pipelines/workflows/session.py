@@ -77,13 +77,15 @@ def find_demo_root(run: Run) -> str:
     return run.storage.location(demo_data(run).key) + "/data"
 
 
-def open_tracking_run(run: Run, prepared: Stage, name: str) -> None:
-    """Log the warnings of the data, and open the MLflow run of that name."""
+def open_tracking_run(run: Run, prepared: Stage, name: str, recipe: str) -> None:
+    """Log the warnings of the data, and open the MLflow run of that name and recipe."""
     summary = prepared.summary
     for warning in summary["warnings"]:
         log.warning("data: %s", warning)
     data = {"id": summary["dataset_id"], "root": summary["root"], "counts": summary["counts"]}
-    run.tracking.begin(run.config, name, data, run.fresh)
+    if any(stage.name == "demo-data" for stage in run.stages):
+        data["name"] = "demo"
+    run.tracking.begin(run.config, name, data, run.fresh, recipe)
 
 
 def compute_run_name(prepared: Stage, *configs: Config) -> str:

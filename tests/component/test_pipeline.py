@@ -18,6 +18,7 @@ from dpmpp_core.config import load_config
 from dpmpp_core.data.synthesis import BANDS, PARTS
 from pipelines.inference.onnx_export import export
 from pipelines.registry.models import resolve_model_source
+from pipelines.reporting.tables import format_interval
 from pipelines.runtime.resources import plan_resources
 from pipelines.runtime.run import Run
 from pipelines.runtime.storage import Storage
@@ -88,23 +89,47 @@ def test_the_registered_model_embeds_encoded_images(
         )
 
 
-def test_mlflow_has_a_run_with_a_nested_run_a_stage(result: dict[str, Any]) -> None:
+def test_mlflow_has_a_run_with_a_nested_run_a_stage(
+    result: dict[str, Any], small_demo: Path, tmp_path: Path
+) -> None:
     client = MlflowClient(result["tracking_uri"])
     parent = client.get_run(result["run_id"])
     assert parent.info.status == "FINISHED"
     assert parent.data.params["metric.epochs"] == "2"
-    occluded = result["metrics"]["occluded"]["masked"]
-    assert parent.data.metrics["occluded/masked/mAP"] == occluded["mAP"]
-    assert parent.data.tags["dpmpp.data"] == result["dataset_id"]
+    metrics = result["metrics"]
+    expected = {
+        f"{metric}_{label}{suffix}": metrics[name][mode][metric]
+        for metric in ("mAP", "rank1")
+        for name, label in (("occluded", "occluded"), ("holistic", "whole"))
+        for mode, suffix in (("masked", ""), ("unmasked", "_no_mask"))
+    }
+    assert parent.data.metrics == expected
+    tags = parent.data.tags
+    assert tags["dpmpp.data"] == result["dataset_id"]
+    assert tags["dpmpp.data_name"] == small_demo.name and tags["dpmpp.recipe"] == "demo"
+    assert tags["dpmpp.version"] == dpmpp_core.__version__ and tags["dpmpp.commit"]
+    note = tags["mlflow.note.content"]
+    for kind in ("masked", "unmasked"):
+        assert format_interval(result["intervals"]["occluded"][kind]["mAP"]) in note
+    assert result["model"] in note and "With 4 persons" in note
     assert parent.inputs.dataset_inputs[0].dataset.digest == result["dataset_id"][:36]
     names = {file.path for file in client.list_artifacts(result["run_id"])}
-    assert {"config.yaml", "environment.json", "report.html"} <= names
+    assert {"config.yaml", "environment.json", "report.html", "results.csv"} <= names
+    figures = {file.path for file in client.list_artifacts(result["run_id"], "figures")}
+    assert {"figures/what-the-own-mask-adds.png", "figures/cmc-curves.png"} <= figures
+    table = pd.read_csv(client.download_artifacts(result["run_id"], "results.csv", str(tmp_path)))
+    chosen = table[(table.queries == "whole") & (table.metric == "mINP")].set_index("ranking")
+    assert chosen.value["permuted"] == pytest.approx(metrics["holistic"]["permuted"]["mINP"])
+    gain = table[(table.queries == "occluded") & (table.ranking == "gain")].set_index("metric")
+    bounds = result["intervals"]["occluded"]["gain"]["rank1"]
+    assert gain.low["rank1"] == pytest.approx(bounds["low"])
     nested = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result['run_id']}'"
     )
     by_stage = {run.data.tags["dpmpp.stage"]: run for run in nested}
     assert set(by_stage) == set(STAGES)
     assert {run.info.status for run in nested} == {"FINISHED"}
+    assert set(by_stage["evaluate"].data.metrics) == {*expected, "seconds"}
     metric = by_stage["metric"].info.run_id
     losses = client.get_metric_history(metric, "loss")
     assert [point.step for point in losses] == [1, 2]
@@ -122,11 +147,20 @@ def test_the_registered_version_says_which_weights_it_holds(
     assert result["model_uri"] == f"models:/{name}/{version.version}"
 
 
-def test_the_report_is_one_file_with_all_in_it(result: dict[str, Any]) -> None:
+def test_the_report_is_one_file_with_all_in_it(
+    result: dict[str, Any], small_demo: Path, runs: Path
+) -> None:
     page = Path(result["report"]).read_text()
     assert len(re.findall(r"data:image/", page)) >= 8
-    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert not re.search(r"""src=["'](?!data:)""", page)
     assert result["weights_sha256"][:16] in page
+    anchors = re.findall(r'href="#([^"]+)"', page)
+    assert {"results", "worst-failures", "for-researchers"} <= set(anchors)
+    assert all(f'id="{anchor}"' in page for anchor in anchors)
+    links = re.findall(r'href="([^#"][^"]*)"', page)
+    assert Path(result["model"]).as_uri() in links and small_demo.as_uri() in links
+    assert [link for link in links if link.endswith(f"/runs/{result['run_id']}")]
+    assert f"dpmpp index build --index {runs}/gallery --data {small_demo} --model " in page
 
 
 @pytest.mark.long

@@ -134,7 +134,7 @@ def lab(data: Path, server: MlflowServer, folder: Path) -> Iterator[Lab]:
     save_model(model, folder / "start")
     with open_session(options, [config]) as (run, source, _):
         prepared = prepare_data(run, source)
-        open_tracking_run(run, prepared, f"lab-{folder.name}")
+        open_tracking_run(run, prepared, f"lab-{folder.name}", options.config)
         yield Lab(server, options, run, prepared, folder / "start", folder)
 
 

@@ -16,7 +16,11 @@ from rich.console import Console
 
 from dpmpp_core.retrieval import Embeddings, evaluate
 from pipelines.reporting import figures as pictures
+from pipelines.reporting.failures import FailureCard
 from pipelines.reporting.html import (
+    Command,
+    Failures,
+    Link,
     Picture,
     Quarantined,
     ReportData,
@@ -98,10 +102,15 @@ def full(name: str = "plain") -> ReportData:
         quarantine=[Quarantined(name, name, name), Quarantined("b.jpg", "too small", "3 x 3")],
         thumbnails={name: NOISE, "b.jpg": None},
         pictures=[
-            Picture(name, name, NOISE),
-            Picture("second", "", pictures.encode_png(FLAT)),
+            Picture(f"of {name}", name, NOISE),
+            Picture("second", "", pictures.encode_png(FLAT), folded=True),
         ],
         warnings=[f"dead mask {name}"],
+        byline=["1 May 2026", f"dpmpp {name}"],
+        persons={name: 60},
+        failures={name: Failures(7, 128, [FailureCard(name, 1_013, NOISE, NOISE, NOISE, [name])])},
+        links=[Link("model", name, "file:///runs/a%20b"), Link(name, name, f"javascript:{name}")],
+        commands=[Command(name, f"dpmpp index build --data {name}")],
     )
 
 
@@ -111,14 +120,25 @@ class Page(HTMLParser):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.folded = ""  # text inside of <details>, but for its summary
+        self._open: list[str] = []
         self.text = ""
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag in ("details", "summary"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("details", "summary"):
+            assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += " ".join(data.split()) + " " if data.strip() else ""
+        words = " ".join(data.split()) + " " if data.strip() else ""
+        self.text += words
+        if self._open and self._open[-1] == "details":
+            self.folded += words
 
     def images(self) -> list[str]:
         return [str(attrs["src"]) for tag, attrs in self.tags if tag == "img"]
@@ -137,8 +157,10 @@ def test_report_is_self_contained_and_nothing_in_it_is_code(tmp_path: Path, name
     assert not {"script", "link", "iframe", "object", "form"} & {tag for tag, _ in page.tags}
     for _, attrs in page.tags:
         assert not any(key.startswith("on") for key in attrs)
-        for key in ("src", "href", "srcset", "action"):
+        for key in ("src", "srcset", "action"):
             assert str(attrs.get(key, "data:")).startswith("data:")
+        # Followed by a click only; never a script.
+        assert str(attrs.get("href", "#")).startswith(("#", "file:///", "https://"))
     html = (tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
     style = re.search(r"<style>(.*?)</style>", html, re.S)
     assert style and "url(" not in style[1] and "@import" not in style[1]
@@ -147,13 +169,13 @@ def test_report_is_self_contained_and_nothing_in_it_is_code(tmp_path: Path, name
 
 def test_every_picture_is_embedded_and_whole(tmp_path: Path) -> None:
     images = written(tmp_path, full()).images()
-    assert len(images) == 3  # two given, one thumbnail
+    assert len(images) == 6  # three of a failure, two given, one thumbnail
     kinds = []
     for image in images:
         kind, data = re.fullmatch(r"data:image/(png|jpeg);base64,(.+)", image).groups()  # type: ignore[union-attr]
         assert cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), 1) is not None
         kinds.append(kind)
-    assert kinds == ["jpeg", "png", "jpeg"]
+    assert kinds == [*["jpeg"] * 5, "png"]
 
 
 def test_embedded_colours_are_rgb(tmp_path: Path) -> None:
@@ -169,10 +191,65 @@ def test_report_shows_the_figures(tmp_path: Path) -> None:
     assert "mAP 60.0 50.0 +10.0 12.3 1.0" in text
     assert "rank-5 80.0 80.0 +0.0 80.0 —" in text
     assert "occluded 60.0 51.0 52.0 +9.0" in text
-    assert "128 queries, 3 of them skipped" in text
+    assert "Occluded: 128 queries, 3 of them skipped" in text
+    assert "Plain: 128 queries of 60 persons" in text
     assert "0.0040 (the same for all)" in text
     assert "dead mask plain." in text
     assert "1 h 02 min reused" in text and "1 min 01 s" in text
+
+
+@pytest.mark.parametrize("name", ["plain", HOSTILE])
+def test_every_entry_of_the_contents_leads_to_its_part(tmp_path: Path, name: str) -> None:
+    page = written(tmp_path, full(name))
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    links = [str(attrs["href"]) for tag, attrs in page.tags if tag == "a"]
+    anchors = [link[1:] for link in links if link.startswith("#")]
+    assert anchors[:2] == ["results", "worst-failures"] and anchors[-1] == "for-researchers"
+    assert anchors[-3:-1] == ["files-and-next-commands", "files-left-out"]
+    assert [ids.count(anchor) for anchor in anchors] == [1] * len(anchors)
+    assert [anchor for anchor in ids if anchor in anchors] == anchors  # in the order of the page
+
+
+def test_long_tables_are_folded_and_the_answer_is_not(tmp_path: Path) -> None:
+    page = written(tmp_path, full())
+    for shown in (
+        "rank-5 80.0 80.0 +0.0 80.0 —", "occluded 60.0 51.0 52.0 +9.0", "10-20 % hidden 17",
+        "prompts 1 min 01 s", "data folder plain", "1 2 1 — 25.0", "plain 4 1,234 60",
+        "0.0040 (the same for all)",
+    ):  # fmt: skip
+        assert shown in page.folded
+    for shown in ("mAP 60.0 50.0 +10.0 12.3", "dpmpp index build", "dead mask plain", "too small"):
+        assert shown in page.text.replace(page.folded, "")
+    open_folds = [attrs for tag, attrs in page.tags if tag == "details" and "open" in attrs]
+    assert not open_folds
+    assert 'alt="second"' not in (tmp_path / "deep/report.html").read_text().split("<details")[0]
+
+
+def test_the_verdict_comes_first_with_what_limits_it(tmp_path: Path) -> None:
+    gain = {"mean": 0.1, "low": 0.05, "high": 0.15}
+    sure = {"mAP": SURE, "rank1": SURE}
+    intervals = {
+        "occluded": {"masked": sure, "unmasked": sure, "gain": {"mAP": gain, "rank1": gain}}
+    }
+    report = ReportData("t", metrics=metrics(), intervals=intervals, persons={"occluded": 8})
+    page = written(tmp_path, report)
+    sentence = (
+        "On occluded queries a query's own mask is worth +10.0 mAP [+5.0, +15.0] over no mask."
+    )
+    assert (
+        page.text.index(sentence) < page.text.index("With 8 persons") < page.text.index("Results")
+    )
+    assert "occluded mAP 61.2 [55.0, 67.8] 61.2 [55.0, 67.8] +10.0 [+5.0, +15.0]" in page.text
+    assert len(page.images()) == 1  # the difference, drawn
+    assert "own mask is" not in written(tmp_path / "none", ReportData("t", metrics=metrics())).text
+
+
+def test_a_link_is_one_only_to_a_page_or_a_file(tmp_path: Path) -> None:
+    page = written(tmp_path, full())
+    links = [str(attrs["href"]) for tag, attrs in page.tags if tag == "a"]
+    assert [link for link in links if not link.startswith("#")] == ["file:///runs/a%20b"]
+    assert "1 May 2026 · dpmpp plain" in page.text
+    assert "right, only 1,013th" in page.text and "7 of 128 have another person first" in page.text
 
 
 def test_one_query_set_without_baselines(tmp_path: Path) -> None:
