@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long test-faults bench-retrieval validate-infra image cluster-demo cluster-chaos lint format constraints clean
+.PHONY: help demo test test-fast test-long test-faults bench-retrieval validate-infra image cluster-demo cluster-chaos lint docs format constraints clean
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,11 +51,16 @@ cluster-demo: $(STAMP)  ## every job of the manifests on a Ray of five nodes her
 cluster-chaos: $(STAMP)  ## nodes, head, MLflow and S3 lost under way
 	infra/local/cluster.sh chaos
 
-lint: $(STAMP)  ## style, types, and which package may import which
+lint: $(STAMP)  ## style, types, which package may import which, and that the docs build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(DOCS) --quiet
+
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+docs: $(STAMP)  ## the documentation as a site, in site/
+	$(DOCS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -72,4 +77,4 @@ constraints: $(STAMP)  ## write down the versions of this environment
 	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

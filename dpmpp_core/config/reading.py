@@ -98,13 +98,17 @@ def _refuse_unknown_keys(tree: Mapping[str, Any], source: str) -> None:
     valid = set(config_keys())
     sections = {key.rsplit(".", 1)[0] for key in valid if "." in key}
     for key in _tree_keys(tree):
-        if key in valid or key in sections:
-            continue
-        leaf = key.rsplit(".", 1)[-1]
-        elsewhere = sorted(name for name in valid if name.rsplit(".", 1)[-1] == leaf)
-        cutoff = 0.0 if elsewhere else 0.5  # a valid leaf in a wrong section is the best hint
-        hint = suggest(key, elsewhere or sorted(valid), cutoff)
-        raise ConfigError(f"{source}: unknown configuration key {key!r}{hint}")
+        if key not in valid and key not in sections:
+            raise ConfigError(f"{source}: unknown configuration key {key!r}{suggest_key(key)}")
+
+
+def suggest_key(key: str) -> str:
+    """Return the nearest configuration key as a hint for a message, as `suggest` does."""
+    valid = sorted(config_keys())
+    leaf = key.rsplit(".", 1)[-1]
+    elsewhere = [name for name in valid if name.rsplit(".", 1)[-1] == leaf]
+    cutoff = 0.0 if elsewhere else 0.5  # a valid leaf in a wrong section is the best hint
+    return suggest(key, elsewhere or valid, cutoff)
 
 
 def config_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

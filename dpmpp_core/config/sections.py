@@ -36,9 +36,11 @@ LAYOUTS: tuple[str, ...] = get_args(Layout)
 class DemoConfig(Section):
     """The generated demo data set (used when no data folder is given)."""
 
-    train_identities: TwoOrMore = 120
-    test_identities: TwoOrMore = 60
-    cameras: Annotated[int, Field(ge=2, le=99)] = 6
+    train_identities: TwoOrMore = Field(120, description="persons to train on")
+    test_identities: TwoOrMore = Field(60, description="other persons, to test on")
+    cameras: Annotated[int, Field(ge=2, le=99)] = Field(
+        6, description="cameras that differ in light, blur and colours"
+    )
     train_images: PositiveInt = Field(8, description="images of each training identity")
     gallery_images: PositiveInt = Field(4, description="gallery images of each test identity")
     query_images: PositiveInt = Field(2, description="queries of each test identity, in each set")
@@ -53,9 +55,10 @@ class DemoConfig(Section):
     )
     occluded_share: Probability = Field(0.1, description="share of training images with occluder")
     occlusion_range: tuple[Probability, Probability] = Field(
-        (0.05, 0.25), description="share of the person that is hidden in them"
+        (0.05, 0.25),
+        description="share of the person that is hidden in training images with occluder",
     )
-    seed: Whole = 0
+    seed: Whole = Field(0, description="decides everything that is drawn")
 
     @model_validator(mode="after")
     def _range(self) -> DemoConfig:
@@ -89,10 +92,12 @@ class DataConfig(Section):
     occluded_queries: bool = Field(
         False, description="the queries of a market1501 folder are occluded, as in Occluded-Duke"
     )
-    height: PositiveInt = Field(256, description="pixels")
-    width: PositiveInt = Field(128, description="pixels")
-    mean: Triple = Field((0.5, 0.5, 0.5), description="of RGB in [0, 1] (CLIP-ReID)")
-    std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
+    height: PositiveInt = Field(256, description="height of the model's images in pixels")
+    width: PositiveInt = Field(128, description="width of the model's images in pixels")
+    mean: Triple = Field((0.5, 0.5, 0.5), description="subtracted from RGB in [0, 1] (CLIP-ReID)")
+    std: tuple[Positive, Positive, Positive] = Field(
+        (0.5, 0.5, 0.5), description="by which RGB is then divided (CLIP-ReID)"
+    )
     pack: bool | None = Field(
         None,
         description="copy the training images into few large files first; null = if they are on S3",
@@ -164,9 +169,10 @@ class ModelConfig(Section):
 class EvaluationConfig(Section):
     """What is measured, and how many images are embedded at a time."""
 
-    batch: PositiveInt = 64
+    batch: PositiveInt = Field(64, description="images embedded at a time")
     robustness: bool = Field(
-        False, description="also measure hidden clean queries, for the report (ours)"
+        False,
+        description="also measure clean queries occluded more and more, for the report (ours)",
     )
     shots: tuple[PositiveInt, ...] = Field(
         (),
@@ -178,18 +184,26 @@ class EvaluationConfig(Section):
 class ClusterConfig(Section):
     """How much of the machine or cluster is used; not part of a run's identity."""
 
-    train_workers: PositiveInt = 1
+    train_workers: PositiveInt = Field(1, description="processes that train one model together")
     min_train_workers: PositiveInt | None = Field(
         None, description="continue with so few when nodes are lost; null = wait for all"
     )
-    data_workers: PositiveInt | None = Field(None, description="null = sized to the cluster")
-    train_cpus: PositiveInt | None = Field(None, description="of a train worker; null = sized")
-    embed_workers: PositiveInt | None = Field(None, description="with a CPU each; null = sized")
+    data_workers: PositiveInt | None = Field(
+        None, description="processes that prepare batches; null = sized to the cluster"
+    )
+    train_cpus: PositiveInt | None = Field(
+        None, description="CPUs of a train worker; null = sized to the cluster"
+    )
+    embed_workers: PositiveInt | None = Field(
+        None, description="processes that embed, with a CPU each; null = sized to the cluster"
+    )
     autoscaled: bool = Field(False, description="nodes start on request: sizes must be given")
     gpu: bool | None = Field(None, description="null = use GPUs where the cluster has them")
     train_nodes: tuple[Label, ...] = Field((), description="labels of the nodes that train")
-    data_nodes: tuple[Label, ...] = Field((), description="of those that prepare batches")
-    checkpoint_seconds: NonNegative = Field(60.0, description="time between checkpoints")
+    data_nodes: tuple[Label, ...] = Field(
+        (), description="labels of the nodes that prepare batches"
+    )
+    checkpoint_seconds: NonNegative = Field(60.0, description="time between checkpoints in seconds")
     max_failures: Whole = Field(3, description="restarts after a train worker was lost")
 
     @model_validator(mode="after")
@@ -215,17 +229,29 @@ class ClusterConfig(Section):
 class TrackingConfig(Section):
     """Names in MLflow, and text of the model card; not part of a run's identity."""
 
-    experiment: str = "dpmpp"
-    model_name: str = Field("dpmpp", pattern=MODEL_NAME, description="in MLflow's registry")
-    data_licence: str | None = Field(None, description="of the training data, for the model card")
-    intended_use: str | None = Field(None, description="null = the card's own sentence")
+    experiment: str = Field("dpmpp", description="experiment of MLflow, which groups the runs")
+    model_name: str = Field(
+        "dpmpp", pattern=MODEL_NAME, description="name of the model in MLflow's registry"
+    )
+    data_licence: str | None = Field(
+        None, description="licence of the training data, for the model card"
+    )
+    intended_use: str | None = Field(
+        None, description="what the model is for; null = the model card's own sentence"
+    )
 
 
 class Config(Section):
     """Everything that decides what a run computes."""
 
-    name: str = Field("custom", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    seed: Whole = 0
+    name: str = Field(
+        "custom",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="name of the configuration; runs on the demo set are named after it",
+    )
+    seed: Whole = Field(
+        0, description="decides random weights, batches, occlusions and bootstrap intervals"
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     saliency: SaliencyConfig = SaliencyConfig()

@@ -22,29 +22,33 @@ class SaliencyConfig(Section):
     )
     identities: TwoOrMore = Field(16, description="identities per batch; sps")
     images: TwoOrMore = Field(4, description="images per identity; sps")
-    epochs: PositiveInt = Field(20, description="sps")
-    encoder_lr: Positive = Field(5e-6, description="sps")
-    lr: Positive = Field(1e-4, description="of the mask head and the classifier; sps")
-    area_weight: NonNegative = Field(50.0, description="of the share's distance to target_ratio")
-    penalty_weight: NonNegative = Field(0.1, description="of identity in the background, batch sum")
-    triplet_weight: NonNegative = 1.0
+    epochs: PositiveInt = Field(20, description="passes over the training data; sps")
+    encoder_lr: Positive = Field(5e-6, description="learning rate of the encoder; sps")
+    lr: Positive = Field(1e-4, description="learning rate of the mask head and the classifier; sps")
+    area_weight: NonNegative = Field(
+        50.0, description="weight of the share's distance to target_ratio; sps"
+    )
+    penalty_weight: NonNegative = Field(
+        0.1, description="weight of identity in the background, summed over the batch; sps"
+    )
+    triplet_weight: NonNegative = Field(1.0, description="weight of the triplet loss; sps")
 
 
 class PromptsConfig(Section):
     """Stage 1: text prototypes from learnable prompts (CLIP-ReID)."""
 
-    epochs: PositiveInt = 120
-    batch: PositiveInt = 64
-    lr: Positive = 3.5e-4
-    min_lr: NonNegative = 1e-6
-    weight_decay: NonNegative = 1e-4
-    warmup_epochs: Whole = 5
+    epochs: PositiveInt = Field(120, description="passes over the training images")
+    batch: PositiveInt = Field(64, description="images per step")
+    lr: Positive = Field(3.5e-4, description="highest learning rate")
+    min_lr: NonNegative = Field(1e-6, description="learning rate at the end of the cosine")
+    weight_decay: NonNegative = Field(1e-4, description="weight decay of the optimiser")
+    warmup_epochs: Whole = Field(5, description="first epochs, in which the rate rises")
 
 
 class AugmentConfig(Section):
     """Augmentation of images; the saliency mask gets the same geometry."""
 
-    flip: Probability = 0.5
+    flip: Probability = Field(0.5, description="share of images mirrored left to right")
     pad: Whole = Field(10, description="pixels added around, then cropped")
     erase: Probability = Field(
         0.0,
@@ -63,7 +67,9 @@ class OcclusionConfig(Section):
     had no measurable gain. The published values are in the recipe `published`.
     """
 
-    probability: Probability = 0.5
+    probability: Probability = Field(
+        0.5, description="share of the training images that are occluded; 0 = none"
+    )
     min_oiou: Probability = Field(0.0, description="least OIoU of a pair; SPT has 0.7")
     min_ratio: Probability = Field(0.0, description="least share of the person hidden")
     max_ratio: Probability = Field(1.0, description="largest share of the person hidden")
@@ -92,7 +98,7 @@ class LossConfig(Section):
 
     identity: NonNegative = Field(0.25, description="plain cross entropy, each space")
     masked: NonNegative = Field(0.25, description="ArcFace on the masked metric, each space")
-    triplet: NonNegative = 1.0
+    triplet: NonNegative = Field(1.0, description="batch-hard triplets, each space")
     text: NonNegative = Field(1.0, description="image-to-text cross entropy")
     text_transfer: NonNegative = Field(0.1, description="prototype-to-text contrast")
     heads: NonNegative = Field(
@@ -100,11 +106,19 @@ class LossConfig(Section):
         description="diversity of the last block's heads; "
         "0 = off (no measurable gain in the ablation)",
     )
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    arcface_scale: Positive = 30.0
-    arcface_margin: Annotated[float, Field(ge=0, lt=1.57)] = 0.3
-    triplet_margin: NonNegative | None = Field(0.3, description="null = soft margin (softplus)")
-    transfer_temperature: Positive = 0.05
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="share of the target that all identities get; of `identity` and `text`"
+    )
+    arcface_scale: Positive = Field(30.0, description="factor on the cosines of `masked`")
+    arcface_margin: Annotated[float, Field(ge=0, lt=1.57)] = Field(
+        0.3, description="angle in radians that `masked` demands beyond the others"
+    )
+    triplet_margin: NonNegative | None = Field(
+        0.3, description="distance that `triplet` demands; null = soft margin (softplus)"
+    )
+    transfer_temperature: Positive = Field(
+        0.05, description="temperature of the contrast `text_transfer`"
+    )
     visibility: NonNegative = Field(
         0.0, description="likelihood of the occlusion's errors under the mask, each space (ours)"
     )
@@ -115,15 +129,15 @@ class PretrainConfig(Section):
 
     identities: TwoOrMore = Field(64, description="identities per batch (P)")
     images: TwoOrMore = Field(4, description="images per identity (K)")
-    epochs: PositiveInt = 12
-    lr: Positive = 5e-4
-    weight_decay: NonNegative = 0.05
-    warmup_epochs: Whole = 1
+    epochs: PositiveInt = Field(12, description="passes over the generated people")
+    lr: Positive = Field(5e-4, description="highest learning rate")
+    weight_decay: NonNegative = Field(0.05, description="weight decay of the optimiser")
+    warmup_epochs: Whole = Field(1, description="first epochs, in which the rate rises")
     kept_patches: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="share of patches that the encoder gets (FLIP)"
     )
     whole_epochs: Whole = Field(1, description="last epochs, with all patches")
-    temperature: Positive = Field(0.1, description="of the contrast between images")
+    temperature: Positive = Field(0.1, description="temperature of the contrast between images")
     text: NonNegative = Field(1.0, description="weight of the contrast with captions")
 
 
@@ -132,9 +146,9 @@ class HeadConfig(Section):
 
     identities: TwoOrMore = Field(32, description="identities per batch (P)")
     images: TwoOrMore = Field(4, description="images per identity (K)")
-    epochs: PositiveInt = 12
-    lr: Positive = 2e-3
-    weight_decay: NonNegative = 1e-3
+    epochs: PositiveInt = Field(12, description="passes over the generated people")
+    lr: Positive = Field(2e-3, description="highest learning rate")
+    weight_decay: NonNegative = Field(1e-3, description="weight decay of the optimiser")
 
 
 class MetricConfig(Section):
@@ -147,32 +161,36 @@ class MetricConfig(Section):
         description="identities: each equally often (ours); images: in proportion to its images, "
         "so that each image comes about once per epoch (DPM, CLIP-ReID)",
     )
-    epochs: PositiveInt = 60
-    encoder_lr: Positive = 5e-6
-    lr: Positive = Field(1e-4, description="of everything that is new")
+    epochs: PositiveInt = Field(60, description="passes over the training data")
+    encoder_lr: Positive = Field(5e-6, description="learning rate of the encoder")
+    lr: Positive = Field(1e-4, description="learning rate of everything that is new")
     head_lr: NonNegative | None = Field(
         None,
-        description="of the visibility head; 0 = it stays as it starts; null = lr / 10 if it "
-        "starts from a file, else lr",
+        description="learning rate of the visibility head; 0 = it stays as it starts; null = "
+        "lr / 10 if it starts from a file, else lr",
     )
-    optimiser: Literal["adam", "sgd"] = Field("adam", description="sgd has a momentum of 0.9")
-    bias_lr_factor: Positive = 2.0
-    weight_decay: NonNegative = 1e-4
-    warmup_epochs: Whole = 10
-    schedule: Literal["step", "cosine"] = "step"
+    optimiser: Literal["adam", "sgd"] = Field(
+        "adam", description="adam, or sgd with a momentum of 0.9"
+    )
+    bias_lr_factor: Positive = Field(2.0, description="factor on the learning rate of biases")
+    weight_decay: NonNegative = Field(1e-4, description="weight decay of the optimiser")
+    warmup_epochs: Whole = Field(10, description="first epochs, in which the rates rise")
+    schedule: Literal["step", "cosine"] = Field(
+        "step", description="step: the rates fall at `milestones`; cosine: they fall to the end"
+    )
     milestones: tuple[PositiveInt, ...] | None = Field(
         None,
         description="epochs at which `step` lowers the rates; null = after 1/2 and 5/6 of all, as "
         "30 and 50 of 60",
     )
-    gamma: Positive = 0.1
+    gamma: Positive = Field(0.1, description="factor on the rates at each milestone")
     rates: tuple[Positive, ...] = Field(
         (1.0,),
         min_length=1,
         description="factors on all learning rates in equal parts of the training, one part after "
         "the other; a result of `dpmpp tune --scheduler pbt` (ours)",
     )
-    mask_grad_clip: Positive = Field(1.0, description="gradient norm of the mask generator")
+    mask_grad_clip: Positive = Field(1.0, description="largest gradient norm of the mask generator")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="auto = bf16 on GPUs, and where this machine's CPU computes it; else fp32, "

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import struct
 
+from dpmpp_core.data.heif import heif_kind, heif_size, is_heif_whole
 from dpmpp_core.errors import DataError
 
-FORMATS = "JPEG, PNG, BMP, TIFF or WebP"
-IMAGE_NAME = re.compile(r"\.(jpe?g|jfif|png|bmp|tiff?|webp)$", re.IGNORECASE)
-NOT_AN_IMAGE_NAME = "neither .jpg, .jpeg, .png, .bmp, .tif nor .webp"
+FORMATS = "JPEG, PNG, BMP, TIFF, WebP, AVIF or HEIC"
+IMAGE_NAME = re.compile(r"\.(jpe?g|jfif|png|bmp|tiff?|webp|avif|hei[cf])$", re.IGNORECASE)
+NOT_AN_IMAGE_NAME = "neither .jpg, .jpeg, .png, .bmp, .tif, .webp, .avif nor .heic"
 MIN_SIDE = 8  # pixels; below, nothing of a person is left
 MAX_PIXELS = 50_000_000  # a larger image is taken for a decompression bomb
 MAX_BYTES = 64 * 1024 * 1024  # of one file
@@ -27,7 +28,7 @@ class ImageError(DataError):
 
     Attributes:
         reason: one word to count by: `empty_file`, `not_an_image`, `truncated`, `too_small`,
-            `too_large`.
+            `too_large`, `no_decoder`.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -81,6 +82,11 @@ def header_size(data: bytes) -> tuple[int, int]:
                 return read(data)
             except (struct.error, IndexError):
                 raise ImageError("truncated", "the file ends inside its header") from None
+    if heif_kind(data):
+        try:
+            return heif_size(data)
+        except (struct.error, IndexError, KeyError, ValueError):
+            raise ImageError("truncated", "the header is cut, or states no size") from None
     raise ImageError("not_an_image", f"not a {FORMATS} image; it starts with {data[:8]!r}")
 
 
@@ -110,7 +116,7 @@ def jpeg_segments(data: bytes) -> tuple[tuple[int, int], int]:
 
 
 def _is_complete(data: bytes) -> bool:
-    """Return whether a JPEG, PNG or WebP is whole; decoders may fill up a cut picture silently.
+    """Return whether a picture is whole; decoders may fill up a cut one silently.
 
     BMP and TIFF have no end mark: cut ones do not decode.
     """
@@ -127,7 +133,7 @@ def _is_complete(data: bytes) -> bool:
         return False
     if data.startswith(b"RIFF"):
         return len(data) >= 8 + struct.unpack_from("<I", data, 4)[0]
-    return True
+    return is_heif_whole(data) if heif_kind(data) else True
 
 
 def _bmp_size(data: bytes) -> tuple[int, int]:

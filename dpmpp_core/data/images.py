@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dpmpp_core.data.files import read_bytes
 from dpmpp_core.data.headers import MAX_BYTES, ImageError, check_image
+from dpmpp_core.data.heif import decode_heif, heif_kind
 
 Image = NDArray[np.uint8]
 _REDUCED = {  # factors of decoding a JPEG smaller; the colour flag takes precedence over "grey"
@@ -33,10 +34,15 @@ def decode(data: bytes, min_size: tuple[int, int] = (0, 0)) -> Image:
     width, height = check_image(data)
     pixels = np.frombuffer(data, np.uint8)
     factor = _reduction(data, (height, width), min_size)
-    image = _imdecode(pixels, factor)
+    kind = heif_kind(data)
+    image = _decode_heif(data, kind) if kind else _imdecode(pixels, factor)
     if factor > 1 and (image.shape[0] < min_size[0] or image.shape[1] < min_size[1]):
         image = _imdecode(pixels, factor := 1)  # turned by its EXIF orientation
-    if factor == 1 and {*image.shape[:2]} != {height, width}:
+    expected = {*image.shape[:2]} == {height, width}
+    if kind:  # its header may state what a decoder cuts off
+        sides = zip(sorted(image.shape[:2]), sorted((height, width)), strict=True)
+        expected = all(side <= stated for side, stated in sides)
+    if factor == 1 and not expected:
         detail = f"{image.shape[1]}x{image.shape[0]} pixels, but {width}x{height} in its header"
         raise ImageError("not_an_image", detail)
     return image
@@ -50,6 +56,16 @@ def _imdecode(pixels: NDArray[np.uint8], factor: int) -> Image:
     if image is None:
         raise ImageError("truncated", "the image does not decode")
     return image.astype(np.uint8, copy=False)
+
+
+def _decode_heif(data: bytes, kind: str) -> Image:
+    try:
+        return decode_heif(data, kind)
+    except ImportError:
+        detail = f"{kind} needs the package pi-heif: pip install 'dpmpp[heic]'"
+        raise ImageError("no_decoder", detail) from None
+    except Exception as error:  # decoders have many
+        raise ImageError("truncated", f"the image does not decode: {error}") from error
 
 
 def _reduction(data: bytes, size: tuple[int, int], min_size: tuple[int, int]) -> int:
@@ -74,6 +90,11 @@ def decode_file(data: bytes, root: str, path: str, min_size: tuple[int, int] = (
         return decode(data, min_size)
     except ImageError as error:
         raise ImageError(error.reason, f"{path} in {root}: {error}") from error
+
+
+def is_wide(image: Image) -> bool:
+    """Return whether a picture [H, W, 3] is wider than high, as few of one person are."""
+    return image.shape[1] > image.shape[0]
 
 
 def resize(image: Image, height: int, width: int) -> Image:

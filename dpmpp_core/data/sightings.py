@@ -14,6 +14,7 @@ from dpmpp_core.data.files import FileListing, Rejected
 from dpmpp_core.data.headers import IMAGE_NAME, NOT_AN_IMAGE_NAME
 from dpmpp_core.data.layouts import MARKET_NAME, detect_layout, fitting_layouts, scan
 from dpmpp_core.data.names import match_names
+from dpmpp_core.data.own_data import TABLE
 from dpmpp_core.data.tables import read_table
 from dpmpp_core.errors import DataError
 
@@ -101,7 +102,7 @@ def _of_any(listing: FileListing, split: str) -> Sightings:
     for file in listing.files:
         if IMAGE_NAME.search(file.path):
             paths.append(file.path)
-        else:
+        elif file.path != TABLE:  # which `dpmpp crop` writes next to the pictures
             rejected.append(Rejected(file.path, "not_an_image_name", NOT_AN_IMAGE_NAME))
     if not paths:
         raise DataError(f"{listing.root} holds no image: {len(listing.files)} files, none by name")

@@ -107,13 +107,14 @@ def shrink(image: Floats) -> Floats:
 
 
 def develop(camera: Camera, scene: Floats, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Record a scene (HEIGHT, WIDTH, 3) of RGB with the camera: BGR uint8 for encoding."""
+    """Record a scene [H, W, 3] of RGB with the camera: BGR uint8 for encoding."""
+    height, width = scene.shape[:2]
     level = camera.gain * float(rng.uniform(0.85, 1.15))
     tint = np.array(camera.cast, np.float32) * rng.uniform(0.96, 1.04, 3).astype(np.float32)
     picture = np.maximum(scene, 1e-4) * tint * np.float32(level)
     # Light falls unevenly: a slope over the picture, and darker corners.
-    x = np.linspace(-1, 1, WIDTH, dtype=np.float32)[None]
-    y = np.linspace(-1, 1, HEIGHT, dtype=np.float32)[:, None]
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None]
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     slope = 1 + float(rng.normal(0, 0.08)) * x + float(rng.normal(0, 0.08)) * y
     picture *= (slope * (1 - camera.vignette * (0.5 * x**2 + 0.5 * y**2)))[..., None]
     picture = picture / (1 + 0.25 * picture**2)  # a soft shoulder instead of hard clipping
@@ -123,10 +124,10 @@ def develop(camera: Camera, scene: Floats, rng: np.random.Generator) -> npt.NDAr
     picture = grey + camera.saturation * (picture - grey)
     sharpness = camera.resolution * float(rng.uniform(0.8, 1.0))
     small = cv2.resize(
-        picture, (int(WIDTH * sharpness), int(HEIGHT * sharpness)), interpolation=cv2.INTER_AREA
+        picture, (int(width * sharpness), int(height * sharpness)), interpolation=cv2.INTER_AREA
     )
     small = cv2.GaussianBlur(small, (0, 0), camera.blur * sharpness + 0.05)
     small += camera.noise * rng.standard_normal((*small.shape[:2], 1), dtype=np.float32)
     small += camera.noise * 0.4 * rng.standard_normal(small.shape, dtype=np.float32)
-    large = cv2.resize(small, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    large = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
     return (np.clip(large, 0, 1)[..., ::-1] * 255 + 0.5).astype(np.uint8)

@@ -2,6 +2,6 @@
 
 __all__ = [
     "attention", "bands", "batch_norm", "clip", "distributed", "encoder", "mask_generator",
-    "person_masks", "pixels", "prompts", "prototypes", "reid", "saliency", "saved", "tensors",
-    "timm_vit", "towers", "visibility", "weights",
+    "person_masks", "pixels", "prompts", "prototypes", "reid", "saliency", "saved", "sources",
+    "tensors", "timm_vit", "towers", "visibility", "weights",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ from dpmpp_core.models.tensors import (
     weights_alone,
 )
 from dpmpp_core.models.timm_vit import build_timm, fetch_timm, fit_grid, patch_size, timm_tag
-from dpmpp_core.models.weights import RECIPES, SHIPPED, TIMM_PREFIX, find_head, hash_file, is_timm
+from dpmpp_core.models.weights import GENERATED, RECIPES, TIMM_PREFIX, find_head, hash_file, is_timm
 
 POSITIONS = "visual.positional_embedding"
 
@@ -64,8 +64,8 @@ def check_weights(config: ModelConfig) -> Path | None:
         return path
     if config.pretrained is None:
         return None
-    if config.pretrained == SHIPPED:
-        return _shipped(config.backbone)
+    if config.pretrained == GENERATED:
+        return _generated(config.backbone)
     if is_timm(config.backbone):
         tagged = timm_tag(config)
         name, source = f"{TIMM_PREFIX}{tagged}", f"{TIMM_PREFIX}{tagged}"
@@ -92,20 +92,20 @@ def weights_fingerprint(config: ModelConfig) -> str | None:
 
     Return the SHA-256 (hex) of a user's or packaged file, else the tag, whose file is fixed.
     """
-    if config.checkpoint is None and config.pretrained != SHIPPED:
+    if config.checkpoint is None and config.pretrained != GENERATED:
         return config.pretrained
     path = check_weights(config)
     assert path is not None
     return hash_file(path)
 
 
-def _shipped(backbone: str) -> Path:
+def _generated(backbone: str) -> Path:
     path = RECIPES / "weights" / f"{backbone}.safetensors"
     if not path.is_file():
         files = (f for f in path.parent.glob("*.safetensors") if not f.stem.endswith(".visibility"))
         names = ", ".join(sorted(file.stem for file in files))
         raise ConfigError(
-            f"model.pretrained={SHIPPED}: the package has such weights for {names}, not for "
+            f"model.pretrained={GENERATED}: the package has such weights for {names}, not for "
             f"{backbone}"
         )
     return path

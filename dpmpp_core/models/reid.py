@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dpmpp_core.config import Config, DataConfig, ModelConfig
+from dpmpp_core.config import Config, DataConfig, ModelConfig, load_config
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.errors import ConfigError, WeightsError
 from dpmpp_core.models.bands import SPACE as BANDS
@@ -22,11 +24,11 @@ from dpmpp_core.models.encoder import Encoded, ImageEncoder
 from dpmpp_core.models.mask_generator import MaskGenerator
 from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.saved import fill, read_saved, write_saved
+from dpmpp_core.models.sources import NAME, SHIPPED, SHIPPED_WORTH, fetch_model_folder
 from dpmpp_core.models.visibility import Visibility, VisibilityHead
 from dpmpp_core.models.weights import starts_with_head
 
-NAME = "model"
-WEIGHTS_FILE, CARD_FILE = f"{NAME}.safetensors", f"{NAME}.json"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -293,21 +295,46 @@ def save_model(model: ReidModel, folder: Path, facts: Mapping[str, Any] | None =
     return write_saved(folder, NAME, model.state_dict(), model.config, model.data, facts)
 
 
-def load_model(path: str | Path, device: str = "cpu") -> ReidModel:
-    """Read a model that `save_model` wrote.
+def load_model(name: str | Path = SHIPPED, device: str = "cpu") -> ReidModel:
+    """Load a model by its name.
 
     Args:
-        path: the folder with `model.safetensors` and `model.json`.
+        name: `shipped`, the package's own (a warning states what that is worth); the folder of a
+            model, or of the stage or run that trained it; with the extra `train` also
+            `s3://bucket/prefix`, `models:/NAME@ALIAS` and `models:/NAME/VERSION`.
         device: a torch device.
 
     Raises:
-        WeightsError: files missing or damaged, another format, weights whose hash is not the
+        WeightsError: no such model, files damaged, another format, weights whose hash is not the
             card's, that hold NaN, or that do not fit the network of the card.
-        ConfigError: the card names no known backbone.
+        ConfigError: the card names no known backbone; a URI without the extra `train`.
     """
-    config, data, state = read_saved(Path(path), NAME)
+    if name == SHIPPED:
+        _warn_once()
+        return shipped_model(device)
+    folder = fetch_model_folder(str(name))
+    config, data, state = read_saved(folder, NAME)
     with torch.random.fork_rng(devices=[]):
         clip = build_clip(config, data.height, data.width, load_weights=False)
         model = ReidModel(config, data, clip)
-    fill(model, state, path)
+    fill(model, state, folder)
     return model.to(device).eval()
+
+
+def shipped_model(device: str = "cpu") -> ReidModel:
+    """Return the package's own model: its small CLIP and visibility head, which saw drawn people.
+
+    Nothing in it is random, so it is the same everywhere. It is worth `SHIPPED_WORTH`.
+
+    Args:
+        device: a torch device.
+    """
+    config = load_config("demo")
+    model = ReidModel(config.model, config.data, start_clip(config))
+    model.start_head()
+    return model.to(device).eval()
+
+
+@cache
+def _warn_once() -> None:
+    log.warning(SHIPPED_WORTH)

@@ -11,7 +11,7 @@ from dpmpp_core.config import Config, ModelConfig
 from dpmpp_core.errors import WeightsError
 
 RECIPES = Path(str(resources.files("dpmpp_core"))) / "recipes"
-SHIPPED = "generated"  # the tag of weights in the package, written by `dpmpp pretrain`
+GENERATED = "generated"  # the tag of weights in the package, written by `dpmpp pretrain`
 TIMM_PREFIX = "timm/"
 TAUGHT_FACTOR = 0.1
 """On the learning rate of a head that has learnt before: it adapts to other images (ours)."""
@@ -70,7 +70,7 @@ def find_head(config: ModelConfig) -> Path | None:
             raise WeightsError(f"model.visibility_head: no file {path}")
         return path
     packaged = RECIPES / "weights" / f"{config.backbone}.visibility.safetensors"
-    own = config.pretrained == SHIPPED and config.checkpoint is None
+    own = config.pretrained == GENERATED and config.checkpoint is None
     return packaged if own and packaged.is_file() else None
 
 

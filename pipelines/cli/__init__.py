@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from dpmpp_core import __version__
-from pipelines.cli import comparisons, exporting, promoting, searching, stages
+from pipelines.cli import comparisons, cropping, exporting, promoting, searching, stages
 from pipelines.cli.deploying import deploy_app
-from pipelines.cli.looking import config_app, data_app
+from pipelines.cli.help_pages import CLUSTER, HELP_OPTIONS, START, examples
+from pipelines.cli.looking import config_app, data_app, models_app
 
 app = typer.Typer(
     name="dpmpp",
@@ -20,16 +21,25 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings=HELP_OPTIONS,
+    epilog=examples(
+        "dpmpp demo",
+        "dpmpp index build --index GALLERY --data PHOTOS",
+        "dpmpp search --index GALLERY --query PICTURE.jpg --html page.html",
+    ),
 )
+# The order of the help page.
 app.add_typer(stages.app)
+app.add_typer(data_app, name="data", rich_help_panel=START)
+app.add_typer(config_app, name="config", rich_help_panel=START)
+app.add_typer(models_app)
+app.add_typer(searching.index_app, name="index", rich_help_panel=START)
+app.add_typer(cropping.app)
+app.add_typer(searching.app)
 app.add_typer(comparisons.app)
 app.add_typer(exporting.app)
 app.add_typer(promoting.app)
-app.add_typer(searching.app)
-app.add_typer(searching.index_app, name="index")
-app.add_typer(data_app, name="data")
-app.add_typer(config_app, name="config")
-app.add_typer(deploy_app, name="deploy")
+app.add_typer(deploy_app, name="deploy", rich_help_panel=CLUSTER)
 
 
 def _show_version(requested: bool) -> None:

@@ -7,6 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli import show
+from pipelines.cli.completion import (
+    OBJECTIVES,
+    SCHEDULERS,
+    SEARCHERS,
+    complete_from,
+    complete_shipped,
+)
+from pipelines.cli.help_pages import MEASURE, TRAIN, examples
 from pipelines.cli.options import (
     Address,
     Bands,
@@ -24,12 +32,25 @@ from pipelines.workflows.options import Options
 app = typer.Typer()
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MEASURE,
+    epilog=examples(
+        "dpmpp ablate",
+        "dpmpp ablate --data DIR --config demo --seeds 0,1,2 --variants bands,attention",
+        "dpmpp ablate --grid MINE.yaml --storage s3://bucket/runs",
+    ),
+)
 def ablate(
     overrides: Overrides = None,
     data: Data = None,
     config: ConfigName = "proof",
-    grid: Annotated[str, typer.Option(help="Shipped grid, or a YAML file of variants.")] = "method",
+    grid: Annotated[
+        str,
+        typer.Option(
+            help="Shipped grid, or a YAML file of variants.",
+            autocompletion=complete_shipped("grids"),
+        ),
+    ] = "method",
     variants: Annotated[
         str | None, typer.Option(help="Some of them, a,b,c; plain and full always take part.")
     ] = None,
@@ -70,22 +91,40 @@ def ablate(
     run_command(work, show.show_ablation, as_json)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=TRAIN,
+    epilog=examples(
+        "dpmpp tune --data DIR --trials 20",
+        "dpmpp tune --scheduler pbt --space rates --trials 8",
+        "dpmpp tune --objectives occluded,holistic metric.identities=8",
+    ),
+)
 def tune(
     overrides: Overrides = None,
     data: Data = None,
     config: ConfigName = "demo",
     space: Annotated[
-        str, typer.Option(help="Shipped search space, or a YAML file of keys and bounds.")
+        str,
+        typer.Option(
+            help="Shipped search space, or a YAML file of keys and bounds.",
+            autocompletion=complete_shipped("spaces"),
+        ),
     ] = "default",
     trials: Annotated[int, typer.Option(help="How many in all; the first changes nothing.")] = 12,
     epochs: Annotated[
         int | None,
         typer.Option(help="Of the longest training. Default: a third of the configuration's."),
     ] = None,
-    searcher: Annotated[str, typer.Option(help="tpe or random, of Optuna.")] = "tpe",
+    searcher: Annotated[
+        str,
+        typer.Option(help="tpe or random, of Optuna.", autocompletion=complete_from(*SEARCHERS)),
+    ] = "tpe",
     scheduler: Annotated[
-        str, typer.Option(help="asha, pbt (the trials are a population) or fifo, of Ray Tune.")
+        str,
+        typer.Option(
+            help="asha, pbt (the trials are a population) or fifo, of Ray Tune.",
+            autocompletion=complete_from(*SCHEDULERS),
+        ),
     ] = "asha",
     grace_period: Annotated[
         int | None,
@@ -97,7 +136,11 @@ def tune(
         typer.Option(help="pbt: epochs after which the worst are replaced. Default: a third."),
     ] = None,
     objectives: Annotated[
-        str, typer.Option(help="occluded, holistic, or both for a Pareto front.")
+        str,
+        typer.Option(
+            help="occluded, holistic, or both for a Pareto front.",
+            autocompletion=complete_from(*OBJECTIVES),
+        ),
     ] = "occluded",
     share: Annotated[
         float, typer.Option(help="Of the training identities, held out to measure on.")
@@ -137,9 +180,21 @@ def tune(
     run_command(work, show.show_tuning, as_json)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=MEASURE,
+    epilog=examples(
+        "dpmpp reproduce --list",
+        "dpmpp reproduce occluded_duke --data Occluded_Duke",
+        "dpmpp reproduce market1501 --data Market-1501 --seeds 0",
+    ),
+)
 def reproduce(
-    protocol: Annotated[str | None, typer.Argument(help="A protocol; see --list.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Argument(
+            help="A protocol; see --list.", autocompletion=complete_shipped("protocols")
+        ),
+    ] = None,
     overrides: Overrides = None,
     data: Annotated[str | None, typer.Option("--data", help="Folder to train on.")] = None,
     test_data: Annotated[

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.cli.help_pages import examples
 from pipelines.cli.options import Json, run_command
 
 deploy_app = typer.Typer(
@@ -29,7 +30,12 @@ MANIFESTS_FOLDER = Path("infra/k8s")
 DEFAULT_NAMESPACE = "dpmpp"
 
 
-@deploy_app.command()
+@deploy_app.command(
+    epilog=examples(
+        "dpmpp deploy render --overlay gpu | kubectl apply -f -",
+        "dpmpp deploy render --overlay MY/OVERLAY > objects.yaml",
+    )
+)
 def render(overlay: Overlay = "local", manifests: Manifests = MANIFESTS_FOLDER) -> None:
     """Print the objects of an overlay, for kubectl apply."""
 
@@ -41,7 +47,13 @@ def render(overlay: Overlay = "local", manifests: Manifests = MANIFESTS_FOLDER) 
     run_command(work, lambda result: typer.echo(result["text"], nl=False), False)
 
 
-@deploy_app.command()
+@deploy_app.command(
+    epilog=examples(
+        "dpmpp deploy validate",
+        "dpmpp deploy validate --overlay gpu --crds kuberay/crds",
+        "dpmpp deploy validate --overlay gpu --server --context MY-CLUSTER",
+    )
+)
 def validate(
     overlay: Annotated[
         str | None, typer.Option("--overlay", help="One overlay. Default: all of them.")
@@ -92,7 +104,13 @@ def validate(
     run_command(work, show, as_json)
 
 
-@deploy_app.command()
+@deploy_app.command(
+    epilog=examples(
+        "dpmpp deploy submit train --overlay gpu metric.epochs=30 --wait",
+        "dpmpp deploy submit tune --overlay gpu -- --trials 40",
+        "dpmpp deploy submit evaluate --address http://head:8265",
+    )
+)
 def submit(
     job: Annotated[str, typer.Argument(help="prepare, train, tune, evaluate, promote, ...")],
     overrides: Annotated[
@@ -148,7 +166,9 @@ def submit(
     run_command(work, _print_status, as_json)
 
 
-@deploy_app.command()
+@deploy_app.command(
+    epilog=examples("dpmpp deploy status", "dpmpp deploy status JOB --address http://head:8265")
+)
 def status(
     name: Annotated[str | None, typer.Argument(help="Default: every job.")] = None,
     address: JobAddress = None,
@@ -169,7 +189,7 @@ def status(
     run_command(work, show, as_json)
 
 
-@deploy_app.command()
+@deploy_app.command(epilog=examples("dpmpp deploy logs JOB", "dpmpp deploy logs JOB --follow"))
 def logs(
     name: Annotated[str, typer.Argument(help="As `status` names it.")],
     follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False,
@@ -191,7 +211,9 @@ def logs(
     run_command(work, lambda result: None, False)
 
 
-@deploy_app.command()
+@deploy_app.command(
+    epilog=examples("dpmpp deploy stop JOB", "dpmpp deploy stop JOB --namespace dpmpp")
+)
 def stop(
     name: Annotated[str, typer.Argument(help="As `status` names it.")],
     address: JobAddress = None,

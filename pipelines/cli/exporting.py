@@ -8,12 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli import show
+from pipelines.cli.help_pages import RELEASE, examples
 from pipelines.cli.options import Json, RequiredModel, run_command
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(
+    rich_help_panel=RELEASE,
+    epilog=examples(
+        "dpmpp export --model runs/RUN",
+        "dpmpp export --model shipped --out model.onnx",
+        "dpmpp export --model models:/NAME@champion --out model.onnx",
+    ),
+)
 def export(
     model: RequiredModel,
     out: Annotated[

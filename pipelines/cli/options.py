@@ -16,10 +16,15 @@ import typer
 
 from dpmpp_core.errors import UserError
 from dpmpp_core.redaction import one_line, redact
+from pipelines.cli.completion import PARTS, complete_from, complete_override, complete_shipped
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Configuration values to change."),
+    typer.Argument(
+        metavar="[SECTION.KEY=VALUE]...",
+        help="Configuration values to change; `dpmpp config explain` lists the keys.",
+        autocompletion=complete_override,
+    ),
 ]
 Data = Annotated[
     str | None,
@@ -32,7 +37,10 @@ Data = Annotated[
 ConfigName = Annotated[
     str,
     typer.Option(
-        "--config", envvar="DPMPP_CONFIG", help="Name of a shipped recipe, or a YAML file."
+        "--config",
+        envvar="DPMPP_CONFIG",
+        help="Name of a shipped recipe, or a YAML file.",
+        autocompletion=complete_shipped(),
     ),
 ]
 StorageUri = Annotated[
@@ -54,9 +62,12 @@ Address = Annotated[
 ]
 _MODEL = (
     "Folder of a saved model, of the stage or run that trained it, s3://bucket/prefix, FILE.onnx, "
-    "models:/NAME@ALIAS or models:/NAME/VERSION."
+    "models:/NAME@ALIAS, models:/NAME/VERSION, or shipped; `dpmpp models` lists them."
 )
 RequiredModel = Annotated[str, typer.Option("--model", help=_MODEL)]
+IndexedModel = Annotated[
+    str, typer.Option("--model", help=f"{_MODEL} The default has learnt from drawn people only.")
+]
 Model = Annotated[
     str | None, typer.Option("--model", help=f"{_MODEL} Default: train one on the data.")
 ]
@@ -67,8 +78,13 @@ Bands = Annotated[
 ]
 Parts = Annotated[
     str | None,
-    typer.Option("--parts", help="Parts occluded; default: any,top,bottom,side."),
+    typer.Option(
+        "--parts",
+        help="Parts occluded; default: any,top,bottom,side.",
+        autocompletion=complete_from(*PARTS),
+    ),
 ]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print all tables of the result.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one result object as the last line of stdout.")
 ]

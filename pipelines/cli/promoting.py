@@ -6,19 +6,34 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.cli.completion import complete_shipped
+from pipelines.cli.help_pages import RELEASE, examples
 from pipelines.cli.options import Json, StorageUri, TrackingUri, run_command
 from pipelines.cli.show_promotion import show_promotion
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(
+    rich_help_panel=RELEASE,
+    epilog=examples(
+        "dpmpp promote dpmpp-demo --explain",
+        "dpmpp promote dpmpp-demo --gate demo",
+        "dpmpp promote dpmpp-demo --rollback",
+    ),
+)
 def promote(
     name: Annotated[str, typer.Argument(help="The registered model, such as dpmpp-demo.")],
     version: Annotated[
         int | None, typer.Option(help="Version to promote. Default: the candidate.")
     ] = None,
-    gate: Annotated[str, typer.Option(help="Name of a shipped gate, or a YAML file.")] = "default",
+    gate: Annotated[
+        str,
+        typer.Option(
+            help="Name of a shipped gate, or a YAML file.",
+            autocompletion=complete_shipped("gates"),
+        ),
+    ] = "default",
     data: Annotated[
         str | None,
         typer.Option(help="Where the evaluation's images are. Default: where they were."),

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli import show_search
-from pipelines.cli.options import Address, Json, RequiredModel, run_command
+from pipelines.cli.completion import ENGINES, INDEX_SPLITS, STORED_TYPES, complete_from
+from pipelines.cli.help_pages import START, examples
+from pipelines.cli.options import Address, IndexedModel, Json, run_command
 
 app = typer.Typer()
 index_app = typer.Typer(help="Build and maintain gallery indexes.", no_args_is_help=True)
@@ -18,7 +20,11 @@ ImageData = Annotated[
     str, typer.Option("--data", help="Any folder of images, or s3://bucket/prefix.")
 ]
 Split = Annotated[
-    str, typer.Option(help="train, query or gallery of a known layout; or all of the folder.")
+    str,
+    typer.Option(
+        help="train, query or gallery of a known layout; or all of the folder.",
+        autocompletion=complete_from(*INDEX_SPLITS),
+    ),
 ]
 Labels = Annotated[
     str | None,
@@ -44,18 +50,26 @@ Approximate = Annotated[
 ]
 
 
-@index_app.command("build")
+@index_app.command(
+    "build",
+    epilog=examples(
+        "dpmpp index build --index GALLERY --data PHOTOS",
+        "dpmpp index build --index GALLERY --data PHOTOS --model runs/RUN",
+        "dpmpp index build --index GALLERY --data PHOTOS --stored int8+float32",
+    ),
+)
 def index_build(
     index: Index,
     data: ImageData,
-    model: RequiredModel,
+    model: IndexedModel = "shipped",
     split: Split = "all",
     labels: Labels = None,
     stored: Annotated[
         str,
         typer.Option(
             help="Type of the features: float32, float16, bfloat16, int8; or int8+float32, which "
-            "reads int8 and returns what float32 returns."
+            "reads int8 and returns what float32 returns.",
+            autocompletion=complete_from(*STORED_TYPES),
         ),
     ] = "float32",
     address: Address = None,
@@ -74,7 +88,13 @@ def index_build(
     run_command(work, show_search.show_added, as_json)
 
 
-@index_app.command("add")
+@index_app.command(
+    "add",
+    epilog=examples(
+        "dpmpp index add --index GALLERY --data PHOTOS",
+        "dpmpp index add --index GALLERY --data PHOTOS --labels labels.csv",
+    ),
+)
 def index_add(
     index: Index,
     data: ImageData,
@@ -94,7 +114,13 @@ def index_add(
     run_command(work, show_search.show_added, as_json)
 
 
-@index_app.command("delete")
+@index_app.command(
+    "delete",
+    epilog=examples(
+        "dpmpp index delete --index GALLERY --image PHOTOS/a.jpg --image PHOTOS/b.jpg",
+        "dpmpp index delete --index GALLERY --pid 7",
+    ),
+)
 def index_delete(
     index: Index,
     image: Annotated[
@@ -113,7 +139,12 @@ def index_delete(
     run_command(work, show_search.show_index, as_json)
 
 
-@index_app.command("compact")
+@index_app.command(
+    "compact",
+    epilog=examples(
+        "dpmpp index compact --index GALLERY", "dpmpp index compact --index GALLERY --approximate"
+    ),
+)
 def index_compact(
     index: Index,
     approximate: Annotated[
@@ -136,7 +167,12 @@ def index_compact(
     run_command(work, show_search.show_index, as_json)
 
 
-@index_app.command("info")
+@index_app.command(
+    "info",
+    epilog=examples(
+        "dpmpp index info --index GALLERY", "dpmpp index info --index s3://bucket/gallery --json"
+    ),
+)
 def index_info(index: AnyIndex, as_json: Json = False) -> None:
     """Show what is in an index."""
 
@@ -148,7 +184,13 @@ def index_info(index: AnyIndex, as_json: Json = False) -> None:
     run_command(work, show_search.show_index, as_json)
 
 
-@index_app.command("calibrate")
+@index_app.command(
+    "calibrate",
+    epilog=examples(
+        "dpmpp index calibrate --index GALLERY --data DIR",
+        "dpmpp index calibrate --index GALLERY --data DIR --base-rate 0.001",
+    ),
+)
 def index_calibrate(
     index: Index,
     data: Annotated[
@@ -173,7 +215,14 @@ def index_calibrate(
     run_command(work, show_search.show_calibration, as_json)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=START,
+    epilog=examples(
+        "dpmpp search --index GALLERY --query PICTURE.jpg --html page.html",
+        "dpmpp search --index GALLERY --query FOLDER --tracklet --top 5",
+        "dpmpp search --index GALLERY --query PICTURE.jpg --from 2026-11-27 --camera 2",
+    ),
+)
 def search(
     index: AnyIndex,
     query: Annotated[str, typer.Option(help="A picture, or a folder of pictures.")],
@@ -194,7 +243,11 @@ def search(
         bool, typer.Option("--tracklet", help="All pictures of the folder are of one person.")
     ] = False,
     engine: Annotated[
-        str, typer.Option(help="torch, or onnx: run the file that `dpmpp export` wrote.")
+        str,
+        typer.Option(
+            help="torch, or onnx: run the file that `dpmpp export` wrote.",
+            autocompletion=complete_from(*ENGINES),
+        ),
     ] = "torch",
     approximate: Approximate = False,
     no_mask: Annotated[
@@ -226,7 +279,13 @@ def search(
     run_command(work, show_search.show_results, as_json)
 
 
-@app.command("app")
+@app.command(
+    "app",
+    rich_help_panel=START,
+    epilog=examples(
+        "dpmpp app --index GALLERY", "dpmpp app --index s3://bucket/gallery --port 8600"
+    ),
+)
 def web_app(
     index: AnyIndex,
     port: Annotated[int, typer.Option(help="Of the address http://127.0.0.1:PORT.")] = 8501,

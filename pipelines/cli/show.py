@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from dpmpp_core.percent import format_percent
 from dpmpp_core.redaction import one_line
 
 MAX_LISTED_FILES = 20
+WIDEST = 1000  # characters of a table that is not to be broken
+MODEL_FIGURES = {"occluded": "mAP OCCLUDED", "holistic": "mAP WHOLE"}  # by query set
 
 
 def show_result(result: dict[str, Any]) -> None:
@@ -81,21 +84,64 @@ def show_data(result: dict[str, Any]) -> None:
     show_left_out(console, result["quarantined"])
     for warning in result["warnings"]:
         console.print(f"warning: {escape(one_line(warning))}", highlight=False, soft_wrap=True)
+    show_hint(console, result)
 
 
-def show_left_out(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """Print how many files are quarantined for which reason, the first by name."""
+def show_hint(console: Console, result: dict[str, Any]) -> None:
+    """Print the question whether pictures are whole scenes, if there is one."""
+    if result.get("hint"):
+        console.print(escape(one_line(result["hint"])), highlight=False, soft_wrap=True)
+
+
+def show_left_out(
+    console: Console, rows: Sequence[dict[str, Any]], listed: int = MAX_LISTED_FILES
+) -> None:
+    """Print how many files are quarantined for which reason, and the first `listed` by name."""
     if rows:
         reasons = Counter(row["reason"] for row in rows)
-        listed = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
-        console.print(f"{len(rows)} left out: {listed}", highlight=False)
-    for row in rows[:MAX_LISTED_FILES]:
+        why = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+        console.print(f"{len(rows)} left out: {why}", highlight=False)
+    for row in rows[:listed]:
         line = f"{row['path']}: {row['reason']} ({row['detail']})"
         console.print(escape(f"  {one_line(line)}"), highlight=False, soft_wrap=True)
-    if len(rows) > MAX_LISTED_FILES:
+    if len(rows) > listed > 0:
         console.print(
-            f"  ... and {len(rows) - MAX_LISTED_FILES} more, in quarantine.parquet", highlight=False
+            f"  ... and {len(rows) - listed} more, in quarantine.parquet", highlight=False
         )
+
+
+def show_keys(result: dict[str, Any]) -> None:
+    """Print what each configuration key means, and its value in a recipe."""
+    console = Console()
+    for key in result["keys"]:
+        stages = ", ".join(key["stages"])
+        lines = (
+            f"  {key['description']}",
+            f"  {key['type']}" + (f": {key['allowed']}" if key["allowed"] else ""),
+            f"  default {json.dumps(key['default'])}; {result['config']} has "
+            f"{json.dumps(key['value'])}; "
+            + (f"read by: {stages}" if stages else "changes no result"),
+        )
+        console.print(key["key"], style="bold", highlight=False, markup=False)
+        for line in lines:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_models(result: dict[str, Any]) -> None:
+    """Print a table of models by the names that `--model` takes; names are never broken."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("NAME", "KIND", "TRAINED ON", "DATE", *MODEL_FIGURES.values()):
+        table.add_column(column, justify="right" if "mAP" in column else "left", no_wrap=True)
+    for model in result["models"]:
+        kind = " ".join((model["kind"], *(f"@{alias}" for alias in model["aliases"])))
+        figures = (100 * model["mAP"][n] if n in model["mAP"] else None for n in MODEL_FIGURES)
+        cells = (model["name"], kind, model["trained_on"], model["date"])
+        table.add_row(*(escape(one_line(c)) for c in cells), *map(_percent, figures))
+    Console(width=WIDEST, highlight=False).print(table)
+    Console().print(
+        "mAP (%): of the test persons of the same data, with masks; - = not known",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def show_demo(result: dict[str, Any]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from dpmpp_core.redaction import one_line
-from pipelines.cli.show import show_left_out
+from pipelines.cli.show import show_hint, show_left_out
 
 
 def show_added(result: dict[str, Any]) -> None:
@@ -19,6 +20,7 @@ def show_added(result: dict[str, Any]) -> None:
         f"labels, {result['seconds']:.1f} s"
     )
     show_left_out(Console(), result["quarantined"])
+    show_hint(Console(), result)
     show_index(result)
 
 
@@ -119,8 +121,30 @@ def show_results(result: dict[str, Any]) -> None:
             "--base-rate changes it"
         )
     show_left_out(console, result["quarantined"])
+    show_hint(console, result)
     if "html" in result:
         _print_line(f"page: {result['html']}")
+
+
+def show_crops(result: dict[str, Any]) -> None:
+    """Print what was cut out of each source, and the commands that search it."""
+    table = Table(title=one_line(result["root"]), title_justify="left")
+    for column in ("camera", "source", "frames", "tracklets", "pictures"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    for row in result["cameras"]:
+        camera = "" if row["camera"] is None else str(row["camera"])
+        counts = (f"{row[key]:,}" for key in ("frames", "tracklets", "crops"))
+        table.add_row(camera, one_line(row["source"]), *counts)
+    console = Console()
+    console.print(table, markup=False)
+    show_left_out(console, result["quarantined"])
+    out = shlex.quote(result["out"])
+    _print_line(f"{result['crops']:,} pictures in {result['out']}, {result['seconds']:.1f} s")
+    _print_line("search them:")
+    labels = shlex.quote(result["labels"])
+    _print_line(f"  dpmpp index build --index GALLERY --data {out} --labels {labels} --model MODEL")
+    if result["tracklets"]:
+        _print_line(f"  dpmpp search --index GALLERY --query {out}/VIDEO/TRACKLET --tracklet")
 
 
 def _print_line(text: str) -> None:

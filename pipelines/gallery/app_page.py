@@ -11,7 +11,8 @@ import sys
 
 import streamlit as st
 
-from dpmpp_core.data.images import decode
+from dpmpp_core.data.images import decode, is_wide
+from dpmpp_core.data.scenes import scene_hint
 from dpmpp_core.data.sightings import parse_time
 from dpmpp_core.errors import UserError
 from dpmpp_core.index import RowFilter, describe_index
@@ -44,7 +45,7 @@ def main() -> None:
         masked = st.checkbox("Use the mask", value=True, help="Off: trust the whole picture.")
     dropped = st.file_uploader(
         "A picture of one person, cut to the person",
-        ["jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp"],
+        ["jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp", "avif", "heic", "heif"],
     )
     if dropped is None:
         return
@@ -60,6 +61,9 @@ def main() -> None:
     except UserError as error:
         st.error(str(error))
         return
+    hint = scene_hint(is_wide(picture), 1, "FOLDER")
+    if hint:
+        st.info(hint)
     st.html(render_answer(QueryAnswer(dropped.name, picture, query, results.hits[0])))
     facts_shown = searcher.describe(where, results.scored)
     if "search" in facts_shown:

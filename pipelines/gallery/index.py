@@ -26,10 +26,12 @@ from dpmpp_core.data.files import (
 from dpmpp_core.data.inspection import inspect_picture
 from dpmpp_core.data.manifest import QUARANTINE_SCHEMA
 from dpmpp_core.data.names import canonical
+from dpmpp_core.data.scenes import scene_hint
 from dpmpp_core.data.sightings import LABELS, Sighting, Sightings, find_sightings, read_labels
 from dpmpp_core.errors import DataError
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, Stored, describe_index
 from dpmpp_core.index.manifest import Segment
+from dpmpp_core.models.sources import SHIPPED, SHIPPED_WORTH
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import from_columns, refuse_unusable, to_columns
 from pipelines.gallery.selection import match_images
@@ -72,6 +74,7 @@ def build_index(folder: str, model: str, stored: Stored, images: ImageSource) ->
     """
     listing, sightings = find_images(images)
     source = resolve_model_source(model)
+    _state_worth(source)
     version = read_model_version(source)
     path = resolve_local_folder(folder)
     if (path / "index.json").exists():
@@ -106,7 +109,9 @@ def add_images(folder: str, images: ImageSource, model: str | None = None) -> di
     index = GalleryIndex.open(resolve_local_folder(folder))
     source = resolve_model_source(model or index.manifest.source)
     index.check(read_model_version(source), f"the model {source}")
-    return _add_sightings(index, source, *find_images(images), images.address)
+    listing, sightings = find_images(images)
+    _state_worth(source)
+    return _add_sightings(index, source, listing, sightings, images.address)
 
 
 def delete_images(folder: str, images: Sequence[str], pids: Sequence[int]) -> dict[str, Any]:
@@ -202,9 +207,9 @@ class EmbedImages:
         self._root, self._masks = root, masks
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the columns row, sha256, reason, detail, features and, with `masks`, masks.
+        """Return the columns row, sha256, reason, detail, width, height, features and masks.
 
-        Features and masks of bad images are zeros.
+        Masks come with `masks`. Features and masks of bad images are zeros.
         """
         inspected = [inspect_picture(self._root, path) for path in batch["path"]]
         pictures = [picture for _, picture in inspected if picture is not None]
@@ -220,7 +225,17 @@ class EmbedImages:
             name: np.array([row[name] for row, _ in inspected], object)
             for name in ("sha256", "reason", "detail")
         }
-        return {"row": batch["row"], **texts, **columns}
+        sizes = {
+            name: np.array([row[name] for row, _ in inspected], np.int32)
+            for name in ("width", "height")
+        }
+        return {"row": batch["row"], **texts, **sizes, **columns}
+
+
+def _state_worth(source: str) -> None:
+    """Log what the package's own model is worth, which is taken where none is named."""
+    if source == SHIPPED:
+        log.info("model: %s", SHIPPED_WORTH)
 
 
 def find_images(images: ImageSource) -> tuple[FileListing, Sightings]:
@@ -274,6 +289,7 @@ def _add_sightings(
         "known": len(known) + writer.known,
         "relabelled": relabelled,
         "quarantined": quarantine,
+        "hint": scene_hint(writer.wide, writer.read, redact(listing.root)),
         "seconds": round(time.monotonic() - start, 2),
     }
 
@@ -312,6 +328,7 @@ class _IndexWriter:
     def __init__(self, index: GalleryIndex, rejected: list[Rejected]) -> None:
         self.index, self.rejected = index, rejected
         self.added = self.replaced = self.known = 0
+        self.read = self.wide = 0  # good pictures, and those of them that are wider than high
         self._rows: list[pa.Table] = []
         self._features: list[dict[str, np.ndarray]] = []
         self._last = time.monotonic()
@@ -322,6 +339,8 @@ class _IndexWriter:
         good = part["reason"] == ""
         bad = zip(rows["path"].to_pylist(), part["reason"], part["detail"], good, strict=True)
         self.rejected += [Rejected(path, reason, why) for path, reason, why, ok in bad if not ok]
+        self.read += int(good.sum())
+        self.wide += int((part["width"] > part["height"])[good].sum())
         features = {n: x[good] for n, x in part.items() if n.startswith("feature_")}
         rows = rows.append_column("sha256", pa.array(part["sha256"], pa.string()))
         rows = rows.filter(pa.array(good)).select(ROW_SCHEMA.names)

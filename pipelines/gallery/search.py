@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from dpmpp_core.data.files import Rejected, ensure_writable, list_files, resolve_path
-from dpmpp_core.data.images import Image
+from dpmpp_core.data.images import Image, is_wide
 from dpmpp_core.data.inspection import inspect_picture
+from dpmpp_core.data.scenes import scene_hint
 from dpmpp_core.data.sightings import find_sightings, show_time
 from dpmpp_core.errors import ConfigError, DataError, WeightsError
 from dpmpp_core.index import GalleryIndex, RowFilter, SearchResult, search
@@ -116,6 +117,7 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
                         request.address, request.engine, request.approximate)  # fmt: skip
     require_cameras(searcher.index, request.where)
     answers: list[tuple[str, Image, QueryEmbeddings, list[Hit]]] = []
+    wide = read = 0
     scored = 0
     if request.tracklet:
         picture, query = searcher.embed_as_one(root, paths, refused, request.masked)
@@ -124,6 +126,8 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
     with progress_bar("searched", len(paths)) as shown:
         for start in range(0, len(paths), BATCH_QUERIES):
             pictures = _read_pictures(root, paths[start : start + BATCH_QUERIES], refused)
+            read += len(pictures)
+            wide += sum(is_wide(picture) for picture in pictures.values())
             if pictures:
                 query = searcher.embed(list(pictures.values()), list(pictures), request.masked)
                 best, scored = searcher.find(query, request.top, request.where)
@@ -146,6 +150,7 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
             for image, _, _, hits in answers
         ],
         "quarantined": [row._asdict() for row in refused],
+        "hint": scene_hint(wide, read, redact(request.query)),
     }
     if request.html is not None:
         from pipelines.gallery.pages import QueryAnswer, write_search_page

@@ -25,14 +25,14 @@ from dpmpp_core.data.images import decode
 from dpmpp_core.demo.generate import draw_shots
 from dpmpp_core.demo.plan import plan_shots
 from dpmpp_core.errors import ArgumentError, WeightsError
-from dpmpp_core.models.reid import NAME, ReidModel, load_model
+from dpmpp_core.models.reid import ReidModel, load_model
 from dpmpp_core.models.saved import read_card
+from dpmpp_core.models.sources import GRAPH_SUFFIX, NAME
 from dpmpp_core.retrieval import to_columns
 from pipelines.inference.onnx_model import (
     FORMAT,
     INPUT,
     OCCLUDED,
-    SUFFIX,
     OnnxModel,
     import_package,
 )
@@ -68,8 +68,8 @@ def export(model: Path, out: Path) -> dict[str, Any]:
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         import_package(package)
-    if out.is_dir() or out.suffix != SUFFIX:
-        raise ArgumentError(f"--out {out}: name the file to be written, NAME{SUFFIX}")
+    if out.is_dir() or out.suffix != GRAPH_SUFFIX:
+        raise ArgumentError(f"--out {out}: name the file to be written, NAME{GRAPH_SUFFIX}")
     ensure_writable(out.parent)
     loaded = load_model(model)
     size = sum(p.numel() * p.element_size() for p in loaded.state_dict().values())

@@ -12,17 +12,17 @@ import numpy as np
 from dpmpp_core.config import DataConfig
 from dpmpp_core.errors import ConfigError, WeightsError
 from dpmpp_core.models.bands import SPACE as BANDS
-from dpmpp_core.models.reid import NAME, Embedded, fitted
+from dpmpp_core.models.reid import Embedded, fitted
+from dpmpp_core.models.sources import GRAPH_SUFFIX, NAME
 from dpmpp_core.retrieval import from_columns, to_columns
 
-SUFFIX = ".onnx"
 INPUT, OCCLUDED = "images", "occluded"
 FORMAT = "dpmpp-1"
 
 
 def default_graph_path(model: str) -> str:
     """Return the default path of the graph of a saved model."""
-    return model if model.endswith(SUFFIX) else f"{model.rstrip('/')}/{NAME}{SUFFIX}"
+    return model if model.endswith(GRAPH_SUFFIX) else f"{model.rstrip('/')}/{NAME}{GRAPH_SUFFIX}"
 
 
 class OnnxModel:

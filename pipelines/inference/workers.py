@@ -18,11 +18,12 @@ from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.models.encoder import ImageEncoder
 from dpmpp_core.models.person_masks import person_masks
 from dpmpp_core.models.pixels import to_tensor_batch
-from dpmpp_core.models.reid import NAME, ReidModel, load_model, start_clip
+from dpmpp_core.models.reid import ReidModel, load_model, start_clip
 from dpmpp_core.models.saliency import SaliencyModel
 from dpmpp_core.models.saved import read_card
+from dpmpp_core.models.sources import GRAPH_SUFFIX, NAME
 from dpmpp_core.retrieval import compute_stripe_histogram, to_columns
-from pipelines.inference.onnx_model import SUFFIX, OnnxModel
+from pipelines.inference.onnx_model import OnnxModel
 from pipelines.runtime.device import assigned_device
 from pipelines.runtime.storage import Storage
 
@@ -45,7 +46,7 @@ class ModelLocation:
     @property
     def is_graph(self) -> bool:
         """Whether it is a file of `dpmpp export`."""
-        return not self.key and self.storage.endswith(SUFFIX)
+        return not self.key and self.storage.endswith(GRAPH_SUFFIX)
 
     def load(self) -> ReidModel | OnnxModel:
         """Load the model, for one thread, on the GPU of this worker if it has one."""

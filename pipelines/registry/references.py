@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpmpp_core.errors import ConfigError, WeightsError
-from dpmpp_core.models.reid import CARD_FILE
+from dpmpp_core.models.sources import CARD_FILE, REGISTRY_SCHEME
 from pipelines.runtime.storage import cache_folder, sqlite_uri
 
 if TYPE_CHECKING:
     from pipelines.registry.client import Registry
 
-SCHEME = "models:/"
 MODEL_URI_PATTERN = re.compile(r"models:/(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<version>\d+))")
 TRACKING_URI_VARIABLES = ("DPMPP_TRACKING_URI", "MLFLOW_TRACKING_URI")
 
 
 def is_registered(source: str) -> bool:
     """Return whether a model is named as in the registry, not by its location."""
-    return source.startswith(SCHEME)
+    return source.startswith(REGISTRY_SCHEME)
 
 
 def get_registry_uri() -> str:
@@ -64,7 +63,7 @@ def resolve_model_uri(source: str) -> str:
         TrackingError: the registry does not answer.
     """
     registry, number = _find_version(source)
-    return f"{SCHEME}{registry.name}/{number}"
+    return f"{REGISTRY_SCHEME}{registry.name}/{number}"
 
 
 def fetch_registered(source: str) -> Path:

@@ -29,8 +29,8 @@ from mlflow.types.schema import Array
 import dpmpp_core
 from dpmpp_core.data.manifest import Manifest, rows_sha256
 from dpmpp_core.errors import WeightsError
-from dpmpp_core.models.reid import NAME
 from dpmpp_core.models.saved import read_card
+from dpmpp_core.models.sources import NAME
 from dpmpp_core.redaction import redact
 from pipelines.registry import record
 from pipelines.registry.client import CANDIDATE, FILES, WEIGHTS, hash_files

@@ -18,6 +18,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ def sqlite_uri(folder: Path) -> str:
             "another --storage, or an MLflow server with --tracking-uri"
         )
     return f"{SQLITE}{folder}/mlflow.db"
+
+
+def shorten_path(path: str) -> str:
+    """Return a local path relative to the working folder where it is in it, else as it is."""
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
 
 
 def cache_folder() -> Path:
@@ -112,6 +118,10 @@ class Storage:
         """Return the key's path or URI as a user writes it."""
         return f"{self.uri}/{key}"
 
+    def short_location(self, key: str) -> str:
+        """Return the location of a key, relative to the working folder where it is in it."""
+        return shorten_path(self.location(key)) if self.is_local else self.location(key)
+
     def marker(self, key: str) -> dict[str, Any] | None:
         """Return the marker of a committed folder, or None."""
         return self.read_json(f"{key}/{MARKER}")
@@ -151,6 +161,18 @@ class Storage:
         selector = fs.FileSelector(self.path(key), allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
         return sorted(f"{key}/{i.base_name}" for i in infos if i.type == fs.FileType.File)
+
+    @patient
+    def folders(self, key: str = "") -> list[str]:
+        """Return the sorted names of the visible folders in a folder; none where there is none."""
+        selector = fs.FileSelector(f"{self.base}/{key}".rstrip("/"), allow_not_found=True)
+        infos = self.filesystem.get_file_info(selector)
+        names = (i.base_name for i in infos if i.type == fs.FileType.Directory)
+        return sorted(name for name in names if not name.startswith("."))
+
+    def changed_at(self, key: str) -> datetime | None:
+        """Return when a file was last written, or None where there is none."""
+        return self._file_info(key).mtime
 
     @patient
     def has_files(self) -> bool:

@@ -17,8 +17,8 @@ from dpmpp_core.data.given_masks import true_visibility
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.occlusion_ratios import occlusion_ratios
 from dpmpp_core.errors import DataError
-from dpmpp_core.models.reid import NAME
 from dpmpp_core.models.saved import read_card
+from dpmpp_core.models.sources import GRAPH_SUFFIX, NAME
 from dpmpp_core.occlusion.visibility import body_auc
 from dpmpp_core.redaction import one_line
 from dpmpp_core.retrieval import (
@@ -38,7 +38,7 @@ from dpmpp_core.retrieval import (
 from dpmpp_core.retrieval.queries import to_table
 from pipelines.inference.embed import embed_manifest_rows
 from pipelines.inference.embeddings_file import save_embeddings
-from pipelines.inference.onnx_model import SUFFIX, OnnxModel
+from pipelines.inference.onnx_model import OnnxModel
 from pipelines.inference.workers import ModelLocation
 from pipelines.reporting.mlflow_record import (
     TABLE_FILE,
@@ -115,7 +115,7 @@ def count_persons(prepared: Stage) -> dict[str, int]:
 
 def _weights_hash(model: str) -> str:
     """Return the hash of a saved model's weights, since its folder may get another model."""
-    if model.endswith(SUFFIX):
+    if model.endswith(GRAPH_SUFFIX):
         return f"onnx {OnnxModel(model, threads=1).weights_sha256}"
     return str(read_card(Path(model), NAME).get("weights_sha256"))
 

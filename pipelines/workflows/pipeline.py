@@ -51,6 +51,7 @@ class StageSpec:
         needs: the stages whose results it reads, or that come before it.
         applies: whether the stage is part of a pipeline with this configuration, these options and
             this requested stage; if not, it is left out together with its needs.
+        reads: the sections and keys of the configuration that decide its result.
     """
 
     name: str
@@ -58,6 +59,7 @@ class StageSpec:
     run: Callable[[Pipeline], Stage | None]
     needs: tuple[str, ...] = ()
     applies: Callable[[Config, Options, str], bool] = lambda config, options, until: True
+    reads: tuple[str, ...] = ()
 
 
 def _prepare(p: Pipeline) -> Stage:
@@ -192,34 +194,57 @@ def _measures_robustness(config: Config, options: Options, until: str) -> bool:
     return until == "robustness" or config.evaluation.robustness
 
 
+_SIZE = ("data.height", "data.width")
+_PIXELS = (*_SIZE, "data.mean", "data.std")
+_TRAINING = ("model", "augment", "occlusion", *_PIXELS, "seed")
+_ENCODER = ("model.backbone", "model.pretrained", "model.checkpoint", "model.stride")
+_TEXT = ("model.prompt", "model.prompt_tokens", "model.normalise_text")
+
 STAGES = (
-    StageSpec("prepare", "Check the images and write the manifest.", _prepare),
-    StageSpec("saliency", "Compute the person masks (stage 0).", _saliency, ("prepare",)),
+    StageSpec("prepare", "Check the images and write the manifest.", _prepare,
+              reads=("data.layout", "data.camera", "data.occluded_queries", "data.demo")),
+    StageSpec("saliency", "Compute the person masks (stage 0).", _saliency, ("prepare",),
+              reads=("saliency", "model", *_PIXELS, "augment.flip", "augment.pad",
+                     "metric.precision", "seed")),
     StageSpec("features", "Embed the training images with the encoder that training starts from.",
-              _features, ("prepare",), _has_text),
+              _features, ("prepare",), _has_text, (*_ENCODER, *_PIXELS, "seed")),
     StageSpec("prompts", "Learn the text prototypes (stage 1).",
-              _prompts, ("prepare", "saliency", "features"), _has_text),
+              _prompts, ("prepare", "saliency", "features"), _has_text,
+              ("prompts", *_ENCODER, *_TEXT, "seed")),
     StageSpec("metric", "Train the model (stage 2).",
-              _metric, ("prepare", "saliency", "prompts"), _trains_metric),
+              _metric, ("prepare", "saliency", "prompts"), _trains_metric, ("metric", *_TRAINING)),
     StageSpec("pretrain", "Train a small CLIP on generated people.",
-              _pretrain, ("prepare", "saliency"), _pretrains),
+              _pretrain, ("prepare", "saliency"), _pretrains,
+              ("pretrain", *_TRAINING, "metric.precision")),
     StageSpec("head", "Train the visibility head on generated people.",
-              _head, ("prepare", "saliency")),
+              _head, ("prepare", "saliency"), reads=("head", *_TRAINING, "metric.precision")),
     StageSpec("evaluate", "Measure a model: the one trained on the data, or any saved one.",
-              _evaluate, ("prepare", "metric", "pretrain")),
+              _evaluate, ("prepare", "metric", "pretrain"),
+              reads=("evaluation.batch", "evaluation.shots", "seed")),
     StageSpec("captions", "Measure how well the pretrained CLIP matches captions to images.",
-              _captions, ("pretrain", "evaluate")),
+              _captions, ("pretrain", "evaluate"), reads=(*_ENCODER, *_SIZE)),
     StageSpec("robustness", "Measure a model on clean queries occluded more and more: mAP and "
               "rank-1 by part and share.",
-              _robustness, ("prepare", "evaluate", "saliency"), _measures_robustness),
+              _robustness, ("prepare", "evaluate", "saliency"), _measures_robustness,
+              ("evaluation.robustness", "evaluation.batch", *_SIZE, "occlusion.backgrounds",
+               "occlusion.background_share", "seed")),
     StageSpec("report", "Write the report; nothing is registered.",
               _report, ("prepare", "saliency", "metric", "evaluate", "robustness")),
     StageSpec("register", "Register the model in MLflow, as the candidate.",
               _register, ("prepare", "metric", "evaluate", "report")),
     StageSpec("synthesis", "Write a data set with occluded queries, in Market-1501 layout.",
-              _synthesis, ("prepare", "saliency")),
+              _synthesis, ("prepare", "saliency"),
+              reads=(*_SIZE, "occlusion.backgrounds", "occlusion.background_share", "seed")),
 )  # fmt: skip
 STAGE = {spec.name: spec for spec in STAGES}
+
+
+def list_readers(key: str) -> list[str]:
+    """Return the names of the stages whose result a configuration key decides."""
+    return [
+        spec.name for spec in STAGES
+        if any(key == name or key.startswith(f"{name}.") for name in spec.reads)
+    ]  # fmt: skip
 
 
 def plan_stages(config: Config, options: Options, until: str) -> list[StageSpec]:
@@ -248,6 +273,7 @@ def run_pipeline(options: Options, until: str = "register") -> dict[str, Any]:
         UserError: configuration, weights or data.
     """
     from dpmpp_core.errors import ConfigError
+    from pipelines.workflows.next_steps import list_next_steps
     from pipelines.workflows.session import load_run_config, open_session
 
     config = load_run_config(options)
@@ -271,6 +297,8 @@ def run_pipeline(options: Options, until: str = "register") -> dict[str, Any]:
             stage = spec.run(pipeline)
             if stage is not None:
                 pipeline.done[spec.name] = stage
+        if "metric" in pipeline.done:
+            pipeline.extra["next"] = list_next_steps(run, pipeline.done)
         return _collect_result(run) | pipeline.extra
 
 

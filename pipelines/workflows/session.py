@@ -13,10 +13,10 @@ from dpmpp_core.data.donors import list_backgrounds
 from dpmpp_core.data.files import resolve_path
 from dpmpp_core.errors import ArgumentError, ConfigError
 from dpmpp_core.models.clip import check_weights, find_tokenizer, grid_size
-from dpmpp_core.models.reid import NAME
 from dpmpp_core.models.saved import read_card
+from dpmpp_core.models.sources import GRAPH_SUFFIX, NAME
 from dpmpp_core.models.weights import has_text
-from pipelines.inference.onnx_model import SUFFIX, OnnxModel
+from pipelines.inference.onnx_model import OnnxModel
 from pipelines.runtime.nodes import check_nodes
 from pipelines.runtime.resources import Plan, connect
 from pipelines.runtime.run import Run
@@ -147,7 +147,7 @@ def _check(config: Config, options: Options, loads_encoder: bool) -> None:
     if options.model is None:
         if loads_encoder:
             _check_encoder(config.model)
-    elif options.model.endswith(SUFFIX):
+    elif options.model.endswith(GRAPH_SUFFIX):
         OnnxModel(options.model)
     else:
         read_card(Path(options.model), NAME)

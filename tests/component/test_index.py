@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -16,7 +17,8 @@ from mlflow.tracking import MlflowClient
 import pipelines.gallery.index
 from dpmpp_core.errors import ConfigError, DataError, WeightsError
 from dpmpp_core.index import GalleryIndex, RowFilter, search
-from dpmpp_core.models.reid import CARD_FILE, load_model
+from dpmpp_core.models.reid import load_model
+from dpmpp_core.models.sources import CARD_FILE, SHIPPED, SHIPPED_WORTH
 from pipelines.gallery.calibration import calibrate_index, read_calibration
 from pipelines.gallery.index import (
     ImageSource,
@@ -93,6 +95,30 @@ def test_a_folder_is_indexed_and_only_what_is_new_is_added_later(
     labels.write_text("path,pid,camid\n3.jpg,5,8\n4.jpg,6,8\n")
     told = add_images(str(folder), ImageSource(str(data), labels=str(labels)))
     assert (told["added"], told["relabelled"], told["persons"], told["cameras"]) == (0, 2, 2, [8])
+
+
+def test_without_a_model_the_packages_own_is_taken_and_its_worth_stated_first(
+    cluster: None, small_demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos, folder = tmp_path / "photos", str(tmp_path / "index")
+    photos.mkdir()
+    pictures = sorted((small_demo / "bounding_box_test").glob("*.jpg"))
+    for i, picture in enumerate(pictures[:6]):
+        (photos / f"holiday-{i}.jpg").write_bytes(picture.read_bytes())
+    caplog.set_level(logging.INFO, logger="pipelines")
+    done = invoke_dpmpp("index", "build", "--index", folder, "--data", str(photos))
+    assert done.returncode == 0, done.stderr
+    first = next(record for record in caplog.records if record.name.startswith("pipelines"))
+    assert first.message == f"model: {SHIPPED_WORTH}"
+    assert GalleryIndex.open(Path(folder)).manifest.source == SHIPPED
+
+    query = str(photos / "holiday-3.jpg")
+    done = invoke_dpmpp("search", "--index", folder, "--query", query, "--top", "1", "--json")
+    (hit,) = json.loads(done.stdout)["queries"][0]["hits"]
+    assert hit["image"] == query
+    (photos / "new.jpg").write_bytes(pictures[6].read_bytes())
+    done = invoke_dpmpp("index", "add", "--index", folder, "--data", str(photos), "--json")
+    assert json.loads(done.stdout)["added"] == 1
 
 
 def test_a_search_of_many_survives_files_that_are_no_pictures(

@@ -17,6 +17,7 @@ import dpmpp_core
 from dpmpp_core.config import load_config
 from dpmpp_core.data.synthesis import BANDS, PARTS
 from pipelines.inference.onnx_export import export
+from pipelines.registry.models import resolve_model_source
 from pipelines.reporting.tables import format_interval
 from pipelines.runtime.resources import plan_resources
 from pipelines.runtime.run import Run
@@ -25,6 +26,7 @@ from pipelines.runtime.tracking import Tracking
 from pipelines.training.driver import _log_epochs
 from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import plan_stages, run_pipeline
+from tests.support.cli import parse_command
 from tests.support.configs import SMALL
 from tests.support.tasks import metric_task
 
@@ -50,7 +52,17 @@ def test_the_result_holds_what_the_readme_promises(result: dict[str, Any], runs:
     assert list(result["strata"]["holistic"]["hidden"]) == ["0-10"]
     assert "multi_shot" not in result  # not asked for
     stored = json.loads((runs / result["run"] / "result.json").read_text())
-    assert stored == json.loads(json.dumps(result))
+    assert stored == {k: v for k, v in json.loads(json.dumps(result)).items() if k != "next"}
+
+
+def test_what_to_do_next_can_be_typed(result: dict[str, Any], runs: Path) -> None:
+    build, search, app = (parse_command(step["command"]) for step in result["next"])
+    assert [build[0], search[0], app[0]] == [("index", "build"), ("search",), ("app",)]
+    assert Path(build[1]["data"]).is_dir() and build[1]["split"] == "gallery"
+    assert resolve_model_source(build[1]["model"]) == result["model"]
+    assert Path(search[1]["query"]).is_file()
+    folder = str(runs / result["run"] / "gallery")
+    assert {build[1]["index"], search[1]["index"], app[1]["index"]} == {folder}
 
 
 def test_the_same_command_again_reuses_every_stage(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import typer
 from typer.testing import CliRunner
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
@@ -35,6 +38,26 @@ def invoke_dpmpp(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(
         ["dpmpp", *arguments], result.exit_code, result.stdout, result.stderr
     )
+
+
+def parse_command(line: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The command that a line for a shell calls, and the values of its parameters.
+
+    The program's own parser reads the line, up to a redirection; nothing is run.
+    """
+    from pipelines.cli import app
+
+    program, *arguments = shlex.split(line.replace(r"\[", "["))
+    assert program == "dpmpp"
+    end = next((i for i, word in enumerate(arguments) if word in (">", "|")), len(arguments))
+    command: Any = typer.main.get_command(app)
+    context, called = command.make_context(program, arguments[:end]), []
+    while hasattr(command, "commands"):
+        rest = [*context._protected_args, *context.args]
+        name, command, rest = command.resolve_command(context, rest)
+        context = command.make_context(name, rest, parent=context)
+        called.append(name)
+    return tuple(called), context.params
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from tests.support.promotion_lab import Lab, lab
 from tests.support.s3_server import S3Server
 
 ROOT = Path(__file__).parents[2]
-RELEASE = ROOT / "docs" / "release.md"
+RELEASE = ROOT / "docs" / "guides" / "release.md"
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_the_readme_uses_the_champion_where_only_its_requirements_are_installed(
 
 
 def documented_lines() -> str:
-    """The three lines of docs/release.md."""
+    """The three lines of docs/guides/release.md."""
     blocks = re.findall(r"```python\n(.*?)```", RELEASE.read_text(), re.DOTALL)
     (lines,) = (block for block in blocks if "@champion" in block)
     assert len([line for line in lines.splitlines() if line]) == 3

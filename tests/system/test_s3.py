@@ -11,7 +11,8 @@ import pytest
 
 from dpmpp_core.data.manifest import SETS
 from dpmpp_core.errors import WeightsError
-from dpmpp_core.models.reid import WEIGHTS_FILE, load_model
+from dpmpp_core.models.reid import load_model
+from dpmpp_core.models.sources import WEIGHTS_FILE
 from pipelines.registry.models import fetch_model, load_source_model, read_model_version
 from tests.support.cli import run_dpmpp
 from tests.support.configs import SMALL

@@ -174,7 +174,7 @@ ROWS = [
     bytes_of("TIFF whose width is of eight bytes", size_elsewhere, "does not state one size"),
     bytes_of("PNG with a text of 100 MB", text_bomb, USED),
     bytes_of("EXIF orientation 9", orientation_nine, USED),
-    bytes_of("HEIC named .jpg", lambda: b"\0\0\0 ftypheic" + bytes(100), NOT_AN_IMAGE),
+    bytes_of("start of a HEIC", lambda: b"\0\0\0 ftypheic" + bytes(100), "states no size"),
     bytes_of("JPEG XL named .jpg", lambda: b"\xff\x0a" + bytes(100), NOT_AN_IMAGE),
     bytes_of("SVG named .jpg", lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", NOT_AN_IMAGE),
     bytes_of("pointer of Git LFS", lambda: b"version https://git-lfs.github.com/spec/v1\n",

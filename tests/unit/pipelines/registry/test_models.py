@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from dpmpp_core.errors import WeightsError
-from pipelines.registry.models import fetch_model, read_model_version, resolve_model_source
+from dpmpp_core.models.reid import shipped_model
+from dpmpp_core.models.saved import weights_sha256
+from dpmpp_core.models.sources import SHIPPED, WEIGHTS_FILE
+from pipelines.registry.models import (
+    fetch_model,
+    load_source_model,
+    read_model_version,
+    resolve_model_source,
+)
 from tests.support.models import saved_model
 
 
@@ -22,6 +31,17 @@ def test_the_folder_of_a_model_its_stage_and_its_run_are_one_model(tmp_path: Pat
         source = resolve_model_source(str(name))
         assert fetch_model(source) == model
         assert read_model_version(source).spaces
+
+
+def test_the_packages_model_is_written_once_to_the_cache(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert resolve_model_source(SHIPPED) == SHIPPED
+    folder = fetch_model(SHIPPED)
+    written = (folder / WEIGHTS_FILE).stat().st_mtime_ns
+    version = read_model_version(SHIPPED)
+    assert fetch_model(SHIPPED) == folder and (folder / WEIGHTS_FILE).stat().st_mtime_ns == written
+    assert version.weights_sha256 == weights_sha256(shipped_model().state_dict())
+    assert version.spaces == load_source_model(SHIPPED).spaces
 
 
 @pytest.mark.parametrize("result", [None, "{}", '{"model": "/gone"}', "[]", "{"])
