@@ -16,6 +16,7 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.steps import NO_OCCLUSION, StepMaker
 from dpmpp_core.data.synthesis import CLEAN_QUERIES
 from dpmpp_core.errors import DataError
+from dpmpp_core.gallery.drawing import tint_patches
 from dpmpp_core.retrieval import Embeddings, top_matches
 from pipelines.inference.embeddings_file import load_embeddings
 from pipelines.reporting.figures import (
@@ -26,7 +27,6 @@ from pipelines.reporting.figures import (
     draw_robustness,
     draw_training_history,
     save_png,
-    tint_patches,
 )
 from pipelines.reporting.html import Picture, Quarantined, ReportData, write_report
 from pipelines.runtime.run import Run

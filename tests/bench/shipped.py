@@ -65,7 +65,7 @@ def table(data: str, images: int, persons: int, rows: list[tuple[str, ...]]) -> 
         "",
         f"`python -m tests.bench.shipped --data {data}`; {date.today().isoformat()}. Percent; in "
         "brackets the 95 % interval over persons. The model of `dpmpp_core.load_model()` has "
-        f"learnt from drawn people only; the gallery has {images} photographs of {persons} persons.",
+        f"learnt from drawn people only; the gallery: {images} photographs of {persons} persons.",
         "",
         "| queries | | mAP | rank-1 |",
         "|---|---|---:|---:|",

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from dpmpp_core.gallery.html import encode_png
 from dpmpp_core.retrieval import Embeddings, evaluate
 from pipelines.reporting import figures as pictures
 from pipelines.reporting.html import (
@@ -99,7 +100,7 @@ def full(name: str = "plain") -> ReportData:
         thumbnails={name: NOISE, "b.jpg": None},
         pictures=[
             Picture(name, name, NOISE),
-            Picture("second", "", pictures.encode_png(FLAT)),
+            Picture("second", "", encode_png(FLAT)),
         ],
         warnings=[f"dead mask {name}"],
     )
