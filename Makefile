@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The demo needs neither linters nor browsers: without the stamp of all, it installs less.
+DEMO_STAMP := $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/.installed-train)
+# make demo CPU=1: torch without CUDA, a tenth of the bytes.
+WHEELS := $(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-long test-faults bench-retrieval validate-infra image cluster-demo cluster-chaos lint docs format constraints clean
@@ -10,7 +14,7 @@ STAMP := $(VENV)/.installed
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(STAMP)  ## the whole pipeline on the generated demo set
+demo: $(DEMO_STAMP)  ## the whole pipeline on the generated demo set
 	$(BIN)/dpmpp demo
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -66,12 +70,14 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): EXTRA := dev
+$(VENV)/.installed-train: EXTRA := train
+$(STAMP) $(VENV)/.installed-train: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one with PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(WHEELS) --editable '.[$(EXTRA)]'
+	touch $@
 
 constraints: $(STAMP)  ## write down the versions of this environment
 	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt

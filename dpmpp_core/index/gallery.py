@@ -75,7 +75,7 @@ class Added(NamedTuple):
     known: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GalleryIndex:
     """An index at the time it was opened; methods that change it return the new one.
 
@@ -296,6 +296,9 @@ class GalleryIndex:
             block.rows.select(list(names)).filter(pa.array(block.live)) for block in self.blocks()
         ]
         return pa.Table.from_batches(parts, schema)
+
+    def __repr__(self) -> str:
+        return f"GalleryIndex({self.folder}: {len(self):,} images)"
 
     def __len__(self) -> int:
         return sum(segment.rows - segment.deleted for segment in self.manifest.segments)

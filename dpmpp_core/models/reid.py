@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,36 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from dpmpp_core.config import Config, DataConfig, ModelConfig, load_config
-from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.errors import ConfigError, WeightsError
 from dpmpp_core.models.bands import SPACE as BANDS
 from dpmpp_core.models.bands import VisibleBands
 from dpmpp_core.models.clip import build_clip, read_head
+from dpmpp_core.models.embedded import Embedded, describe_spaces
 from dpmpp_core.models.encoder import Encoded, ImageEncoder
 from dpmpp_core.models.mask_generator import MaskGenerator
+from dpmpp_core.models.pictures import fit_pictures, list_pictures
 from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.saved import fill, read_saved, write_saved
 from dpmpp_core.models.sources import NAME, SHIPPED, SHIPPED_WORTH, fetch_model_folder
 from dpmpp_core.models.visibility import Visibility, VisibilityHead
 from dpmpp_core.models.weights import starts_with_head
 
+if TYPE_CHECKING:
+    from dpmpp_core.models.pictures import Picture
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Embeddings of N images.
-
-    Attributes:
-        features: metric space -> float32 [N, width].
-        masks: likewise.
-        occluded: float32 [N, rows, columns], probability that a patch hides a part of the body;
-            above 0.5 it was masked from attention. None for a model that masks none.
-    """
-
-    features: dict[str, npt.NDArray[np.float32]]
-    masks: dict[str, npt.NDArray[np.float32]]
-    occluded: npt.NDArray[np.float32] | None = None
 
 
 @dataclass
@@ -188,30 +176,36 @@ class ReidModel(nn.Module):
 
     @torch.inference_mode()
     def embed(
-        self, images: Any, batch: int = 64, masked: npt.NDArray[np.bool_] | None = None
+        self,
+        images: Picture | Sequence[Picture] | npt.NDArray[np.uint8],
+        batch: int = 64,
+        masked: npt.NDArray[np.bool_] | None = None,
     ) -> Embedded:
         """Embed pictures; after `model.encoder.bfloat16()` the encoder computes in bfloat16.
 
+        >>> import dpmpp_core
+        >>> dpmpp_core.load_model().embed(["a.jpg", "b.jpg"])
+        Embedded(2 images; visual 192, joint 192, bands 1536)
+
         Args:
-            images: uint8 [N, H, W, 3] RGB, a sequence of such [H, W, 3] arrays of any size, or a
-                sequence of paths.
+            images: one picture, or N of any size: paths, bytes of files, Pillow images, arrays
+                uint8 [H, W, 3] RGB; or one array uint8 [N, H, W, 3].
             batch: pictures per forward pass.
             masked: bool [N, rows, columns], patches to be masked from attention in place of those
                 predicted to be occluded: a control.
 
         Raises:
-            ValueError: an array of another type or shape, named by its position.
-            DataError: a path that does not hold a readable image.
+            ValueError: something of another type or shape, named by its position.
+            DataError: a path or bytes that do not hold a readable image.
         """
-        if isinstance(images, (str, Path)):
-            images = [images]
+        pictures = list_pictures(images)
         was_training = self.training
         self.eval()
         parts: list[Embedded] = []
         device = next(self.parameters()).device
-        for start in range(0, len(images), batch):
-            pictures = fitted(images[start : start + batch], self.data, start)
-            pixels = to_tensor_batch(pictures, self.data.mean, self.data.std, device)
+        for start in range(0, len(pictures), batch):
+            fitted = fit_pictures(pictures[start : start + batch], self.data, start)
+            pixels = to_tensor_batch(fitted, self.data.mean, self.data.std, device)
             chosen = None
             if masked is not None:
                 chosen = torch.from_numpy(masked[start : start + batch]).to(device)
@@ -222,6 +216,13 @@ class ReidModel(nn.Module):
             features=self._join([part.features for part in parts]),
             masks=self._join([part.masks for part in parts]),
             occluded=np.concatenate(occluded) if occluded else None,
+        )
+
+    def __repr__(self) -> str:
+        millions = sum(parameter.numel() for parameter in self.parameters()) / 1e6
+        return (
+            f"ReidModel({self.config.backbone}, {self.data.height}x{self.data.width} pixels; "
+            f"{describe_spaces(self.spaces)}; {millions:.1f} M parameters)"
         )
 
     def _to_numpy(self, reading: Reading) -> Embedded:
@@ -240,24 +241,6 @@ class ReidModel(nn.Module):
             name: np.concatenate([np.zeros((0, width), np.float32), *(p[name] for p in parts)])
             for name, width in self.spaces.items()
         }
-
-
-def fitted(images: Any, data: DataConfig, first: int = 0) -> npt.NDArray[np.uint8]:
-    """Read and resize the `images` of `ReidModel.embed` to uint8 [N, height, width, 3].
-
-    Errors are those of `ReidModel.embed`; `first` is the position of the first image, for them.
-    """
-    pictures = []
-    for index, item in enumerate(images, first):
-        if isinstance(item, (str, Path)):
-            item = read_image(str(Path(item).parent), Path(item).name)
-        rgb = isinstance(item, np.ndarray) and item.ndim == 3 and item.shape[2] == 3
-        if not rgb or item.dtype != np.uint8 or not item.size:
-            array = isinstance(item, np.ndarray)
-            given = f"{item.dtype} {item.shape}" if array else type(item).__name__
-            raise ValueError(f"image {index}: uint8 [H, W, 3] RGB or a path is needed, not {given}")
-        pictures.append(resize(item, data.height, data.width))
-    return np.stack(pictures)
 
 
 def features_of(encoded: Encoded) -> dict[str, Tensor]:
@@ -297,6 +280,10 @@ def save_model(model: ReidModel, folder: Path, facts: Mapping[str, Any] | None =
 
 def load_model(name: str | Path = SHIPPED, device: str = "cpu") -> ReidModel:
     """Load a model by its name.
+
+    >>> import dpmpp_core
+    >>> dpmpp_core.load_model()
+    ReidModel(dpmpp-small, 256x128 pixels; visual 192, joint 192, bands 1536; 3.1 M parameters)
 
     Args:
         name: `shipped`, the package's own (a warning states what that is worth); the folder of a

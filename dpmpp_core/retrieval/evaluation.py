@@ -36,7 +36,7 @@ class Controls:
     permuted: Sequence[Mapping[str, Matrix]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Embeddings:
     """N embedded pictures.
 
@@ -73,6 +73,11 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.pids)
+
+    def __repr__(self) -> str:
+        widths = ", ".join(f"{space} {x.shape[1]}" for space, x in self.features.items())
+        persons, cameras = len(np.unique(self.pids)), len(np.unique(self.camids))
+        return f"Embeddings({len(self)} images, {persons} persons, {cameras} cameras; {widths})"
 
     def full_masks(self) -> dict[str, Matrix]:
         """Return the masks at full width, [N, D], as the metric takes them."""

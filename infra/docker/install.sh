@@ -9,7 +9,7 @@ case $2 in
     *) echo "variant $2: cpu or cuda" >&2; exit 2 ;;
 esac
 python3 -m venv "$folder"
-"$folder/bin/python" -m pip install --quiet --constraint constraints.txt "${index[@]}" '.[deploy,server]'
+"$folder/bin/python" -m pip install --quiet --constraint constraints.txt "${index[@]}" '.[train,deploy,server]'
 "$folder/bin/python" -m pip check
 "$folder/bin/python" -m pip freeze > "$folder/packages.txt"
 "$folder/bin/dpmpp" --version

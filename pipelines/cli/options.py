@@ -89,6 +89,12 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one result object as the last line of stdout.")
 ]
 
+# Packages of an extra that commands import without asking whether they are there.
+EXTRA_OF_PACKAGE = {
+    "boto3": "train", "matplotlib": "train", "mlflow": "train", "optuna": "train", "ray": "train",
+    "jsonschema": "deploy", "kubernetes": "deploy", "referencing": "deploy", "urllib3": "deploy",
+}  # fmt: skip
+
 
 class _Redacting(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
@@ -126,6 +132,16 @@ def run_command(
         result = work()
     except UserError as error:
         print(f"dpmpp: {one_line(str(error))}", file=sys.stderr)
+        code = 2
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF_PACKAGE.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(
+            f"dpmpp: this command needs {error.name}, which is not installed: "
+            f"pip install 'dpmpp[{extra}]'",
+            file=sys.stderr,
+        )
         code = 2
     except KeyboardInterrupt:
         print("dpmpp: stopped; the same command continues from here", file=sys.stderr)

@@ -253,6 +253,12 @@ def search(
     no_mask: Annotated[
         bool, typer.Option("--no-mask", help="Trust the whole picture; to compare.")
     ] = False,
+    min_score: Annotated[
+        float | None, typer.Option(help="Leave out hits below this score, -1 to 1.")
+    ] = None,
+    person: Annotated[
+        int | None, typer.Option(help="Person of the query; the page marks right and wrong hits.")
+    ] = None,
     model: IndexModel = None,
     address: Address = None,
     as_json: Json = False,
@@ -272,7 +278,7 @@ def search(
         request = SearchRequest(
             index=index, query=query, top=top, where=where, model=model, shards=shards,
             base_rate=base_rate, html=html, address=address, engine=engine, tracklet=tracklet,
-            approximate=approximate, masked=not no_mask,
+            approximate=approximate, masked=not no_mask, min_score=min_score, person=person,
         )  # fmt: skip
         return run_search(request)
 

@@ -86,7 +86,7 @@ def show_results(result: dict[str, Any]) -> None:
     """Print one table per query."""
     from dpmpp_core.data.names import distinguish
     from dpmpp_core.data.sightings import show_time
-    from pipelines.gallery.pages import format_probability
+    from dpmpp_core.gallery.pages import format_probability
 
     console = Console()
     images = [hit["image"] for query in result["queries"] for hit in query["hits"]]

@@ -10,11 +10,12 @@ from dpmpp_core.config import ClusterConfig
 from dpmpp_core.data.files import ensure_writable, write_atomically
 from dpmpp_core.data.sightings import Sighting
 from dpmpp_core.errors import ArgumentError, DataError
+from dpmpp_core.gallery.adding import BATCH_IMAGES
+from dpmpp_core.gallery.calibration import CALIBRATION_FILE, check_calibration
 from dpmpp_core.index import GalleryIndex
 from dpmpp_core.retrieval import Embeddings, from_columns, refuse_unusable
 from dpmpp_core.retrieval.calibration import Calibration, calibrate, score_pairs
 from pipelines.gallery.index import (
-    BATCH_IMAGES,
     EmbedImages,
     ImageSource,
     find_images,
@@ -27,7 +28,7 @@ from pipelines.reporting.figures import draw_reliability, save_png
 from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
 
-CALIBRATION_FILE, PICTURE_FILE = "calibration.json", "calibration.png"
+PICTURE_FILE = "calibration.png"
 UNKNOWN_CAMERA_OFFSET = 1_000_000_000  # each picture of an unknown camera gets its own camera
 
 
@@ -96,16 +97,7 @@ def read_calibration(uri: str, weights_sha256: str) -> Calibration | None:
     value = Storage(uri).read_json(CALIBRATION_FILE)
     if value is None:
         return None
-    try:
-        calibration = Calibration.model_validate(value)
-    except ValueError as error:
-        problem = " ".join(str(error).split())
-        raise DataError(f"{uri}/{CALIBRATION_FILE} is damaged: {problem}") from None
-    if calibration.weights_sha256 != weights_sha256:
-        raise DataError(
-            f"{uri}/{CALIBRATION_FILE} is of another model: run `dpmpp index calibrate` again"
-        )
-    return calibration
+    return check_calibration(value, uri, weights_sha256)
 
 
 def split_queries_and_gallery(

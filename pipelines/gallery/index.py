@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from dpmpp_core.config import ClusterConfig
-from dpmpp_core.data.files import (
-    FileListing,
-    Rejected,
-    ensure_writable,
-    list_files,
-    resolve_path,
-    write_atomically,
-)
-from dpmpp_core.data.inspection import inspect_picture
-from dpmpp_core.data.manifest import QUARANTINE_SCHEMA
-from dpmpp_core.data.names import canonical
-from dpmpp_core.data.scenes import scene_hint
-from dpmpp_core.data.sightings import LABELS, Sighting, Sightings, find_sightings, read_labels
+from dpmpp_core.data.files import FileListing, resolve_path, write_atomically
+from dpmpp_core.data.sightings import Sightings
 from dpmpp_core.errors import DataError
-from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, Stored, describe_index
+from dpmpp_core.gallery.adding import (
+    BATCH_IMAGES,
+    add_sightings,
+    embed_files,
+    find_labelled_images,
+)
+from dpmpp_core.index import GalleryIndex, Stored, describe_index
 from dpmpp_core.index.manifest import Segment
 from dpmpp_core.models.sources import SHIPPED, SHIPPED_WORTH
 from dpmpp_core.redaction import redact
-from dpmpp_core.retrieval import from_columns, refuse_unusable, to_columns
 from pipelines.gallery.selection import match_images
 from pipelines.inference.embed import stream_embeddings
 from pipelines.registry.models import (
@@ -46,12 +37,6 @@ from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
 
 log = logging.getLogger(__name__)
-
-BATCH_IMAGES = 64  # images a forward pass
-# The most images or seconds of work that a killed job has to repeat.
-COMMIT_ROWS, COMMIT_SECONDS = 16_384, 60.0
-QUARANTINE_FILE = "quarantine.parquet"
-FILE = ["image", "bytes", "mtime_ns"]  # columns that tell whether a file is in the index as it is
 
 
 @dataclass(frozen=True)
@@ -207,29 +192,8 @@ class EmbedImages:
         self._root, self._masks = root, masks
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the columns row, sha256, reason, detail, width, height, features and masks.
-
-        Masks come with `masks`. Features and masks of bad images are zeros.
-        """
-        inspected = [inspect_picture(self._root, path) for path in batch["path"]]
-        pictures = [picture for _, picture in inspected if picture is not None]
-        good = np.array([picture is not None for _, picture in inspected])
-        embedded = self._model.embed(pictures, batch=BATCH_IMAGES)
-        columns = {}
-        for name, values in to_columns(
-            embedded.features, embedded.masks if self._masks else {}
-        ).items():
-            columns[name] = np.zeros((len(good), values.shape[1]), np.float32)
-            columns[name][good] = values
-        texts = {
-            name: np.array([row[name] for row, _ in inspected], object)
-            for name in ("sha256", "reason", "detail")
-        }
-        sizes = {
-            name: np.array([row[name] for row, _ in inspected], np.int32)
-            for name in ("width", "height")
-        }
-        return {"row": batch["row"], **texts, **sizes, **columns}
+        """Return the columns of `embed_files`."""
+        return embed_files(self._model, self._root, batch, self._masks)
 
 
 def _state_worth(source: str) -> None:
@@ -240,14 +204,7 @@ def _state_worth(source: str) -> None:
 
 def find_images(images: ImageSource) -> tuple[FileListing, Sightings]:
     """List a data folder, and parse or read the labels of its images."""
-    listing = list_files(resolve_path(images.data))
-    labels = None
-    if images.labels is not None:
-        try:
-            labels = read_labels(Path(images.labels).read_bytes(), images.labels)
-        except OSError as error:
-            raise DataError(f"{images.labels} cannot be read: {error.strerror}") from None
-    return listing, find_sightings(listing, images.split, labels)
+    return find_labelled_images(images.data, images.split, images.labels)
 
 
 def _add_sightings(
@@ -257,111 +214,11 @@ def _add_sightings(
     sightings: Sightings,
     address: str | None,
 ) -> dict[str, Any]:
-    start = time.monotonic()
-    ensure_writable(index.folder)
-    stored = index.images()
-    images, twice = _list_images(stored["image"].to_pylist(), listing, sightings.images)
-    new = images.join(stored, FILE, join_type="left anti")
-    new = new.select(images.column_names).sort_by("path")
-    known = images.join(stored, FILE, join_type="left semi").select(["image", *LABELS])
-    index, relabelled = index.relabel(known)
-    writer = _IndexWriter(index, [*(Rejected(*row) for row in sightings.rejected), *twice])
-    if len(new):
-        if len(known):
-            log.info("index: %d of %d images are in it", len(known), len(images))
+    def stream(paths: list[str]) -> Iterator[dict[str, np.ndarray]]:
         plan, _ = connect(address, ClusterConfig())
-        paths = new["path"].to_pylist()
         arguments = (listing.root, source, get_registry_uri())
-        for part in stream_embeddings(
+        yield from stream_embeddings(
             paths, EmbedImages, arguments, plan, BATCH_IMAGES, "images indexed"
-        ):
-            writer.take(part, new)
-        writer.commit()
-    quarantine = [row._asdict() for row in sorted(writer.rejected)]
-    with write_atomically(index.folder / QUARANTINE_FILE, durable=True) as file:
-        pq.write_table(pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA), file)
-    return {
-        **describe_index(writer.index),
-        "root": redact(listing.root),
-        "layout": sightings.layout,
-        "added": writer.added,
-        "replaced": writer.replaced,
-        "known": len(known) + writer.known,
-        "relabelled": relabelled,
-        "quarantined": quarantine,
-        "hint": scene_hint(writer.wide, writer.read, redact(listing.root)),
-        "seconds": round(time.monotonic() - start, 2),
-    }
+        )
 
-
-def _list_images(
-    stored: Sequence[str], listing: FileListing, images: Sequence[Sighting]
-) -> tuple[pa.Table, list[Rejected]]:
-    """Return `path` and the columns of ROW_SCHEMA but `sha256`, and files that are there twice.
-
-    An image that is `stored` under another spelling, as through a link, keeps that name.
-    """
-    names = {canonical(name): name for name in stored}
-    stats = {file.path: file for file in listing.files}
-    root = listing.root.rstrip("/")
-    rows: dict[str, dict[str, Any]] = {}
-    twice = []
-    for image in images:
-        name = canonical(f"{root}/{image.path}")
-        if name in rows:
-            detail = f"a link leads to {rows[name]['path']}, which is taken"
-            twice.append(Rejected(image.path, "same_file", detail))
-            continue
-        stat = stats[image.path]
-        rows[name] = {
-            "path": image.path, "image": names.get(name, name), "bytes": stat.size,
-            "mtime_ns": stat.mtime_ns, "pid": image.pid, "camid": image.camid, "time": image.time,
-        }  # fmt: skip
-    fields = [ROW_SCHEMA.field(name) for name in ROW_SCHEMA.names if name != "sha256"]
-    schema = pa.schema([pa.field("path", pa.string()), *fields])
-    return pa.Table.from_pylist(list(rows.values()), schema), twice
-
-
-class _IndexWriter:
-    """Gather the columns of workers, and append them to the index in large parts."""
-
-    def __init__(self, index: GalleryIndex, rejected: list[Rejected]) -> None:
-        self.index, self.rejected = index, rejected
-        self.added = self.replaced = self.known = 0
-        self.read = self.wide = 0  # good pictures, and those of them that are wider than high
-        self._rows: list[pa.Table] = []
-        self._features: list[dict[str, np.ndarray]] = []
-        self._last = time.monotonic()
-
-    def take(self, part: dict[str, np.ndarray], new: pa.Table) -> None:
-        """Take the columns of a batch, see `EmbedImages`; `row` is a row of `new`."""
-        rows = new.take(pa.array(part["row"]))
-        good = part["reason"] == ""
-        bad = zip(rows["path"].to_pylist(), part["reason"], part["detail"], good, strict=True)
-        self.rejected += [Rejected(path, reason, why) for path, reason, why, ok in bad if not ok]
-        self.read += int(good.sum())
-        self.wide += int((part["width"] > part["height"])[good].sum())
-        features = {n: x[good] for n, x in part.items() if n.startswith("feature_")}
-        rows = rows.append_column("sha256", pa.array(part["sha256"], pa.string()))
-        rows = rows.filter(pa.array(good)).select(ROW_SCHEMA.names)
-        refuse_unusable(features, rows["image"].to_pylist())
-        self._rows.append(rows)
-        self._features.append(features)
-        waiting = sum(map(len, self._rows))
-        if waiting >= COMMIT_ROWS or time.monotonic() - self._last > COMMIT_SECONDS:
-            self.commit()
-
-    def commit(self) -> None:
-        """Append the gathered rows to the index."""
-        rows = pa.concat_tables(self._rows) if self._rows else ROW_SCHEMA.empty_table()
-        if len(rows):
-            names = self._features[0]
-            joined = {n: np.concatenate([part[n] for part in self._features]) for n in names}
-            features, _ = from_columns(joined)
-            self.index, done = self.index.append(
-                self.index.manifest.model, rows, cast(dict[str, np.ndarray], features)
-            )
-            self.added += done.added
-            self.replaced += done.replaced
-            self.known += done.known
-        self._rows, self._features, self._last = [], [], time.monotonic()
+    return add_sightings(index, listing, sightings, stream)[1]

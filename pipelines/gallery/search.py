@@ -8,15 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from dpmpp_core.data.files import Rejected, ensure_writable, list_files, resolve_path
 from dpmpp_core.data.images import Image, is_wide
 from dpmpp_core.data.inspection import inspect_picture
+from dpmpp_core.data.layouts import MARKET_NAME
 from dpmpp_core.data.scenes import scene_hint
 from dpmpp_core.data.sightings import find_sightings, show_time
 from dpmpp_core.errors import ConfigError, DataError, WeightsError
+from dpmpp_core.gallery.calibration import describe_calibration
+from dpmpp_core.gallery.hits import Hit, list_hits
+from dpmpp_core.gallery.queries import (
+    SHOWN_FRAMES,
+    QueryEmbeddings,
+    embed_queries,
+    fuse_queries,
+    select_query,
+    tile_frames,
+)
 from dpmpp_core.index import GalleryIndex, RowFilter, SearchResult, search
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import refuse_unusable, to_columns
@@ -25,14 +35,6 @@ from pipelines.gallery.index import open_index, open_remote_index, resolve_local
 from pipelines.gallery.selection import require_cameras
 from pipelines.gallery.shards import Shards
 from pipelines.inference.onnx_model import default_graph_path
-from pipelines.inference.queries import (
-    SHOWN_FRAMES,
-    QueryEmbeddings,
-    embed_queries,
-    fuse_queries,
-    select_query,
-    tile_frames,
-)
 from pipelines.registry.models import load_source_model, read_model_version, resolve_model_source
 from pipelines.registry.references import is_registered
 from pipelines.runtime.progress import progress_bar
@@ -41,27 +43,6 @@ log = logging.getLogger(__name__)
 
 BATCH_QUERIES = 64  # queries embedded and searched for at a time
 ENGINES = ("torch", "onnx")
-
-
-class Hit(NamedTuple):
-    """One picture of the index that is like a query.
-
-    Attributes:
-        image: its path or URI.
-        score: masked similarity, in [-1, 1].
-        probability: that it shows the same person, in (0, 1); None if the index is not calibrated.
-        pid, camid: person and camera; None = not known.
-        time: seconds since 1970, UTC.
-        sha256: of the file, hexadecimal.
-    """
-
-    image: str
-    score: float
-    probability: float | None
-    pid: int | None
-    camid: int | None
-    time: int | None
-    sha256: str
 
 
 class Results(NamedTuple):
@@ -93,6 +74,8 @@ class SearchRequest:
     tracklet: bool = False
     approximate: bool = False
     masked: bool = True
+    min_score: float | None = None
+    person: int | None = None
 
 
 def run_search(request: SearchRequest) -> dict[str, Any]:
@@ -121,7 +104,7 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
     scored = 0
     if request.tracklet:
         picture, query = searcher.embed_as_one(root, paths, refused, request.masked)
-        (hits,), scored = searcher.find(query, request.top, request.where)
+        (hits,), scored = searcher.find(query, request.top, request.where, request.min_score)
         answers, paths = [(root, picture, query, hits)], []
     with progress_bar("searched", len(paths)) as shown:
         for start in range(0, len(paths), BATCH_QUERIES):
@@ -130,7 +113,7 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
             wide += sum(is_wide(picture) for picture in pictures.values())
             if pictures:
                 query = searcher.embed(list(pictures.values()), list(pictures), request.masked)
-                best, scored = searcher.find(query, request.top, request.where)
+                best, scored = searcher.find(query, request.top, request.where, request.min_score)
                 answers += [
                     (f"{root}/{path}", picture, select_query(query, i), best[i])
                     for i, (path, picture) in enumerate(pictures.items())
@@ -153,11 +136,15 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
         "hint": scene_hint(wide, read, redact(request.query)),
     }
     if request.html is not None:
-        from pipelines.gallery.pages import QueryAnswer, write_search_page
+        from dpmpp_core.gallery.pages import QueryAnswer, write_search_page
 
-        pages = [QueryAnswer(*answer) for answer in answers]
+        pages = [
+            QueryAnswer(*answer, pid=find_person(request.person, answer[0], request.tracklet))
+            for answer in answers
+        ]
+        facts = searcher.describe(request.where, scored, request.masked, request.min_score)
         try:
-            write_search_page(Path(request.html), searcher.describe(request.where, scored), pages)
+            write_search_page(Path(request.html), facts, pages)
             result["html"] = str(Path(request.html).absolute())
         except OSError as error:  # the answers are printed all the same
             log.warning("%s is not written: %s", request.html, error.strerror)
@@ -264,39 +251,44 @@ class Searcher:
             raise _no_query(root, refused)
         return tile_frames(pictures), fuse_queries(parts)
 
-    def find(self, query: QueryEmbeddings, top: int, where: RowFilter) -> Results:
-        """Return the best of the index, as it is now, for each query."""
+    def find(
+        self,
+        query: QueryEmbeddings,
+        top: int,
+        where: RowFilter,
+        min_score: float | None = None,
+    ) -> Results:
+        """Return the best of the index, as it is now, for each query; see `list_hits`."""
         for last in (False, False, True):
             self._refresh()
             try:
                 results, rows = self._search(query, top, where)
-                return Results(self._hits(results, rows), results.scored)
+                hits = list_hits(results, rows, self._calibration, self.base_rate, min_score)
+                return Results(hits, results.scored)
             except FileNotFoundError:  # compacted at this moment
                 if last:
                     raise DataError(f"{self.uri} is compacted again and again") from None
         raise AssertionError
 
-    def describe(self, where: RowFilter, scored: int) -> dict[str, str]:
+    def describe(
+        self, where: RowFilter, scored: int, masked: bool = True, min_score: float | None = None
+    ) -> dict[str, str]:
         """Return the facts of a search that a page shows; `scored` as of `Results`."""
         shown = {"index": redact(self.uri), "images": f"{len(self.index):,}"}
         if self._approximate:
             shown["search"] = f"approximate: {scored:,} images scored"
-        shown["model"] = self.index.manifest.model.weights_sha256[:16]
+        version = self.index.manifest.model.weights_sha256[:16]
+        shown["model"] = f"{redact(self.source)} ({version})"
+        shown["mask of the query"] = "used" if masked else "not used: the whole picture is trusted"
+        if min_score is not None:
+            shown["score"] = f"{min_score:g} or more"
         if where.cameras is not None:
             shown["cameras"] = ", ".join(map(str, sorted(where.cameras)))
         if where.since is not None:
             shown["from (UTC)"] = show_time(where.since)
         if where.until is not None:
             shown["until (UTC)"] = show_time(where.until)
-        if self._calibration is not None and self.base_rate is not None:
-            c = self._calibration
-            shown["probability"] = (
-                f"if {100 * self.base_rate:g} % of the compared pairs show the same person; "
-                f"fitted on {c.same:,} pairs of the same person and {c.different:,} of two, "
-                f"of {c.persons} persons"
-            )
-        else:
-            shown["probability"] = "none: the index is not calibrated (dpmpp index calibrate)"
+        shown["probability"] = describe_calibration(self._calibration, self.base_rate)
         return shown
 
     def _refresh(self) -> None:
@@ -319,20 +311,13 @@ class Searcher:
         )
         return results, self.index.take(results.positions[results.positions >= 0])
 
-    def _hits(self, results: SearchResult, rows: pa.Table) -> list[list[Hit]]:
-        """Return the hits of each query; `rows` has those of valid positions, query by query."""
-        valid = results.positions >= 0
-        scores = results.scores[valid].astype(np.float64)
-        chances: list[float] | list[None] = [None] * len(scores)
-        if self._calibration is not None:
-            chances = self._calibration.probability(scores, self.base_rate).tolist()
-        columns = rows.select(["image", "pid", "camid", "time", "sha256"]).to_pylist()
-        hits = [
-            Hit(score=float(score), probability=chance, **row)
-            for row, score, chance in zip(columns, scores, chances, strict=True)
-        ]
-        ends = np.cumsum(valid.sum(axis=1)).tolist()
-        return [hits[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+def find_person(given: int | None, image: str, tracklet: bool = False) -> int | None:
+    """Return the person of a query: the given one, or that of a name like Market-1501's."""
+    name = None if tracklet else MARKET_NAME.match(image.rpartition("/")[2])
+    if given is not None or name is None:
+        return given
+    return int(name[1]) if int(name[1]) > 0 else None
 
 
 def require_sketches(index: GalleryIndex, uri: str) -> None:

@@ -12,6 +12,7 @@ import ray
 import torch
 
 from dpmpp_core.config import ClusterConfig
+from dpmpp_core.gallery.queries import QueryEmbeddings
 from dpmpp_core.index import (
     GalleryIndex,
     ModelVersion,
@@ -21,7 +22,6 @@ from dpmpp_core.index import (
     search,
 )
 from pipelines.gallery.index import fetch_segment
-from pipelines.inference.queries import QueryEmbeddings
 from pipelines.runtime.resources import connect
 
 MAX_RESTARTS = 3  # of a shard's worker

@@ -12,7 +12,8 @@ import numpy as np
 from dpmpp_core.config import DataConfig
 from dpmpp_core.errors import ConfigError, WeightsError
 from dpmpp_core.models.bands import SPACE as BANDS
-from dpmpp_core.models.reid import Embedded, fitted
+from dpmpp_core.models.embedded import Embedded
+from dpmpp_core.models.pictures import fit_pictures, list_pictures
 from dpmpp_core.models.sources import GRAPH_SUFFIX, NAME
 from dpmpp_core.retrieval import from_columns, to_columns
 
@@ -80,13 +81,12 @@ class OnnxModel:
 
     def embed(self, images: Any, batch: int = 64) -> Embedded:
         """Embed images; arguments, result and errors are those of `ReidModel.embed`."""
-        if isinstance(images, (str, Path)):
-            images = [images]
+        pictures = list_pictures(images)
         parts = [
             self._session.run(
-                None, {INPUT: fitted(images[start : start + batch], self.data, start)}
+                None, {INPUT: fit_pictures(pictures[start : start + batch], self.data, start)}
             )
-            for start in range(0, len(images), batch)
+            for start in range(0, len(pictures), batch)
         ]
         widths = to_columns(self.spaces, self.spaces)
         columns = {

@@ -25,7 +25,8 @@ import pyarrow.compute as pc
 from dpmpp_core.data.files import read_bytes
 from dpmpp_core.data.images import decode
 from dpmpp_core.errors import DataError, WeightsError
-from dpmpp_core.models.reid import CARD_FILE, load_model
+from dpmpp_core.models.reid import load_model
+from dpmpp_core.models.sources import CARD_FILE
 from dpmpp_core.redaction import one_line
 from dpmpp_core.retrieval import (
     Embeddings,

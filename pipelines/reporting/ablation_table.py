@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmpp_core.config.grid import Grid
+from dpmpp_core.gallery.html import encode_png
 from dpmpp_core.retrieval import MODES, Difference, Mode, RankingResult, paired_difference
 from dpmpp_core.retrieval.comparison import FEWEST_IDENTITIES
 from pipelines.reporting.ablation_figure import draw_ablation
-from pipelines.reporting.figures import draw_robustness_comparison, encode_png
+from pipelines.reporting.figures import draw_robustness_comparison
 from pipelines.runtime.environment import environment
 
 TABLE = "table.md"

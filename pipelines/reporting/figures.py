@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dpmpp_core.data.synthesis import CLEAN_QUERIES
+from dpmpp_core.gallery.html import encode_png
 from dpmpp_core.retrieval import Embeddings, top_matches
 from dpmpp_core.retrieval.calibration import Calibration
 
@@ -90,14 +91,6 @@ def draw_contact_sheet(images: Sequence[Image], captions: Sequence[str], columns
     ]
     lines = [_join_row(cells[i : i + columns]) for i in range(0, len(cells), columns)]
     return _stack_rows(lines)
-
-
-def tint_patches(image: Image, chosen: NDArray[np.bool_]) -> Image:
-    """Tint the chosen patches of a picture [H, W, 3] red; `chosen` is bool [rows, columns]."""
-    size = image.shape[1], image.shape[0]
-    share = cv2.resize(chosen.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
-    share = 0.6 * share[..., None]
-    return (image * (1 - share) + share * np.array(WRONG, np.float32)).astype(np.uint8)
 
 
 def draw_caption_lists(
@@ -291,11 +284,6 @@ def save_png(path: Path, image: Image) -> None:
     """Write an RGB picture, and create its folder; OSError if it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode_png(image))
-
-
-def encode_png(image: Image) -> bytes:
-    """Encode an RGB uint8 picture [H, W, 3] as a PNG file."""
-    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def create_panels(

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from dpmpp_core.data.files import write_atomically
 from dpmpp_core.data.synthesis import CLEAN_QUERIES
+from dpmpp_core.gallery.html import load_page_templates, write_page
 from dpmpp_core.percent import format_percent
 from dpmpp_core.retrieval.masks import DEAD_MASK
 from pipelines.reporting.failures import FailureCard
-from pipelines.reporting.figures import encode_png
 from pipelines.reporting.gain_figure import draw_mask_gain
 from pipelines.reporting.tables import (
     BASELINES,
@@ -190,25 +187,12 @@ def write_report(path: Path, report: ReportData) -> None:
 
 def load_templates() -> jinja2.Environment:
     """Load the templates of pages, which escape their values."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["data_uri"] = _data_uri
+    environment = load_page_templates(Path(__file__).parent / "templates")
     environment.filters["duration"] = _duration
     environment.filters["anchor"] = build_anchor
     environment.filters["ordinal"] = _ordinal
     environment.tests["link"] = _is_link
     return environment
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write a page atomically; OSError if it cannot be written."""
-    with write_atomically(path) as file:
-        file.write_text(page, encoding="utf-8")
 
 
 def build_result_rows(metrics: Metrics) -> list[Row]:
@@ -329,16 +313,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-def _data_uri(image: bytes | Image) -> str:
-    """Return a data URI: PNG, which keeps plots sharp, or JPEG where it halves the size."""
-    if isinstance(image, bytes):
-        data, kind = image, "png"
-    else:
-        data, kind = encode_png(image), "png"
-        quality = [cv2.IMWRITE_JPEG_QUALITY, 90]
-        jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
-        if 2 * len(jpeg) < len(data):
-            data, kind = jpeg, "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -17,6 +17,7 @@ from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.steps import NO_OCCLUSION, StepMaker
 from dpmpp_core.data.synthesis import CLEAN_QUERIES
 from dpmpp_core.errors import DataError
+from dpmpp_core.gallery.drawing import tint_patches
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import Embeddings, QueryFigures, find_worst_queries, top_matches
 from dpmpp_core.retrieval.queries import from_table
@@ -30,7 +31,6 @@ from pipelines.reporting.figures import (
     draw_robustness,
     draw_training_history,
     save_png,
-    tint_patches,
 )
 from pipelines.reporting.gain_figure import draw_mask_gain
 from pipelines.reporting.html import (

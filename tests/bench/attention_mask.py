@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from dpmpp_core.data.given_masks import true_visibility
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.gallery.drawing import tint_patches
 from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.reid import ReidModel, load_model
 from dpmpp_core.occlusion.saliency import resample_area
@@ -39,7 +40,7 @@ from dpmpp_core.occlusion.visibility import body_auc
 from dpmpp_core.retrieval import Embeddings, paired_difference, rank_by_mode, rank_features
 from pipelines.inference.embeddings_file import load_embeddings
 from pipelines.reporting.ablation_table import format_gain, format_mean_std
-from pipelines.reporting.figures import draw_contact_sheet, save_png, tint_patches
+from pipelines.reporting.figures import draw_contact_sheet, save_png
 from pipelines.runtime.tracking import environment
 from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import run_pipeline

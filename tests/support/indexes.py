@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from dpmpp_core.gallery.queries import QueryEmbeddings
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion
-from pipelines.inference.queries import QueryEmbeddings
 
 MODEL = ModelVersion(weights_sha256="a" * 64, spaces={"visual": 64, "bands": 256})
 

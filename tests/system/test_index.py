@@ -31,10 +31,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 KILLED = """
 import os, signal, sys
+import dpmpp_core.gallery.adding as adding
 import pipelines.gallery.index as job
 from dpmpp_core.index import GalleryIndex
 
-job.COMMIT_ROWS, job.BATCH_IMAGES = 8, 4
+adding.COMMIT_ROWS, job.BATCH_IMAGES = 8, 4
 append, left = GalleryIndex.append, [2]
 
 def dying(self, *arguments):

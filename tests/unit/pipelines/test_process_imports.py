@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +29,29 @@ def find_heavy_imports(module: str) -> set[str]:
 )
 def test_a_process_loads_what_it_needs(module: str, allowed: set[str]) -> None:
     assert find_heavy_imports(module) <= allowed
+
+
+EXTRA = ("ray", "mlflow", "optuna", "boto3", "matplotlib")
+WITHOUT_EXTRA = f"import sys; sys.modules.update(dict.fromkeys({EXTRA!r}))\n"
+
+
+def run_without_extra(code: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_EXTRA + code]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_core_needs_no_extra() -> None:
+    names = "print(*(getattr(dpmpp_core, name).__name__ for name in dpmpp_core.__all__))"
+    done = run_without_extra(f"import dpmpp_core; {names}")
+    assert done.returncode == 0 and "Index" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["search", "--index", "x", "--query", "y"], ["run"]])
+def test_a_command_without_its_extra_names_it(arguments: list[str], tmp_path: Path) -> None:
+    options = ["--storage", str(tmp_path / "runs")] if arguments == ["run"] else []
+    code = f"sys.argv = {['dpmpp', *arguments, *options]!r}; from pipelines.cli import main; main()"
+    done = run_without_extra(code)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "pip install 'dpmpp[train]'" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -44,7 +44,7 @@ def test_the_stated_worth_is_the_measured_one() -> None:
     text = (RESULTS / "shipped.md").read_text()
     measured = [round(float(match[1])) for match in re.finditer(r"\| with mask \| (\d+\.\d)", text)]
     assert measured == [int(x) for x in re.findall(r"(\d+) %", SHIPPED_WORTH)]
-    assert f"of {re.findall(r'of ([0-9]+) persons', text)[0]} persons" in SHIPPED_WORTH
+    assert f"of {re.findall(r'photographs of ([0-9]+) persons', text)[0]} persons" in SHIPPED_WORTH
 
 
 def test_the_folders_of_a_model_and_its_stage_load(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 
 from dpmpp_core.errors import ConfigError, WeightsError
+from dpmpp_core.gallery.queries import tile_frames
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion
 from dpmpp_core.retrieval import fuse, masked_topk
 from pipelines.gallery.search import SearchRequest, run_search
 from pipelines.inference.onnx_export import export
 from pipelines.inference.onnx_model import OnnxModel
-from pipelines.inference.queries import tile_frames
 from tests.support.models import save_trained_like
 
 COUNT = 12

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from dpmpp_core.gallery.html import encode_png
 from dpmpp_core.retrieval import Embeddings, evaluate
 from pipelines.reporting import figures as pictures
 from pipelines.reporting.failures import FailureCard
@@ -103,7 +104,7 @@ def full(name: str = "plain") -> ReportData:
         thumbnails={name: NOISE, "b.jpg": None},
         pictures=[
             Picture(f"of {name}", name, NOISE),
-            Picture("second", "", pictures.encode_png(FLAT), folded=True),
+            Picture("second", "", encode_png(FLAT), folded=True),
         ],
         warnings=[f"dead mask {name}"],
         byline=["1 May 2026", f"dpmpp {name}"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,12 +14,26 @@ from dpmpp_core.data.images import Image, resize
 from dpmpp_core.errors import ArgumentError
 from dpmpp_core.models.bands import SPACE as BANDS
 from dpmpp_core.models.clip import grid_size
+from dpmpp_core.models.embedded import Embedded
 from dpmpp_core.models.pixels import to_tensor_batch
 from dpmpp_core.models.reid import ReidModel
 from dpmpp_core.retrieval import fuse
-from pipelines.inference.onnx_model import OnnxModel
 
 SHOWN_FRAMES = 16  # of a tracklet
+
+
+class ExportedModel(Protocol):
+    """A model as `dpmpp export` writes it: it computes features and masks, and no more.
+
+    Attributes:
+        bands: number of horizontal bands of the person, 0 = none.
+    """
+
+    bands: int
+
+    def embed(self, images: Any, batch: int = 64) -> Embedded:
+        """Embed images, as `ReidModel.embed`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,7 @@ class QueryEmbeddings:
 
 @torch.inference_mode()
 def embed_queries(
-    model: ReidModel | OnnxModel, pictures: Sequence[Image], masked: bool = True
+    model: ReidModel | ExportedModel, pictures: Sequence[Image], masked: bool = True
 ) -> QueryEmbeddings:
     """Embed pictures [H, W, 3]; an exported model has no output for `visible`.
 
@@ -60,7 +75,7 @@ def embed_queries(
     """
     if not masked:
         return _embed_unmasked(model, pictures)
-    if isinstance(model, OnnxModel):
+    if not isinstance(model, ReidModel):
         result = model.embed(pictures)
         bands = _average_by_band(result.masks, model.bands)
         occluded = None if result.occluded is None else result.occluded > 0.5
@@ -85,8 +100,8 @@ def embed_queries(
     )
 
 
-def _embed_unmasked(model: ReidModel | OnnxModel, pictures: Sequence[Image]) -> QueryEmbeddings:
-    if isinstance(model, OnnxModel):
+def _embed_unmasked(model: ReidModel | ExportedModel, pictures: Sequence[Image]) -> QueryEmbeddings:
+    if not isinstance(model, ReidModel):
         result = model.embed(pictures)
         if result.occluded is not None:
             raise ArgumentError(

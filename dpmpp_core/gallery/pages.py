@@ -15,15 +15,12 @@ from dpmpp_core.data.images import Image
 from dpmpp_core.data.inspection import inspect_picture
 from dpmpp_core.data.names import distinguish
 from dpmpp_core.data.sightings import show_time
-from pipelines.gallery.search import Hit
-from pipelines.inference.queries import QueryEmbeddings
-from pipelines.reporting.figures import tint_patches
-from pipelines.reporting.html import load_templates, write_page
+from dpmpp_core.gallery.drawing import draw_trusted
+from dpmpp_core.gallery.hits import Hit
+from dpmpp_core.gallery.html import load_page_templates, write_page
+from dpmpp_core.gallery.queries import QueryEmbeddings
 
 THUMBNAIL_PIXELS = 192  # of the larger side
-QUERY_SIZE = 256, 128  # height and width of a query
-BAR_PIXELS = 46  # width of the bars of bands
-PAPER, BAR, EMPTY = (255, 255, 255), (0, 114, 178), (208, 215, 222)
 
 
 class QueryAnswer(NamedTuple):
@@ -34,12 +31,14 @@ class QueryAnswer(NamedTuple):
         picture: RGB.
         query: embeddings of this query only.
         hits: best first.
+        pid: its person, if known: hits of known persons are then marked as right or wrong.
     """
 
     image: str
     picture: Image
     query: QueryEmbeddings
     hits: Sequence[Hit]
+    pid: int | None = None
 
 
 class _RenderedAnswer(NamedTuple):
@@ -49,6 +48,8 @@ class _RenderedAnswer(NamedTuple):
     hits: Sequence[Hit]
     names: list[str]
     thumbnails: list[Image | None]
+    pid: int | None
+    marks: list[str]
 
 
 def write_search_page(path: Path, facts: Mapping[str, str], answers: Sequence[QueryAnswer]) -> None:
@@ -57,10 +58,15 @@ def write_search_page(path: Path, facts: Mapping[str, str], answers: Sequence[Qu
     Raises:
         OSError: it cannot be written.
     """
+    write_page(path, render_search_page(facts, answers))
+
+
+def render_search_page(facts: Mapping[str, str], answers: Sequence[QueryAnswer]) -> str:
+    """Return the page of `write_search_page` as text."""
     title = f"Search: {len(answers)} queries" if len(answers) > 1 else "Search"
     shown = (_prepare_answer(answer) for answer in answers)
     page = _build_environment().get_template("search.html.j2")
-    write_page(path, page.render(title=title, facts=facts, answers=shown))
+    return page.render(title=title, facts=facts, answers=shown)
 
 
 def render_answer(answer: QueryAnswer) -> str:
@@ -71,42 +77,6 @@ def render_answer(answer: QueryAnswer) -> str:
         parts.style(),  # type: ignore[attr-defined]
         parts.render_answer(_prepare_answer(answer)),  # type: ignore[attr-defined]
     )
-
-
-def draw_trusted(picture: Image, query: QueryEmbeddings) -> Image:
-    """Draw a query, and next to it the query with the parts dark that do not show the person.
-
-    Patches that were masked from attention are red.
-
-    With bands there is one bar per band: its trust, relative to the most trusted one. A model with
-    neither gives the picture only.
-    """
-    height, width = QUERY_SIZE
-    method = cv2.INTER_AREA if picture.shape[0] > height else cv2.INTER_CUBIC
-    plain = cv2.resize(picture, (width, height), interpolation=method).astype(np.uint8)
-    cells = [plain]
-    if query.visible is not None:
-        light = cv2.resize(query.visible[0], (width, height), interpolation=cv2.INTER_LINEAR)
-        shade = 0.15 + 0.85 * np.clip(light, 0, 1)
-        cells.append((plain * shade[..., None]).astype(np.uint8))
-    if query.occluded is not None:
-        shown = cells.pop() if len(cells) > 1 else plain
-        cells.append(tint_patches(shown, query.occluded[0]))
-    if query.bands is not None:
-        cells.append(_draw_bars(query.bands[0]))
-    gap = np.full((height, 6, 3), PAPER, np.uint8)
-    joined = [part for cell in cells for part in (cell, gap)][:-1]
-    return np.concatenate(joined, axis=1)
-
-
-def _draw_bars(bands: np.ndarray) -> Image:
-    height = QUERY_SIZE[0]
-    canvas = np.full((height, BAR_PIXELS, 3), PAPER, np.uint8)
-    edges = np.linspace(0, height, len(bands) + 1).round().astype(int)
-    for share, top, bottom in zip(bands / bands.max(), edges[:-1], edges[1:], strict=True):
-        canvas[top + 2 : bottom - 2] = EMPTY
-        canvas[top + 2 : bottom - 2, : round(BAR_PIXELS * float(share))] = BAR
-    return canvas
 
 
 def _prepare_answer(answer: QueryAnswer) -> _RenderedAnswer:
@@ -120,7 +90,23 @@ def _prepare_answer(answer: QueryAnswer) -> _RenderedAnswer:
     thumbnails = [load_thumbnail(hit.image, hit.sha256) for hit in answer.hits]
     picture = draw_trusted(answer.picture, answer.query)
     names = distinguish([hit.image for hit in answer.hits])
-    return _RenderedAnswer(answer.image, picture, caption, answer.hits, names, thumbnails)
+    return _RenderedAnswer(
+        image=answer.image,
+        picture=picture,
+        caption=caption,
+        hits=answer.hits,
+        names=names,
+        thumbnails=thumbnails,
+        pid=answer.pid,
+        marks=[_mark(hit.pid, answer.pid) for hit in answer.hits],
+    )
+
+
+def _mark(pid: int | None, of_query: int | None) -> str:
+    """Return `right` or `wrong`, or nothing where one of the persons is not known."""
+    if pid is None or of_query is None:
+        return ""
+    return "right" if pid == of_query else "wrong"
 
 
 def load_thumbnail(image: str, sha256: str) -> Image | None:
@@ -150,7 +136,7 @@ def format_probability(probability: float) -> str:
 
 
 def _build_environment() -> jinja2.Environment:
-    environment = load_templates()
+    environment = load_page_templates()
     environment.filters["chance"] = format_probability
     environment.filters["time"] = show_time
     environment.filters["name"] = lambda image: image.rpartition("/")[2]

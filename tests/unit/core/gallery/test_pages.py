@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.gallery.pages import (
+from dpmpp_core.gallery.hits import Hit
+from dpmpp_core.gallery.pages import (
     QueryAnswer,
     draw_trusted,
     format_probability,
@@ -18,8 +19,7 @@ from pipelines.gallery.pages import (
     render_answer,
     write_search_page,
 )
-from pipelines.gallery.search import Hit
-from pipelines.inference.queries import QueryEmbeddings
+from dpmpp_core.gallery.queries import QueryEmbeddings
 
 HOSTILE = "/d/<script>alert(1)</script>\"'><img src=x onerror=alert(1)>.jpg"
 NOISE = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
@@ -104,3 +104,13 @@ def test_hits_of_one_name_are_told_apart(image):
     found = [Hit(f"/d/{camera}/1.jpg", 0.5, None, 1, 2, None, "") for camera in ("A", "B")]
     part = render_answer(QueryAnswer(image, NOISE, asked(), found))
     assert ">A/1.jpg<" in part and ">B/1.jpg<" in part
+
+
+def test_hits_of_known_persons_are_marked(image):
+    found = [Hit(image, 0.5, None, pid, 2, None, "") for pid in (3, 4, None)]
+    part = render_answer(QueryAnswer(image, NOISE, asked(), found, pid=3))
+    marks = ["hit right", "hit wrong", "hit"]
+    assert re.findall('<figure class="(hit[^"]*)"', part) == marks
+    assert part.count("✓ right") == part.count("✗ wrong") == 1
+    unknown = render_answer(QueryAnswer(image, NOISE, asked(), found))
+    assert re.findall('<figure class="(hit[^"]*)"', unknown) == ["hit"] * 3

@@ -1,0 +1,53 @@
+"""Hits as files: a table, and the pictures themselves."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import zipfile
+from collections.abc import Sequence
+
+from dpmpp_core.data.files import read_bytes
+from dpmpp_core.data.headers import MAX_BYTES
+from dpmpp_core.data.sightings import show_time
+from dpmpp_core.errors import DataError
+from dpmpp_core.gallery.hits import Hit
+
+TABLE = "hits.csv"
+# A spreadsheet runs a cell that starts so.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_hits_csv(hits: Sequence[Hit]) -> str:
+    """Return hits as CSV, best first: rank and the fields of `Hit`; empty = not known.
+
+    A name that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["rank", *Hit._fields])
+    for rank, hit in enumerate(hits, 1):
+        image = f"'{hit.image}" if hit.image.startswith(_FORMULA) else hit.image
+        time = None if hit.time is None else show_time(hit.time)
+        writer.writerow([rank, *hit._replace(image=image)[:-2], time, hit.sha256])
+    return text.getvalue()
+
+
+def zip_hits(hits: Sequence[Hit]) -> bytes:
+    """Return a ZIP archive: hits.csv, and the file of each hit named RANK-NAME.
+
+    Left out is a file that is gone or another one now, as it is no longer the one of the index.
+    """
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as folder:  # pictures are compressed already
+        folder.writestr(TABLE, write_hits_csv(hits))
+        for rank, hit in enumerate(hits, 1):
+            root, _, name = hit.image.rpartition("/")
+            try:
+                data = read_bytes(root or "/", name, MAX_BYTES + 1)
+            except DataError:
+                continue
+            if hashlib.sha256(data).hexdigest() == hit.sha256:
+                folder.writestr(f"{rank:03}-{name}", data)
+    return archive.getvalue()

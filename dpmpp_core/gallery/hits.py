@@ -1,0 +1,65 @@
+"""The hits of a search, with the labels of their rows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from dpmpp_core.index import SearchResult
+from dpmpp_core.retrieval.calibration import Calibration
+
+
+class Hit(NamedTuple):
+    """One picture of the index that is like a query.
+
+    Attributes:
+        image: its path or URI.
+        score: masked similarity, in [-1, 1].
+        probability: that it shows the same person, in (0, 1); None if the index is not calibrated.
+        pid, camid: person and camera; None = not known.
+        time: seconds since 1970, UTC.
+        sha256: of the file, hexadecimal.
+    """
+
+    image: str
+    score: float
+    probability: float | None
+    pid: int | None
+    camid: int | None
+    time: int | None
+    sha256: str
+
+
+def list_hits(
+    results: SearchResult,
+    rows: pa.Table,
+    calibration: Calibration | None = None,
+    base_rate: float | None = None,
+    min_score: float | None = None,
+) -> list[list[Hit]]:
+    """Return the hits of each query, best first.
+
+    Args:
+        results: of the search.
+        rows: ROW_SCHEMA of the valid positions, query by query.
+        calibration: of the index; None = no probabilities.
+        base_rate: share of pairs of the same person; None = as calibrated.
+        min_score: hits below it are left out; None = all are listed.
+    """
+    valid = results.positions >= 0
+    scores = results.scores[valid].astype(np.float64)
+    chances: list[float] | list[None] = [None] * len(scores)
+    if calibration is not None:
+        chances = calibration.probability(scores, base_rate).tolist()
+    columns = rows.select(["image", "pid", "camid", "time", "sha256"]).to_pylist()
+    hits = [
+        Hit(score=float(score), probability=chance, **row)
+        for row, score, chance in zip(columns, scores, chances, strict=True)
+    ]
+    ends = np.cumsum(valid.sum(axis=1)).tolist()
+    parts = [hits[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    if min_score is None:
+        return parts
+    return [[hit for hit in part if hit.score >= min_score] for part in parts]
