@@ -50,7 +50,8 @@ class MotionDetector:
         moving = _join_parts((mask == MOVING).astype(np.uint8), smallest)
         boxes, scores = _person_shapes(moving, smallest)
         order = np.argsort(-scores, kind="stable")
-        return Detections(clip(boxes[order] / np.float32(scale), height, width), scores[order])
+        boxes = (boxes[order] / scale).astype(np.float32)
+        return Detections(clip(boxes, height, width), scores[order])
 
 
 def _join_parts(moving: np.ndarray, smallest: float) -> np.ndarray:

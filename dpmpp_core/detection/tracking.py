@@ -41,7 +41,8 @@ class _Track:
         step = (box[:2] + box[2:] - self.box[:2] - self.box[2:]) / 2 / gap
         step = np.concatenate([step, step]).astype(np.float32)
         known = self.speed.any()
-        self.speed = (1 - NEW_SPEED) * self.speed + NEW_SPEED * step if known else step
+        old = np.float32(1 - NEW_SPEED)
+        self.speed = old * self.speed + np.float32(NEW_SPEED) * step if known else step
         self.box, self.seconds = box, seconds
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 
 from dpmpp_core.data.headers import MAX_PIXELS
 from dpmpp_core.data.images import Image
@@ -81,7 +82,8 @@ class Video:
             whole, picture = self._capture.retrieve()
             if whole:
                 due = seconds + every
-                yield Frame(number, seconds, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+                image = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+                yield Frame(number, seconds, image)
         if number + 1 < WHOLE_SHARE * self.frames:
             self.problem = f"breaks off after {number + 1:,} of {self.frames:,} frames"
         elif number < 0:

@@ -162,7 +162,10 @@ def test_scenes_in_a_folder_need_a_detector_and_give_crops(
     with open(tmp_path / "out" / "labels.csv", encoding="utf-8") as table:
         (row,) = csv.DictReader(table)
     assert row == {"path": "gate/scene.png-1.jpg", "camera": "1", "time": ""}
-    assert cv2.imread(str(tmp_path / "out" / row["path"])).shape[:2] == (324, 120)
+    assert cv2.imread(str(tmp_path / "out" / row["path"])).shape[:2] == (
+        312,
+        124,
+    )  # at half the size, cut at the lower edge
 
 
 def test_videos_that_break_off_are_named_and_the_rest_is_kept(
