@@ -152,7 +152,7 @@ def _find_failures(
     ranked: dict[str, QueryFigures],
 ) -> dict[str, Failures]:
     """Return the worst failures of every query set that has any."""
-    failures = {}
+    failures: dict[str, Failures] = {}
     for name, query in queries.items():
         shown = SHOWN_FAILURES // (2 if failures else 1)
         worst = find_worst_queries(query, gallery, ranked[name], shown)
