@@ -134,7 +134,7 @@ def crop_video(
     detector: Detector,
     options: CropOptions,
     writer: CropWriter,
-    progress: Callable[[int], None] = lambda frame: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> CropCounts:
     """Write the crops of a video, one folder for each tracklet of MIN_PICTURES or more.
 
@@ -145,7 +145,7 @@ def crop_video(
         detector: a new one for each video, if it remembers.
         options: see there.
         writer: of the crops.
-        progress: called with the number of each frame.
+        progress: called with the number of frames that are done.
     """
     tracker, tracklets = Tracker(), _Tracklets(writer, name, camera)
     for frame in video.read(options.every):
@@ -158,7 +158,7 @@ def crop_video(
                 tracklets.add(number, frame.number, time, frame.image, box)
         tracklets.end(tracker.alive)
         tracklets.counts.frames += 1
-        progress(frame.number)
+        progress(frame.number + 1)
     tracklets.end(set())
     return tracklets.counts
 

@@ -39,10 +39,10 @@ class _Track:
         """Add the next box."""
         gap = max(seconds - self.seconds, 1e-3)
         step = (box[:2] + box[2:] - self.box[:2] - self.box[2:]) / 2 / gap
-        step = np.concatenate([step, step]).astype(np.float32)
-        known = self.speed.any()
-        old = np.float32(1 - NEW_SPEED)
-        self.speed = old * self.speed + np.float32(NEW_SPEED) * step if known else step
+        step = np.concatenate([step, step])
+        if self.speed.any():
+            step = (1 - NEW_SPEED) * self.speed + NEW_SPEED * step
+        self.speed = step.astype(np.float32)
         self.box, self.seconds = box, seconds
 
 

@@ -152,9 +152,8 @@ def _crop_videos(
         try:
             with progress_bar(name, max(video.frames, 1)) as shown:
                 counts = crop_video(
-                    video, name, camera, create_detector(), request.options, writer,
-                    lambda frame, bar=shown: bar.update(frame + 1),
-                )  # fmt: skip
+                    video, name, camera, create_detector(), request.options, writer, shown.update
+                )
         finally:
             video.close()
         if video.problem:
