@@ -51,6 +51,7 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
         f"{QUERY_SETS[name]} queries {format_percent(values['masked']['mAP'])} with masks, "
         f"{format_percent(values['unmasked']['mAP'])} without"
         for name, values in metrics.items()
+        if name in QUERY_SETS  # baselines stand there too
     ]
     return f"mAP (%): {'; '.join(parts)}"
 

@@ -11,6 +11,7 @@ from pipelines.cli.show_run import describe_metrics, show_summary
 METRICS = {
     "occluded": {"masked": {"mAP": 0.6581}, "unmasked": {"mAP": 0.6512}},
     "holistic": {"masked": {"mAP": 0.74}, "unmasked": {"mAP": 0.7361}},
+    "baselines": {"occluded": {"histogram": {"mAP": 0.155}}},
 }
 STEP = {"what": "search in it", "command": "dpmpp search --index 'my runs/gallery'"}
 
