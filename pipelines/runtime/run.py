@@ -92,7 +92,7 @@ class Run:
         if marker is None:
             return None
         if not self.storage.is_whole(key, marker):
-            log.warning("%s: files of %s are missing or cut off: made again", name, key)
+            log.warning("%s: files of %s are missing or cut off; built once more", name, key)
             return None
         if self.build:
             log.info("%s: reused (%s)", name, key)
