@@ -9,7 +9,7 @@ DEMO_STAMP := $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/.installed-train)
 WHEELS := $(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long test-faults bench-retrieval validate-infra image cluster-demo cluster-chaos lint docs format constraints clean
+.PHONY: help demo test test-fast test-long test-faults bench-retrieval validate-infra image cluster-demo cluster-chaos lint docs test-docs format constraints clean
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ lint: $(STAMP)  ## style, types, which package may import which, and that the do
 	$(DOCS) --quiet
 
 DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+test-docs: $(STAMP)  ## every code block of README and docs, those of guides that train too
+	$(PYTEST) tests/component/test_document_blocks.py -m ''
+
 docs: $(STAMP)  ## the documentation as a site, in site/
 	$(DOCS)
 

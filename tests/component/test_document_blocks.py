@@ -19,6 +19,8 @@ from tests.support.documents import (
     run_blocks,
 )
 
+# What a new user reads first; the blocks of guides that train take half an hour together.
+FIRST_PAGES = ("README.md", "docs/get-started.md")
 BLOCKS = {page: read_blocks(page) for page in PAGES}
 
 
@@ -84,9 +86,16 @@ def test_blocks_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     run_blocks(cheap(page), folder, monkeypatch)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if any(b.mark == "long" for b in BLOCKS[p])], ids=page_name
+    "page",
+    [
+        pytest.param(
+            p, marks=pytest.mark.long if page_name(p) in FIRST_PAGES else pytest.mark.fault
+        )
+        for p in PAGES
+        if any(block.mark == "long" for block in BLOCKS[p])
+    ],
+    ids=page_name,
 )
 def test_blocks_that_train_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_blocks(runnable(page), folder, monkeypatch)
