@@ -83,7 +83,7 @@ def test_a_version_that_is_gone_from_the_registry_is_registered_again(
     again = run_pipeline(Options(data=str(small_demo), overrides=SMALL, storage=str(runs)))
     assert [stage["name"] for stage in again["stages"] if not stage["reused"]] == ["register"]
     assert again["model_uri"] == result["model_uri"] == f"models:/{name}/{number}"
-    assert client.get_model_version_by_alias(name, "candidate").version == number
+    assert str(client.get_model_version_by_alias(name, "candidate").version) == number
 
 
 def test_the_registered_model_embeds_encoded_images(

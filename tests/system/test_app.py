@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -52,7 +53,8 @@ def index(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = sorted((small_demo / "bounding_box_test").glob("*.jpg"))
     count = len(images)
     columns = {
-        "image": list(map(str, images)), "sha256": [f"{i:064}" for i in range(count)],
+        "image": list(map(str, images)),
+        "sha256": [hashlib.sha256(image.read_bytes()).hexdigest() for image in images],
         "bytes": [1] * count, "mtime_ns": [1] * count, "pid": [None] * count,
         "camid": [int(image.name.split("_")[1][1]) for image in images], "time": [None] * count,
     }  # fmt: skip
