@@ -18,6 +18,7 @@ demo: $(DEMO_STAMP)  ## the whole pipeline on the generated demo set
 	$(BIN)/dpmpp demo
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 PAIR := -n 2 --dist loadfile --no-loadscope-reorder  # most tests wait for processes to start
 
 test: $(STAMP)  ## what every change needs: minutes on two cores
@@ -31,6 +32,9 @@ test-long: $(STAMP)  ## longer pipelines, promotions and kills; every backbone e
 
 test-faults: $(STAMP)  ## processes killed, nodes lost, storage away, disk full: 26 minutes
 	$(BIN)/python -m pytest tests/faults -m '' --fault-table tests/bench/results/faults.md
+
+test-docs: $(STAMP)  ## every code block of README and docs, those of guides that train too
+	$(PYTEST) tests/component/test_document_blocks.py -m ''
 
 bench-retrieval: $(STAMP)  ## ranking and search side by side with others; half an hour on 2 cores
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
@@ -61,10 +65,6 @@ lint: $(STAMP)  ## style, types, which package may import which, and that the do
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(DOCS) --quiet
-
-DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
-test-docs: $(STAMP)  ## every code block of README and docs, those of guides that train too
-	$(PYTEST) tests/component/test_document_blocks.py -m ''
 
 docs: $(STAMP)  ## the documentation as a site, in site/
 	$(DOCS)
