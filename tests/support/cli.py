@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 DPMPP = str(Path(sys.executable).with_name("dpmpp"))
+TRACKING_URI = "MLFLOW_TRACKING_URI"  # which MLflow sets, and the program reads
 TIMEOUT_S = 500  # what no run here takes, also on a busy machine
 
 
@@ -62,7 +64,8 @@ def parse_command(line: str) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 @contextmanager
 def _unchanged_process() -> Iterator[None]:
-    """Restore what the program sets for its process: SIGTERM, log levels and formats."""
+    """Restore what the program sets for its process: SIGTERM, log levels and formats, MLflow."""
+    uri = os.environ.get(TRACKING_URI)
     handler = signal.getsignal(signal.SIGTERM)
     loggers = [logging.getLogger(name) for name in ("", "pipelines", "dpmpp_core")]
     levels = [logger.level for logger in loggers]
@@ -70,6 +73,9 @@ def _unchanged_process() -> Iterator[None]:
     try:
         yield
     finally:
+        os.environ.pop(TRACKING_URI, None)
+        if uri is not None:
+            os.environ[TRACKING_URI] = uri
         signal.signal(signal.SIGTERM, handler)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
