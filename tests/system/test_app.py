@@ -109,7 +109,7 @@ def test_a_picture_is_dropped_and_people_are_found(
     assert page.locator(".query img").get_attribute("src").startswith("data:image/")
     assert page.locator("figure.hit img").first.evaluate("i => i.naturalWidth") > 0
     assert np.diff(scores(page)).max() <= 0
-    assert f"Search: approximate: {images} images scored" in page.content()
+    page.get_by_text(f"Search: approximate: {images} images scored").wait_for()
 
     page.locator("[data-testid=stMultiSelect] input").click()
     page.get_by_role("option", name="2", exact=True).click()
