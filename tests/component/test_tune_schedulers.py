@@ -90,7 +90,7 @@ def run(
 
 
 def check_population(folder: Path, records: list[TrialRecord], known: dict[int, int]) -> None:
-    """What the driver knew when it ended is not trained again; what was under way may be."""
+    """What Tune had stored at the end is not trained again; what was under way may be."""
     assert [record.number for record in records] == list(range(MEMBERS))
     assert records[0] == TrialRecord(0, {}, "done", records[0].rungs)
     assert all(list(record.rungs) == [2, 4, 6] for record in records if record.number != 3)
@@ -112,14 +112,15 @@ def check_population(folder: Path, records: list[TrialRecord], known: dict[int, 
 def killer(
     spec: SearchSpec, rungs: int, known: dict[int, int] | None = None
 ) -> Callable[[Sequence[Trial]], None]:
-    """Ends the driver's loop once so many rungs are measured; `known` gets those of each trial."""
+    """Ends the driver's loop once so many rungs are measured; `known` gets what Tune has stored."""
     measured = {} if known is None else known
 
     def watch(trials: Sequence[Trial]) -> None:
         records = [record_trial(trial, spec) for trial in trials]
-        measured.update({record.number: len(record.rungs) for record in records})
-        if sum(measured.values()) >= rungs:
-            raise Killed
+        now = {record.number: len(record.rungs) for record in records}
+        if sum(now.values()) >= rungs:
+            raise Killed  # before Tune has stored the newest results
+        measured.update(now)
 
     return watch
 
