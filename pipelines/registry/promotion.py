@@ -34,9 +34,9 @@ from pipelines.registry.promotion_log import (
     Move,
     PromotionConflictError,
     PromotionLog,
-    describe_owner,
 )
 from pipelines.registry.record import CARD
+from pipelines.runtime.environment import describe_owner
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import resolve_tracking
 

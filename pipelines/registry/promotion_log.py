@@ -22,10 +22,7 @@ ticket closed by another promoter and raises.
 
 from __future__ import annotations
 
-import getpass
 import logging
-import os
-import socket
 import time
 import uuid
 from dataclasses import dataclass
@@ -35,6 +32,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipelines.registry.client import CHAMPION, PREVIOUS, Registry
+from pipelines.runtime.environment import describe_owner
 
 LEASE_SECONDS = 180.0  # a move takes one or two, a call is given up after 60
 MARGIN_SECONDS = 70.0  # before the lease ends, in which no further call is started
@@ -200,15 +198,6 @@ class PromotionLog:
                 f"the registry answers too slowly: ticket {ticket.version} of {self.name} ran out "
                 "before the champion was moved; the next promotion repairs it"
             )
-
-
-def describe_owner() -> str:
-    """Return `user@host:process` of this promoter."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}:{os.getpid()}"
 
 
 def _format_version(version: int | None) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
+import socket
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,3 +49,12 @@ def find_commit(root: Path = Path(dpmpp_core.__file__).parents[1]) -> str | None
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def describe_owner() -> str:
+    """Return `user@host:process` of this process."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}:{os.getpid()}"

@@ -6,10 +6,8 @@ The age of a lease is measured by the server's clock alone.
 
 from __future__ import annotations
 
-import getpass
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
@@ -23,6 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from dpmpp_core.data.files import s3_endpoint
+from pipelines.runtime.environment import describe_owner
 
 LEASE_SECONDS = 60.0  # without renewal, after which the holder counts as dead
 RENEWALS = 6  # per lease, so that a few may fail
@@ -70,7 +69,6 @@ class _Lease:
         )
         self._place = {"Bucket": bucket, "Key": key}
         self._seconds, self._etag = seconds, ""
-        self._owner = f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
 
     def acquire(self) -> bool:
         """Wait for the lease; return whether the server has leases."""
@@ -92,7 +90,7 @@ class _Lease:
 
     def _write(self, **condition: str) -> bool:
         """Write the object under a condition; return whether it held."""
-        body = f"{self._owner} {uuid.uuid4().hex}".encode()  # new content: a new tag
+        body = f"{describe_owner()} {uuid.uuid4().hex}".encode()  # new content: a new tag
         try:
             self._etag = self._client.put_object(**self._place, Body=body, **condition)["ETag"]
         except ClientError as error:
