@@ -10,10 +10,12 @@ A comment on the line before a block says how it is run; without one it is run a
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,9 +141,11 @@ def _run_line(line: str, block: Block, patch: pytest.MonkeyPatch) -> None:
         arguments = words[1:] + (list(_smaller(words[1:], block)) if block.mark == "long" else [])
         done = invoke_dpmpp(*arguments)
     else:
+        programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # of this environment
         done = subprocess.run(
-            ["bash", "-ec", line], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
+            ["bash", "-ec", line], capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+            env=os.environ | {"PATH": programs},
+        )  # fmt: skip
     allowed = (0, REFUSED) if words[1:2] == ["promote"] else (0,)
     assert done.returncode in allowed, f"{block.place}: {line}\n{done.stdout}{done.stderr}"
 
