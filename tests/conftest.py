@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,15 @@ SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "pku_reid"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fault-table", help="Markdown file for what the faults of a training cost.")
     parser.addoption("--promotion-table", help="Markdown file for what became of each promotion.")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_tracking_uri() -> Iterator[None]:
+    """MLflow keeps the address it was told last for its process and its children."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
 
 
 @pytest.fixture(scope="session")

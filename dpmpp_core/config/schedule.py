@@ -1,4 +1,4 @@
-"""The schedule of stage 2 in fewer epochs, or in segments (ours)."""
+"""The schedule of stage 2 in fewer epochs or in segments, and what is wrong with one (ours)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ from typing import Any
 
 from dpmpp_core.config.sections import Config
 from dpmpp_core.config.training import MetricConfig
+
+
+def find_long_warmups(config: Config) -> list[str]:
+    """Say of each stage whose warm-up does not end before its training that its rate stays low."""
+    stages = {"pretrain": config.pretrain, "prompts": config.prompts, "metric": config.metric}
+    return [
+        f"{name}.warmup_epochs is {stage.warmup_epochs} of {name}.epochs {stage.epochs}: "
+        "the learning rate never reaches its full value"
+        for name, stage in stages.items()
+        if stage.warmup_epochs >= stage.epochs
+    ]
 
 
 def shorten_schedule(config: Config, epochs: int) -> Config:

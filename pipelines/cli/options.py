@@ -144,7 +144,7 @@ def run_command(
         )
         code = 2
     except KeyboardInterrupt:
-        print("dpmpp: stopped; the same command continues from here", file=sys.stderr)
+        print("dpmpp: stopped; the same command again reuses what it had finished", file=sys.stderr)
         code = 1
     except Exception:
         print(redact(traceback.format_exc()), end="", file=sys.stderr)

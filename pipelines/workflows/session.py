@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dpmpp_core.config import Config, ModelConfig, fingerprint, load_config
+from dpmpp_core.config.schedule import find_long_warmups
 from dpmpp_core.data.donors import list_backgrounds
 from dpmpp_core.data.files import resolve_path
 from dpmpp_core.errors import ArgumentError, ConfigError
@@ -50,6 +51,8 @@ def open_session(
     for config in configs:
         _check(config, options, loads_encoder)
     config = configs[0]
+    for sentence in find_long_warmups(config):
+        log.warning("configuration: %s", sentence)
     source = find_data(config.data, options.data) if options.data else None
     storage = Storage(options.storage)
     storage.ensure_writable()

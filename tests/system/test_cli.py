@@ -62,7 +62,7 @@ def test_stopped_in_stage_2_it_goes_on_and_ends_with_the_same_weights(
         assert first.wait(TIMEOUT_S) == 1
     finally:
         first.kill()
-    assert "the same command continues" in (tmp_path / "first.log").read_text()
+    assert "the same command again" in (tmp_path / "first.log").read_text()
     assert not list(storage.glob("stages/*.partial")), "half a stage was left"
 
     second = json.loads(run_dpmpp(*command[1:]).stdout.splitlines()[-1])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dpmpp_core.config import Config, config_keys, fingerprint, load_config, recipe_names
+from dpmpp_core.config.schedule import find_long_warmups
 from dpmpp_core.errors import ConfigError
 
 ROOT = Path(__file__).parents[4]
@@ -247,3 +248,10 @@ def test_the_value_of_a_text_key_is_what_stands_behind_the_equals_sign(
 ) -> None:
     config = load_config("demo", [f"tracking.data_licence={given}"])
     assert config.tracking.data_licence == value
+
+
+def test_a_warm_up_as_long_as_its_training_is_said() -> None:
+    assert not find_long_warmups(load_config("demo"))
+    short = load_config("demo", ["metric.epochs=3", "metric.warmup_epochs=3"])
+    (said,) = find_long_warmups(short)
+    assert said.startswith("metric.warmup_epochs is 3 of metric.epochs 3")
