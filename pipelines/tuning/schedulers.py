@@ -14,15 +14,19 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 
-from pipelines.tuning.spaces import NUMBER_KEY, TrialRecord
+from pipelines.tuning.measured import (
+    EPOCHS_KEY,
+    FACTOR_KEY,
+    FIRST_RUNG_KEY,
+    MEMBER_KEY,
+    NUMBER_KEY,
+    RUNGS_KEY,
+)
+from pipelines.tuning.spaces import TrialRecord
 
 REDUCTION_FACTOR = 3  # one in so many continues at a rung, and trains so many times as long
 RATE_FACTORS = (1.25, 0.8)  # on the learning rates of a copy (Jaderberg et al. 2017)
 REPLACED_SHARE = 0.25  # of a population, replaced by copies of as many of the best
-EPOCHS_KEY, RUNGS_KEY = "epochs", "rungs"  # keys of a result
-FACTOR_KEY = "factor"  # key of a member's configuration, of its learning rates from now on
-MEMBER_KEY = "member"  # key of a Tune grid: one member's first configuration
-FIRST_RUNG_KEY = "first_rung"  # key of a trial's configuration: how many rungs its bracket skips
 
 
 class Asha(ASHAScheduler):

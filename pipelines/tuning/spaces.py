@@ -17,11 +17,11 @@ from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from dpmpp_core.config.space import Choices, Parameter, Space
+from pipelines.tuning.measured import NUMBER_KEY
 
 SEARCHERS = ("tpe", "random")
 SCHEDULERS = ("asha", "pbt", "fifo")
 STARTUP_TRIALS = 5  # drawn at random before TPE starts
-NUMBER_KEY = "number"  # in a Tune configuration: the trial's number; 0 = the start
 RATES_KEY = "metric.rates"
 STUDY_NAME = "search"
 

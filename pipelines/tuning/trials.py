@@ -6,14 +6,11 @@ has measured, its Tune checkpoint.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,17 +33,19 @@ from pipelines.runtime.tracking import Tracking
 from pipelines.runtime.tuner import build_tuner, failure_reason, run_tuner
 from pipelines.stages.robustness import measure_robustness
 from pipelines.stages.saliency import compute_person_masks
-from pipelines.tuning.progress import SearchProgress
-from pipelines.tuning.schedulers import (
+from pipelines.tuning.measured import (
     EPOCHS_KEY,
     FACTOR_KEY,
     FIRST_RUNG_KEY,
     MEMBER_KEY,
-    Asha,
-    Population,
-)
-from pipelines.tuning.spaces import (
     NUMBER_KEY,
+    RUNGS_KEY,
+    load_measured,
+    report_measured,
+)
+from pipelines.tuning.progress import SearchProgress
+from pipelines.tuning.schedulers import Asha, Population
+from pipelines.tuning.spaces import (
     RATES_KEY,
     SearchSpec,
     State,
@@ -60,7 +59,6 @@ from pipelines.workflows.trial_pool import learn_prompts, train_and_evaluate
 log = logging.getLogger(__name__)
 
 OCCLUSION_BANDS = Band(20, 40), Band(40, 60)  # percent of the person, in validation queries
-CHECKPOINT_FILE = "measured.json"
 
 
 @dataclass(frozen=True)
@@ -187,7 +185,7 @@ def record_trial(trial: Trial, spec: SearchSpec) -> TrialRecord:
     config, result = trial.config, trial.last_result
     rungs = {
         int(epochs): {name: values[name] for name in OBJECTIVES}
-        for epochs, values in result.get("rungs", {}).items()
+        for epochs, values in result.get(RUNGS_KEY, {}).items()
     }
     changes = select_changes(config, spec)
     rates = result.get("rates", [])
@@ -224,7 +222,7 @@ def _run_trial(config: dict[str, Any], context: SearchContext) -> None:
     changes = select_changes(config, spec)
     changed = resolve_backgrounds(apply_changes(context.base, changes))
     for epochs in spec.rungs[config.get(FIRST_RUNG_KEY, 0) :]:
-        if str(epochs) in measured["rungs"]:
+        if str(epochs) in measured[RUNGS_KEY]:
             continue
         if spec.scheduler == "pbt":
             rates = [*measured["rates"], float(f"{config[FACTOR_KEY]:.4g}")]
@@ -234,22 +232,5 @@ def _run_trial(config: dict[str, Any], context: SearchContext) -> None:
             measured["rates"] = rates
         else:
             values = context.measure(shorten_schedule(changed, epochs), holder)
-        measured["rungs"][str(epochs)] = values
+        measured[RUNGS_KEY][str(epochs)] = values
         report_measured(epochs, measured)
-
-
-def load_measured() -> dict[str, Any]:
-    """Return what this trial, or the one that it is a copy of, has measured before."""
-    checkpoint = tune.get_checkpoint()
-    if checkpoint is None:
-        return {"rungs": {}, "rates": []}
-    with checkpoint.as_directory() as folder:
-        return json.loads((Path(folder) / CHECKPOINT_FILE).read_text())
-
-
-def report_measured(epochs: int, measured: dict[str, Any]) -> None:
-    """Report a rung to Tune, with all that was measured so far as the checkpoint."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / CHECKPOINT_FILE).write_text(json.dumps(measured))
-        result = {EPOCHS_KEY: epochs, **measured["rungs"][str(epochs)], **measured}
-        tune.report(result, checkpoint=tune.Checkpoint.from_directory(folder))

@@ -14,7 +14,7 @@ from dpmpp_core.retrieval import MODES
 from pipelines.runtime.stage import StageNotFoundError
 from pipelines.workflows.ablation import AblationRequest, ablate
 from pipelines.workflows.options import Options
-from tests.support.configs import SMALL
+from tests.support.configs import TEXTLESS, TEXTLESS_CONFIG
 
 pytestmark = pytest.mark.long
 
@@ -37,11 +37,11 @@ def asked(
 ) -> tuple[Options, AblationRequest]:
     folder = tmp_path_factory.mktemp("ablation")
     (folder / "grid.yaml").write_text(GRID)
-    # What the user says comes last, so SMALL's epochs would win over the grid's.
-    changes = [change for change in SMALL if not change.startswith("metric.epochs")]
+    # What the user says comes last, so TEXTLESS's epochs would win over the grid's.
+    changes = [change for change in TEXTLESS if not change.startswith("metric.epochs")]
     options = Options(
         data=str(small_demo),
-        config="demo",
+        config=TEXTLESS_CONFIG,
         overrides=changes,
         storage=str(folder / "runs"),
         bands=(Band(10, 30),),

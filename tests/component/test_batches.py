@@ -24,8 +24,7 @@ from pipelines.training import driver as fit
 from pipelines.training.batches import BatchesPerRank, BatchPlan
 from pipelines.training.training_set import TrainingSet
 from pipelines.training.worker import start_batches
-from pipelines.workflows.trial_pool import learn_prompts
-from tests.support.configs import SMALL
+from tests.support.configs import SMALL, TEXTLESS, TEXTLESS_CONFIG
 
 STEPS = 36  # two tasks and a part of one
 
@@ -132,7 +131,7 @@ def test_operators_are_named_for_what_they_do(training_set: TrainingSet) -> None
 def test_a_training_in_several_executions_is_the_training_in_one(
     cluster: None, small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load_config("demo", [*SMALL, "saliency.provider=spectral"])
+    config = load_config(TEXTLESS_CONFIG, TEXTLESS)
     plan, _ = connect(None, config.cluster)
     digests = []
     for steps, folder in ((1000, "one"), (5, "several")):
@@ -140,7 +139,7 @@ def test_a_training_in_several_executions_is_the_training_in_one(
         run = Run(config, Storage(str(tmp_path / folder)), Tracking(""), plan)
         prepared = prepare(run, find_data(config.data, str(small_demo)))
         masks = compute_person_masks(run, prepared)
-        stage = train_metric(run, prepared, masks, learn_prompts(run, prepared, masks))
+        stage = train_metric(run, prepared, masks, None)
         assert stage.summary["steps"] == 12
         digests.append(stage.summary["weights_sha256"])
     assert digests[0] == digests[1]

@@ -20,8 +20,7 @@ from pipelines.stages.train import train_metric
 from pipelines.tuning.search import TuningRequest, search
 from pipelines.tuning.spaces import RATES_KEY
 from pipelines.workflows.options import Options
-from pipelines.workflows.trial_pool import learn_prompts
-from tests.support.configs import SMALL
+from tests.support.configs import TEXTLESS, TEXTLESS_CONFIG
 
 
 @pytest.mark.long
@@ -29,12 +28,12 @@ from tests.support.configs import SMALL
 def test_a_training_in_parts_is_the_training_in_one(
     cluster: None, small_demo: Path, tmp_path: Path
 ) -> None:
-    config = load_config("demo", [*SMALL, f"{RATES_KEY}=[1.0,0.5]"])
+    config = load_config(TEXTLESS_CONFIG, [*TEXTLESS, f"{RATES_KEY}=[1.0,0.5]"])
     plan, _ = connect(None, config.cluster)
     run = Run(config, Storage(str(tmp_path)), Tracking(""), plan)
     prepared = prepare(run, find_data(config.data, str(small_demo)))
     masks = compute_person_masks(run, prepared)
-    inputs = prepared, masks, learn_prompts(run, prepared, masks)
+    inputs = prepared, masks, None
     whole = train_metric(run, *inputs)
     parts = train_metric(run, *inputs, until=2)  # makes the first part too
     assert parts.key != whole.key
@@ -66,7 +65,9 @@ def test_a_population_copies_its_best_and_ends_in_a_configuration(
         share=0.4,
         seed=1,
     )
-    options = Options(data=str(small_demo), overrides=SMALL, storage=str(tmp_path))
+    options = Options(
+        data=str(small_demo), config=TEXTLESS_CONFIG, overrides=TEXTLESS, storage=str(tmp_path)
+    )
     result = search(options, request)
     trials: list[dict[str, Any]] = result["trials"]
     assert [trial["state"] for trial in trials] == ["done"] * 3
@@ -83,7 +84,7 @@ def test_a_population_copies_its_best_and_ends_in_a_configuration(
     written = {file.name for file in folder.iterdir()}
     assert {"best.yaml", "intermediate-values.png", "trials.md"} <= written
     best = load_config(str(folder / "best.yaml"))
-    usual = load_config("demo", SMALL)
+    usual = load_config(TEXTLESS_CONFIG, TEXTLESS)
     assert best.metric.lr == result["best_changes"].get("metric.lr", usual.metric.lr)
     assert best.metric.rates == tuple(result["best_changes"].get(RATES_KEY, [1.0]))
     again = search(options, request)  # nothing is left to do

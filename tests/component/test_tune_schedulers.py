@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ray import tune
@@ -18,19 +16,14 @@ from dpmpp_core.config.space import Range, Space
 from dpmpp_core.errors import DataError
 from pipelines.runtime.storage import Storage
 from pipelines.runtime.tuner import build_tuner, run_tuner
-from pipelines.tuning.schedulers import FACTOR_KEY, FIRST_RUNG_KEY, MEMBER_KEY
-from pipelines.tuning.spaces import NUMBER_KEY, RATES_KEY, SearchSpec, TrialRecord
-from pipelines.tuning.trials import (
-    build_scheduler,
-    load_measured,
-    record_trial,
-    report_measured,
-)
+from pipelines.tuning.measured import FACTOR_KEY, MEMBER_KEY, NUMBER_KEY
+from pipelines.tuning.spaces import RATES_KEY, SearchSpec, TrialRecord
+from pipelines.tuning.trials import build_scheduler, record_trial
 from tests.support.s3_server import S3Server
+from tests.support.trainable import trainable
 
 SPACE = Space({"metric.lr": Range(low=0.0, high=1.0)})
 MEMBERS = 5
-FAILING = 3, 4  # member and epochs
 
 
 class Killed(Exception):
@@ -40,23 +33,6 @@ class Killed(Exception):
 def make_spec(scheduler: str, rungs: tuple[int, ...], brackets: int = 1) -> SearchSpec:
     start = {"metric.lr": 0.0, RATES_KEY: [1.0]}
     return SearchSpec(SPACE, start, ("occluded",), rungs, "tpe", scheduler, brackets)
-
-
-def trainable(config: dict[str, Any], log: Path, rungs: tuple[int, ...]) -> None:
-    """Reports as a trial of a search does; the start is the worst of all."""
-    measured = load_measured()
-    for epochs in rungs[config.get(FIRST_RUNG_KEY, 0) :]:
-        if str(epochs) in measured["rungs"]:
-            continue
-        if (config[NUMBER_KEY], epochs) == FAILING:
-            raise ValueError("out of luck")
-        measured["rates"] = [*measured["rates"], config.get(FACTOR_KEY, 1.0)]
-        with log.open("a") as file:
-            file.write(json.dumps([config[NUMBER_KEY], measured["rates"]]) + "\n")
-        lr = config.get("metric.lr", 0.0 if FACTOR_KEY in config else config[NUMBER_KEY] / 10)
-        value = {"occluded": lr + epochs / 100, "holistic": 0.0}
-        measured["rungs"][str(epochs)] = value
-        report_measured(epochs, measured)
 
 
 def run(
@@ -89,8 +65,12 @@ def run(
     return [records[number] for number in sorted(records)]
 
 
-def check_population(folder: Path, records: list[TrialRecord], known: dict[int, int]) -> None:
-    """What Tune had stored at the end is not trained again; what was under way may be."""
+def read_log(folder: Path) -> list[tuple[int, list[float]]]:
+    """Member and learning rates of every segment that was trained, in order."""
+    return [tuple(json.loads(line)) for line in (folder / "log").read_text().splitlines()]
+
+
+def check_population(folder: Path, records: list[TrialRecord]) -> None:
     assert [record.number for record in records] == list(range(MEMBERS))
     assert records[0] == TrialRecord(0, {}, "done", records[0].rungs)
     assert all(list(record.rungs) == [2, 4, 6] for record in records if record.number != 3)
@@ -101,12 +81,9 @@ def check_population(folder: Path, records: list[TrialRecord], known: dict[int, 
         rates = record.changes[RATES_KEY]
         assert len(rates) == 3 and rates[0] == 1
         assert all(round(b / a, 6) in (1.0, 0.8, 1.25) for a, b in pairwise(rates))
-    rows = [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+    rows = read_log(folder)
     assert all(rates == [1.0] * len(rates) for number, rates in rows if number == 0)
-    segments = Counter((number, len(rates)) for number, rates in rows)
-    assert len(segments) == 3 * MEMBERS - 2
-    twice = {one for one, count in segments.items() if count > 1}
-    assert not [(n, rungs) for n, rungs in twice if rungs <= known.get(n, 0)], (segments, known)
+    assert len({(number, len(rates)) for number, rates in rows}) == 3 * MEMBERS - 2
 
 
 def killer(
@@ -127,16 +104,21 @@ def killer(
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("killed", [2, 7])
 def test_a_population_keeps_its_start_and_survives_failures_and_kills(
-    cluster: None, tmp_path: Path, killed: int, monkeypatch: pytest.MonkeyPatch
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
     spec = make_spec("pbt", (2, 4, 6))
-    known: dict[int, int] = {}
-    with pytest.raises(Killed):
-        run(tmp_path, spec, killer(spec, killed, known))
-    check_population(tmp_path, run(tmp_path, spec), known)
+    kills = []
+    for killed in (2, 7):
+        known: dict[int, int] = {}
+        with pytest.raises(Killed):
+            run(tmp_path, spec, killer(spec, killed, known))
+        kills.append((len(read_log(tmp_path)), known))
+    check_population(tmp_path, run(tmp_path, spec))
+    for trained, known in kills:  # what Tune had stored is not trained again, what it had not is
+        later = {(number, len(rates)) for number, rates in read_log(tmp_path)[trained:]}
+        assert not [one for one in later if one[1] <= known.get(one[0], 0)], (later, known)
 
 
 @pytest.mark.long

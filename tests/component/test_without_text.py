@@ -14,10 +14,7 @@ import dpmpp_core
 from dpmpp_core.errors import ConfigError
 from pipelines.workflows.options import Options
 from pipelines.workflows.pipeline import run_pipeline
-from tests.support.configs import SMALL
-
-OVERRIDES = [*SMALL, "model.backbone=timm/test_vit", "model.pretrained=null", "metric.lr=1e-3",
-             "metric.encoder_lr=1e-3", "saliency.provider=spectral"]  # fmt: skip
+from tests.support.configs import TEXTLESS, TEXTLESS_CONFIG
 
 
 @pytest.mark.long
@@ -26,8 +23,8 @@ def test_one_space_goes_from_images_to_the_registry(
 ) -> None:
     options = Options(
         data=str(small_demo),
-        config="market1501_vit",
-        overrides=OVERRIDES,
+        config=TEXTLESS_CONFIG,
+        overrides=TEXTLESS,
         storage=str(tmp_path),
     )
     result = run_pipeline(options)
@@ -58,8 +55,8 @@ def test_one_space_goes_from_images_to_the_registry(
 def test_prompts_without_a_text_tower_are_refused_at_once(small_demo: Path, tmp_path: Path) -> None:
     options = Options(
         data=str(small_demo),
-        config="market1501_vit",
-        overrides=OVERRIDES,
+        config=TEXTLESS_CONFIG,
+        overrides=TEXTLESS,
         storage=str(tmp_path / "runs"),
     )
     with pytest.raises(ConfigError, match=r"timm/test_vit has no text tower, .*dpmpp train"):

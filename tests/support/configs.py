@@ -1,4 +1,4 @@
-"""Overrides of the demo configuration for tests."""
+"""Overrides of configurations for tests."""
 
 # Small enough to train in seconds; every part of the method is on.
 SMALL = [
@@ -16,4 +16,15 @@ SMALL = [
     "metric.class_ignoring=true",
     "augment.erase=0.5",
     "occlusion.rolling=true",
+]
+
+# Of TEXTLESS_CONFIG: an encoder of 64 numbers, and no stage 1. For tests of what comes after it.
+TEXTLESS_CONFIG = "market1501_vit"
+TEXTLESS = [
+    *SMALL,
+    "model.backbone=timm/test_vit",
+    "model.pretrained=null",
+    "metric.lr=1e-3",
+    "metric.encoder_lr=1e-3",
+    "saliency.provider=spectral",
 ]

@@ -21,7 +21,7 @@ from dpmpp_core.errors import ConfigError, DataError
 from dpmpp_core.retrieval.objectives import compute_objectives
 from pipelines.reporting.figures import CLEAN_QUERIES
 from pipelines.tuning.search import TuningRequest, compute_rungs
-from tests.support.configs import SMALL
+from tests.support.configs import TEXTLESS, TEXTLESS_CONFIG
 
 SPACE = """
 metric.lr: {low: 5.0e-4, high: 1.0e-2, log: true}
@@ -32,7 +32,8 @@ TRIALS = 4
 
 def begin(folder: Path, data: Path, *words: str) -> subprocess.Popen[str]:
     command = [
-        str(Path(sys.executable).parent / "dpmpp"), "tune", *SMALL, "--data", str(data),
+        str(Path(sys.executable).parent / "dpmpp"), "tune", "--config", TEXTLESS_CONFIG,
+        *TEXTLESS, "--data", str(data),
         "--space", str(folder / "space.yaml"), "--trials", str(TRIALS), "--share", "0.4",
         "--searcher", "random", "--storage", "runs", "--json", *words,
     ]  # fmt: skip
