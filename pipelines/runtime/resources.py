@@ -267,9 +267,12 @@ def _start_local(config: ClusterConfig) -> tuple[Plan, Plan]:
     if ray.is_initialized():  # an embedding program or a test session started it
         return result, trials
     shorten_temporary_folder()
+    # Each training would start a process that waits for nodes to be taken away.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(
         address="local",
         num_cpus=logical,
+        include_dashboard=False,  # as long as this program runs, it shows its own progress
         log_to_driver=False,  # workers report what matters through the `TrainingMonitor`
         logging_level=logging.WARNING,
     )

@@ -189,9 +189,18 @@ class Tracking:
         if self.run_id is not None:
             self._stage_run = self._new_stage_run(name)
 
-    def _new_stage_run(self, name: str) -> str:
+    def _new_stage_run(self, name: str, key: str | None = None) -> str:
         tags = {"mlflow.runName": name, "mlflow.parentRunId": str(self.run_id), STAGE_TAG: name}
+        if key is not None:
+            tags[KEY_TAG] = key
         return self._open.create_run(self._experiment_id, tags=tags).info.run_id
+
+    def _unrecorded_run(self, name: str, key: str) -> str | None:
+        """Return the nested run of a key, new or left by a killed driver; None if finished."""
+        found = self._stage_runs(f" and tags.`{KEY_TAG}` = '{key}'")
+        if not found:
+            return self._new_stage_run(name, key)
+        return None if found[0].info.status == "FINISHED" else found[0].info.run_id
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log metrics of the running stage at a step, such as an epoch."""
@@ -216,12 +225,9 @@ class Tracking:
         if self.run_id is None:
             self._waiting.append((stage, metrics))
             return
-        run = self._stage_run
+        run = self._stage_run or self._unrecorded_run(stage.name, stage.key)
         if run is None:
-            condition = f" and tags.`{KEY_TAG}` = '{stage.key}'"
-            if self._stage_runs(condition):
-                return
-            run = self._new_stage_run(stage.name)
+            return
         client = self._open
         client.set_tag(run, KEY_TAG, stage.key)
         client.set_tag(run, REUSED_TAG, str(stage.reused).lower())
@@ -243,11 +249,10 @@ class Tracking:
             figures: Numbers, of which NaN is left out.
         """
         key = f"{search}/{name}"
-        if self._stage_runs(f" and tags.`{KEY_TAG}` = '{key}'"):
+        run = self._unrecorded_run(name, key)
+        if run is None:
             return
         client = self._open
-        run = self._new_stage_run(name)
-        client.set_tag(run, KEY_TAG, key)
         logged = [Param(name, redact(value)) for name, value in params.items()]
         client.log_batch(run, params=logged, metrics=_to_metrics(select_numbers(figures)))
         client.set_terminated(run, "FINISHED")

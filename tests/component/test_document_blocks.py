@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,24 @@ BLOCKS = {page: read_blocks(page) for page in PAGES}
 
 @pytest.fixture(scope="module")
 def things(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return given(tmp_path_factory.mktemp("things"), small_demo)
+    folder = tmp_path_factory.mktemp("things")
+    (folder / "runs").mkdir()
+    (folder / "given").mkdir()
+    return given(folder / "given", small_demo)
 
 
 @pytest.fixture
-def folder(cluster: None, things: Path, tmp_path: Path) -> Path:
-    """A folder for the blocks of one page, with what pages name; indexing needs Ray."""
-    return Path(shutil.copytree(things, tmp_path / "page", symlinks=True))
+def folder(cluster: None, things: Path) -> Iterator[Path]:
+    """A folder for the blocks of one page, with what pages name; indexing needs Ray.
+
+    It has the same path for all pages, and keeps `runs`: what one has trained, another reuses.
+    """
+    page, runs = things.with_name("page"), things.with_name("runs")
+    shutil.copytree(things, page, symlinks=True)
+    runs.rename(page / "runs")
+    yield page
+    (page / "runs").rename(runs)
+    shutil.rmtree(page)
 
 
 def cheap(page: Path) -> list[Block]:

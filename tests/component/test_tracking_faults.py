@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from dpmpp_core.config import load_config
 from dpmpp_core.errors import ConfigError, UserError
 from pipelines.runtime.tracking import Tracking
 from tests.support.cli import invoke_dpmpp
@@ -123,3 +124,28 @@ def test_a_folder_that_was_moved_is_named_with_its_place_before(tmp_path: Path) 
         moved.check(EXPERIMENT)
     before.symlink_to(after)
     moved.check(EXPERIMENT)
+
+
+def test_a_trial_that_a_kill_left_half_recorded_is_recorded_once(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin() -> Tracking:
+        tracking = Tracking(f"sqlite:///{database}", tmp_path.as_uri())
+        data = {"id": "0", "root": "d", "counts": {}}
+        tracking.begin(load_config("demo"), "search-0", data)
+        return tracking
+
+    def kill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    killed = begin()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MlflowClient, "log_batch", kill)
+        killed.log_trial("search", "trial 0", {"metric.lr": "0.1"}, {"mAP": 0.5})
+    for _ in range(2):
+        begin().log_trial("search", "trial 0", {"metric.lr": "0.1"}, {"mAP": 0.5})
+    client = MlflowClient(f"sqlite:///{database}")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    (trial,) = (run for run in runs if run.info.run_name == "trial 0")
+    assert trial.info.status == "FINISHED"
+    assert trial.data.params == {"metric.lr": "0.1"} and trial.data.metrics == {"mAP": 0.5}

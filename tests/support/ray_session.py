@@ -18,6 +18,7 @@ LEAN = {
     "RAY_prestart_worker_first_driver": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 

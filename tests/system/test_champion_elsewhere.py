@@ -47,7 +47,7 @@ def at(
 def venv(tmp_path: Path) -> Iterator[Path]:
     """A new environment; gone after the test, for it has gigabytes."""
     folder = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     yield folder
     shutil.rmtree(folder)
 
@@ -93,7 +93,8 @@ def test_the_readme_uses_the_champion_where_only_its_requirements_are_installed(
     wanted = mlflow.artifacts.download_artifacts(
         "models:/dpmpp-demo@champion/requirements.txt", dst_path=str(tmp_path)
     )
-    install = [str(venv / "bin" / "pip"), "install", "--quiet", "--requirement", wanted]
+    install = [sys.executable, "-m", "pip", "--python", str(venv), "install"]
+    install += ["--quiet", "--no-compile", "--requirement", wanted]
     subprocess.run(install, check=True, timeout=TIMEOUT_S)
     (picture,) = pictures(small_demo)[:1]
     lines = documented_lines().replace("a.jpg", str(picture))

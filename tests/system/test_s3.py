@@ -15,7 +15,7 @@ from dpmpp_core.models.reid import load_model
 from dpmpp_core.models.sources import WEIGHTS_FILE
 from pipelines.registry.models import fetch_model, load_source_model, read_model_version
 from tests.support.cli import run_dpmpp
-from tests.support.configs import SMALL
+from tests.support.configs import TEXTLESS, TEXTLESS_CONFIG
 from tests.support.models import saved_model
 from tests.support.s3_server import S3Server
 
@@ -45,7 +45,8 @@ def test_the_pipeline_runs_from_s3_to_s3(s3: S3Server, small_demo: Path, tmp_pat
     s3.upload(small_demo, "*.jpg", "images", "demo")
     arguments = [
         "--data", "s3://images/demo", "--storage", "s3://results/dpmpp",
-        "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", "--json", *SMALL,
+        "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", "--json",
+        "--config", TEXTLESS_CONFIG, *TEXTLESS,
     ]  # fmt: skip
     environment = os.environ | s3.environment
     results = []
