@@ -75,11 +75,12 @@ format: $(STAMP)
 
 $(STAMP): EXTRA := dev
 $(VENV)/.installed-train: EXTRA := train
+# Not compiled: Python compiles the modules that it loads, a tenth of all.
 $(STAMP) $(VENV)/.installed-train: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one with PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(WHEELS) --editable '.[$(EXTRA)]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt $(WHEELS) --editable '.[$(EXTRA)]'
 	touch $@
 
 constraints: $(STAMP)  ## write down the versions of this environment
