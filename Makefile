@@ -9,7 +9,7 @@ DEMO_STAMP := $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/.installed-train)
 WHEELS := $(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long test-faults bench-retrieval validate-infra image cluster-demo cluster-chaos lint docs test-docs format constraints clean
+.PHONY: help demo test test-fast test-long test-slow bench-retrieval validate-infra image cluster-demo cluster-chaos lint docs format constraints clean
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,14 +27,11 @@ test: $(STAMP)  ## what every change needs: minutes on two cores
 test-fast: $(STAMP)  ## unit tests only: no Ray, no MLflow
 	$(PYTEST) tests/unit
 
-test-long: $(STAMP)  ## longer pipelines, promotions and kills; every backbone exported
+test-long: $(STAMP)  ## longer pipelines, promotions, searches; every backbone exported
 	$(PYTEST) $(PAIR) -m long
 
-test-faults: $(STAMP)  ## processes killed, nodes lost, storage away, disk full: 26 minutes
-	$(BIN)/python -m pytest tests/faults -m '' --fault-table tests/bench/results/faults.md
-
-test-docs: $(STAMP)  ## every code block of README and docs, those of guides that train too
-	$(PYTEST) tests/component/test_document_blocks.py -m ''
+test-slow: $(STAMP)  ## nodes lost, storage away, disk full, twenty kills; guides that train: an hour
+	$(PYTEST) -m slow --fault-table tests/bench/results/faults.md
 
 bench-retrieval: $(STAMP)  ## ranking and search side by side with others; half an hour on 2 cores
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'

@@ -9,15 +9,17 @@ from dpmpp_core.config.sections import Config
 from dpmpp_core.config.training import MetricConfig
 
 
-def find_long_warmups(config: Config) -> list[str]:
-    """Say of each stage whose warm-up does not end before its training that its rate stays low."""
-    stages = {"pretrain": config.pretrain, "prompts": config.prompts, "metric": config.metric}
-    return [
-        f"{name}.warmup_epochs is {stage.warmup_epochs} of {name}.epochs {stage.epochs}: "
-        "the learning rate never reaches its full value"
-        for name, stage in stages.items()
-        if stage.warmup_epochs >= stage.epochs
-    ]
+def find_long_warmups(config: Config, stages: Sequence[str]) -> list[str]:
+    """Say of each of these stages whose warm-up is as long as its training that its rate is low."""
+    found = []
+    for name in stages:
+        stage = getattr(config, name)
+        if stage.warmup_epochs >= stage.epochs:
+            found.append(
+                f"{name}.warmup_epochs is {stage.warmup_epochs} of {name}.epochs {stage.epochs}: "
+                "the learning rate never reaches its full value"
+            )
+    return found
 
 
 def shorten_schedule(config: Config, epochs: int) -> Config:

@@ -51,7 +51,8 @@ def open_session(
     for config in configs:
         _check(config, options, loads_encoder)
     config = configs[0]
-    for sentence in find_long_warmups(config):
+    stages = ("prompts", "metric") if has_text(config.model) else ("metric",)
+    for sentence in find_long_warmups(config, stages):
         log.warning("configuration: %s", sentence)
     source = find_data(config.data, options.data) if options.data else None
     storage = Storage(options.storage)

@@ -134,7 +134,7 @@ def test_a_training_in_several_executions_is_the_training_in_one(
     config = load_config(TEXTLESS_CONFIG, TEXTLESS)
     plan, _ = connect(None, config.cluster)
     digests = []
-    for steps, folder in ((1000, "one"), (5, "several")):
+    for steps, folder in ((1000, "one"), (8, "several")):
         monkeypatch.setattr(fit, "BatchPlan", partial(BatchPlan, steps_per_execution=steps))
         run = Run(config, Storage(str(tmp_path / folder)), Tracking(""), plan)
         prepared = prepare(run, find_data(config.data, str(small_demo)))

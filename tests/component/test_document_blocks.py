@@ -101,9 +101,7 @@ def test_blocks_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(
-            p, marks=pytest.mark.long if page_name(p) in FIRST_PAGES else pytest.mark.fault
-        )
+        pytest.param(p, marks=pytest.mark.long if page_name(p) in FIRST_PAGES else pytest.mark.slow)
         for p in PAGES
         if any(block.mark == "long" for block in BLOCKS[p])
     ],

@@ -51,8 +51,7 @@ def test_a_training_in_parts_is_the_training_in_one(
         train_metric(found, *inputs, until=2)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.slow
 def test_a_population_copies_its_best_and_ends_in_a_configuration(
     cluster: None, small_demo: Path, tmp_path: Path
 ) -> None:

@@ -56,7 +56,7 @@ def table(pytestconfig: pytest.Config) -> Iterator[Table]:
 def _machine() -> str:
     found = environment()
     return (
-        f"`make test-faults`; {date.today().isoformat()}. Python {platform.python_version()}, ray "
+        f"`make test-slow`; {date.today().isoformat()}. Python {platform.python_version()}, ray "
         f"{found['packages']['ray']}, torch {found['packages']['torch']}; {found['cpus']}-core "
         f"{platform.machine()} CPU; nodes of one machine. Seconds lost: beyond the unbroken "
         "training's, restarts of Ray's workers and of the program included. With two workers sums "

@@ -14,7 +14,7 @@ from tests.faults.lab import Lab, Training, copy_before_stage_2
 WORKER = "ray::RayTrainWorker"
 
 
-@pytest.mark.fault
+@pytest.mark.slow
 def test_it_goes_on_with_one_worker_of_two_and_takes_a_second_again(
     small_demo: Path, unbroken: Unbroken, table: Table, tmp_path: Path
 ) -> None:

@@ -92,18 +92,12 @@ def damage_newest_checkpoint(lab: Lab, training: Training) -> str:
 
 
 FAULTS: list[Callable[[Lab, Training], str]] = [
-    pytest.param(lose_train_worker, marks=pytest.mark.long),
-    pytest.param(lose_data_worker, marks=pytest.mark.long),
-    *(
-        pytest.param(fault, marks=pytest.mark.fault)
-        for fault in (
-            terminate, damage_newest_checkpoint, lose_driver, lose_train_node,
-            lose_data_node, preempt_train_node,
-        )
-    ),
+    lose_train_worker, lose_data_worker, terminate, damage_newest_checkpoint, lose_driver,
+    lose_train_node, lose_data_node, preempt_train_node,
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_weights_are_those_of_an_unbroken_training(
     fault: Callable[[Lab, Training], str],
@@ -122,7 +116,7 @@ def test_the_weights_are_those_of_an_unbroken_training(
     assert equal
 
 
-@pytest.mark.fault
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_at_twenty_random_steps_it_ends_with_the_same_weights(
     lab: Lab, training: Training, unbroken: Unbroken, table: Table
@@ -147,7 +141,7 @@ def test_killed_at_twenty_random_steps_it_ends_with_the_same_weights(
     assert equal
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_and_names_step_and_images(
     lab: Lab, small_demo: Path, unbroken: Unbroken, tmp_path: Path
 ) -> None:

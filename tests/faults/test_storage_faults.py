@@ -38,7 +38,7 @@ def fill(filler: Path) -> None:
             pass
 
 
-@pytest.mark.fault
+@pytest.mark.slow
 def test_a_full_disk_costs_a_checkpoint_not_the_training(
     lab: Lab, small_demo: Path, unbroken: Unbroken, table: Table, small_disk: Path, tmp_path: Path
 ) -> None:
@@ -59,7 +59,7 @@ def test_a_full_disk_costs_a_checkpoint_not_the_training(
     assert equal
 
 
-@pytest.mark.fault
+@pytest.mark.slow
 def test_half_a_minute_without_storage_is_waited_for(
     small_demo: Path,
     unbroken: Unbroken,

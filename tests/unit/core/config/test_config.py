@@ -251,7 +251,7 @@ def test_the_value_of_a_text_key_is_what_stands_behind_the_equals_sign(
 
 
 def test_a_warm_up_as_long_as_its_training_is_said() -> None:
-    assert not find_long_warmups(load_config("demo"))
+    assert not find_long_warmups(load_config("demo"), ("prompts", "metric"))
     short = load_config("demo", ["metric.epochs=3", "metric.warmup_epochs=3"])
-    (said,) = find_long_warmups(short)
+    (said,) = find_long_warmups(short, ("prompts", "metric"))
     assert said.startswith("metric.warmup_epochs is 3 of metric.epochs 3")
