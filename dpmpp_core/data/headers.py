@@ -67,14 +67,19 @@ def check_image(data: bytes) -> tuple[int, int]:
 
 
 def header_size(data: bytes) -> tuple[int, int]:
-    """Return width and height in pixels from the header of a picture file.
+    """Return width and height in pixels, as the header of a picture file states them.
 
-    Only the header is read, so an absurd size is known before memory is allocated for it. EXIF
-    rotation is not applied.
+    The formats are those of `FORMATS`. The pixels are not decoded, so an absurd size is known
+    before memory is allocated for it. EXIF rotation is not applied. The two numbers are not
+    checked: they can be 0, negative (BMP) or huge. `check_image` checks them.
+
+    Args:
+        data: the file, or its first bytes up to the end of the header.
 
     Raises:
-        ImageError: bytes of none of these formats, a header that contradicts itself, or bytes
-            that end inside it.
+        ImageError: with reason `not_an_image` for another format, an animated WebP, or a TIFF whose
+            size is ambiguous. With reason `truncated` for bytes that end inside the header, or an
+            AVIF or HEIC without a size.
     """
     for magic, read in _HEADERS:
         if data.startswith(magic):

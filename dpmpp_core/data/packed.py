@@ -42,7 +42,19 @@ class PackedImages:
         self._open: dict[int, pa.Table] = {}
 
     def read(self, number: int) -> bytes:
-        """Return the file of image `number`; DataError if the shard is damaged or another's."""
+        """Return the file of an image as it was packed: encoded bytes, such as a JPEG.
+
+        The shard is fetched and mapped into memory when first needed. Shards hold no checksum:
+        changed bytes of an image are returned, and only its decoder can notice them.
+
+        Args:
+            number: place of the image in `paths`, from 0.
+
+        Raises:
+            DataError: the shard is missing or unreadable, or holds another path at this place. Then
+                it is damaged or was packed from another data set.
+            IndexError: `number` is not below the number of paths, and its shard exists.
+        """
         shard, row = divmod(number, self._rows)
         if shard not in self._open:
             self._open[shard] = _mapped(self._fetch(shard))

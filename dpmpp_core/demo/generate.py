@@ -68,7 +68,17 @@ def draw_shots(task: Task) -> list[Drawn]:
 
 
 def draw_here(tasks: list[Task]) -> Iterable[list[Drawn]]:
-    """Apply `draw_shots` to every task in this process."""
+    """Apply `draw_shots` to each task, one after the other, in this process.
+
+    It is the default `run` of `generate`. A task is drawn when its result is taken, not before.
+
+    Args:
+        tasks: pairs (configuration, shots); all shots of a task are of one camera.
+
+    Returns:
+        An iterator, which can be read once, with an item per task in their order. An item lists the
+        pictures of a task, in the order of its shots.
+    """
     return map(draw_shots, tasks)
 
 

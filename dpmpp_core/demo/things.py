@@ -190,7 +190,18 @@ def railing(layer: Layer, x: float, ground: float, wide: float, tall: float, rng
 
 
 def barrier(layer: Layer, x: float, ground: float, wide: float, tall: float, rng: Rng) -> None:
-    """Draw a solid road barrier with slanting stripes; `x` is its left edge, `ground` its foot."""
+    """Draw a solid road barrier with slanting stripes on a layer, in place.
+
+    Nothing is drawn if it lies outside the layer, or if a side is shorter than 1 pixel.
+
+    Args:
+        layer: what is drawn on.
+        x: left edge, pixels from the left of the layer.
+        ground: lower edge, pixels from the top of the layer.
+        wide: width in pixels.
+        tall: height in pixels; the upper edge is at `ground - tall`.
+        rng: draws the colour of the stripes, red or orange, and the dirt.
+    """
     white, red = (0.84, 0.83, 0.8), any_of(rng, ((0.65, 0.12, 0.1), (0.8, 0.45, 0.1)))
     surface = box(layer, x, ground - tall, x + wide, ground, 0.06 * tall)
     if surface is None:

@@ -37,7 +37,11 @@ class Matches:
     facts: Mapping[str, str]
 
     def show(self) -> None:
-        """Print the hits as a table: rank, score, and what is known of each picture.
+        """Print the hits to standard output as a table, best first.
+
+        Columns: rank from 1; score in [-1, 1], larger = more alike; same person, a probability in
+        percent; person and camera, numbers; time in UTC; image, the end of its path that differs. A
+        column without any value is left out. Without hits, a sentence says so.
 
         >>> import dpmpp_core
         >>> dpmpp_core.Index.build("photos").search("a.jpg", k=1).show()  # doctest: +ELLIPSIS

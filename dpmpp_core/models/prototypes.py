@@ -26,10 +26,19 @@ class Prototypes(nn.Module):
 
     @torch.no_grad()
     def init_from_text(self, space: str, text: Tensor) -> None:
-        """Point the prototypes of `space` along text features [C, width] (ours).
+        """Set the prototypes of `space` to the directions of text features, in place (ours).
 
-        Directions are the text's, centred since text features share a large common part; lengths
-        stay at the mean norm of the random start.
+        The mean of the text features is subtracted first, since they share a large common part. All
+        prototypes get the same length: the mean norm of the prototypes before the call.
+
+        Args:
+            space: a metric space of the constructor, such as `joint`.
+            text: float [C, width], row c for identity c. C is 2 or more: a single row, less its
+                mean, makes each prototype zero.
+
+        Raises:
+            AttributeError: there is no such space.
+            RuntimeError: C or width is not that of the prototypes.
         """
         weight = self.weight[space]
         direction = nn.functional.normalize(text - text.mean(dim=0), dim=1)

@@ -279,22 +279,26 @@ def save_model(model: ReidModel, folder: Path, facts: Mapping[str, Any] | None =
 
 
 def load_model(name: str | Path = SHIPPED, device: str = "cpu") -> ReidModel:
-    """Load a model by its name.
+    """Load a model by its name, ready to embed pictures (in evaluation mode).
 
     >>> import dpmpp_core
     >>> dpmpp_core.load_model()
     ReidModel(dpmpp-small, 256x128 pixels; visual 192, joint 192, bands 1536; 3.1 M parameters)
 
     Args:
-        name: `shipped`, the package's own (a warning states what that is worth); the folder of a
-            model, or of the stage or run that trained it; with the extra `train` also
-            `s3://bucket/prefix`, `models:/NAME@ALIAS` and `models:/NAME/VERSION`.
-        device: a torch device.
+        name: `shipped` = the package's own; its accuracy is logged as a warning, once per process.
+            Else the folder of a saved model, or of the stage or run that trained it. With the extra
+            `train` also `s3://bucket/prefix`, `models:/NAME@ALIAS` and `models:/NAME/VERSION`.
+        device: a torch device, such as `cpu` or `cuda:0`.
 
     Raises:
-        WeightsError: no such model, files damaged, another format, weights whose hash is not the
-            card's, that hold NaN, or that do not fit the network of the card.
-        ConfigError: the card names no known backbone; a URI without the extra `train`.
+        WeightsError: there is no such model in a folder, or it is an exported graph (.onnx). Its
+            files are damaged or of another format, or the hash of the weights is not the card's.
+            The weights hold NaN or infinity, or do not fit the network of the card.
+        ConfigError: the card names no known backbone. Or the name is a URI, and the extra `train`
+            is not installed or there is no registry.
+        UserError: there is no model at the URI, or the registry does not answer.
+        RuntimeError: torch does not know the device, or it is not available.
     """
     if name == SHIPPED:
         _warn_once()

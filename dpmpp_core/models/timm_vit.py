@@ -75,10 +75,20 @@ def fetch_timm(tagged: str) -> Path:
 
 
 def build_timm(config: ModelConfig, weights: Path | None) -> nn.Module:
-    """Build timm's model without its classifier, at its own image size.
+    """Build the model of timm that `config.backbone` names, without its classifier.
+
+    It takes pictures float [B, 3, S, S], S pixels as timm defines the model, such as 224. Its
+    output is what the classifier would receive, [B, width]. `fit_grid` changes the picture size.
+
+    Args:
+        config: its `backbone` is `timm/NAME`, with a name that `patch_size` accepts.
+        weights: a local file, .safetensors or PyTorch; no code in it is run. None = random weights
+            from torch's global generator; nothing is downloaded.
 
     Raises:
-        WeightsError: a file that does not hold every weight of the model, or NaN.
+        WeightsError: the file is missing or damaged, lacks a tensor of the model, or holds NaN or
+            infinity. Tensors that the model does not have, such as a classifier, are ignored.
+        RuntimeError: timm has no model of this name.
     """
     model = timm.create_model(config.backbone.removeprefix(TIMM_PREFIX), num_classes=0)
     if weights is None:

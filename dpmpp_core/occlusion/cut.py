@@ -77,21 +77,27 @@ def lend_scene(
     rng: np.random.Generator,
     excluded: NDArray[np.bool_] | None = None,
 ) -> Lender | None:
-    """Choose the donor and shift whose person covers least of the recipient's cut part.
+    """Choose the donor and the shift whose person covers least of the recipient's person in `cut`.
 
-    A scene should hide the part, not a second person. Where the donor's person would stand next to
-    the recipient's, the recipient's own scene is kept. Where it covers the cut part it is shown, if
-    no donor avoids that. One of equal donors is drawn at random.
+    Inside `cut` the donor's picture replaces the recipient's. It should show a scene there, not a
+    second person. The measure is the number of patches in `cut` that show both persons. One of the
+    choices with the smallest number is drawn at random. These patches show the donor's person.
+    Other patches of the donor's person stay the recipient's.
 
     Args:
-        person_mask: bool [H, W], the recipient.
-        cut: bool [H, W], what is to be hidden of its picture.
-        donor_masks: bool [D, H, W].
+        person_mask: bool [H, W], patches, True = the recipient's person.
+        cut: bool [H, W], True = to be hidden; from `cut_away`.
+        donor_masks: bool [D, H, W], True = the donor's person; D may be 0.
         rng: the only source of randomness.
-        excluded: bool [D], donors not to be taken.
+        excluded: bool [D], True = this donor is not taken; None = all may be taken.
 
     Returns:
-        None if no donor is left: an empty mask does not locate the donor's person.
+        The donor, 0 to D - 1, its shift, 0 to W - 1 columns of patches to the right, and the
+        patches kept. None if each donor is excluded or has an empty mask, which does not locate its
+        person.
+
+    Raises:
+        ValueError: the masks differ in H or W.
     """
     width = cut.shape[1]
     standing = overlap((person_mask & cut)[None], donor_masks, width)[0]

@@ -48,7 +48,16 @@ def find_overlay(manifests: Path, overlay: str) -> Path:
 
 
 def list_overlays(manifests: Path) -> list[str]:
-    """Return the names of the overlays, sorted; raise ConfigError if there are none."""
+    """Return the sorted names of the Kustomize overlays in a folder of manifests.
+
+    An overlay is a folder `overlays/NAME` that holds a kustomization.yaml.
+
+    Args:
+        manifests: the folder that holds `overlays/`, such as `infra/k8s`.
+
+    Raises:
+        ConfigError: there is no overlay, or no such folder.
+    """
     names = sorted(path.parent.name for path in manifests.glob("overlays/*/kustomization.yaml"))
     if not names:
         raise ConfigError(

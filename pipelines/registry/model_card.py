@@ -34,7 +34,21 @@ log = logging.getLogger(__name__)
 
 
 def render_model_card(record: Record, config: Config, client: MlflowClient) -> str:
-    """Return the card as Markdown."""
+    """Return the model card of a version as Markdown, which ends with a line break.
+
+    It has the sections header, data, figures, ablation, intended use and limits, configuration.
+    Figures are percent with 95 % intervals over persons.
+
+    Args:
+        record: facts and figures of the version that is registered.
+        config: configuration of its run; the card ends with it.
+        client: finds the ablation on the same data, in the experiment of the run. If its table
+            cannot be read, the card says so and a warning is logged.
+
+    Raises:
+        MlflowException: the run does not exist, or the server does not answer.
+        KeyError: a fact or figure is missing in `record`.
+    """
     parts = [
         _format_header(record, config),
         _format_data(record, config),

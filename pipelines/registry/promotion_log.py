@@ -86,10 +86,16 @@ class PromotionLog:
         return sorted(tickets, key=lambda ticket: int(ticket.version))
 
     def repair(self) -> None:
-        """Complete or undo what a dead promoter left.
+        """Complete or undo each promotion whose process died; without one, do nothing.
+
+        An open ticket older than `lease` seconds by the registry's clock is a dead promoter's. If
+        the champion has moved, its promotion is completed. If not, `previous` gets its old value
+        back, where the promotion had changed it. Each repair is logged as a warning.
 
         Raises:
-            PromotionConflictError: another promotion is under way.
+            PromotionConflictError: an open ticket is not older than `lease`. Its promoter may be
+                alive or have died just now. Older tickets are repaired all the same.
+            MlflowException: the registry does not answer, or refuses a request.
         """
         left = self.open_tickets()
         if left:

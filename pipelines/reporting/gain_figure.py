@@ -16,15 +16,22 @@ MIN_SPAN = 2.0  # points to both sides of 0, so that noise is not drawn large
 
 
 def draw_mask_gain(intervals: Mapping[str, Mapping[str, Any]]) -> NDArray[np.uint8]:
-    """Draw a row per query set and figure: the gain of the own mask, in points.
+    """Draw what the own masks add to each metric (mAP, rank-1) of each query set.
 
-    A dot at the mean, a line over the 95 % interval; blue above 0, orange below, grey around it.
+    The gain is the metric with the query's own mask minus the metric without a mask. The axis is in
+    percentage points. Each pair of query set and metric has a row: a dot at the mean, a line over
+    the 95 % interval. Blue = all of the interval is above 0, orange = below, grey = it holds 0 or
+    there is none. Rows without a mean are left out.
 
     Args:
-        intervals: query set -> what `compute_intervals` returns, fractions.
+        intervals: query set -> what `compute_intervals` returns, fractions; sets without `gain` are
+            left out.
+
+    Returns:
+        RGB uint8 [H, W, 3]; H grows with the number of rows.
 
     Raises:
-        ValueError: no query set has a gain.
+        ValueError: no query set has a gain with a mean.
     """
     rows = [
         (f"{label_queries(name)}, {METRIC_LABELS[figure]}", bounds)

@@ -198,7 +198,20 @@ TERMINAL_COLUMNS = ("queries", "pictures", "one frame", "mean score", "fused",
 
 
 def build_tracklets_table(multi_shot: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Build a table of the columns TERMINAL_COLUMNS for the terminal."""
+    """Build the terminal's table of queries of several pictures: mAP in percent, by way of fusion.
+
+    A row per query set and number of pictures has the columns TERMINAL_COLUMNS. The last column is
+    the gain of `fused` over one frame, in percentage points, with its 95 % interval.
+
+    Args:
+        multi_shot: query set -> what `evaluate_tracklets` returns, fractions.
+
+    Returns:
+        A table of rich; without rows if there are no tracklets.
+
+    Raises:
+        KeyError: a figure is missing.
+    """
     table = Table(title="Several pictures as one query, mAP", pad_edge=False)
     chosen = [TRACKLET_COLUMNS.index(name) for name in TERMINAL_COLUMNS]
     for place, name in enumerate(TERMINAL_COLUMNS):

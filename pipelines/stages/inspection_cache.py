@@ -85,7 +85,14 @@ class InspectionCache:
         return kept
 
     def clear(self) -> None:
-        """Delete all rows."""
+        """Delete the results of all files of this data folder; no error where there are none.
+
+        They are those of this version of the package. Without them, the next run inspects each
+        file.
+
+        Raises:
+            OSError: The storage refuses it.
+        """
         self._storage.delete(self.key)
 
     def _read(self, parts: list[str]) -> pa.Table:

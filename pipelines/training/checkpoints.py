@@ -55,7 +55,16 @@ class Checkpoints:
         return 0
 
     def load(self, step: int) -> State:
-        """Return the state saved at a step, on the CPU; ValueError if it is damaged."""
+        """Return the state saved at a step, tensors on the CPU; no code in the file is run.
+
+        Args:
+            step: Steps done when it was saved, such as `newest` returns.
+
+        Raises:
+            ValueError: There is no such checkpoint, or its hash is not that of its marker.
+            DataError: The marker is damaged.
+            OSError: The storage cannot be read.
+        """
         import torch
 
         data = io.BytesIO(self._read(step))

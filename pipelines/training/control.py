@@ -55,7 +55,18 @@ class ControlSync:
         return step >= self._next
 
     def decide(self, step: int, fault: torch.Tensor) -> Decision:
-        """Return the decision of all workers; `fault` is float64 on the device."""
+        """Synchronise the workers and return the decision, which is the same for all of them.
+
+        It is a collective operation: every worker calls it after the same step, or all block. It
+        waits for the device. Afterwards `due` is False until the next synchronisation, about a
+        second later.
+
+        Args:
+            step: Steps done.
+            fault: Float64 scalar (shape []), on the device of the training. 0 = each loss was
+                finite; else total steps minus the first step with a bad loss. The largest of all
+                workers counts, which is the earliest step.
+        """
         now = time.monotonic()
         save = stop = ahead = 0.0
         if self._writer is not None:

@@ -111,9 +111,19 @@ def _draw_value(trial: optuna.Trial, key: str, parameter: Parameter) -> Any:
 
 
 def build_searcher(spec: SearchSpec, records: Sequence[TrialRecord] = ()) -> OptunaSearch:
-    """Return the searcher, which has learnt from `records` and numbers its trials after them.
+    """Build the searcher for Ray Tune, which draws the configurations of the next trials.
 
-    The first trial of all is the start configuration.
+    With TPE it learns from `records`. The first trial that it draws has the number `len(records)`,
+    under NUMBER_KEY in its configuration. Trial 0 is the start configuration, even if that lies
+    outside the space. The same `spec`, `records` and order of results give the same draws.
+
+    Args:
+        spec: space, start configuration, objectives (all maximised), kind of searcher.
+        records: trials that have ended, by number: 0, 1, 2, ... Failed ones count as such, and
+            stopped ones as pruned.
+
+    Raises:
+        KeyError: `spec.start` lacks a key of the space, or a measured trial lacks an objective.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = InMemoryStorage()
