@@ -183,17 +183,7 @@ def build_submitter_pod(name: str, job: Mapping[str, Any], cluster: Cluster) -> 
 
 
 def format_submitter_script(job: Mapping[str, Any], address: str, submission: str) -> str:
-    """Return the shell script of the pod that submits a job to Ray, as the operator writes it.
-
-    The script asks the head for its health every 2 seconds, without a limit. Then it submits the
-    job, unless its submission ID is known. It follows the log until the job ends.
-
-    Args:
-        job: `spec` of a RayJob. Its `entrypoint` becomes part of the script unquoted; without one,
-            the command is empty.
-        address: URL of the head's dashboard, such as `http://HOST:8265`.
-        submission: submission ID of the job.
-    """
+    """Return the shell script with which the operator's pod submits the `spec` of a RayJob."""
     health = (
         "import sys, urllib.request as u; "
         f"sys.exit(b'success' not in u.urlopen('{address}/api/gcs_healthz', timeout=10).read())"
