@@ -33,13 +33,16 @@ class LabelNames(BaseModel):
         """
         used = {name: pc.unique(rows[name].drop_null()).to_pylist() for name in ("pid", "camid")}
         return LabelNames(
-            persons=number_names(self.persons, [image.pid for image in images], used["pid"]),
-            cameras=number_names(self.cameras, [image.camid for image in images], used["camid"]),
+            persons=number_names(self.persons, [x.pid for x in images], used["pid"], "person"),
+            cameras=number_names(self.cameras, [x.camid for x in images], used["camid"], "camera"),
         )
 
 
 def number_names(
-    names: Mapping[str, int], labels: Iterable[Label | None], used: Iterable[int] = ()
+    names: Mapping[str, int],
+    labels: Iterable[Label | None],
+    used: Iterable[int] = (),
+    kind: str = "label",
 ) -> dict[str, int]:
     """Return the names, and the new ones among labels, with numbers that nothing else has.
 
@@ -47,6 +50,7 @@ def number_names(
         names: name -> number.
         labels: of images that are to be added; None = not known.
         used: further numbers that are taken.
+        kind: of the labels, for the error.
 
     Raises:
         DataError: a label is the number of a name: it could mean either.
@@ -56,8 +60,8 @@ def number_names(
     numbers = {label for label in given if isinstance(label, int)}
     for number in sorted(numbers & set(names.values())):
         raise DataError(
-            f"{number} is the number of {by_number[number]!r} in the index: write the name, or "
-            "another number"
+            f"{kind} {number} of the data is the number of {by_number[number]!r} in the index: "
+            "write the name, or another number"
         )
     new = sorted({label for label in given if isinstance(label, str)} - names.keys())
     first = max([FIRST_NUMBER - 1, *names.values(), *numbers, *used]) + 1

@@ -111,7 +111,7 @@ ROWS: list[Row] = [
         r"DataError: labels\.csv:3: pid '-1' is no number from 0 on, and no name"),
     row("labels with the number that a name has in the index", 
         changed(named, lambda f: GalleryIndex.open(f).add_names([Sighting("b", 1_000_000_000)])),
-        r"DataError: 1000000000 is the number of 'anna' in the index"),
+        r"DataError: person 1000000000 of the data is the number of 'anna' in the index"),
     row("a camera by a name that the index does not have", 
         changed(named, lambda f: require_cameras(
             GalleryIndex.open(f), RowFilter(cameras=["Entrance"]))),

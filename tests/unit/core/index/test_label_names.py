@@ -58,7 +58,9 @@ def test_no_row_and_no_label_has_the_number_of_a_new_name() -> None:
 def test_a_number_that_a_name_has_is_refused_and_nothing_changes(index: GalleryIndex) -> None:
     index = index.add_names([Sighting("x", "anna")])
     before = (index.folder / "index.json").read_text()
-    with pytest.raises(DataError, match="1000000000 is the number of 'anna' in the index: write"):
+    with pytest.raises(
+        DataError, match="person 1000000000 of the data is the number of 'anna' in the index"
+    ):
         index.add_names([Sighting("y", FIRST_NUMBER), Sighting("z", "ben")])
     assert (index.folder / "index.json").read_text() == before
 
