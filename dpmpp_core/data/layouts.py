@@ -38,7 +38,9 @@ class Scan:
     entries: list[Entry]
     rejected: list[Rejected]
     persons: dict[int, str] = field(default_factory=dict)
-    """Names of persons, where the data names them by anything but these numbers."""
+    """Names of persons by number, of own data."""
+    cameras: dict[int, str] = field(default_factory=dict)
+    """Names of the known cameras by number, of own data."""
 
 
 class Folder(NamedTuple):
@@ -109,8 +111,9 @@ def _scan_own(listing: FileListing, layout: str, camera: str | None) -> Scan:
         labelled, rejected = read_label_table(listing)
     else:
         labelled, rejected = read_person_folders(listing, camera)
-    assigned, persons = assign(labelled)
-    return Scan(layout, sorted(Entry(*image) for image in assigned), sorted(rejected), persons)
+    assigned, persons, cameras = assign(labelled)
+    entries = sorted(Entry(*image) for image in assigned)
+    return Scan(layout, entries, sorted(rejected), persons, cameras)
 
 
 def detect_layout(listing: FileListing) -> str:

@@ -112,11 +112,13 @@ def read_label_table(listing: FileListing) -> tuple[list[Labelled], list[Rejecte
     return labelled, rejected
 
 
-def assign(images: Iterable[Labelled]) -> tuple[list[Assigned], dict[int, str]]:
+def assign(
+    images: Iterable[Labelled],
+) -> tuple[list[Assigned], dict[int, str], dict[int, str]]:
     """Give numbers to persons and cameras, and draw the splits that are not stated.
 
     Returns:
-        the images, and the names of the persons by number.
+        the images, and the names of the persons and of the known cameras by number.
     """
     persons: dict[str, list[Labelled]] = defaultdict(list)
     for image in sorted(images):
@@ -136,7 +138,8 @@ def assign(images: Iterable[Labelled]) -> tuple[list[Assigned], dict[int, str]]:
             camid = cameras.get(image.camera, unknown + (split != "query"))
             occluded = image.occluded
             assigned.append(Assigned(image.path, numbers[person], camid, split, occluded))
-    return assigned, {number: name for name, number in numbers.items()}
+    persons_of, cameras_of = ({n: name for name, n in x.items()} for x in (numbers, cameras))
+    return assigned, persons_of, cameras_of
 
 
 def _compile(camera: str | None) -> re.Pattern[str] | None:

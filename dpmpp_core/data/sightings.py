@@ -1,26 +1,29 @@
 """Images of any folder for an index: person, camera and time, as far as they are known.
 
 A known layout gives persons and cameras, and so do names like those of Market-1501. Anything else,
-and times, comes from a CSV file of labels.
+and times, comes from a CSV file of labels. A person or camera is a number, or a name.
 """
 
 from __future__ import annotations
 
 import datetime
+import unicodedata
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from dpmpp_core.data.files import FileListing, Rejected
 from dpmpp_core.data.headers import IMAGE_NAME, NOT_AN_IMAGE_NAME
-from dpmpp_core.data.layouts import MARKET_NAME, detect_layout, fitting_layouts, scan
+from dpmpp_core.data.layouts import MARKET_NAME, OWN, detect_layout, fitting_layouts, scan
 from dpmpp_core.data.names import match_names
 from dpmpp_core.data.own_data import TABLE
 from dpmpp_core.data.tables import read_table
 from dpmpp_core.errors import DataError
 
 ANY = "any"  # a folder without a layout
+Label = int | str  # of a person or a camera: a number >= 0, or a name
 LABELS = ("pid", "camid", "time")
 ALIASES = {"person": "pid", "camera": "camid"}
+MAX_DIGITS = 18  # of a number, so that it fits in int64
 COMPACT_LENGTHS = len("20261127"), len("20261127140500")
 END_OF_TIME_S = 4_102_444_800  # seconds from 1970 to 2100
 
@@ -29,8 +32,8 @@ class Sighting(NamedTuple):
     """One image, not yet opened; None = not known."""
 
     path: str  # relative to the root
-    pid: int | None = None  # person, >= 0
-    camid: int | None = None  # camera, >= 0
+    pid: Label | None = None  # person
+    camid: Label | None = None  # camera
     time: int | None = None  # seconds since 1970, UTC
     split: str = ""  # train, query or gallery, where the layout defines it
 
@@ -84,15 +87,30 @@ def find_sightings(
 def _of_layout(listing: FileListing, split: str) -> Sightings:
     layout = detect_layout(listing)
     scanned = scan(listing.root, layout, listing=listing)
+    persons, cameras = _to_labels(scanned.persons), _to_labels(scanned.cameras)
     images = []
     for entry in scanned.entries:
-        # Person 0 of Market-1501 is a distractor, whose identity is not known.
-        pid = None if layout == "market1501" and entry.pid == 0 else entry.pid
+        pid: Label | None = entry.pid
+        camid: Label | None = entry.camid
+        if layout in OWN:
+            pid, camid = persons[entry.pid], cameras.get(entry.camid)
+        elif layout == "market1501" and pid == 0:  # a distractor, whose identity is not known
+            pid = None
         if split in ("all", entry.split):
-            images.append(Sighting(entry.path, pid, entry.camid, split=entry.split))
+            images.append(Sighting(entry.path, pid, camid, split=entry.split))
     if not images:
         raise DataError(f"{listing.root} ({layout}) has no {split} images")
     return Sightings(layout, images, scanned.rejected)
+
+
+def _to_labels(names: Mapping[int, str]) -> dict[int, Label]:
+    """Return the labels that names mean; DataError if two names mean one."""
+    meant: dict[Label, str] = {}
+    for name in names.values():
+        other = meant.setdefault(to_label(name), name)
+        if other != name:
+            raise DataError(f"{TABLE}: {other!r} and {name!r} are one label in an index")
+    return {number: to_label(name) for number, name in names.items()}
 
 
 def _of_any(listing: FileListing, split: str) -> Sightings:
@@ -120,11 +138,11 @@ def _of_any(listing: FileListing, split: str) -> Sightings:
 def read_labels(data: bytes, name: str) -> dict[str, Sighting]:
     """Read labels by path from CSV with the column `path` and any of `pid`, `camid`, `time`.
 
-    Paths are relative to the data folder, see `match_names`; an empty cell is not known; `5.0` is
-    5; times as `parse_time`.
+    Paths are relative to the data folder, see `match_names`; an empty cell is not known; persons
+    and cameras as `to_label`; times as `parse_time`.
 
     Raises:
-        DataError: another column, a path twice, an invalid value; with `name` and line.
+        DataError: another column, a path twice, an invalid value, as -1; with `name` and line.
     """
     labels: dict[str, Sighting] = {}
     rows = read_table(data, name, {"path"}, {"path", *LABELS}, ALIASES)
@@ -134,7 +152,7 @@ def read_labels(data: bytes, name: str) -> dict[str, Sighting]:
             raise DataError(f"{where}: the path is missing")
         if path in labels:
             raise DataError(f"{where}: {path} stands there twice")
-        pid, camid = (_number(row.get(key, ""), where, key) for key in ("pid", "camid"))
+        pid, camid = (_read_label(row.get(key, ""), where, key) for key in ("pid", "camid"))
         time = row.get("time", "").strip()
         try:
             labels[path] = Sighting(path, pid, camid, parse_time(time) if time else None)
@@ -143,15 +161,27 @@ def read_labels(data: bytes, name: str) -> dict[str, Sighting]:
     return labels
 
 
-def _number(text: str, where: str, key: str) -> int | None:
-    text = text.strip()
-    if not text:
-        return None
-    whole, point, fraction = text.partition(".")  # a table with empty cells writes 5 as 5.0
-    text = whole if point and not fraction.strip("0") else text
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise DataError(f"{where}: {key} {text!r} is no number from 0 on")
-    return int(text)
+def to_label(text: str) -> Label:
+    """Return the number or the name that a text is; `5`, `05` and `5.0` are the number 5.
+
+    A name is in Unicode form NFC, with single spaces in it and none around.
+    """
+    name = " ".join(unicodedata.normalize("NFC", text).split())
+    whole, point, fraction = name.partition(".")  # a table with empty cells writes 5 as 5.0
+    digits = whole if point and not fraction.strip("0") else name
+    is_number = digits.isascii() and digits.isdigit() and len(digits) <= MAX_DIGITS
+    return int(digits) if is_number else name
+
+
+def _read_label(text: str, where: str, key: str) -> Label | None:
+    label = to_label(text)
+    if isinstance(label, str):
+        try:
+            float(label)  # as -1, 1e3 or nan: a mistake rather than a name
+        except ValueError:
+            return label or None
+        raise DataError(f"{where}: {key} {label!r} is no number from 0 on, and no name")
+    return label
 
 
 def parse_time(text: str) -> int:

@@ -27,7 +27,7 @@ from dpmpp_core.data.scenes import scene_hint
 from dpmpp_core.data.sightings import LABELS, Sighting, Sightings, find_sightings, read_labels
 from dpmpp_core.errors import DataError
 from dpmpp_core.gallery.queries import ExportedModel
-from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, describe_index
+from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, LabelNames, describe_index
 from dpmpp_core.models.reid import ReidModel
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import from_columns, refuse_unusable, to_columns
@@ -120,12 +120,16 @@ def add_sightings(
         (`scene_hint`), seconds.
 
     Raises:
-        UserError: nothing can be written to the folder; a model that returns unusable features.
+        UserError: nothing can be written to the folder; a model that returns unusable features;
+            labels as `number_names`.
     """
     start = time.monotonic()
     ensure_writable(index.folder)
     stored = index.images()
-    images, twice = _list_images(stored["image"].to_pylist(), listing, sightings.images)
+    labels = {label for image in sightings.images for label in (image.pid, image.camid)}
+    if index.manifest.names != LabelNames() or any(isinstance(label, str) for label in labels):
+        index = index.add_names(sightings.images)
+    images, twice = _list_images(index, stored["image"].to_pylist(), listing, sightings.images)
     new = images.join(stored, FILE, join_type="left anti")
     new = new.select(images.column_names).sort_by("path")
     known = images.join(stored, FILE, join_type="left semi").select(["image", *LABELS])
@@ -155,12 +159,14 @@ def add_sightings(
 
 
 def _list_images(
-    stored: Sequence[str], listing: FileListing, images: Sequence[Sighting]
+    index: GalleryIndex, stored: Sequence[str], listing: FileListing, images: Sequence[Sighting]
 ) -> tuple[pa.Table, list[Rejected]]:
     """Return `path` and the columns of ROW_SCHEMA but `sha256`, and files that are there twice.
 
     An image that is `stored` under another spelling, as through a link, keeps that name.
     """
+    persons: dict[Any, int] = index.manifest.names.persons
+    cameras: dict[Any, int] = index.manifest.names.cameras
     names = {canonical(name): name for name in stored}
     stats = {file.path: file for file in listing.files}
     root = listing.root.rstrip("/")
@@ -175,7 +181,9 @@ def _list_images(
         stat = stats[image.path]
         rows[name] = {
             "path": image.path, "image": names.get(name, name), "bytes": stat.size,
-            "mtime_ns": stat.mtime_ns, "pid": image.pid, "camid": image.camid, "time": image.time,
+            "mtime_ns": stat.mtime_ns, "time": image.time,
+            "pid": persons.get(image.pid, image.pid),  # that of a name, or the number itself
+            "camid": cameras.get(image.camid, image.camid),
         }  # fmt: skip
     fields = [ROW_SCHEMA.field(name) for name in ROW_SCHEMA.names if name != "sha256"]
     schema = pa.schema([pa.field("path", pa.string()), *fields])

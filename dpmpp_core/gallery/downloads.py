@@ -12,7 +12,7 @@ from dpmpp_core.data.files import read_bytes
 from dpmpp_core.data.headers import MAX_BYTES
 from dpmpp_core.data.sightings import show_time
 from dpmpp_core.errors import DataError
-from dpmpp_core.gallery.hits import Hit
+from dpmpp_core.gallery.hits import Hit, hit_fields
 
 TABLE = "hits.csv"
 # A spreadsheet runs a cell that starts so.
@@ -20,18 +20,22 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_hits_csv(hits: Sequence[Hit]) -> str:
-    """Return hits as CSV, best first: rank and the fields of `Hit`; empty = not known.
+    """Return hits as CSV, best first: rank and `hit_fields`; empty = not known.
 
     A name that a spreadsheet would take for a formula gets an apostrophe in front.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", *Hit._fields])
+    fields = hit_fields(hits)
+    writer.writerow(["rank", *fields])
     for rank, hit in enumerate(hits, 1):
-        image = f"'{hit.image}" if hit.image.startswith(_FORMULA) else hit.image
-        time = None if hit.time is None else show_time(hit.time)
-        writer.writerow([rank, *hit._replace(image=image)[:-2], time, hit.sha256])
+        row = hit._asdict() | {"time": show_time(hit.time)}
+        writer.writerow([rank, *(_escape(row[field]) for field in fields)])
     return text.getvalue()
+
+
+def _escape(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def zip_hits(hits: Sequence[Hit]) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from dpmpp_core.index import SearchResult
+from dpmpp_core.index import LabelNames, SearchResult, invert
 from dpmpp_core.retrieval.calibration import Calibration
 
 
@@ -21,6 +22,7 @@ class Hit(NamedTuple):
         pid, camid: person and camera; None = not known.
         time: seconds since 1970, UTC.
         sha256: of the file, hexadecimal.
+        person, camera: their names in the index, if it has any.
     """
 
     image: str
@@ -30,11 +32,20 @@ class Hit(NamedTuple):
     camid: int | None
     time: int | None
     sha256: str
+    person: str | None = None
+    camera: str | None = None
+
+
+def hit_fields(hits: Sequence[Hit]) -> list[str]:
+    """Return the fields of `Hit` that hits are shown with: without names that none of them has."""
+    names = {"person", "camera"}
+    return [f for f in Hit._fields if f not in names or any(getattr(hit, f) for hit in hits)]
 
 
 def list_hits(
     results: SearchResult,
     rows: pa.Table,
+    names: LabelNames,
     calibration: Calibration | None = None,
     base_rate: float | None = None,
     min_score: float | None = None,
@@ -44,6 +55,7 @@ def list_hits(
     Args:
         results: of the search.
         rows: ROW_SCHEMA of the valid positions, query by query.
+        names: of persons and cameras.
         calibration: of the index; None = no probabilities.
         base_rate: share of pairs of the same person; None = as calibrated.
         min_score: hits below it are left out; None = all are listed.
@@ -54,10 +66,12 @@ def list_hits(
     if calibration is not None:
         chances = calibration.probability(scores, base_rate).tolist()
     columns = rows.select(["image", "pid", "camid", "time", "sha256"]).to_pylist()
+    persons, cameras = invert(names.persons), invert(names.cameras)
     hits = [
-        Hit(score=float(score), probability=chance, **row)
+        Hit(score=float(score), probability=chance, **row,
+            person=persons.get(row["pid"]), camera=cameras.get(row["camid"]))
         for row, score, chance in zip(columns, scores, chances, strict=True)
-    ]
+    ]  # fmt: skip
     ends = np.cumsum(valid.sum(axis=1)).tolist()
     parts = [hits[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     if min_score is None:

@@ -35,7 +35,15 @@ from dpmpp_core.gallery.queries import (
     fuse_queries,
     tile_frames,
 )
-from dpmpp_core.index import GalleryIndex, ModelVersion, RowFilter, SearchResult, search
+from dpmpp_core.index import (
+    GalleryIndex,
+    ModelVersion,
+    RowFilter,
+    SearchResult,
+    find_number,
+    invert,
+    search,
+)
 from dpmpp_core.models.pictures import list_pictures, read_picture
 from dpmpp_core.models.reid import ReidModel, load_model
 from dpmpp_core.models.saved import weights_sha256
@@ -156,7 +164,7 @@ class Index:
         masked: bool = True,
         min_score: float | None = None,
         where: RowFilter | None = None,
-        person: int | None = None,
+        person: int | str | None = None,
     ) -> Matches:
         """Find the person of a picture.
 
@@ -173,11 +181,13 @@ class Index:
             masked: whether the query's mask is used; else the whole picture is trusted.
             min_score: hits below it are left out; None = none is.
             where: filter of cameras and times.
-            person: the person of the query, if known: hits are then marked as right or wrong.
+            person: number or name of the query's person, if known: hits are then marked as right
+                or wrong.
 
         Raises:
             ArgumentError: k below 1, or no picture.
-            DataError: a query that is no readable picture.
+            DataError: a query that is no readable picture; a person or camera by a name that the
+                index does not have.
             ValueError: a query of another type or shape.
         """
         if k < 1:
@@ -185,20 +195,24 @@ class Index:
         items = list_pictures(query)
         if not len(items):
             raise ArgumentError("no picture to search for")
+        names = self.gallery.manifest.names
+        pid = None if person is None else find_number(person, names.persons, "person")
         pictures = [read_picture(item, number) for number, item in enumerate(items)]
-        names = [str(x) if isinstance(x, (str, Path)) else f"picture {i}" for i, x in
-                 enumerate(items)]  # fmt: skip
+        titles = [str(x) if isinstance(x, (str, Path)) else f"picture {i}" for i, x in
+                  enumerate(items)]  # fmt: skip
         embedded = embed_queries(self.model, pictures, masked)
-        refuse_unusable(to_columns(embedded.features, embedded.masks), names)
+        refuse_unusable(to_columns(embedded.features, embedded.masks), titles)
         picture = pictures[0]
         if len(pictures) > 1:
             picture, embedded = tile_frames(pictures[:SHOWN_FRAMES]), fuse_queries([embedded])
         results = self._search(embedded, k, where)
         rows = self.gallery.take(results.positions[results.positions >= 0])
-        (hits,) = list_hits(results, rows, self._calibration, None, min_score)
-        title = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-        facts = self._facts(masked, min_score)
-        return Matches(QueryAnswer(title, picture, embedded, hits, person), facts)
+        names = self.gallery.manifest.names  # maybe of an index that was opened again
+        (hits,) = list_hits(results, rows, names, self._calibration, None, min_score)
+        title = titles[0] if len(titles) == 1 else f"{titles[0]} and {len(titles) - 1} more"
+        shown = invert(names.persons).get(pid)
+        answer = QueryAnswer(title, picture, embedded, hits, pid, shown)
+        return Matches(answer, self._facts(masked, min_score))
 
     def __len__(self) -> int:
         return len(self.gallery)

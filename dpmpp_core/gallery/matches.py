@@ -12,7 +12,7 @@ import pyarrow as pa
 from dpmpp_core.data.names import distinguish
 from dpmpp_core.data.sightings import show_time
 from dpmpp_core.errors import ConfigError
-from dpmpp_core.gallery.hits import Hit
+from dpmpp_core.gallery.hits import Hit, hit_fields
 from dpmpp_core.gallery.pages import (
     QueryAnswer,
     format_probability,
@@ -53,6 +53,8 @@ class Matches:
     def to_pandas(self) -> pandas.DataFrame:
         """Return the hits as a data frame: the fields of `Hit`, `time` as a timestamp in UTC.
 
+        The columns `person` and `camera` are there only if a hit has a name.
+
         >>> import dpmpp_core
         >>> frame = dpmpp_core.Index.build("photos").search("a.jpg", k=2).to_pandas()
         >>> list(frame.columns)
@@ -66,8 +68,9 @@ class Matches:
         except ImportError:
             raise ConfigError("a data frame needs pandas: pip install pandas") from None
         types = [pa.string(), pa.float64(), pa.float64(), pa.int64(), pa.int64(),
-                 pa.timestamp("s", "UTC"), pa.string()]  # fmt: skip
-        schema = pa.schema(list(zip(Hit._fields, types, strict=True)))
+                 pa.timestamp("s", "UTC"), pa.string(), pa.string(), pa.string()]  # fmt: skip
+        whole = pa.schema(list(zip(Hit._fields, types, strict=True)))
+        schema = pa.schema([whole.field(name) for name in hit_fields(self.answer.hits)])
         rows = [hit._asdict() for hit in self.answer.hits]
         return pa.Table.from_pylist(rows, schema).to_pandas(integer_object_nulls=True)
 
@@ -124,8 +127,8 @@ class Matches:
                 "" if hit.probability is None else format_probability(hit.probability)
                 for hit in hits
             ],
-            "person": ["" if hit.pid is None else str(hit.pid) for hit in hits],
-            "camera": ["" if hit.camid is None else str(hit.camid) for hit in hits],
+            "person": ["" if hit.pid is None else hit.person or str(hit.pid) for hit in hits],
+            "camera": ["" if hit.camid is None else hit.camera or str(hit.camid) for hit in hits],
             "time": ["" if hit.time is None else show_time(hit.time) for hit in hits],
             "image": names,
         }

@@ -32,6 +32,7 @@ class QueryAnswer(NamedTuple):
         query: embeddings of this query only.
         hits: best first.
         pid: its person, if known: hits of known persons are then marked as right or wrong.
+        person: the name of that one, if there is one.
     """
 
     image: str
@@ -39,6 +40,7 @@ class QueryAnswer(NamedTuple):
     query: QueryEmbeddings
     hits: Sequence[Hit]
     pid: int | None = None
+    person: str | None = None
 
 
 class _RenderedAnswer(NamedTuple):
@@ -48,7 +50,7 @@ class _RenderedAnswer(NamedTuple):
     hits: Sequence[Hit]
     names: list[str]
     thumbnails: list[Image | None]
-    pid: int | None
+    person: int | str | None
     marks: list[str]
 
 
@@ -97,7 +99,7 @@ def _prepare_answer(answer: QueryAnswer) -> _RenderedAnswer:
         hits=answer.hits,
         names=names,
         thumbnails=thumbnails,
-        pid=answer.pid,
+        person=answer.person or answer.pid,
         marks=[_mark(hit.pid, answer.pid) for hit in answer.hits],
     )
 

@@ -3,10 +3,12 @@
 from dpmpp_core.index.facts import describe_index
 from dpmpp_core.index.gallery import Added, GalleryIndex
 from dpmpp_core.index.manifest import ModelVersion
+from dpmpp_core.index.names import LabelNames, find_number, invert, number_names, show_labels
 from dpmpp_core.index.search import RowFilter, SearchResult, merge_results, search
 from dpmpp_core.index.segments import ROW_SCHEMA, STORED, Block, Stored
 
 __all__ = [
-    "ROW_SCHEMA", "STORED", "Added", "Block", "GalleryIndex", "ModelVersion", "RowFilter",
-    "SearchResult", "Stored", "describe_index", "merge_results", "search",
+    "ROW_SCHEMA", "STORED", "Added", "Block", "GalleryIndex", "LabelNames", "ModelVersion",
+    "RowFilter", "SearchResult", "Stored", "describe_index", "find_number", "invert",
+    "merge_results", "number_names", "search", "show_labels",
 ]  # fmt: skip

@@ -25,11 +25,17 @@ def describe_index(index: GalleryIndex) -> dict[str, Any]:
             first = span["min"] if first is None else min(first, span["min"])
             last = span["max"] if last is None else max(last, span["max"])
     manifest = index.manifest
+    present = {"persons": persons, "cameras": cameras}
+    names = {
+        kind: {name: number for name, number in given.items() if number in present[kind]}
+        for kind, given in manifest.names.model_dump().items()
+    }
     return {
         "index": str(index.folder),
         "images": len(index),
         "persons": len(persons),
         "cameras": sorted(cameras),
+        **({"names": names} if any(names.values()) else {}),
         "first_time": first,
         "last_time": last,
         "sketched": index.sketched,

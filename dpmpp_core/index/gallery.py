@@ -12,7 +12,6 @@ listed; the next one removes them. Readers need no lock: an open index does not 
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,9 +27,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dpmpp_core.data.files import ensure_empty_dir, write_atomically
+from dpmpp_core.data.sightings import Sighting
 from dpmpp_core.errors import DataError, WeightsError
 from dpmpp_core.index.manifest import (
     MANIFEST,
+    NAMED_FORMAT,
     Manifest,
     ModelVersion,
     Segment,
@@ -53,6 +54,7 @@ from dpmpp_core.index.segments import (
     relabel_rows,
     segment_schema,
     write_segment,
+    write_tombstones,
 )
 from dpmpp_core.index.sketches import read_sketches, with_sketches
 from dpmpp_core.retrieval import Gallery
@@ -149,6 +151,14 @@ class GalleryIndex:
                 segments.append(now._write([table.filter(pa.array(new))]))
             now = now._with(segments)
         return now, Added(int(new.sum()), len(replaced), int(known.sum()))
+
+    def add_names(self, images: Collection[Sighting]) -> GalleryIndex:
+        """Give numbers to the names of persons and cameras; raises as `LabelNames.extend`."""
+        with self._writing() as now:
+            names = now.manifest.names.extend(images, now.images(["pid", "camid"]))
+            if names != now.manifest.names:
+                now = now._with(now.manifest.segments, names=names, format=NAMED_FORMAT)
+        return now
 
     def relabel(self, labels: pa.Table) -> tuple[GalleryIndex, int]:
         """Give images other labels, all or none; their features stay as they are.
@@ -334,13 +344,8 @@ class GalleryIndex:
             inside = gone[(gone >= start) & (gone < start + segment.rows)] - start
             if len(inside):
                 live = live_rows(self.folder / SEGMENTS, segment.rows, segment.tombstones)
-                live[inside] = False
-                dead = np.flatnonzero(~live).astype(np.uint32)
-                name = f"{segment.file.removesuffix('.arrow')}-{uuid.uuid4().hex[:8]}.npy"
-                tombstones = self.folder / SEGMENTS / name
-                with write_atomically(tombstones, durable=True) as file, file.open("wb") as sink:
-                    np.save(sink, dead)
-                segment = segment.model_copy(update={"deleted": len(dead), "tombstones": name})
+                dead, name = write_tombstones(self.folder / SEGMENTS, segment.file, live, inside)
+                segment = segment.model_copy(update={"deleted": dead, "tombstones": name})
             if segment.deleted < segment.rows:
                 segments.append(segment)
         return segments
@@ -375,15 +380,16 @@ class GalleryIndex:
             now._clean()
             yield now
 
-    def _with(self, segments: Sequence[Segment]) -> GalleryIndex:
-        manifest = self.manifest.model_copy(update={"segments": tuple(segments)})
+    def _with(self, segments: Sequence[Segment], **changes: object) -> GalleryIndex:
+        changes = {"segments": tuple(segments), **changes}
+        manifest = self.manifest.model_copy(update=changes)
         if manifest != self.manifest:
             self._commit(manifest)
         return GalleryIndex(self.folder, manifest)
 
     def _commit(self, manifest: Manifest) -> None:
         with write_atomically(self.folder / MANIFEST, durable=True) as file:
-            file.write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")
+            file.write_text(manifest.to_json())
 
     def _clean(self) -> None:
         """Remove files that index.json does not list, left by killed writers and `compact`."""

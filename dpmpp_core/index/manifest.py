@@ -8,10 +8,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dpmpp_core.errors import DataError
+from dpmpp_core.index.names import LabelNames
 from dpmpp_core.index.segments import Stored
 
 MANIFEST = "index.json"
-FORMAT = 1
+FORMAT, NAMED_FORMAT = 1, 2  # the latter with names, which older code cannot show
 
 
 class _Record(BaseModel):
@@ -63,6 +64,7 @@ class Manifest(_Record):
     Attributes:
         source: folder or URI of the model.
         stored: type of the stored features.
+        names: of persons and cameras; in the file only if there are any.
     """
 
     format: int = FORMAT
@@ -70,6 +72,12 @@ class Manifest(_Record):
     source: str
     stored: Stored
     segments: tuple[Segment, ...] = ()
+    names: LabelNames = LabelNames()
+
+    def to_json(self) -> str:
+        """Return the text of index.json."""
+        unused = {"names"} if self.format == FORMAT else None
+        return json.dumps(self.model_dump(exclude=unused), indent=1) + "\n"
 
 
 def read_index_manifest(folder: Path) -> Manifest:
@@ -83,8 +91,8 @@ def read_index_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder}/{MANIFEST} cannot be read: {error}") from None
     written = value.get("format") if isinstance(value, dict) else None
-    if written != FORMAT:
-        raise DataError(f"{folder}: index format {written}, this code reads {FORMAT}")
+    if written not in (FORMAT, NAMED_FORMAT):
+        raise DataError(f"{folder}: index format {written}, this code reads {NAMED_FORMAT}")
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:

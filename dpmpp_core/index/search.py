@@ -8,7 +8,7 @@ scores, but may miss images.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from dpmpp_core.data.sightings import Label
 from dpmpp_core.index.gallery import GalleryIndex
+from dpmpp_core.index.names import LabelNames, find_number
 from dpmpp_core.index.segments import Block, Matrix
 from dpmpp_core.retrieval import Gallery, masked_topk
 from dpmpp_core.retrieval.blocks import Query
@@ -30,21 +32,21 @@ class RowFilter:
     """A filter of rows.
 
     Attributes:
-        cameras: of these cameras; None = of any, also without a known one.
+        cameras: of these cameras, by number or name; None = of any, also without a known one.
         since: taken at or after, in seconds since 1970; a row without a time is in no window.
         until: taken before.
     """
 
-    cameras: Collection[int] | None = None
+    cameras: Collection[Label] | None = None
     since: int | None = None
     until: int | None = None
 
     def keeps(self, block: Block) -> NDArray[np.bool_]:
-        """Return bool [N]: not deleted, and within the filter."""
+        """Return bool [N]: not deleted, and within the filter, whose cameras are numbers."""
         keep = block.live
         if self.cameras is not None:
             camid = block.rows["camid"]
-            cameras = pa.array(sorted(self.cameras), pa.int64())
+            cameras = pa.array(list(self.cameras), pa.int64())
             keep = keep & pc.is_in(camid, value_set=cameras).to_numpy(False)
         time = block.rows["time"]
         if self.since is not None:
@@ -52,6 +54,13 @@ class RowFilter:
         if self.until is not None:
             keep = keep & _true(pc.less(time, self.until))
         return keep
+
+    def numbered(self, names: LabelNames) -> RowFilter:
+        """Return the filter with the numbers of its cameras; DataError for an unknown name."""
+        if self.cameras is None:
+            return self
+        cameras = [find_number(camera, names.cameras, "camera") for camera in self.cameras]
+        return replace(self, cameras=sorted(cameras))
 
 
 @dataclass(frozen=True)
@@ -92,11 +101,12 @@ def search(
 
     Raises:
         ValueError: k below 1; see also `masked_similarity`.
+        DataError: a camera by a name that the index does not have.
         DataError, FileNotFoundError: as `GalleryIndex.blocks` and `GalleryIndex.sketches`.
     """
     if k < 1:
         raise ValueError(f"k {k}: at least 1 is needed")
-    where = where or RowFilter()
+    where = (where or RowFilter()).numbered(index.manifest.names)
     count = len(next(iter(query.values())))
     result = SearchResult(
         np.full((count, k), np.nan, np.float32), np.full((count, k), -1, np.int64), 0

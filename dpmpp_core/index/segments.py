@@ -5,6 +5,7 @@ Each record batch is a block: one contiguous array per metric space, which is re
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -173,6 +174,18 @@ def live_rows(folder: Path, rows: int, tombstones: str | None) -> NDArray[np.boo
         except (ValueError, EOFError, IndexError) as error:
             raise DataError(f"{folder / tombstones} is damaged: {error}") from None
     return live
+
+
+def write_tombstones(
+    folder: Path, segment: str, live: NDArray[np.bool_], deleted: NDArray[np.int64]
+) -> tuple[int, str]:
+    """Write the deleted rows of a segment, those of `live` and these; return number and file."""
+    live[deleted] = False
+    dead = np.flatnonzero(~live).astype(np.uint32)
+    name = f"{segment.removesuffix('.arrow')}-{uuid.uuid4().hex[:8]}.npy"
+    with write_atomically(folder / name, durable=True) as file, file.open("wb") as sink:
+        np.save(sink, dead)
+    return len(dead), name
 
 
 def match_rows(

@@ -28,7 +28,10 @@ Split = Annotated[
 ]
 Labels = Annotated[
     str | None,
-    typer.Option(help="CSV file: path (in the data folder), and any of pid, camid, time."),
+    typer.Option(
+        help="CSV file: path (in the data folder), and any of person, camera, time. Persons and "
+        "cameras are numbers or names."
+    ),
 ]
 IndexModel = Annotated[
     str | None,
@@ -118,7 +121,7 @@ def index_add(
     "delete",
     epilog=examples(
         "dpmpp index delete --index GALLERY --image PHOTOS/a.jpg --image PHOTOS/b.jpg",
-        "dpmpp index delete --index GALLERY --pid 7",
+        "dpmpp index delete --index GALLERY --person anna",
     ),
 )
 def index_delete(
@@ -126,7 +129,10 @@ def index_delete(
     image: Annotated[
         list[str] | None, typer.Option(help="An image, as `search` shows it; may be repeated.")
     ] = None,
-    pid: Annotated[list[int] | None, typer.Option(help="A person; may be repeated.")] = None,
+    pid: Annotated[
+        list[str] | None,
+        typer.Option("--pid", "--person", help="A person, by number or name; may be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Delete images or persons; `compact` then frees their space."""
@@ -228,7 +234,8 @@ def search(
     query: Annotated[str, typer.Option(help="A picture, or a folder of pictures.")],
     top: Annotated[int, typer.Option(help="How many to list.")] = 20,
     camera: Annotated[
-        list[int] | None, typer.Option(help="Only of this camera; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Only of this camera, by number or name; may be repeated."),
     ] = None,
     since: Annotated[
         str | None, typer.Option("--from", help="Taken at or after: 2026-11-27T14:05, UTC.")
@@ -257,7 +264,10 @@ def search(
         float | None, typer.Option(help="Leave out hits below this score, -1 to 1.")
     ] = None,
     person: Annotated[
-        int | None, typer.Option(help="Person of the query; the page marks right and wrong hits.")
+        str | None,
+        typer.Option(
+            help="Number or name of the query's person: the page marks right and wrong hits."
+        ),
     ] = None,
     model: IndexModel = None,
     address: Address = None,

@@ -34,7 +34,10 @@ def show_index(result: dict[str, Any]) -> None:
         _print_line(
             f"{_format_bytes(result['bytes_before'])} before, {_format_bytes(result['bytes'])} now"
         )
-    cameras = ", ".join(map(str, result["cameras"][:20]))
+    from dpmpp_core.index import show_labels
+
+    names = result.get("names", {}).get("cameras", {})
+    cameras = ", ".join(show_labels(result["cameras"][:20], names))
     cameras += ", ..." if len(result["cameras"]) > 20 else ""
     spaces = ", ".join(f"{space} {width}" for space, width in result["spaces"].items())
     times = (show_time(result[key]) for key in ("first_time", "last_time"))
@@ -102,8 +105,8 @@ def show_results(result: dict[str, Any]) -> None:
                 str(rank),
                 f"{hit['score']:.4f}",
                 "" if chance is None else format_probability(chance),
-                "" if hit["pid"] is None else str(hit["pid"]),
-                "" if hit["camid"] is None else str(hit["camid"]),
+                _show_label(hit, "person", "pid"),
+                _show_label(hit, "camera", "camid"),
                 show_time(hit["time"]),
                 one_line(names[hit["image"]]),
             )
@@ -149,6 +152,11 @@ def show_crops(result: dict[str, Any]) -> None:
 
 def _print_line(text: str) -> None:
     Console().print(one_line(text), highlight=False, soft_wrap=True, markup=False)
+
+
+def _show_label(hit: dict[str, Any], name: str, number: str) -> str:
+    label = hit.get(name, hit[number])
+    return "" if label is None else one_line(str(label))
 
 
 def _format_bytes(number: int) -> str:

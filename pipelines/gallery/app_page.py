@@ -19,7 +19,7 @@ from dpmpp_core.errors import UserError
 from dpmpp_core.gallery.downloads import write_hits_csv, zip_hits
 from dpmpp_core.gallery.pages import QueryAnswer, render_answer
 from dpmpp_core.gallery.queries import SHOWN_FRAMES, fuse_queries, tile_frames
-from dpmpp_core.index import RowFilter, describe_index
+from dpmpp_core.index import RowFilter, describe_index, find_number, invert, show_labels
 from pipelines.gallery.search import Searcher, find_person
 
 MAX_RESULTS = 200
@@ -79,22 +79,29 @@ def main() -> None:
 
 
 def ask_choices(searcher: Searcher) -> Choices:
-    """Show the form; UserError for a time that is none."""
+    """Show the form; UserError for a time that is none, or a name that the index does not have."""
     indexed = describe_index(searcher.index)
     facts = searcher.describe(RowFilter(), 0)
     st.caption(f"Index: {facts['index']}  \nModel: {facts['model']}")
     st.caption(f"{indexed['images']:,} images, {len(indexed['cameras'])} cameras")
     top = int(st.number_input("Results", 1, MAX_RESULTS, 20))
     lowest = st.slider("Lowest score", LOWEST_SCORE, 1.0, LOWEST_SCORE, 0.05)
-    cameras = st.multiselect("Cameras", indexed["cameras"], placeholder="All")
+    names = searcher.index.manifest.names
+    cameras = st.multiselect(
+        "Cameras",
+        indexed["cameras"],
+        format_func=lambda camera: show_labels([camera], names.cameras)[0],
+        placeholder="All",
+    )
     since = st.text_input("From (UTC)", placeholder="2026-11-27T14:05")
     until = st.text_input("Until (UTC)", placeholder="2026-11-27T18:00")
     masked = st.checkbox("Use the mask", value=True, help="Off: trust the whole picture.")
     person = None
     if indexed["persons"]:
-        person = st.number_input(
-            "Person, if known", 0, value=None, help="Hits are then marked as right or wrong."
+        given = st.text_input(
+            "Person, if known", help="Number or name. Hits are then marked as right or wrong."
         )
+        person = find_number(given, names.persons, "person") if given.strip() else None
     where = RowFilter(
         cameras=cameras or None,
         since=parse_time(since) if since else None,
@@ -105,7 +112,7 @@ def ask_choices(searcher: Searcher) -> Choices:
         where=where,
         masked=masked,
         min_score=None if lowest == LOWEST_SCORE else lowest,
-        person=None if person is None else int(person),
+        person=person,
     )
 
 
@@ -121,7 +128,8 @@ def find(
     results = searcher.find(query, choices.top, choices.where, choices.min_score)
     person = find_person(choices.person, names[0])
     facts = searcher.describe(choices.where, results.scored, choices.masked, choices.min_score)
-    return QueryAnswer(name, picture, query, results.hits[0], person), facts
+    shown = invert(searcher.index.manifest.names.persons).get(person)
+    return QueryAnswer(name, picture, query, results.hits[0], person, shown), facts
 
 
 def offer_downloads(answer: QueryAnswer) -> None:

@@ -12,7 +12,7 @@ from dpmpp_core.data.sightings import Sighting
 from dpmpp_core.errors import ArgumentError, DataError
 from dpmpp_core.gallery.adding import BATCH_IMAGES
 from dpmpp_core.gallery.calibration import CALIBRATION_FILE, check_calibration
-from dpmpp_core.index import GalleryIndex
+from dpmpp_core.index import GalleryIndex, number_names
 from dpmpp_core.retrieval import Embeddings, from_columns, refuse_unusable
 from dpmpp_core.retrieval.calibration import Calibration, calibrate, score_pairs
 from pipelines.gallery.index import (
@@ -29,7 +29,6 @@ from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
 
 PICTURE_FILE = "calibration.png"
-UNKNOWN_CAMERA_OFFSET = 1_000_000_000  # each picture of an unknown camera gets its own camera
 
 
 def calibrate_index(
@@ -104,8 +103,11 @@ def split_queries_and_gallery(
     images: list[Sighting], values: dict[str, np.ndarray]
 ) -> tuple[Embeddings, Embeddings]:
     """Return queries and gallery, or all pictures twice where no split is known."""
-    camids = [
-        UNKNOWN_CAMERA_OFFSET + i if image.camid is None else image.camid
+    persons: dict[Any, int] = number_names({}, [image.pid for image in images])
+    cameras: dict[Any, int] = number_names({}, [image.camid for image in images])
+    pids = [persons.get(image.pid, image.pid) for image in images]
+    camids = [  # each picture of an unknown camera gets its own camera
+        -1 - i if image.camid is None else cameras.get(image.camid, image.camid)
         for i, image in enumerate(images)
     ]
     features, masks = from_columns(values)
@@ -114,7 +116,7 @@ def split_queries_and_gallery(
         return Embeddings(
             {space: x[rows] for space, x in features.items()},
             {space: x[rows] for space, x in masks.items()},
-            np.array([images[i].pid for i in rows], np.int64),
+            np.array([pids[i] for i in rows], np.int64),
             np.array([camids[i] for i in rows], np.int64),
             [images[i].path for i in rows],
         )

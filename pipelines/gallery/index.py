@@ -13,7 +13,7 @@ import torch
 
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.data.files import FileListing, resolve_path, write_atomically
-from dpmpp_core.data.sightings import Sightings
+from dpmpp_core.data.sightings import Label, Sightings
 from dpmpp_core.errors import DataError
 from dpmpp_core.gallery.adding import (
     BATCH_IMAGES,
@@ -21,7 +21,7 @@ from dpmpp_core.gallery.adding import (
     embed_files,
     find_labelled_images,
 )
-from dpmpp_core.index import GalleryIndex, Stored, describe_index
+from dpmpp_core.index import GalleryIndex, Stored, describe_index, find_number
 from dpmpp_core.index.manifest import Segment
 from dpmpp_core.models.sources import SHIPPED, SHIPPED_WORTH
 from dpmpp_core.redaction import redact
@@ -99,13 +99,13 @@ def add_images(folder: str, images: ImageSource, model: str | None = None) -> di
     return _add_sightings(index, source, listing, sightings, images.address)
 
 
-def delete_images(folder: str, images: Sequence[str], pids: Sequence[int]) -> dict[str, Any]:
+def delete_images(folder: str, images: Sequence[str], pids: Sequence[Label]) -> dict[str, Any]:
     """Delete images and persons.
 
     Args:
         folder: of the index.
         images: as `search` shows them, or the end of such a path from a folder on.
-        pids: persons, all of whose images are deleted.
+        pids: persons, by number or name, all of whose images are deleted.
 
     Raises:
         DataError: the index lacks one of them, or several images end like that; nothing is deleted.
@@ -113,7 +113,9 @@ def delete_images(folder: str, images: Sequence[str], pids: Sequence[int]) -> di
     if not images and not pids:
         raise DataError("nothing to delete: name --image or --pid")
     index = GalleryIndex.open(resolve_local_folder(folder))
-    index, gone = index.delete(match_images(index, images, pids), pids)
+    names = index.manifest.names.persons
+    persons = {find_number(label, names, "--pid"): label for label in pids}
+    index, gone = index.delete(match_images(index, images, persons), persons)
     return {**describe_index(index), "gone": gone}
 
 

@@ -15,10 +15,10 @@ from dpmpp_core.data.images import Image, is_wide
 from dpmpp_core.data.inspection import inspect_picture
 from dpmpp_core.data.layouts import MARKET_NAME
 from dpmpp_core.data.scenes import scene_hint
-from dpmpp_core.data.sightings import find_sightings, show_time
+from dpmpp_core.data.sightings import Label, find_sightings, show_time
 from dpmpp_core.errors import ConfigError, DataError, WeightsError
 from dpmpp_core.gallery.calibration import describe_calibration
-from dpmpp_core.gallery.hits import Hit, list_hits
+from dpmpp_core.gallery.hits import Hit, hit_fields, list_hits
 from dpmpp_core.gallery.queries import (
     SHOWN_FRAMES,
     QueryEmbeddings,
@@ -27,7 +27,15 @@ from dpmpp_core.gallery.queries import (
     select_query,
     tile_frames,
 )
-from dpmpp_core.index import GalleryIndex, RowFilter, SearchResult, search
+from dpmpp_core.index import (
+    GalleryIndex,
+    RowFilter,
+    SearchResult,
+    find_number,
+    invert,
+    search,
+    show_labels,
+)
 from dpmpp_core.redaction import redact
 from dpmpp_core.retrieval import refuse_unusable, to_columns
 from pipelines.gallery.calibration import read_calibration
@@ -75,7 +83,7 @@ class SearchRequest:
     approximate: bool = False
     masked: bool = True
     min_score: float | None = None
-    person: int | None = None
+    person: Label | None = None
 
 
 def run_search(request: SearchRequest) -> dict[str, Any]:
@@ -99,6 +107,8 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
     searcher = Searcher(request.index, request.model, request.base_rate, request.shards,
                         request.address, request.engine, request.approximate)  # fmt: skip
     require_cameras(searcher.index, request.where)
+    names = searcher.index.manifest.names.persons
+    person = None if request.person is None else find_number(request.person, names, "--person")
     answers: list[tuple[str, Image, QueryEmbeddings, list[Hit]]] = []
     wide = read = 0
     scored = 0
@@ -129,7 +139,10 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
         "model": redact(searcher.source),
         "base_rate": searcher.base_rate,
         "queries": [
-            {"image": image, "hits": [hit._asdict() for hit in hits]}
+            {
+                "image": image,
+                "hits": [{f: getattr(hit, f) for f in hit_fields([hit])} for hit in hits],
+            }
             for image, _, _, hits in answers
         ],
         "quarantined": [row._asdict() for row in refused],
@@ -138,9 +151,11 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
     if request.html is not None:
         from dpmpp_core.gallery.pages import QueryAnswer, write_search_page
 
+        pids = [find_person(person, answer[0], request.tracklet) for answer in answers]
+        by_number = invert(names)
         pages = [
-            QueryAnswer(*answer, pid=find_person(request.person, answer[0], request.tracklet))
-            for answer in answers
+            QueryAnswer(*answer, pid, by_number.get(pid))
+            for answer, pid in zip(answers, pids, strict=True)
         ]
         facts = searcher.describe(request.where, scored, request.masked, request.min_score)
         try:
@@ -263,7 +278,8 @@ class Searcher:
             self._refresh()
             try:
                 results, rows = self._search(query, top, where)
-                hits = list_hits(results, rows, self._calibration, self.base_rate, min_score)
+                hits = list_hits(results, rows, self.index.manifest.names, self._calibration,
+                                 self.base_rate, min_score)  # fmt: skip
                 return Results(hits, results.scored)
             except FileNotFoundError:  # compacted at this moment
                 if last:
@@ -283,7 +299,9 @@ class Searcher:
         if min_score is not None:
             shown["score"] = f"{min_score:g} or more"
         if where.cameras is not None:
-            shown["cameras"] = ", ".join(map(str, sorted(where.cameras)))
+            names = self.index.manifest.names.cameras
+            cameras = sorted(find_number(camera, names, "camera") for camera in where.cameras)
+            shown["cameras"] = ", ".join(show_labels(cameras, names))
         if where.since is not None:
             shown["from (UTC)"] = show_time(where.since)
         if where.until is not None:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dpmpp_core.data.names import canonical
+from dpmpp_core.data.sightings import Label
 from dpmpp_core.errors import DataError
-from dpmpp_core.index import GalleryIndex, RowFilter, describe_index
+from dpmpp_core.index import (
+    GalleryIndex,
+    RowFilter,
+    describe_index,
+    find_number,
+    show_labels,
+)
 
 
-def match_images(index: GalleryIndex, images: Sequence[str], pids: Sequence[int]) -> list[str]:
+def match_images(
+    index: GalleryIndex, images: Sequence[str], pids: Mapping[int, Label]
+) -> list[str]:
     """Return the stored names of images that are named in full, or by the end of their path.
+
+    Args:
+        index: the index.
+        images: as the user names them.
+        pids: persons that must be there too, with their labels.
 
     Raises:
         DataError: an image or a person is not in the index, or several images end like that.
@@ -30,7 +44,8 @@ def match_images(index: GalleryIndex, images: Sequence[str], pids: Sequence[int]
             same = pc.or_(same, pc.equal(stored, whole[name]))
             match.update(stored.filter(same).to_pylist())
     if unknown:
-        raise DataError(f"--pid {min(unknown)}: no such person in the index; nothing is deleted")
+        label = pids[min(unknown)]
+        raise DataError(f"--pid {label}: no such person in the index; nothing is deleted")
     chosen = []
     for name, match in matches.items():
         if not match:
@@ -49,8 +64,8 @@ def require_cameras(index: GalleryIndex, where: RowFilter) -> None:
     """Raise DataError if an index has no image of a camera that is searched."""
     if where.cameras is None:
         return
-    known = describe_index(index)["cameras"]
+    known, names = describe_index(index)["cameras"], index.manifest.names.cameras
     for camera in where.cameras:
-        if camera not in known:
-            cameras = ", ".join(map(str, known)) or "none"
+        if find_number(camera, names, "--camera") not in known:
+            cameras = ", ".join(show_labels(known, names)) or "none"
             raise DataError(f"--camera {camera}: the index has no image of it; it has of {cameras}")

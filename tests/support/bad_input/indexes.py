@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dpmpp_core.data.sightings import read_labels
-from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, search
+from dpmpp_core.data.sightings import Sighting, read_labels
+from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, RowFilter, search
 from pipelines.gallery.calibration import read_calibration
-from pipelines.gallery.index import ImageSource, add_images, resolve_local_folder
+from pipelines.gallery.index import ImageSource, add_images, delete_images, resolve_local_folder
+from pipelines.gallery.selection import require_cameras
 from tests.support.bad_input.row import Row
 from tests.support.bad_input.stored import row
 
@@ -74,6 +75,10 @@ def labels(text: bytes) -> Callable[[Path], Callable[[], object]]:
 def nothing(folder: Path) -> None: ...
 
 
+def named(folder: Path) -> GalleryIndex:
+    return GalleryIndex.open(folder).add_names([Sighting("a", "anna", "entrance")])
+
+
 ROWS: list[Row] = [
     row("an index whose index.json was cut", changed(lambda f: cut(f / "index.json")),
         r"DataError: .*index\.json cannot be read"),
@@ -101,8 +106,19 @@ ROWS: list[Row] = [
         r"DataError: s3://bucket/index: an index is written to in a local folder"),
     row("labels without a column of paths", labels(b"file,pid\na.jpg,1\n"),
         r"DataError: labels\.csv: its first line"),
-    row("labels with a person that is no number", labels(b"path,pid\na.jpg,Bob\n"),
-        r"DataError: labels\.csv:2: pid 'Bob'"),
+    row("labels with a person below 0 among names", 
+        labels(b"path,person\nb.jpg,Bob\na.jpg,-1\n"),
+        r"DataError: labels\.csv:3: pid '-1' is no number from 0 on, and no name"),
+    row("labels with the number that a name has in the index", 
+        changed(named, lambda f: GalleryIndex.open(f).add_names([Sighting("b", 1_000_000_000)])),
+        r"DataError: person 1000000000 of the data is the number of 'anna' in the index"),
+    row("a camera by a name that the index does not have", 
+        changed(named, lambda f: require_cameras(
+            GalleryIndex.open(f), RowFilter(cameras=["Entrance"]))),
+        r"DataError: --camera Entrance: the index has no such name; did you mean 'entrance'"),
+    row("a person to delete by a name that the index does not have",
+        changed(named, lambda f: delete_images(str(f), [], ["ana"])),
+        r"DataError: --pid ana: the index has no such name; did you mean 'anna'"),
     row("labels with a time that is none", labels(b"path,time\na.jpg,noon\n"),
         r"DataError: labels\.csv:2: 'noon' is no time"),
 ]  # fmt: skip

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpmpp_core.data.files import FileListing, FileStat
+from dpmpp_core.data.files import FileListing, FileStat, list_files
 from dpmpp_core.data.sightings import (
     Sighting,
     find_sightings,
     parse_time,
     read_labels,
     show_time,
+    to_label,
 )
 from dpmpp_core.errors import DataError
 
@@ -116,6 +117,48 @@ def test_labels_go_before_names():
 def test_bad_labels_are_named(text, says):
     with pytest.raises(DataError, match=says):
         read_labels(text, "l.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("7", 7), ("007", 7), (" 7.0 ", 7), ("0", 0), ("anna", "anna"), (" Anna\tLee ", "Anna Lee"),
+        (unicodedata.normalize("NFD", "Zoë"), "Zoë"), ("7b", "7b"), ("9" * 19, "9" * 19),
+        ("\u0665", "\u0665"), ("-1", "-1"), ("", ""),
+    ],
+)  # fmt: skip
+def test_a_label_is_a_number_or_a_name_in_one_spelling(text, label):
+    assert to_label(text) == label and type(to_label(text)) is type(label)
+
+
+def test_persons_and_cameras_may_have_names():
+    csv = b"path;person;camera\na.jpg;anna;entrance\nb.jpg; 12 ;\nc.jpg;;3\n"
+    labels = read_labels(csv, "l.csv")
+    images = find_sightings(listing("a.jpg", "b.jpg", "c.jpg"), labels=labels).images
+    assert images == [
+        Sighting("a.jpg", "anna", "entrance"), Sighting("b.jpg", 12), Sighting("c.jpg", None, 3),
+    ]  # fmt: skip
+
+
+def table_of(root, *lines):
+    (root / "labels.csv").write_text("\n".join(["path,person,camera", *lines]) + "\n")
+    names = [line.partition(",")[0] for line in lines]
+    for name in names:
+        (root / name).touch()
+    return list_files(str(root))
+
+
+def test_a_table_of_own_data_gives_its_names(tmp_path):
+    found = find_sightings(table_of(tmp_path, "a.jpg,anna,door", "b.jpg,7,", "c.jpg,anna,2"))
+    assert found.layout == "table"
+    assert [(image.pid, image.camid) for image in found.images] == [
+        ("anna", "door"), (7, None), ("anna", 2),
+    ]  # fmt: skip
+
+
+def test_two_names_of_a_table_that_are_one_label_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"labels\.csv: '007' and '7' are one label in an index"):
+        find_sightings(table_of(tmp_path, "a.jpg,007,", "b.jpg,7,", "c.jpg,anna,"))
 
 
 def test_labels_of_no_image_are_refused():

@@ -30,6 +30,14 @@ def test_the_archive_has_the_table_and_the_files_of_the_index_only(tmp_path: Pat
     assert rows[1]["pid"] == rows[1]["time"] == rows[1]["probability"] == ""
 
 
+def test_names_have_columns_where_there_are_some() -> None:
+    plain = Hit("a.jpg", 0.5, None, 3, None, None, "")
+    assert write_hits_csv([plain]).splitlines()[0].endswith(",time,sha256")
+    table = write_hits_csv([plain, plain._replace(person="=ben")])
+    assert [row["person"] for row in csv.DictReader(io.StringIO(table))] == ["", "'=ben"]
+    assert "camera" not in table
+
+
 def test_a_spreadsheet_runs_no_name() -> None:
     table = write_hits_csv([Hit("=cmd()/a.jpg", 0.5, None, None, None, None, "")])
     assert table.splitlines()[1].startswith("1,'=cmd()/a.jpg,0.5,")

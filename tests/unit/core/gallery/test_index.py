@@ -112,6 +112,40 @@ def test_a_page_marks_right_and_wrong_and_states_the_search(
     assert frame["pid"].tolist() == [hit.pid for hit in only]
 
 
+def test_names_of_labels_are_kept_and_shown(
+    photos: Path, model: ReidModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,person,camera\na.jpg,<anna>,entrance\nb.jpg,12,2\n")
+    index = Index.build(photos / "photos", model, tmp_path / "index", labels)
+    numbers = {hit.person: hit.pid for hit in index.search(photos / "a.jpg")}
+    labels.write_text("path,person,camera\nb.jpg,<anna>,roof\nc.jpg,ben,entrance\n")
+    index.add(photos / "photos", labels)
+    matches = index.search(photos / "a.jpg", person="<anna>")
+    found = {Path(hit.image).name: hit for hit in matches}
+    assert [found[name].camera for name in ("a.jpg", "b.jpg", "c.jpg")] == [
+        "entrance", "roof", "entrance",
+    ]  # fmt: skip
+    assert found["a.jpg"].pid == found["b.jpg"].pid == numbers["<anna>"] != found["c.jpg"].pid
+    matches.show()
+    table = capsys.readouterr().out
+    assert all(name in table for name in ("<anna>", "ben", "roof"))
+    frame = matches.to_pandas()
+    assert set(frame["person"]) == {"<anna>", "ben"} and set(frame["camera"]) == {
+        "entrance",
+        "roof",
+    }
+    page = matches.save_html(tmp_path / "page.html").read_text()
+    assert page.count("person &lt;anna&gt;") == 3 and page.count("camera entrance") == 2
+    assert page.count('class="hit right"') == 2 and "<anna>" not in page
+    where = RowFilter(cameras=["roof"])
+    assert [Path(hit.image).name for hit in index.search(photos / "a.jpg", where=where)] == [
+        "b.jpg"
+    ]
+    with pytest.raises(DataError, match=r"person anna: .*no such name; did you mean '<anna>'"):
+        index.search(photos / "a.jpg", person="anna")
+
+
 def test_an_index_is_kept_continued_and_bound_to_its_model(
     photos: Path, model: ReidModel, tmp_path: Path
 ) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dpmpp_core.data.sightings import Sighting
+from dpmpp_core.index import GalleryIndex, ModelVersion
 from tests.support.cli import assert_mistake, invoke_dpmpp
 
 
@@ -52,6 +54,15 @@ def test_a_synthesis_is_refused(arguments: list[str], says: str, tmp_path: Path)
 )
 def test_a_search_is_refused(command: list[str], says: str) -> None:
     assert_mistake(invoke_dpmpp(*command), says)
+
+
+def test_a_name_that_an_index_does_not_have_is_refused(tmp_path: Path) -> None:
+    version = ModelVersion(weights_sha256="a" * 64, spaces={"visual": 4})
+    index = GalleryIndex.create(tmp_path / "index", version, "m")
+    index.add_names([Sighting("", "anna")])
+    for option in ("--pid", "--person"):
+        done = invoke_dpmpp("index", "delete", "--index", str(index.folder), option, "Anna")
+        assert_mistake(done, "the index has no such name; did you mean 'anna'?")
 
 
 def test_data_check_reports_as_json(small_demo: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,10 +13,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dpmpp_core.errors import ConfigError, WeightsError
+from dpmpp_core.data.sightings import Sighting
+from dpmpp_core.errors import ConfigError, DataError, WeightsError
 from dpmpp_core.gallery.queries import tile_frames
-from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion
+from dpmpp_core.index import (
+    ROW_SCHEMA,
+    GalleryIndex,
+    ModelVersion,
+    RowFilter,
+    describe_index,
+)
 from dpmpp_core.retrieval import fuse, masked_topk
+from pipelines.cli.show_search import show_index, show_results
 from pipelines.gallery.search import SearchRequest, run_search
 from pipelines.inference.onnx_export import export
 from pipelines.inference.onnx_model import OnnxModel
@@ -87,6 +97,36 @@ def test_both_engines_find_the_same_for_every_picture(place):
         np.testing.assert_allclose(*scores, atol=1e-4)
     assert other["model"].endswith("model/model.onnx")
     json.dumps(other)
+
+
+def test_names_of_an_index_are_taken_and_shown(place, tmp_path, capsys):
+    folder, _ = place
+    index = GalleryIndex.open(shutil.copytree(folder / "index", tmp_path / "index"))
+    index = index.add_names([Sighting("", "[b]anna", "entrance")])
+    images = sorted(map(str, (folder / "gallery").iterdir()))[:2]
+    anna, entrance = index.manifest.names.persons["[b]anna"], index.manifest.names.cameras
+    labels = {"image": images, "pid": [anna] * 2, "camid": [None, entrance["entrance"]],
+              "time": [None] * 2}  # fmt: skip
+    schema = pa.schema([ROW_SCHEMA.field(name) for name in labels])
+    index.relabel(pa.table(labels, schema=schema))
+    asked = request(folder, tracklet=True, html=str(tmp_path / "page.html"), person="[b]anna")
+    asked = replace(asked, index=str(index.folder))
+    (query,) = run_search(asked)["queries"]
+    named = {hit["image"]: hit for hit in query["hits"] if "person" in hit}
+    assert set(named) == set(images) and all(type(hit["pid"]) is int for hit in query["hits"])
+    assert ["camera" in named[image] for image in images] == [False, True]
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("person [b]anna") == 3 and page.count('class="hit right"') == 2
+    assert page.count("camera entrance") == 1 and page.count("camera 1<") == COUNT - 1
+    only = run_search(replace(asked, where=RowFilter(cameras=["entrance"])))
+    assert [hit["image"] for hit in only["queries"][0]["hits"]] == images[1:]
+    assert "<th>cameras</th><td>entrance</td>" in (tmp_path / "page.html").read_text()
+    show_results(only)
+    show_index(describe_index(GalleryIndex.open(index.folder)))
+    shown = capsys.readouterr().out
+    assert "[b]anna" in shown and "cameras: 1, entrance" in shown
+    with pytest.raises(DataError, match=r"--person Anna: .*did you mean '\[b\]anna'"):
+        run_search(replace(asked, person="Anna"))
 
 
 def test_a_file_can_be_named_and_the_wrong_ones_are_refused(place, tmp_path):
