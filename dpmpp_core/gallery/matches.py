@@ -39,9 +39,10 @@ class Matches:
     def show(self) -> None:
         """Print the hits to standard output as a table, best first.
 
-        Columns: rank from 1; score in [-1, 1], larger = more alike; same person, a probability in
-        percent; person and camera, numbers; time in UTC; image, the end of its path that differs. A
-        column without any value is left out. Without hits, a sentence says so.
+        `rank` starts at 1. `score` is in [-1, 1], larger = more alike. `same person` is a
+        probability in percent. `person` and `camera` are names, or numbers where they have no name.
+        `time` is UTC. `image` is the end of the path that tells it from the others. A column
+        without any value is left out. Without hits, a sentence says so.
 
         >>> import dpmpp_core
         >>> dpmpp_core.Index.build("photos").search("a.jpg", k=1).show()  # doctest: +ELLIPSIS

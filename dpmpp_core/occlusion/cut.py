@@ -80,9 +80,9 @@ def lend_scene(
     """Choose the donor and the shift whose person covers least of the recipient's person in `cut`.
 
     Inside `cut` the donor's picture replaces the recipient's. It should show a scene there, not a
-    second person. The measure is the number of patches in `cut` that show both persons. One of the
-    choices with the smallest number is drawn at random. These patches show the donor's person.
-    Other patches of the donor's person stay the recipient's.
+    second person. Where both persons are, the donor's is shown; the number of these patches is
+    minimal. Other patches of the donor's person stay the recipient's. One of equal choices is drawn
+    at random.
 
     Args:
         person_mask: bool [H, W], patches, True = the recipient's person.

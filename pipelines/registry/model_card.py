@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from dpmpp_core.config import Config
 from dpmpp_core.percent import format_percent
-from dpmpp_core.redaction import one_line
+from dpmpp_core.redaction import one_line, redact
 from pipelines.registry.record import CARD, Record
 from pipelines.reporting.tables import build_occlusion_rows, format_interval
 
@@ -56,7 +56,7 @@ def render_model_card(record: Record, config: Config, client: MlflowClient) -> s
         _format_ablation(record, client),
         ["## Intended use and limits", "", config.tracking.intended_use or INTENDED_USE, "",
          *(f"- {limit}" for limit in LIMITS)],
-        [LAST_HEADING, "", "```yaml", config.to_yaml().strip(), "```"],
+        [LAST_HEADING, "", "```yaml", redact(config.to_yaml()).strip(), "```"],
     ]  # fmt: skip
     return "\n".join("\n".join([*part, ""]) for part in parts if part)
 
