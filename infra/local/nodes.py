@@ -36,8 +36,8 @@ LOCAL_ENV = {
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(400 * 2**20),  # per node
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-# Inside of the namespaces: private /tmp, where the image starts, /etc/hosts, and no name server, for
-# which gRPC would wait although it is out of reach; then what the pod would start. The code must lie
+# Inside of the namespaces: private /tmp, where the image starts, /etc/hosts, and no name server, as
+# gRPC would wait for one that is out of reach; then what the pod would start. The code must lie
 # outside of /tmp.
 ENTER_NODE = (
     'mount --bind "$0/tmp" /tmp && mount --bind "$0/hosts" /etc/hosts && '

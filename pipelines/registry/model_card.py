@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def render_model_card(record: Record, config: Config, client: MlflowClient) -> str:
-    """Return the model card of a version as Markdown, which ends with a line break.
+    """Return the model card of a version as Markdown, without secrets; it ends with a line break.
 
     It has the sections header, data, figures, ablation, intended use and limits, configuration.
     Figures are percent with 95 % intervals over persons.
@@ -56,9 +56,9 @@ def render_model_card(record: Record, config: Config, client: MlflowClient) -> s
         _format_ablation(record, client),
         ["## Intended use and limits", "", config.tracking.intended_use or INTENDED_USE, "",
          *(f"- {limit}" for limit in LIMITS)],
-        [LAST_HEADING, "", "```yaml", redact(config.to_yaml()).strip(), "```"],
+        [LAST_HEADING, "", "```yaml", config.to_yaml().strip(), "```"],
     ]  # fmt: skip
-    return "\n".join("\n".join([*part, ""]) for part in parts if part)
+    return redact("\n".join("\n".join([*part, ""]) for part in parts if part))
 
 
 def insert_section(card: str, section: str) -> str:
