@@ -144,24 +144,30 @@ def read_labels(data: bytes, name: str) -> dict[str, Sighting]:
 
 
 def _number(text: str, where: str, key: str) -> int | None:
-    text = text.strip()
+    text = _drop_zeros(text.strip())
     if not text:
         return None
-    whole, point, fraction = text.partition(".")  # a table with empty cells writes 5 as 5.0
-    text = whole if point and not fraction.strip("0") else text
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise DataError(f"{where}: {key} {text!r} is no number from 0 on")
     return int(text)
+
+
+def _drop_zeros(text: str) -> str:
+    """Return a number without the zeros behind its point: a table with empty cells has 5.0."""
+    whole, point, fraction = text.partition(".")
+    return whole if point and not fraction.strip("0") else text
 
 
 def parse_time(text: str) -> int:
     """Return the seconds since 1970 of a time: ISO 8601, with or without dashes, or seconds.
 
     `20261127` and `20261127140500` are dates, as cameras write them. A time without a zone is UTC.
+    `1795784700.0` is 1795784700.
 
     Raises:
         DataError: anything else; milliseconds, or seconds outside the years 1970 to 2100.
     """
+    text = _drop_zeros(text)
     is_number = text.isascii() and text.removeprefix("-").isdigit()
     if not is_number or len(text) in COMPACT_LENGTHS:  # 8 digits of seconds are of before 1974
         iso = f"{text[:8]}T{text[8:]}" if is_number and len(text) > 8 else text

@@ -35,7 +35,14 @@ from dpmpp_core.gallery.queries import (
     fuse_queries,
     tile_frames,
 )
-from dpmpp_core.index import GalleryIndex, ModelVersion, RowFilter, SearchResult, search
+from dpmpp_core.index import (
+    GalleryIndex,
+    ModelVersion,
+    RowFilter,
+    SearchResult,
+    refuse_no_rows,
+    search,
+)
 from dpmpp_core.models.pictures import list_pictures, read_picture
 from dpmpp_core.models.reid import ReidModel, load_model
 from dpmpp_core.models.saved import weights_sha256
@@ -177,7 +184,7 @@ class Index:
 
         Raises:
             ArgumentError: k below 1, or no picture.
-            DataError: a query that is no readable picture.
+            DataError: a query that is no readable picture, or a filter that no picture passes.
             ValueError: a query of another type or shape.
         """
         if k < 1:
@@ -194,6 +201,8 @@ class Index:
         if len(pictures) > 1:
             picture, embedded = tile_frames(pictures[:SHOWN_FRAMES]), fuse_queries([embedded])
         results = self._search(embedded, k, where)
+        if not results.scored:
+            refuse_no_rows(where, self.gallery)
         rows = self.gallery.take(results.positions[results.positions >= 0])
         (hits,) = list_hits(results, rows, self._calibration, None, min_score)
         title = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

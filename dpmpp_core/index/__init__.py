@@ -1,6 +1,6 @@
 """A gallery on disk, searched with the masked metric, exactly or by sketches."""
 
-from dpmpp_core.index.facts import describe_index
+from dpmpp_core.index.facts import describe_index, refuse_no_rows
 from dpmpp_core.index.gallery import Added, GalleryIndex
 from dpmpp_core.index.manifest import ModelVersion
 from dpmpp_core.index.search import RowFilter, SearchResult, merge_results, search
@@ -8,5 +8,6 @@ from dpmpp_core.index.segments import ROW_SCHEMA, STORED, Block, Stored
 
 __all__ = [
     "ROW_SCHEMA", "STORED", "Added", "Block", "GalleryIndex", "ModelVersion", "RowFilter",
-    "SearchResult", "Stored", "describe_index", "merge_results", "search",
+    "SearchResult", "Stored", "describe_index", "merge_results", "refuse_no_rows",
+    "search",
 ]  # fmt: skip
