@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import dpmpp_core.gallery.pages
+import pipelines.gallery.app
+from dpmpp_core.data.headers import IMAGE_NAME
 from dpmpp_core.errors import DataError
 from dpmpp_core.gallery.index import Index
 from dpmpp_core.index import RowFilter
@@ -44,6 +47,13 @@ def index(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Index:
     rows = [f"{name},{camera},{time}" for name, (camera, time) in TIMES.items()]
     labels.write_text("\n".join(["path,camid,time", *rows]))
     return Index.build(photos, model, place / "index", labels)
+
+
+@pytest.fixture
+def zero_tailed(photos: Path) -> bytes:
+    """A JPEG whose second half was never written."""
+    data = (photos / "camA" / "1.jpg").read_bytes()
+    return data[: len(data) // 2] + bytes(len(data) // 2)
 
 
 def search(index: Index, photos: Path, *options: str) -> Any:
@@ -130,3 +140,19 @@ def test_a_page_in_the_home_folder_is_written_there(
     done = search(index, photos, "--html=~/page.html")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "page.html").is_file()
+
+
+def test_the_app_reads_pictures_as_every_other_reader(
+    index: Index, photos: Path, zero_tailed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamlit = pytest.importorskip("streamlit.testing.v1", reason="no Streamlit")
+    monkeypatch.setattr(
+        sys, "argv", ["app", str(index.gallery.folder), index.gallery.manifest.source]
+    )
+    app = streamlit.AppTest.from_file(pipelines.gallery.app.PAGE, default_timeout=500).run()
+    (uploader,) = app.file_uploader
+    assert ".jfif" in uploader.allowed_type
+    assert all(IMAGE_NAME.search(f"x{ending}") for ending in uploader.allowed_type)
+    uploader.set_value([("cut.jpg", zero_tailed, "image/jpeg")]).run()
+    (error,) = app.error
+    assert "the end of the picture is missing" in error.value and not app.exception
