@@ -78,5 +78,5 @@ def test_an_index_that_cannot_be_written_is_not_calibrated(
 
     monkeypatch.setattr(dpmpp_core.data.files.tempfile, "TemporaryFile", refuse)
     monkeypatch.setattr(pipelines.gallery.calibration, "embed_images", None)
-    with pytest.raises(DataError, match="nothing can be written to .*: Read-only file system"):
+    with pytest.raises(DataError, match=r"nothing can be written to .*: Read-only file system"):
         calibrate_index(folder, ImageSource(str(small_demo)), 0.05)
