@@ -4,28 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
 from dpmpp_core.errors import DataError
-from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, RowFilter
+from dpmpp_core.index import GalleryIndex, RowFilter
 from pipelines.gallery.index import delete_images
 from pipelines.gallery.selection import require_cameras
-
-MODEL = ModelVersion(weights_sha256="a" * 64, spaces={"visual": 8})
-NAMES = ["/d/camA/1.jpg", "/d/camB/1.jpg", "/d/camB/2.jpg"]
+from tests.support.indexes import build_small_index
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> GalleryIndex:
-    columns = {
-        "image": NAMES, "sha256": NAMES, "bytes": [1] * 3, "mtime_ns": [1] * 3,
-        "pid": [1, 1, None], "camid": [3, 4, None], "time": [None] * 3,
-    }  # fmt: skip
-    features = {"visual": np.eye(3, 8, dtype=np.float32)}
-    empty = GalleryIndex.create(tmp_path / "index", MODEL, "m")
-    return empty.append(MODEL, pa.table(columns, schema=ROW_SCHEMA), features)[0]
+    return build_small_index(tmp_path / "index")
 
 
 @pytest.mark.parametrize("name", ["/d/camB/2.jpg", "camB/2.jpg", "2.jpg"])
