@@ -5,6 +5,7 @@ The pairing compares masks alone, so only the pictures of the donors that are dr
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 from dpmpp_core.config import AugmentConfig, OcclusionConfig
 from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_masks
 from dpmpp_core.data.files import list_files
-from dpmpp_core.data.headers import IMAGE_NAME
+from dpmpp_core.data.headers import IMAGE_NAME, NOT_AN_IMAGE_NAME
 from dpmpp_core.data.images import Image, decode_file, read_image, resize
 from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.errors import DataError
+
+log = logging.getLogger(__name__)
 
 CACHE_BYTES = 256 * 2**20
 
@@ -110,8 +113,15 @@ class Donors:
 
 
 def list_backgrounds(root: str) -> list[str]:
-    """Return the paths of the images below `root`, sorted; DataError if there are none."""
-    paths = [file.path for file in list_files(root).files if IMAGE_NAME.search(file.path)]
+    """Return the paths of the images below `root`, sorted; DataError if there are none.
+
+    Files that are no images by their names are left out, and counted in the log.
+    """
+    files = list_files(root).files
+    paths = [file.path for file in files if IMAGE_NAME.search(file.path)]
+    if len(paths) < len(files):
+        log.info("%s: %d files are %s, and left out", root, len(files) - len(paths),
+                 NOT_AN_IMAGE_NAME)  # fmt: skip
     if not paths:
         raise DataError(
             f"occlusion.backgrounds {root} holds no image (.jpg, .jpeg, .png, .bmp, .tif): name a "

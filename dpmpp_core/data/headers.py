@@ -13,7 +13,10 @@ from dpmpp_core.data.heif import heif_kind, heif_size, is_heif_whole
 from dpmpp_core.errors import DataError
 
 FORMATS = "JPEG, PNG, BMP, TIFF, WebP, AVIF or HEIC"
-IMAGE_NAME = re.compile(r"\.(jpe?g|jfif|png|bmp|tiff?|webp|avif|hei[cf])$", re.IGNORECASE)
+IMAGE_ENDINGS = (
+    "jpg", "jpeg", "jfif", "png", "bmp", "tif", "tiff", "webp", "avif", "heic", "heif",
+)  # fmt: skip
+IMAGE_NAME = re.compile(rf"\.({'|'.join(IMAGE_ENDINGS)})$", re.IGNORECASE)
 NOT_AN_IMAGE_NAME = "neither .jpg, .jpeg, .png, .bmp, .tif, .webp, .avif nor .heic"
 MIN_SIDE = 8  # pixels; below, nothing of a person is left
 MAX_PIXELS = 50_000_000  # a larger image is taken for a decompression bomb

@@ -65,8 +65,7 @@ def read_person_folders(
     for file in listing.files:
         person, inside, rest = file.path.partition("/")
         if not IMAGE_NAME.search(file.path):
-            if inside:
-                rejected.append(Rejected(file.path, "not_an_image_name", NOT_AN_IMAGE_NAME))
+            rejected.append(Rejected(file.path, "not_an_image_name", NOT_AN_IMAGE_NAME))
         elif not inside:
             rejected.append(Rejected(file.path, "misnamed", "in no person's folder"))
         else:

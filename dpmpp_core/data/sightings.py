@@ -167,8 +167,7 @@ def to_label(text: str) -> Label:
     A name is in Unicode form NFC, with single spaces in it and none around.
     """
     name = " ".join(unicodedata.normalize("NFC", text).split())
-    whole, point, fraction = name.partition(".")  # a table with empty cells writes 5 as 5.0
-    digits = whole if point and not fraction.strip("0") else name
+    digits = _drop_zeros(name)
     is_number = digits.isascii() and digits.isdigit() and len(digits) <= MAX_DIGITS
     return int(digits) if is_number else name
 
@@ -184,14 +183,22 @@ def _read_label(text: str, where: str, key: str) -> Label | None:
     return label
 
 
+def _drop_zeros(text: str) -> str:
+    """Return a number without the zeros behind its point: a table with empty cells has 5.0."""
+    whole, point, fraction = text.partition(".")
+    return whole if point and not fraction.strip("0") else text
+
+
 def parse_time(text: str) -> int:
     """Return the seconds since 1970 of a time: ISO 8601, with or without dashes, or seconds.
 
     `20261127` and `20261127140500` are dates, as cameras write them. A time without a zone is UTC.
+    `1795784700.0` is 1795784700.
 
     Raises:
         DataError: anything else; milliseconds, or seconds outside the years 1970 to 2100.
     """
+    text = _drop_zeros(text)
     is_number = text.isascii() and text.removeprefix("-").isdigit()
     if not is_number or len(text) in COMPACT_LENGTHS:  # 8 digits of seconds are of before 1974
         iso = f"{text[:8]}T{text[8:]}" if is_number and len(text) > 8 else text

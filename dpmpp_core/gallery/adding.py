@@ -59,7 +59,7 @@ def find_labelled_images(
     read = None
     if labels is not None:
         try:
-            read = read_labels(Path(labels).read_bytes(), labels)
+            read = read_labels(Path(labels).expanduser().read_bytes(), labels)
         except OSError as error:
             raise DataError(f"{labels} cannot be read: {error.strerror}") from None
     return listing, find_sightings(listing, split, read)

@@ -42,6 +42,7 @@ from dpmpp_core.index import (
     SearchResult,
     find_number,
     invert,
+    refuse_no_rows,
     search,
 )
 from dpmpp_core.models.pictures import list_pictures, read_picture
@@ -186,8 +187,8 @@ class Index:
 
         Raises:
             ArgumentError: k below 1, or no picture.
-            DataError: a query that is no readable picture; a person or camera by a name that the
-                index does not have.
+            DataError: a query that is no readable picture; a filter that no picture passes; a
+                person or camera by a name that the index does not have.
             ValueError: a query of another type or shape.
         """
         if k < 1:
@@ -206,6 +207,8 @@ class Index:
         if len(pictures) > 1:
             picture, embedded = tile_frames(pictures[:SHOWN_FRAMES]), fuse_queries([embedded])
         results = self._search(embedded, k, where)
+        if not results.scored:
+            refuse_no_rows(where, self.gallery)
         rows = self.gallery.take(results.positions[results.positions >= 0])
         names = self.gallery.manifest.names  # maybe of an index that was opened again
         (hits,) = list_hits(results, rows, names, self._calibration, None, min_score)

@@ -109,10 +109,10 @@ class Matches:
         name = Path(self.answer.image).name
         if not len(self):
             return f"Matches(none of {name} in {self.facts['images']} images)"
-        best = self[0]
+        best = distinguish([hit.image for hit in self])[0]
         return (
             f"Matches({len(self)} of {name} in {self.facts['images']} images; best "
-            f"{best.score:.3f} {Path(best.image).name})"
+            f"{self[0].score:.3f} {best})"
         )
 
     def _repr_html_(self) -> str:

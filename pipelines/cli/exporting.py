@@ -40,7 +40,7 @@ def export(
         source = resolve_model_source(model)
         if out is None and not Path(source).is_dir():
             raise ArgumentError(f"--out: name the file to be written, as {model} is no folder")
-        target = out or Path(default_graph_path(source))
+        target = out.expanduser() if out else Path(default_graph_path(source))
         return onnx_export.export(fetch_model(source), target)
 
     run_command(work, show.show_export, as_json)

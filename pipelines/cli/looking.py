@@ -98,8 +98,9 @@ def data_demo(
         from dpmpp_core.config import load_config
         from pipelines.stages.prepare import draw_demo
 
-        summary = draw_demo(out, load_config(config, overrides or []).data.demo)
-        return {"root": str(out), "images": dict(summary.images), "seconds": summary.seconds}
+        target = out.expanduser()
+        summary = draw_demo(target, load_config(config, overrides or []).data.demo)
+        return {"root": str(target), "images": dict(summary.images), "seconds": summary.seconds}
 
     run_command(work, show.show_demo, as_json)
 

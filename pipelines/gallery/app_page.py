@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import streamlit as st
 
+from dpmpp_core.data.headers import IMAGE_ENDINGS
 from dpmpp_core.data.images import Image, decode, is_wide
 from dpmpp_core.data.scenes import scene_hint
 from dpmpp_core.data.sightings import parse_time
@@ -57,7 +58,7 @@ def main() -> None:
         return
     dropped = st.file_uploader(
         "One picture of a person, cut to the person, or several of the same person",
-        ["jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp", "avif", "heic", "heif"],
+        list(IMAGE_ENDINGS),
         accept_multiple_files=True,
     )
     if not dropped:

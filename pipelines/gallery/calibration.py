@@ -23,7 +23,7 @@ from pipelines.gallery.index import (
 )
 from pipelines.inference.embed import embed_images
 from pipelines.registry.models import read_model_version, resolve_model_source
-from pipelines.registry.references import get_registry_uri
+from pipelines.registry.references import find_registry
 from pipelines.reporting.figures import draw_reliability, save_png
 from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
@@ -64,7 +64,7 @@ def calibrate_index(
     columns = embed_images(
         paths,
         EmbedImages,
-        (listing.root, source, get_registry_uri(), True),
+        (listing.root, source, find_registry(source), True),
         plan,
         BATCH_IMAGES,
         "embedded",

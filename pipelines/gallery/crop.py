@@ -27,6 +27,7 @@ from dpmpp_core.errors import ConfigError, DataError
 from pipelines.runtime.progress import progress_bar
 
 MOTION = "motion"
+NEITHER = "neither a picture nor a video, by its name"
 PICTURES_NEED_A_DETECTOR = "pictures need --detector FILE.onnx: motion shows in videos alone"
 
 
@@ -123,6 +124,8 @@ def _find_sources(request: CropRequest) -> _Sources:
         videos = [name for name in names if VIDEO_NAME.search(name)]
         pictures = [name for name in names if IMAGE_NAME.search(name)]
         problems = [row for row in listing.problems if row.reason != "empty_folder"]
+        others = set(names) - {*videos, *pictures}
+        problems += [Rejected(name, "not_an_image_name", NEITHER) for name in others]
         sources = _Sources(str(path), videos, pictures, problems)
     if not sources.videos and not sources.pictures:
         raise DataError(f"{request.source} holds no video and no picture, by their names")

@@ -32,7 +32,7 @@ from pipelines.registry.models import (
     read_model_version,
     resolve_model_source,
 )
-from pipelines.registry.references import get_registry_uri, use_registry
+from pipelines.registry.references import find_registry, use_registry
 from pipelines.runtime.resources import connect
 from pipelines.runtime.storage import Storage
 
@@ -184,10 +184,10 @@ class EmbedImages:
     """A worker that inspects images, and embeds the good ones.
 
     Args:
-        registry: URI of the registry that holds the model.
+        registry: URI of the registry that holds the model; None = it is not in one.
     """
 
-    def __init__(self, root: str, source: str, registry: str, masks: bool = False) -> None:
+    def __init__(self, root: str, source: str, registry: str | None, masks: bool = False) -> None:
         torch.set_num_threads(1)
         with use_registry(registry):
             self._model = load_source_model(source)
@@ -218,7 +218,7 @@ def _add_sightings(
 ) -> dict[str, Any]:
     def stream(paths: list[str]) -> Iterator[dict[str, np.ndarray]]:
         plan, _ = connect(address, ClusterConfig())
-        arguments = (listing.root, source, get_registry_uri())
+        arguments = (listing.root, source, find_registry(source))
         yield from stream_embeddings(
             paths, EmbedImages, arguments, plan, BATCH_IMAGES, "images indexed"
         )

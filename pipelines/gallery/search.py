@@ -33,6 +33,7 @@ from dpmpp_core.index import (
     SearchResult,
     find_number,
     invert,
+    refuse_no_rows,
     search,
     show_labels,
 )
@@ -95,18 +96,21 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
         are no pictures.
 
     Raises:
-        UserError: the index, the model, or no query that is a picture.
+        UserError: the index, the model, a filter that no image passes, or no query that is a
+            picture.
     """
     if request.top < 1:
         raise DataError(f"--top {request.top}: at least 1 is needed")
-    if request.html is not None:
-        if Path(request.html).is_dir():
+    page = None if request.html is None else Path(resolve_path(request.html))
+    if page is not None:
+        if page.is_dir():
             raise DataError(f"--html {request.html}: is a folder; name the file to be written")
-        ensure_writable(Path(request.html).parent)
+        ensure_writable(page.parent)
     root, paths, refused = _list_query_files(request.query)
     searcher = Searcher(request.index, request.model, request.base_rate, request.shards,
                         request.address, request.engine, request.approximate)  # fmt: skip
-    require_cameras(searcher.index, request.where)
+    if not searcher.is_remote:
+        require_cameras(searcher.index, request.where)
     names = searcher.index.manifest.names.persons
     person = None if request.person is None else find_number(request.person, names, "--person")
     answers: list[tuple[str, Image, QueryEmbeddings, list[Hit]]] = []
@@ -148,7 +152,7 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
         "quarantined": [row._asdict() for row in refused],
         "hint": scene_hint(wide, read, redact(request.query)),
     }
-    if request.html is not None:
+    if page is not None:
         from dpmpp_core.gallery.pages import QueryAnswer, write_search_page
 
         pids = [find_person(person, answer[0], request.tracklet) for answer in answers]
@@ -159,8 +163,8 @@ def run_search(request: SearchRequest) -> dict[str, Any]:
         ]
         facts = searcher.describe(request.where, scored, request.masked, request.min_score)
         try:
-            write_search_page(Path(request.html), facts, pages)
-            result["html"] = str(Path(request.html).absolute())
+            write_search_page(page, facts, pages)
+            result["html"] = str(page)
         except OSError as error:  # the answers are printed all the same
             log.warning("%s is not written: %s", request.html, error.strerror)
             result["failed"] = True
@@ -179,6 +183,9 @@ class Searcher:
         engine: what runs the model: `torch`, or `onnx` = the file of `dpmpp export` in its folder.
         approximate: score only the images whose sketches score best; see `dpmpp_core.index.search`.
 
+    Attributes:
+        is_remote: whether the index's rows are on the nodes of the shards only.
+
     Raises:
         UserError: no index, another model, a bad base rate, no sketches to search by.
     """
@@ -196,8 +203,8 @@ class Searcher:
         if shards < 0:
             raise DataError(f"--shards {shards}: 0 or more are needed")
         self.uri = resolve_path(uri)
-        remote = shards and "://" in uri
-        self.index = open_remote_index(self.uri) if remote else open_index(self.uri)
+        self.is_remote = bool(shards) and "://" in uri
+        self.index = open_remote_index(self.uri) if self.is_remote else open_index(self.uri)
         if approximate:
             require_sketches(self.index, uri)
         self._approximate = approximate
@@ -273,11 +280,17 @@ class Searcher:
         where: RowFilter,
         min_score: float | None = None,
     ) -> Results:
-        """Return the best of the index, as it is now, for each query; see `list_hits`."""
+        """Return the best of the index, as it is now, for each query; see `list_hits`.
+
+        Raises:
+            DataError: no row passes the filter.
+        """
         for last in (False, False, True):
             self._refresh()
             try:
                 results, rows = self._search(query, top, where)
+                if not results.scored:
+                    refuse_no_rows(where, None if self.is_remote else self.index)
                 hits = list_hits(results, rows, self.index.manifest.names, self._calibration,
                                  self.base_rate, min_score)  # fmt: skip
                 return Results(hits, results.scored)

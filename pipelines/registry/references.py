@@ -37,12 +37,26 @@ def get_registry_uri() -> str:
     given = [
         os.environ[variable] for variable in TRACKING_URI_VARIABLES if os.environ.get(variable)
     ]
-    return given[0] if given else sqlite_uri(Path("runs").absolute())
+    variable = TRACKING_URI_VARIABLES[0]
+    advice = f"name the registry in the environment variable {variable}"
+    return given[0] if given else sqlite_uri(Path("runs").absolute(), advice)
+
+
+def find_registry(source: str) -> str | None:
+    """Return the URI of the registry that holds a model; None if it is named by its location.
+
+    Raises:
+        ConfigError: as `get_registry_uri`.
+    """
+    return get_registry_uri() if is_registered(source) else None
 
 
 @contextmanager
-def use_registry(uri: str) -> Iterator[None]:
-    """Make `uri` the registry of the environment during the block."""
+def use_registry(uri: str | None) -> Iterator[None]:
+    """Make `uri` the registry of the environment during the block; None leaves it as it is."""
+    if uri is None:
+        yield
+        return
     variable = TRACKING_URI_VARIABLES[0]
     before = os.environ.get(variable)
     os.environ[variable] = uri

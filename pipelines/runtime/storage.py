@@ -37,16 +37,23 @@ SQLITE = "sqlite:///"
 _MISSPELT = re.compile(r"(s3a?|gs|https?|file):?//?[^/]", re.IGNORECASE)  # not `://`
 
 
-def sqlite_uri(folder: Path) -> str:
+def sqlite_uri(
+    folder: Path,
+    advice: str = "name another --storage, or an MLflow server with --tracking-uri",
+) -> str:
     """Return the URI of the tracking database in a folder.
+
+    Args:
+        folder: its path becomes part of the URI.
+        advice: what to do where that is not possible, in the options of the command.
 
     Raises:
         ConfigError: characters that mean something else in a URI, which MLflow does not unquote.
     """
     if set("%?#") & set(str(folder)):
         raise ConfigError(
-            f"the folder {folder} cannot hold MLflow's database, as its path has %, ? or #: name "
-            "another --storage, or an MLflow server with --tracking-uri"
+            f"the folder {folder} cannot hold MLflow's database, as its path has %, ? or #: "
+            f"{advice}"
         )
     return f"{SQLITE}{folder}/mlflow.db"
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.manifest import Manifest
+from dpmpp_core.data.names import distinguish
 from dpmpp_core.data.steps import NO_OCCLUSION, StepMaker
 from dpmpp_core.data.synthesis import CLEAN_QUERIES
 from dpmpp_core.errors import DataError
@@ -252,12 +253,22 @@ def _draw_occluded(query: Embeddings, rows: list[int], load: Callable[[str], Ima
     assert query.occluded is not None
     cells: list[Image] = []
     captions: list[str] = []
-    for row in rows:
+    for row, name in zip(rows, _name_pictures([query.paths[row] for row in rows]), strict=True):
         image = resize(load(query.paths[row]), *CELL)
         masked = query.occluded[row] > 0.5
         cells += [image, tint_patches(image, masked)]
-        captions += [Path(query.paths[row]).stem, f"{masked.mean():.0%} masked"]
+        captions += [name, f"{masked.mean():.0%} masked"]
     return draw_contact_sheet(cells, captions, 8)
+
+
+def _name_pictures(paths: list[str]) -> list[str]:
+    """Return as much of each path as tells the pictures apart, without endings if that is enough.
+
+    Captions are cut at their end, so a shorter one shows more.
+    """
+    names = distinguish(paths)
+    stems = [str(Path(name).with_suffix("")) for name in names]
+    return stems if len(set(stems)) == len(set(names)) else names
 
 
 def _robustness_picture(stage: Stage) -> Picture:
@@ -311,7 +322,7 @@ def _training_pictures(
         Picture(
             "Person masks",
             "Training images; everything outside the person mask is darkened.",
-            draw_contact_sheet(shaded, [Path(path).stem for path in some], 8),
+            draw_contact_sheet(shaded, _name_pictures(some), 8),
             folded=True,
         ),
         Picture(

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dpmpp_core.config import Config
 from dpmpp_core.data.manifest import Manifest
 from dpmpp_core.data.synthesis import CLEAN_QUERIES, Band, Part
+from dpmpp_core.errors import DataError
 from dpmpp_core.models.reid import ReidModel
 from dpmpp_core.retrieval import Controls, Embeddings, rank_by_mode, summarise_rankings, to_columns
 from pipelines.inference.embed import build_embeddings, embed_images
@@ -109,6 +111,16 @@ def measure_robustness(
 def has_clean_queries(prepared: Stage) -> bool:
     """Return whether a prepared data set has queries that are not known to be occluded."""
     return bool(prepared.summary["counts"]["query_holistic"]["images"])
+
+
+def require_lenders(config: Config, prepared: Stage) -> None:
+    """Raise DataError if a prepared data set has nothing that could hide its queries."""
+    training = prepared.summary["counts"].get("train", {}).get("images", 0)
+    if not training and not config.occlusion.backgrounds:
+        raise DataError(
+            f"{prepared.summary['root']} has no training images, whose scenes hide the queries: "
+            "name a folder of pictures without people, occlusion.backgrounds=DIR"
+        )
 
 
 def _log(run: Run, measured: Measured, bands: tuple[Band, ...]) -> None:

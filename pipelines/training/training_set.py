@@ -150,7 +150,11 @@ class TrainingSet:
         return images * data.height * data.width * 3
 
     def build_synthesiser(self) -> Synthesiser:
-        """Build what hides any image of the manifest behind training images."""
+        """Build what hides any image of the manifest behind training images.
+
+        Where there are none, behind backgrounds only, in the shapes of gallery images: the scene
+        of a gallery image would lead a query to that image.
+        """
         assert self.saliency is not None
         manifest = Manifest.load(Storage(self.storage).fetch(self.prepared))
         paths = manifest.images["path"].to_pylist()
@@ -159,4 +163,7 @@ class TrainingSet:
         )
         lenders = np.flatnonzero(manifest.images["split"].to_numpy() == "train")
         data, occlusion = self.config.data, self.config.occlusion
+        if not len(lenders) and occlusion.backgrounds:
+            lenders = np.flatnonzero(manifest.images["split"].to_numpy() == "gallery")
+            occlusion = occlusion.model_copy(update={"background_share": 1.0})
         return Synthesiser(manifest.root, paths, masks, lenders, data, occlusion, self.config.seed)

@@ -77,6 +77,10 @@ def _prepare(p: Pipeline) -> Stage:
             f"(left out: {left_out or 'none'}): measure an existing model on it with `dpmpp "
             "evaluate --model FOLDER`"
         )
+    if p.until == "robustness":
+        from pipelines.stages.robustness import require_lenders
+
+        require_lenders(p.run.config, prepared)
     return prepared
 
 

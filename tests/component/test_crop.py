@@ -137,6 +137,7 @@ def test_scenes_in_a_folder_need_a_detector_and_give_crops(
     data = tmp_path / "scenes"
     (data / "gate").mkdir(parents=True)
     (data / "broken.jpg").write_bytes(b"no picture")
+    (data / "photo.raw").write_bytes(b"a picture of a camera")
     video = Video(videos[0] / "entrance.mp4")
     frame = next(video.read(0))
     video.close()
@@ -158,7 +159,7 @@ def test_scenes_in_a_folder_need_a_detector_and_give_crops(
         "--detector", str(tmp_path / "d.onnx"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "1 left out: 1 not_an_image" in done.stdout
+    assert "2 left out: 1 not_an_image, 1 not_an_image_name" in done.stdout
     with open(tmp_path / "out" / "labels.csv", encoding="utf-8") as table:
         (row,) = csv.DictReader(table)
     assert row == {"path": "gate/scene.png-1.jpg", "camera": "1", "time": ""}

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
+import dpmpp_core
 import pipelines.gallery.index
 from dpmpp_core.errors import ConfigError, DataError, WeightsError
 from dpmpp_core.index import GalleryIndex, RowFilter, search
 from dpmpp_core.models.reid import load_model
-from dpmpp_core.models.sources import CARD_FILE, SHIPPED, SHIPPED_WORTH
+from dpmpp_core.models.saved import weights_sha256
+from dpmpp_core.models.sources import CARD_FILE, SHIPPED, SHIPPED_WORTH, WEIGHTS_FILE
 from pipelines.gallery.calibration import calibrate_index, read_calibration
 from pipelines.gallery.index import (
     ImageSource,
@@ -35,7 +37,7 @@ from pipelines.registry.models import fetch_model
 from pipelines.runtime.tracking import open_client
 from tests.support.cli import invoke_dpmpp
 from tests.support.indexes import build_large_index, draw_queries
-from tests.support.models import saved_model
+from tests.support.models import resolve_by_commands, saved_model
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +195,28 @@ def test_files_of_the_registry_that_were_changed_are_refused(
     with pytest.raises(WeightsError, match=r"models:/people/1: .* not those that were registered"):
         fetch_model("models:/people/1")
     assert not list((tmp_path / f"dpmpp-cache-{os.geteuid()}" / "models").iterdir())
+
+
+def test_a_copy_of_a_registered_model_that_was_changed_is_fetched_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(model, tmp_path, monkeypatch)
+    copy = fetch_model("models:/people/1") / WEIGHTS_FILE
+    other = saved_model(tmp_path / "other", seed=1) / WEIGHTS_FILE
+    copy.write_bytes(other.read_bytes())
+    assert fetch_model("models:/people/1") / WEIGHTS_FILE == copy
+    assert copy.read_bytes() == (model / WEIGHTS_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["models:/people@champion", "models:/people/1"])
+def test_every_command_and_python_take_a_name_of_the_registry(
+    model: Path, small_demo: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(model, tmp_path, monkeypatch)
+    loaded = weights_sha256(dpmpp_core.load_model(name).state_dict())
+    assert loaded == weights_sha256(load_model(model).state_dict())
+    copy = fetch_model("models:/people/1")
+    assert resolve_by_commands(name, small_demo, monkeypatch) == [copy] * 3
 
 
 def test_another_model_is_refused_by_name(index: Path, small_demo: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A large index of drawn features, and queries for it."""
+"""A small index, and a large one of drawn features with queries for it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ from dpmpp_core.gallery.queries import QueryEmbeddings
 from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion
 
 MODEL = ModelVersion(weights_sha256="a" * 64, spaces={"visual": 64, "bands": 256})
+
+
+def build_small_index(folder: Path) -> GalleryIndex:
+    """Three images of two cameras; two of them have the same file name."""
+    names = ["/d/camA/1.jpg", "/d/camB/1.jpg", "/d/camB/2.jpg"]
+    columns = {
+        "image": names, "sha256": names, "bytes": [1] * 3, "mtime_ns": [1] * 3,
+        "pid": [1, 1, None], "camid": [3, 4, None], "time": [None] * 3,
+    }  # fmt: skip
+    model = ModelVersion(weights_sha256="a" * 64, spaces={"visual": 8})
+    features = {"visual": np.eye(3, 8, dtype=np.float32)}
+    empty = GalleryIndex.create(folder, model, "m")
+    return empty.append(model, pa.table(columns, schema=ROW_SCHEMA), features)[0]
 
 
 def build_large_index(folder: Path) -> GalleryIndex:

@@ -71,10 +71,12 @@ def test_cameras_come_from_the_folder_or_an_expression(
 def test_numbers_stay_and_what_is_in_no_folder_is_named(tmp_path: Path) -> None:
     root = make(tmp_path, "007/a.jpg", "007/b.jpg", "12/a.jpg", "12/b.jpg", "stray.jpg")
     (tmp_path / "12" / "notes.txt").touch()
+    (tmp_path / "photo.raw").touch()
     found = scan(root, "folders")
     assert found.persons == {7: "007", 12: "12"}
     assert {row.path: row.reason for row in found.rejected} == {
         "stray.jpg": "misnamed", "12/notes.txt": "not_an_image_name",
+        "photo.raw": "not_an_image_name",
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from dpmpp_core.config import AugmentConfig, DataConfig, OcclusionConfig
 from dpmpp_core.data.augment import Geometry, apply_to_image, apply_to_masks
-from dpmpp_core.data.donors import Donors, ImageCache
+from dpmpp_core.data.donors import Donors, ImageCache, list_backgrounds
 from dpmpp_core.data.images import read_image, resize
 from dpmpp_core.data.plan import Draw, StepPlan, class_labels, stream
 from dpmpp_core.data.steps import BACKGROUND, NO_OCCLUSION, StepMaker, TrainingImages
@@ -294,6 +294,14 @@ def test_a_folder_without_backgrounds_is_refused(folder, tmp_path):
         maker(folder, empty)
     with pytest.raises(ValidationError, match="raise bank"):
         OcclusionConfig(backgrounds="streets", bank=0)
+
+
+def test_files_next_to_backgrounds_are_counted(tmp_path, caplog):
+    (tmp_path / "street.JFIF").touch()
+    (tmp_path / "street.raw").touch()
+    caplog.set_level("INFO")
+    assert list_backgrounds(str(tmp_path)) == ["street.JFIF"]
+    assert "1 files are neither .jpg" in caplog.text
 
 
 def test_a_missing_image_is_named(folder):

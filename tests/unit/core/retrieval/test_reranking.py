@@ -117,5 +117,8 @@ def test_equal_items_at_the_end_of_the_gallery_have_finite_distances(equal: int)
     if equal == len(gallery):
         query[:], mask[:] = gallery[0], gallery_mask[0]
     found, indices = rerank(query, mask, gallery, gallery_mask, 20, 6, top=60)
+    items = reranking._Items(query, mask, gallery, gallery_mask)
+    nearest = reranking._neighbours(items, 21, 60).items
+    assert np.array_equal(nearest[:, 0], np.arange(69))  # each item itself, before its equals
     assert np.isfinite(found).all()
     assert np.array_equal(np.sort(indices, 1), np.tile(np.arange(60), (9, 1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from dpmpp_core.config import load_config, recipe_names
 from pipelines.cli import app
 from pipelines.cli.help_pages import HEADING, PANELS
 from tests.support.cli import invoke_dpmpp, parse_command
+from tests.support.documents import PAGES, page_name, read_blocks
 
 COMMAND = typer.main.get_command(app)
 
@@ -57,19 +59,39 @@ def test_every_help_page_has_examples_and_a_short_option(
     assert [line.replace(r"\[", "[") for line in own] == shown[-len(own) :]
 
 
-@pytest.mark.parametrize(("words", "line"), EXAMPLES, ids=str)
-def test_the_command_line_takes_every_example(words: tuple[str, ...], line: str) -> None:
-    assert len(line) <= 78
+def parse_with_config(line: str) -> tuple[str, ...]:
+    """The command that a line calls, after its recipe was loaded with its overrides."""
     called, values = parse_command(line)
-    assert called[: len(words)] == words
     recipe = values.get("config")
     if recipe in recipe_names():
         load_config(str(recipe), values.get("overrides") or [])
+    return called
+
+
+@pytest.mark.parametrize(("words", "line"), EXAMPLES, ids=str)
+def test_the_command_line_takes_every_example(words: tuple[str, ...], line: str) -> None:
+    assert len(line) <= 78
+    assert parse_with_config(line)[: len(words)] == words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_the_command_line_takes_what_no_test_runs(page: Path) -> None:
+    """Blocks that are marked `not run`: their configurations load."""
+    for block in read_blocks(page):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            if block.mark == "not run" and line.startswith("dpmpp "):
+                parse_with_config(line.partition(" #")[0])
 
 
 @pytest.mark.parametrize(
-    "line", ["dpmpp serach", "dpmpp index build --index GALLERY", "dpmpp tune --trials many"]
+    "line",
+    [
+        "dpmpp serach",
+        "dpmpp index build --index GALLERY",
+        "dpmpp tune --trials many",
+        "dpmpp train --config market1501 metric.epoch=30",
+    ],
 )
 def test_a_stale_example_would_be_found(line: str) -> None:
-    with pytest.raises(Exception, match=r"No such command|Missing parameter|valid integer"):
-        parse_command(line)
+    with pytest.raises(Exception, match=r"No such command|Missing parameter|valid integer|epoch"):
+        parse_with_config(line)

@@ -10,24 +10,16 @@ import pytest
 
 from dpmpp_core.data.sightings import Sighting
 from dpmpp_core.errors import DataError
-from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, ModelVersion, RowFilter
+from dpmpp_core.index import ROW_SCHEMA, GalleryIndex, RowFilter
 from pipelines.gallery.calibration import split_queries_and_gallery
 from pipelines.gallery.index import delete_images
 from pipelines.gallery.selection import require_cameras
-
-MODEL = ModelVersion(weights_sha256="a" * 64, spaces={"visual": 8})
-NAMES = ["/d/camA/1.jpg", "/d/camB/1.jpg", "/d/camB/2.jpg"]
+from tests.support.indexes import build_small_index
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> GalleryIndex:
-    columns = {
-        "image": NAMES, "sha256": NAMES, "bytes": [1] * 3, "mtime_ns": [1] * 3,
-        "pid": [1, 1, None], "camid": [3, 4, None], "time": [None] * 3,
-    }  # fmt: skip
-    features = {"visual": np.eye(3, 8, dtype=np.float32)}
-    empty = GalleryIndex.create(tmp_path / "index", MODEL, "m")
-    return empty.append(MODEL, pa.table(columns, schema=ROW_SCHEMA), features)[0]
+    return build_small_index(tmp_path / "index")
 
 
 @pytest.mark.parametrize("name", ["/d/camB/2.jpg", "camB/2.jpg", "2.jpg"])
@@ -56,7 +48,12 @@ def test_what_is_not_there_is_named_and_nothing_is_deleted(
 
 def test_a_person_is_deleted_by_name_or_number(index: GalleryIndex) -> None:
     number = index.add_names([Sighting("", "anna")]).manifest.names.persons["anna"]
-    labels = {"image": NAMES[1:], "pid": [number] * 2, "camid": [None] * 2, "time": [None] * 2}
+    labels = {
+        "image": ["/d/camB/1.jpg", "/d/camB/2.jpg"],
+        "pid": [number] * 2,
+        "camid": [None] * 2,
+        "time": [None] * 2,
+    }
     schema = pa.schema([ROW_SCHEMA.field(name) for name in labels])
     index.relabel(pa.table(labels, schema=schema))
     with pytest.raises(DataError, match="--pid Ana: the index has no such name; did you mean 'an"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import dpmpp_core
 from dpmpp_core.errors import WeightsError
 from dpmpp_core.models.reid import shipped_model
 from dpmpp_core.models.saved import weights_sha256
@@ -18,19 +19,29 @@ from pipelines.registry.models import (
     read_model_version,
     resolve_model_source,
 )
-from tests.support.models import saved_model
+from tests.support.models import resolve_by_commands, saved_model
 
 
-def test_the_folder_of_a_model_its_stage_and_its_run_are_one_model(tmp_path: Path) -> None:
-    stage = tmp_path / "stages" / "metric-1"
-    model = saved_model(stage / "model")
-    run = tmp_path / "demo-2"
-    run.mkdir()
-    (run / "result.json").write_text(json.dumps({"model": str(model)}))
-    for name in (model, stage, run):
-        source = resolve_model_source(str(name))
-        assert fetch_model(source) == model
-        assert read_model_version(source).spaces
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with a run, its stage and its model."""
+    storage = tmp_path_factory.mktemp("runs")
+    model = saved_model(storage / "stages" / "metric-1" / "model")
+    (storage / "demo-2").mkdir()
+    (storage / "demo-2" / "result.json").write_text(json.dumps({"model": str(model)}))
+    return storage
+
+
+@pytest.mark.parametrize("name", ["stages/metric-1/model", "stages/metric-1", "demo-2"])
+def test_the_folder_of_a_model_its_stage_and_its_run_are_one_model(
+    storage: Path, small_demo: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given = storage / "stages" / "metric-1" / "model", str(storage / name)
+    source = resolve_model_source(given)
+    assert fetch_model(source) == model
+    version = read_model_version(source)
+    assert weights_sha256(dpmpp_core.load_model(given).state_dict()) == version.weights_sha256
+    assert resolve_by_commands(given, small_demo, monkeypatch) == [model] * 3
 
 
 def test_the_packages_model_is_written_once_to_the_cache(tmp_path: Path, monkeypatch) -> None:
