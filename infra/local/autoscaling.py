@@ -17,7 +17,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import ray
 import yaml
 
 from infra.local.cluster import ROOT
@@ -33,6 +32,8 @@ IDLE_MINUTES = 0.25
 
 def run_autoscaling() -> None:
     """Run a training on the autoscaler, in namespaces of its own, and write the table."""
+    import ray  # which reads its authentication from the environment, that others set before
+
     if INSIDE not in os.environ:
         with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
             (Path(folder) / "over").mkdir()
@@ -103,6 +104,8 @@ def _provider_defaults() -> dict[str, Any]:
 
 def _watch_training(folder: Path) -> list[tuple[float, str, Counter[str]]]:
     """Train; return (seconds, stage, nodes by pool) at every change of stage or nodes."""
+    import ray
+
     command = [
         DPMPP, "train", "--address", "auto", "--storage", str(folder / "runs"), "--config",
         str(CONFIG), "metric.epochs=8",
