@@ -64,9 +64,10 @@ def test_every_job_has_the_cluster_of_its_overlay() -> None:
         assert len(found) == 6
         for name, job in found:
             logins = secrets_of(job["rayClusterSpec"], "driver") - secrets_of(spec, "driver")
-            if name == "dpmpp-promote":  # the one difference
+            if name == "dpmpp-promote":  # the two differences: login and network policies
                 assert logins == {"dpmpp-mlflow-promoter"}
                 text = json.dumps(job["rayClusterSpec"]).replace("mlflow-promoter", "mlflow-login")
+                text = text.replace('component": "promoter"', 'component": "ray"')
                 assert json.loads(text) == spec
             else:
                 assert job["rayClusterSpec"] == spec
