@@ -92,6 +92,21 @@ def test_each_kind_of_pod_has_the_secrets_that_it_needs() -> None:
         assert "'dpmpp-mlflow-s3'" in server and "'dpmpp-s3'" not in server
 
 
+def test_the_readme_creates_each_secret_and_gives_the_least_rights() -> None:
+    text = (ROOT / "infra" / "README.md").read_text()
+    grants = re.findall(r"grant (\w+) (?:experiment|registered_model) (\S+) ([A-Z]+)", text)
+    assert set(grants) == {
+        ("trainer", "$ID", "EDIT"), ("trainer", "dpmpp", "EDIT"),
+        ("promoter", "$ID", "EDIT"), ("promoter", "dpmpp", "MANAGE"),
+        ("promoter", "dpmpp.promotions", "MANAGE"),
+        ("reader", "$ID", "READ"), ("reader", "dpmpp", "READ"),
+    }  # fmt: skip
+    rendered_text = str([rendered(overlay) for overlay in OVERLAYS])
+    named = set(re.findall(r"'secretRef': {'name': '([^']+)'", rendered_text))
+    assert {"dpmpp-s3", "dpmpp-mlflow-s3"} < named
+    assert named <= set(re.findall(r"^secret (\S+)", text, re.MULTILINE))
+
+
 def test_jobs_are_templates_that_apply_without_starting() -> None:
     for thing in rendered("gpu"):
         if thing["kind"] == "RayJob":
