@@ -43,7 +43,7 @@ def __dir__() -> list[str]:
 
 
 def _limit_opencv() -> None:
-    """Keep OpenCV from decoding more pixels than ours, whatever the environment allows.
+    """Keep OpenCV from decoding more pixels than ours, also where the environment allows more.
 
     OpenCV reads its limit once, when it is imported. A program that imported it before keeps its
     own; the checks of headers hold there too.
