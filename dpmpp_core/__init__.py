@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from dpmpp_core.retrieval import Embeddings, evaluate, masked_similarity, masked_topk
 
 __version__ = "0.2.0"
-# OpenCV reads its limit when it is imported; headers.MAX_PIXELS refuses such images before.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "50000000")
+_MAX_PIXELS = 50_000_000  # as data.headers.MAX_PIXELS, which refuses such images by their header
 _MODULES = {
     "Config": "config", "Embedded": "models.embedded", "Embeddings": "retrieval",
     "Index": "gallery.index", "Matches": "gallery.matches", "ReidModel": "models.reid",
@@ -41,3 +40,17 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*globals(), *__all__]
+
+
+def _limit_opencv() -> None:
+    """Keep OpenCV from decoding more pixels than ours, also where the environment allows more.
+
+    OpenCV reads its limit once, when it is imported. A program that imported it before keeps its
+    own; the checks of headers hold there too.
+    """
+    given = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", "")
+    if not given.isdecimal() or int(given) > _MAX_PIXELS:
+        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(_MAX_PIXELS)
+
+
+_limit_opencv()

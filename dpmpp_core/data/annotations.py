@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from dpmpp_core.data.files import read_bytes
 from dpmpp_core.errors import DataError
 
 ANNOTATIONS = "annotations.parquet"
+GENERATED = {"dpmpp.generated": "dpmpp data demo"}  # metadata of the table of a generated set
 
 
 def read_columns(root: str, file: str, columns: Sequence[str]) -> pa.Table | None:
@@ -33,6 +34,25 @@ def read_columns(root: str, file: str, columns: Sequence[str]) -> pa.Table | Non
         return table.read(list(columns))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file} in {root} is not a Parquet table: {error}") from None
+
+
+def is_generated(root: str, images: Iterable[str]) -> bool:
+    """Return whether all images of a data folder were drawn by this package, as its table says.
+
+    An image that was added to the folder later is not in the table.
+    """
+    try:
+        table = read_columns(root, ANNOTATIONS, ["path"])
+    except DataError:
+        return False
+    if table is None or not _has_mark(table.schema.metadata):
+        return False
+    return set(images) <= set(table["path"].to_pylist())
+
+
+def _has_mark(metadata: Mapping[bytes, bytes] | None) -> bool:
+    marks = {name.encode(): value.encode() for name, value in GENERATED.items()}
+    return marks.items() <= (metadata or {}).items()
 
 
 def pack_mask(mask: npt.NDArray[np.bool_]) -> bytes:

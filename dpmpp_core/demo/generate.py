@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpmpp_core.config import DemoConfig
-from dpmpp_core.data.annotations import ANNOTATIONS, pack_mask
+from dpmpp_core.data.annotations import ANNOTATIONS, GENERATED, pack_mask
 from dpmpp_core.data.files import new_folder
 from dpmpp_core.demo.cameras import Camera, make_camera
 from dpmpp_core.demo.identity import caption, member
@@ -35,7 +35,8 @@ SCHEMA = pa.schema(
         ("caption", pa.string()),
         ("person_mask", pa.binary()),
         ("body_mask", pa.binary()),
-    ]
+    ],
+    GENERATED,
 )
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import zipfile
 from collections.abc import Sequence
 
-from dpmpp_core.data.files import read_bytes
-from dpmpp_core.data.headers import MAX_BYTES
 from dpmpp_core.data.sightings import show_time
-from dpmpp_core.errors import DataError
-from dpmpp_core.gallery.hits import Hit, hit_fields
+from dpmpp_core.gallery.hits import Hit, hit_fields, read_indexed
 
 TABLE = "hits.csv"
 # A spreadsheet runs a cell that starts so.
@@ -47,11 +43,7 @@ def zip_hits(hits: Sequence[Hit]) -> bytes:
     with zipfile.ZipFile(archive, "w") as folder:  # pictures are compressed already
         folder.writestr(TABLE, write_hits_csv(hits))
         for rank, hit in enumerate(hits, 1):
-            root, _, name = hit.image.rpartition("/")
-            try:
-                data = read_bytes(root or "/", name, MAX_BYTES + 1)
-            except DataError:
-                continue
-            if hashlib.sha256(data).hexdigest() == hit.sha256:
-                folder.writestr(f"{rank:03}-{name}", data)
+            data = read_indexed(hit.image, hit.sha256)
+            if data is not None:
+                folder.writestr(f"{rank:03}-{hit.image.rpartition('/')[2]}", data)
     return archive.getvalue()

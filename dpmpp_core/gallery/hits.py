@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from dpmpp_core.data.files import read_bytes
+from dpmpp_core.data.headers import MAX_BYTES
+from dpmpp_core.errors import DataError
 from dpmpp_core.index import LabelNames, SearchResult, invert
 from dpmpp_core.retrieval.calibration import Calibration
 
@@ -77,3 +81,17 @@ def list_hits(
     if min_score is None:
         return parts
     return [[hit for hit in part if hit.score >= min_score] for part in parts]
+
+
+def read_indexed(image: str, sha256: str) -> bytes | None:
+    """Return the file of a row; None if it is gone, or another file than the one indexed.
+
+    A row of a foreign index may name any file of this machine. Its bytes are decoded and shown only
+    if they have the hash of the row, so whoever wrote the row had the same file.
+    """
+    root, _, name = image.rpartition("/")
+    try:
+        data = read_bytes(root or "/", name, MAX_BYTES + 1)
+    except DataError:
+        return None
+    return data if hashlib.sha256(data).hexdigest() == sha256 else None

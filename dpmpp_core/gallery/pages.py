@@ -11,12 +11,12 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from dpmpp_core.data.images import Image
-from dpmpp_core.data.inspection import inspect_picture
+from dpmpp_core.data.headers import ImageError
+from dpmpp_core.data.images import Image, decode
 from dpmpp_core.data.names import distinguish
 from dpmpp_core.data.sightings import show_time
 from dpmpp_core.gallery.drawing import draw_trusted
-from dpmpp_core.gallery.hits import Hit
+from dpmpp_core.gallery.hits import Hit, read_indexed
 from dpmpp_core.gallery.html import load_page_templates, write_page
 from dpmpp_core.gallery.queries import QueryEmbeddings
 
@@ -112,14 +112,13 @@ def _mark(pid: int | None, of_query: int | None) -> str:
 
 
 def load_thumbnail(image: str, sha256: str) -> Image | None:
-    """Return a small picture of an index; None if it is gone or another file now.
-
-    The hash also prevents that a foreign index shows other pictures of this machine than those
-    that its author had.
-    """
-    root, _, name = image.rpartition("/")
-    row, picture = inspect_picture(root or "/", name)
-    if picture is None or row["sha256"] != sha256:
+    """Return a small picture of an index; None if it is gone or another file now."""
+    data = read_indexed(image, sha256)
+    try:
+        picture = None if data is None else decode(data)
+    except ImageError:
+        return None
+    if picture is None:
         return None
     scale = THUMBNAIL_PIXELS / max(picture.shape[:2])
     if scale >= 1:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import requests
+
 HOST = "10.77.0.1"  # this machine on the cluster's bridge
 POSTGRES = Path(next(iter(sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")))), "/none"))
 BIN = Path(sys.executable).parent
@@ -25,7 +27,8 @@ class Services:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.passwords = {
-            name: secrets.token_urlsafe(18) for name in ("redis", "postgres", "s3", "mlflow", "ray")
+            name: secrets.token_urlsafe(18)
+            for name in ("redis", "postgres", "s3", "mlflow", "trainer", "ray")
         }
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -36,10 +39,10 @@ class Services:
 
     @property
     def mlflow_login(self) -> dict[str, str]:
-        """The secret dpmpp-mlflow-login."""
+        """The secret dpmpp-mlflow-login, of all jobs here: it may change what it created."""
         return {
-            "MLFLOW_TRACKING_USERNAME": "admin",
-            "MLFLOW_TRACKING_PASSWORD": self.passwords["mlflow"],
+            "MLFLOW_TRACKING_USERNAME": "trainer",
+            "MLFLOW_TRACKING_PASSWORD": self.passwords["trainer"],
         }
 
     def start(self, name: str) -> None:
@@ -60,6 +63,9 @@ class Services:
             return accepts_connections(HOST, PORTS[name])
 
         wait_for(up, f"{name} on {HOST}:{PORTS[name]}", 120)
+        if name == "mlflow":
+            login = {"username": "trainer", "password": self.passwords["trainer"]}
+            create_login(f"http://{HOST}:{PORTS[name]}", self.passwords["mlflow"], login)
 
     def stop(self, name: str, hard: bool = False) -> None:
         """End a server; `hard` = by SIGKILL, as if its machine were lost."""
@@ -140,6 +146,18 @@ class Services:
              "--app-name", "basic-auth", "--artifacts-destination", "s3://dpmpp/mlflow",
              "--allowed-hosts", f"{HOST}:*,localhost:*,mlflow:*"], env, [],
         )  # fmt: skip
+
+
+def create_login(server: str, admin_password: str, login: Mapping[str, str]) -> None:
+    """Create a login of MLflow, username and password, unless there is one of that name."""
+    answer = requests.post(
+        f"{server}/api/2.0/mlflow/users/create",
+        json=login,
+        auth=("admin", admin_password),
+        timeout=30,
+    )
+    if not answer.ok and "RESOURCE_ALREADY_EXISTS" not in answer.text:
+        raise SystemExit(f"MLflow did not create the login {login['username']}: {answer.text}")
 
 
 def end_session(process: subprocess.Popen[bytes], how: signal.Signals) -> None:

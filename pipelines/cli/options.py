@@ -43,6 +43,14 @@ ConfigName = Annotated[
         autocompletion=complete_shipped(),
     ),
 ]
+DemoConfigName = Annotated[  # not of the environment, which may name one for real data
+    str,
+    typer.Option(
+        "--config",
+        help="Name of a shipped recipe, or a YAML file, for drawn people.",
+        autocompletion=complete_shipped(),
+    ),
+]
 StorageUri = Annotated[
     str,
     typer.Option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -281,6 +282,8 @@ def show_tuning(result: dict[str, Any]) -> None:
     for key, value in (result["best_changes"] or {}).items():
         console.print(f"  {key}: {value}", highlight=False, markup=False)
     if result["config"]:
-        console.print(f"dpmpp run --config {result['config']}", soft_wrap=True, highlight=False)
+        words = ["demo"] if result["data"] is None else ["run", "--data", result["data"]]
+        command = shlex.join(["dpmpp", *words, "--config", result["config"]])
+        console.print(command, soft_wrap=True, highlight=False, markup=False)
     for place in ("folder", "tracking_uri"):
         console.print(f"{place + ':':14}{result[place]}", soft_wrap=True, highlight=False)

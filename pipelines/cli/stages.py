@@ -7,6 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from dpmpp_core.errors import ArgumentError
 from pipelines.cli import show, show_run
 from pipelines.cli.completion import PARTS, SYNTHESIS_SPLITS, complete_from
 from pipelines.cli.help_pages import MEASURE, START, TRAIN, examples
@@ -15,6 +16,7 @@ from pipelines.cli.options import (
     Bands,
     ConfigName,
     Data,
+    DemoConfigName,
     Fresh,
     Json,
     Model,
@@ -51,16 +53,17 @@ def _add_command(name: str, until: str, help_text: str, panel: str, *lines: str)
             data=data, config=config, overrides=overrides or [], storage=storage,
             tracking_uri=tracking_uri, address=address, fresh=fresh,
         )  # fmt: skip
-        _run(options, until, as_json, verbose)
+        _run(options, until, as_json, verbose, needs_data=name == "run")
 
 
 @app.command(
     help="Draw people, train on them, evaluate, report and register: needs no data.",
     rich_help_panel=START,
-    epilog=examples("dpmpp demo", "dpmpp demo metric.epochs=6", "dpmpp demo --storage elsewhere"),
+    epilog=examples("dpmpp demo", "dpmpp demo metric.epochs=6", "dpmpp demo --config proof"),
 )
 def demo(
     overrides: Overrides = None,
+    config: DemoConfigName = "demo",
     storage: StorageUri = "runs",
     tracking_uri: TrackingUri = None,
     address: Address = None,
@@ -70,8 +73,8 @@ def demo(
 ) -> None:
     """Run the whole pipeline on the demo set."""
     options = Options(
-        overrides=overrides or [], storage=storage, tracking_uri=tracking_uri, address=address,
-        fresh=fresh,
+        config=config, overrides=overrides or [], storage=storage, tracking_uri=tracking_uri,
+        address=address, fresh=fresh,
     )  # fmt: skip
     _run(options, "register", as_json, verbose)
 
@@ -231,13 +234,23 @@ def _run(
     verbose: bool,
     bands: str | None = None,
     parts: str | None = None,
+    *,
+    needs_data: bool = False,
 ) -> None:
-    """Run the pipeline; without `verbose` the end of a training is short, as it has a report."""
+    """Run the pipeline; without `verbose` the end of a training is short, as it has a report.
+
+    `needs_data`: a forgotten `--data` is refused, where other commands take the demo set.
+    """
 
     def work() -> dict[str, Any]:
         from dpmpp_core.config import load_config
 
         load_config(options.config, options.overrides)  # a typo must not wait for torch and Ray
+        if needs_data and options.data is None:
+            raise ArgumentError(
+                "--data is needed: a folder of images, or s3://bucket/prefix; `dpmpp demo` draws "
+                "people and needs none"
+            )
         from dpmpp_core.data.synthesis import parse_bands, parse_parts
         from pipelines.workflows.pipeline import run_pipeline
 

@@ -144,4 +144,5 @@ def offer_downloads(answer: QueryAnswer) -> None:
     )
 
 
-main()
+if __name__ == "__main__":  # as Streamlit runs it
+    main()

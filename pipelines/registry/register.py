@@ -27,6 +27,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
 import dpmpp_core
+from dpmpp_core.data.annotations import is_generated
 from dpmpp_core.data.manifest import Manifest, rows_sha256
 from dpmpp_core.errors import WeightsError
 from dpmpp_core.models.saved import read_card
@@ -159,7 +160,7 @@ def _build_record(run: Run, prepared: Stage, evaluated: Stage, model: Path) -> R
         "seed": run.config.seed,
         "run_id": run.tracking.run_id,
         "saliency": saliency[-1] if saliency else None,
-        "generated": any(stage.name == "demo-data" for stage in run.stages),
+        "generated": is_generated(manifest.root, manifest.images["path"].to_pylist()),
         "stages": {stage.name: stage.key for stage in (prepared, evaluated)},
         "environment": environment(),
     }

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 log = logging.getLogger(__name__)
 console = Console(stderr=True)
@@ -26,7 +26,7 @@ class ProgressBar:
 
     def __init__(self, title: str, total: int, progress: Progress | None) -> None:
         self._title, self._total, self._progress = title, total, progress
-        self._task = progress.add_task(title, total=total, note="") if progress else None
+        self._task = progress.add_task(title, total=total, note="", left="") if progress else None
         self._last, self._shown = time.monotonic(), 0
         # The first steps take longest, and resumed work does not start at 0.
         self._seen: list[tuple[float, int]] = []
@@ -34,18 +34,23 @@ class ProgressBar:
     def update(self, done: int, note: str = "") -> None:
         """Show that `done` items are finished; cheap enough to be called after each of them."""
         now = time.monotonic()
-        if len(self._seen) < WARM_UP_UPDATES and (not self._seen or done > self._seen[-1][1]):
-            self._seen.append((now, done))
-        start, before = self._seen[-1]
+        left = self._estimate_left(now, done)
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, note=note)
+            self._progress.update(self._task, completed=done, note=note, left=left)
         elif done > self._shown and (now - self._last >= LINE_SECONDS or done == self._total):
             self._last, self._shown = now, done
             line = f"  {self._title}: {done}/{self._total} {note}".rstrip()
-            if len(self._seen) == WARM_UP_UPDATES and before < done < self._total:
-                left = (now - start) * (self._total - done) / (done - before)
-                line += f", {datetime.timedelta(seconds=round(left))} left"
-            console.print(line, highlight=False)
+            console.print(f"{line}, {left}" if left else line, highlight=False)
+
+    def _estimate_left(self, now: float, done: int) -> str:
+        """Return how long the rest takes, in words; nothing before it can be known."""
+        if len(self._seen) < WARM_UP_UPDATES and (not self._seen or done > self._seen[-1][1]):
+            self._seen.append((now, done))
+        start, before = self._seen[-1]
+        if len(self._seen) < WARM_UP_UPDATES or not before < done < self._total:
+            return ""
+        left = (now - start) * (self._total - done) / (done - before)
+        return f"{datetime.timedelta(seconds=round(left))} left"
 
 
 @contextmanager
@@ -58,7 +63,7 @@ def progress_bar(title: str, total: int) -> Iterator[ProgressBar]:
         TextColumn("  {task.description}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),  # rich's own column estimates from the first step
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, transient=True) as progress:

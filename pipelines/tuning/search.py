@@ -276,6 +276,7 @@ def _publish_results(
         )
     return {
         "search": name,
+        "data": options.data,
         "run_id": run.tracking.run_id,
         "tracking_uri": redact(run.tracking.uri),
         "dataset_id": summary["dataset_id"],

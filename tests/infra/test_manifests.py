@@ -64,9 +64,10 @@ def test_every_job_has_the_cluster_of_its_overlay() -> None:
         assert len(found) == 6
         for name, job in found:
             logins = secrets_of(job["rayClusterSpec"], "driver") - secrets_of(spec, "driver")
-            if name == "dpmpp-promote":  # the one difference
+            if name == "dpmpp-promote":  # the two differences: login and network policies
                 assert logins == {"dpmpp-mlflow-promoter"}
                 text = json.dumps(job["rayClusterSpec"]).replace("mlflow-promoter", "mlflow-login")
+                text = text.replace('component": "promoter"', 'component": "ray"')
                 assert json.loads(text) == spec
             else:
                 assert job["rayClusterSpec"] == spec
@@ -89,6 +90,21 @@ def test_each_kind_of_pod_has_the_secrets_that_it_needs() -> None:
         assert secrets_of(spec, "driver") == {"dpmpp-s3", "dpmpp-mlflow-login"}
         server = str(get_object(objects, "Deployment", "mlflow"))
         assert "'dpmpp-mlflow-s3'" in server and "'dpmpp-s3'" not in server
+
+
+def test_the_readme_creates_each_secret_and_gives_the_least_rights() -> None:
+    text = (ROOT / "infra" / "README.md").read_text()
+    grants = re.findall(r"grant (\w+) (?:experiment|registered_model) (\S+) ([A-Z]+)", text)
+    assert set(grants) == {
+        ("trainer", "$ID", "EDIT"), ("trainer", "dpmpp", "EDIT"),
+        ("promoter", "$ID", "EDIT"), ("promoter", "dpmpp", "MANAGE"),
+        ("promoter", "dpmpp.promotions", "MANAGE"),
+        ("reader", "$ID", "READ"), ("reader", "dpmpp", "READ"),
+    }  # fmt: skip
+    rendered_text = str([rendered(overlay) for overlay in OVERLAYS])
+    named = set(re.findall(r"'secretRef': {'name': '([^']+)'", rendered_text))
+    assert {"dpmpp-s3", "dpmpp-mlflow-s3"} < named
+    assert named <= set(re.findall(r"^secret (\S+)", text, re.MULTILINE))
 
 
 def test_jobs_are_templates_that_apply_without_starting() -> None:

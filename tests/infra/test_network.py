@@ -11,7 +11,7 @@ from pipelines.deploy.network import is_allowed, list_endpoints
 from pipelines.deploy.render import Object, get_object
 from tests.infra.conftest import OVERLAYS, rendered
 
-PORTS = (22, 443, 5000, 5432, 6379, 6443, 8265, 8333, 8888, 9333, 10001)
+PORTS = (22, 53, 443, 5000, 5432, 6379, 6443, 8265, 8333, 8888, 9333, 10001)
 OWN_STORES = ("local", "cpu")
 RAY = ("head", "driver", "data", "train", "clean-up")
 
@@ -50,9 +50,54 @@ def expected(overlay: str) -> set[tuple[str, str, int]]:
     return found
 
 
+def of_job(objects: list[Object], job: str) -> list[Object]:
+    """Everything but the standing cluster and the other jobs."""
+    own = [o for o in objects if o["metadata"]["name"] == job]
+    return own + [o for o in objects if o["kind"] not in ("RayCluster", "RayJob")]
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_pods_reach_what_they_need_and_nothing_else(overlay: str) -> None:
     assert reachable(rendered(overlay)) == expected(overlay)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_promoter_reaches_its_own_cluster_mlflow_and_s3_and_no_other_job(overlay: str) -> None:
+    objects = rendered(overlay)
+    promotion = of_job(objects, "dpmpp-promote")
+    assert reachable(promotion) == expected(overlay)  # as any job, among its own pods
+    found = {row[1:] for row in reachable(promotion) if row[0] == "driver" and row[1] not in RAY}
+    store = ("dpmpp-s3", 8333) if overlay in OWN_STORES else ("outside", 443)
+    assert found == {("mlflow", 5000), store}
+    policies = [thing["spec"] for thing in objects if thing["kind"] == "NetworkPolicy"]
+    own = list_endpoints(promotion)
+    others = list_endpoints(of_job(objects, "dpmpp-train"))
+    for a, b in ((own[x], others[y]) for x in RAY for y in RAY):
+        assert not [p for p in PORTS if is_allowed(policies, a, b, p)]
+        assert not [p for p in PORTS if is_allowed(policies, b, a, p)]
+
+
+@pytest.mark.parametrize("overlay", ["gpu", "gpu-multi-node"])
+def test_the_promoters_way_out_is_a_policy_of_its_own(overlay: str) -> None:
+    objects = copy.deepcopy(rendered(overlay))
+    block = get_object(objects, "NetworkPolicy", "managed-promoter")["spec"]["egress"][0]
+    block["to"] = []
+    block["ports"] = [{"port": 1, "protocol": "TCP"}]
+    assert ("driver", "outside", 443) not in reachable(of_job(objects, "dpmpp-promote"))
+    assert ("driver", "outside", 443) in reachable(of_job(objects, "dpmpp-train"))
+
+
+def test_only_the_clusters_name_server_is_asked_for_names() -> None:
+    for overlay in OVERLAYS:
+        policies = [o["spec"] for o in rendered(overlay) if o["kind"] == "NetworkPolicy"]
+        rules = [rule for policy in policies for rule in policy.get("egress") or []]
+        asking = [r for r in rules if any(port["port"] == 53 for port in r.get("ports") or [])]
+        assert len(asking) == 1 and not [r for r in rules if not r.get("to")]
+        (peer,) = asking[0]["to"]
+        names = {"kubernetes.io/metadata.name": "kube-system"}
+        assert peer["namespaceSelector"]["matchLabels"] == names
+        assert peer["podSelector"]["matchLabels"] == {"k8s-app": "kube-dns"}
+        assert [port["protocol"] for port in asking[0]["ports"]] == ["UDP", "TCP"]
 
 
 def test_both_installs_of_the_operator_and_no_other_namespace_reach_the_dashboard() -> None:

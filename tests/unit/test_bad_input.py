@@ -23,3 +23,7 @@ def test_bad_input_is_reported_and_nothing_is_lost(row: Row, tmp_path: Path) -> 
 def test_no_row_stands_twice() -> None:
     given = [row.given for rows in TABLE.values() for row in rows]
     assert len(set(given)) == len(given) >= 40
+
+
+def test_twenty_rows_and_more_were_tried_beyond_the_reports() -> None:
+    assert len(TABLE["Tried beyond the reports"]) >= 20

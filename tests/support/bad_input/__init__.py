@@ -21,6 +21,7 @@ from tests.support.bad_input.row import Row
 TABLE: dict[str, list[Row]] = {
     "Pictures": pictures.ROWS,
     "What reports tell": reports.ROWS,
+    "Tried beyond the reports": reports.BEYOND_ROWS,
     "Names, links and things that are no files": names.ROWS,
     "List files of MSMT17": lists.ROWS,
     "Lopsided data sets": data_sets.ROWS,

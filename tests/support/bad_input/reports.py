@@ -1,4 +1,7 @@
-"""What public reports of users tell: files as cameras, phones, systems and table programs write."""
+"""Files as cameras, phones, systems and table programs write them.
+
+What public reports of users tell, and what was tried beyond them.
+"""
 
 from __future__ import annotations
 
@@ -137,8 +140,8 @@ def orientation_nine() -> bytes:
 
 NOT_AN_IMAGE = r"0002_c9\.jpg: not_an_image \("
 
+# Reported by users, see the change log.
 ROWS = [
-    # Reported by users, see the change log.
     Row("litter of storages, systems and programs: 24 files", litter, "^nothing$", ALL_GOOD),
     Row("a folder to measure on, without training images", only_to_measure, "^nothing$",
         "4 of 8 good images; nothing changed"),
@@ -161,7 +164,10 @@ ROWS = [
            "x.jpg"),
     labels("labels with dates without dashes", b"path,time\nx.jpg,20261127140500\n",
            "time 1795788300", "x.jpg"),
-    # Tried beyond the reports.
+]  # fmt: skip
+
+# In no list and no report that was at hand: other files that cameras, programs and people write.
+BEYOND_ROWS = [
     bytes_of("phone's motion photo: a film behind the picture",
              lambda: picture() + b"\0\0\0\x18ftypmp42" + bytes(5000), USED),
     bytes_of("MPO: two pictures in one file", two_pictures, USED),

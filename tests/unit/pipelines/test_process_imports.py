@@ -46,9 +46,9 @@ def test_the_core_needs_no_extra() -> None:
     assert done.returncode == 0 and "Index" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["search", "--index", "x", "--query", "y"], ["run"]])
+@pytest.mark.parametrize("arguments", [["search", "--index", "x", "--query", "y"], ["train"]])
 def test_a_command_without_its_extra_names_it(arguments: list[str], tmp_path: Path) -> None:
-    options = ["--storage", str(tmp_path / "runs")] if arguments == ["run"] else []
+    options = ["--storage", str(tmp_path / "runs")] if arguments == ["train"] else []
     code = f"sys.argv = {['dpmpp', *arguments, *options]!r}; from pipelines.cli import main; main()"
     done = run_without_extra(code)
     assert done.returncode == 2, done.stderr

@@ -15,12 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dpmpp_core.data import headers, inspection
+import dpmpp_core
+from dpmpp_core.data import headers, images, inspection
 from dpmpp_core.data.headers import ImageError, header_size
 from dpmpp_core.data.images import read_image
 from dpmpp_core.data.inspection import inspect
 from dpmpp_core.data.layouts import Entry
 from dpmpp_core.data.manifest import IMAGE_SCHEMA
+
+LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"
 
 
 def picture(kind: str, size: tuple[int, int] = (32, 64), **options: object) -> bytes:
@@ -105,8 +108,33 @@ def test_a_tiff_that_states_its_size_twice_is_refused(tmp_path: Path, tag: int) 
     assert row["reason"] == "not_an_image" and "does not state one size" in row["detail"]
 
 
-def test_opencv_has_the_same_limit_of_pixels() -> None:
-    assert os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] == str(headers.MAX_PIXELS)
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_a_decoder_that_finds_another_size_than_the_header_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: str
+) -> None:
+    data = picture("PNG")
+    pixels = np.zeros((64, 33, 3) if side == "width" else (65, 32, 3), np.uint8)
+    monkeypatch.setattr(images.cv2, "imdecode", lambda *_: pixels)
+    row = inspected(tmp_path, data)
+    assert row["reason"] == "not_an_image" and "but 32x64 in its header" in row["detail"]
+    monkeypatch.setattr(images.cv2, "imdecode", lambda *_: np.zeros((32, 64, 3), np.uint8))
+    assert images.decode(data).shape == (32, 64, 3)  # turned by its EXIF orientation
+
+
+def test_a_tiff_of_two_pictures_is_the_size_of_its_first(tmp_path: Path) -> None:
+    data = picture("TIFF", save_all=True, append_images=[Image.new("RGB", (400, 300), "red")])
+    assert (inspected(tmp_path, data)["width"], images.decode(data).shape) == (32, (64, 32, 3))
+
+
+@pytest.mark.parametrize("given", ["", "1099511627776", "1000", "many"])
+def test_opencv_has_the_same_limit_of_pixels_or_a_lower_one(
+    monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    assert 0 < int(os.environ[LIMIT]) <= headers.MAX_PIXELS  # before OpenCV was imported
+    monkeypatch.setenv(LIMIT, given)
+    dpmpp_core._limit_opencv()
+    expected = given if given == "1000" else str(headers.MAX_PIXELS)
+    assert os.environ[LIMIT] == expected
 
 
 def test_a_png_without_its_end_mark_is_truncated(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpmpp_core.config import DemoConfig, load_config
-from dpmpp_core.data.annotations import pack_mask, unpack_mask
+from dpmpp_core.data.annotations import is_generated, pack_mask, unpack_mask
 from dpmpp_core.demo import DemoSummary, generate
 from dpmpp_core.demo.cameras import make_camera
 from dpmpp_core.demo.canvas import Layer
@@ -102,6 +102,18 @@ def test_annotations_agree_with_names_and_identities_are_disjoint(made, rows):
     assert len(rows) == 74
     assert pids[TRAIN] == {1, 2, 3, 4}
     assert pids[GALLERY] == pids[QUERY] == pids[HOLISTIC] == {5, 6, 7, 8, 9, 10}
+
+
+def test_a_drawn_folder_is_recognised_unless_other_pictures_were_added(made, rows, tmp_path):
+    paths = [row["path"] for row in rows]
+    assert is_generated(str(made[0]), paths)
+    assert not is_generated(str(made[0]), [*paths, "query/0005_c1s1_000001_99.jpg"])
+    assert not is_generated(str(tmp_path), [])  # no table
+    (tmp_path / "annotations.parquet").write_bytes(b"no table")
+    assert not is_generated(str(tmp_path), [])
+    table = pq.read_table(made[0] / "annotations.parquet").replace_schema_metadata(None)
+    pq.write_table(table, tmp_path / "annotations.parquet")  # as somebody else writes one
+    assert not is_generated(str(tmp_path), paths)
 
 
 def test_masks_fit_the_visible_share_and_queries_hide_a_tenth_to_six_tenths(rows):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import re
+import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from dpmpp_core.gallery import pages
+from dpmpp_core.gallery.downloads import zip_hits
 from dpmpp_core.gallery.hits import Hit
 from dpmpp_core.gallery.pages import (
     QueryAnswer,
@@ -96,8 +101,24 @@ def test_a_picture_that_is_gone_has_no_thumbnail(image, tmp_path):
     assert load_thumbnail(str(tmp_path / "gone.jpg"), sha256(image)) is None
 
 
-def test_an_index_shows_no_other_file_than_the_one_that_was_indexed(image):
-    assert load_thumbnail(image, "0" * 64) is None
+def test_an_index_shows_no_other_file_than_the_one_that_was_indexed(image, tmp_path, monkeypatch):
+    """Rows of a foreign index name files out of its data: none is decoded, shown or waited for."""
+    assert load_thumbnail(image, sha256(image)) is not None
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.png").symlink_to(image)
+    named = [image, f"{tmp_path}/x/../0003_c2.png", str(tmp_path / "link.png"),
+             str(tmp_path / "pipe"), "/dev/zero", str(tmp_path), "/..", ""]  # fmt: skip
+    monkeypatch.setattr(pages, "decode", lambda data: pytest.fail("a foreign file was decoded"))
+    planted = [Hit(name, 0.5, None, None, None, None, "0" * 64) for name in named]
+    part = render_answer(QueryAnswer(HOSTILE, NOISE, asked(), planted))
+    assert part.count("<img") == 1  # the query
+    with zipfile.ZipFile(io.BytesIO(zip_hits(planted))) as archive:
+        assert archive.namelist() == ["hits.csv"]
+
+
+def test_a_file_that_is_no_picture_has_no_thumbnail_even_with_its_hash(tmp_path):
+    (tmp_path / "key").write_bytes(b"secret")
+    assert load_thumbnail(str(tmp_path / "key"), sha256(tmp_path / "key")) is None
 
 
 def test_hits_of_one_name_are_told_apart(image):

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from dpmpp_core.data.sightings import Sighting
+from dpmpp_core.errors import DataError
 from dpmpp_core.index import GalleryIndex, ModelVersion
+from pipelines.workflows import pipeline
+from pipelines.workflows.options import Options
 from tests.support.cli import assert_mistake, invoke_dpmpp
 
 
@@ -20,15 +23,42 @@ from tests.support.cli import assert_mistake, invoke_dpmpp
         (["prompts.batch=-1"], "prompts.batch"),
         (["model.checkpoint=/nowhere/clip.safetensors"], "/nowhere/clip.safetensors"),
         (["--config", "market150"], "did you mean 'market1501'"),
-        (["--data", "/nowhere/data"], "/nowhere/data"),
+        ([], "/nowhere/data"),
         (["--colour"], "--colour"),
     ],
 )
 def test_a_pipeline_is_refused(arguments: list[str], says: str, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
     lines = None if arguments == ["--colour"] else 1  # options that do not exist get a box
-    assert_mistake(invoke_dpmpp("run", "--storage", str(storage), *arguments), says, lines)
+    places = ["--data", "/nowhere/data", "--storage", str(storage)]
+    assert_mistake(invoke_dpmpp("run", *places, *arguments), says, lines)
     assert not storage.exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--config", "proof"], ["--config", "market1501"]])
+def test_a_run_without_data_draws_nobody(arguments: list[str], tmp_path: Path) -> None:
+    done = invoke_dpmpp("run", "--storage", str(tmp_path / "runs"), *arguments)
+    assert_mistake(done, "--data is needed")
+    assert "`dpmpp demo`" in done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [(["demo"], "demo"), (["demo", "--config", "proof"], "proof"), (["train"], "demo")],
+)
+def test_the_demo_and_single_stages_need_no_data(
+    command: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DPMPP_CONFIG" if command[0] == "demo" else "X", "market1501")
+    asked: list[Options] = []
+
+    def run_pipeline(options: Options, until: str) -> dict[str, object]:
+        asked.append(options)
+        raise DataError("stop here")
+
+    monkeypatch.setattr(pipeline, "run_pipeline", run_pipeline)
+    assert_mistake(invoke_dpmpp(*command), "stop here")
+    assert [(options.data, options.config) for options in asked] == [(None, name)]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.cli.show import show_tuning
 from pipelines.cli.show_run import describe_metrics, show_summary
 
 METRICS = {
@@ -65,3 +66,22 @@ def test_a_training_alone_has_neither_figures_nor_report(
     show_summary(alone)
     shown = capsys.readouterr().out
     assert "mAP" not in shown and "report" not in shown and STEP["command"] in shown
+
+
+@pytest.mark.parametrize(
+    ("data", "command"),
+    [
+        (None, "dpmpp demo --config runs/search-1/best.yaml"),
+        ("my people", "dpmpp run --data 'my people' --config runs/search-1/best.yaml"),
+    ],
+)
+def test_a_search_ends_with_a_command_that_takes_its_data(
+    data: str | None, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = {
+        "data": data, "objectives": ["occluded"], "trials": [], "start": {"occluded": 0.5},
+        "best": {"occluded": 0.6}, "best_changes": {"metric.lr": 0.1},
+        "config": "runs/search-1/best.yaml", "folder": "f", "tracking_uri": "t",
+    }  # fmt: skip
+    show_tuning(result)
+    assert command in capsys.readouterr().out.splitlines()
