@@ -210,9 +210,7 @@ def connect(address: str | None, config: ClusterConfig) -> tuple[Plan, Plan]:
     # It logs at every start that tokens are enabled, which is intended.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     plans = _start_local(config) if address is None else _join(address, config)
-    context = ray.data.DataContext.get_current()
-    throttle(context)
-    context.execution_options.label_selector = parse_labels(config.data_nodes) or None
+    set_up_data(ray.data.DataContext.get_current(), config.data_nodes)
     log.info("Ray: %s", plans[0])
     return plans
 
@@ -238,10 +236,14 @@ class Throttle:
     before_execution_starts = after_execution_succeeds = after_execution_fails = _ignore
 
 
-def throttle(context: ray.data.DataContext) -> None:
-    """Set `Throttle` for the data sets created under this context."""
+def set_up_data(context: ray.data.DataContext, nodes: Sequence[str]) -> None:
+    """Set `Throttle` and the labels of nodes for the data sets created under this context.
+
+    Each process that creates data sets calls it: Ray hands the context to no other process.
+    """
     if Throttle not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(Throttle)  # type: ignore[arg-type]
+    context.execution_options.label_selector = parse_labels(nodes) or None
 
 
 def create_pool(size: int) -> ActorPoolStrategy:

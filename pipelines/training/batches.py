@@ -17,7 +17,7 @@ import ray.train
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataIterator, Dataset, ExecutionResources
 
-from pipelines.runtime.resources import parse_labels, throttle
+from pipelines.runtime.resources import set_up_data
 from pipelines.training.training_set import TrainingSet
 
 DATASET = "steps"  # its name in Ray Train
@@ -100,13 +100,11 @@ class BatchPlan:
         )
         dataset.set_name(f"{self.training_set.section}-batches-rank{rank}")
         context = dataset.context
-        throttle(context)
+        set_up_data(context, self.training_set.config.cluster.data_nodes)
         task_bytes = STEPS_PER_TASK * self.training_set.step_bytes() // world
         context.target_max_block_size = block = min(BLOCK_BYTES, task_bytes)
         context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
         context.execution_options.preserve_order = True
-        nodes = parse_labels(self.training_set.config.cluster.data_nodes)
-        context.execution_options.label_selector = nodes or None
         # Each data worker makes one block while another waits; two are being read.
         context.execution_options.resource_limits = ExecutionResources.for_limits(
             object_store_memory=2 * (workers + 1) * block

@@ -25,7 +25,7 @@ from dpmpp_core.config.space import apply_changes
 from dpmpp_core.data.synthesis import PARTS, Band
 from dpmpp_core.retrieval.objectives import OBJECTIVES, compute_objectives
 from pipelines.inference.workers import ModelLocation
-from pipelines.runtime.resources import Plan, throttle
+from pipelines.runtime.resources import Plan, set_up_data
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import Storage
@@ -216,7 +216,7 @@ def log_trial(run: Run, name: str, record: TrialRecord) -> None:
 
 def _run_trial(config: dict[str, Any], context: SearchContext) -> None:
     """Run a trial, in its own process, with one report per rung."""
-    throttle(ray.data.DataContext.get_current())
+    set_up_data(ray.data.DataContext.get_current(), context.base.cluster.data_nodes)
     spec, holder = context.spec, tune.get_context().get_trial_id()
     measured = load_measured()
     changes = select_changes(config, spec)

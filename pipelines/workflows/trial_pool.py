@@ -19,7 +19,7 @@ from dpmpp_core.models.weights import has_text
 from pipelines.inference.embed import cache_features
 from pipelines.inference.workers import ModelLocation
 from pipelines.runtime.progress import progress_bar
-from pipelines.runtime.resources import Plan, throttle
+from pipelines.runtime.resources import Plan, set_up_data
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage, StageNotFoundError
 from pipelines.runtime.storage import Storage
@@ -130,6 +130,7 @@ def run_trials(trials: Sequence[Trial], storage: Storage, plan: Plan) -> dict[st
 def _run_trial(
     settings: dict[str, Any], trials: Sequence[Trial], storage: str, plan: Plan
 ) -> dict[str, Any]:
-    throttle(ray.data.DataContext.get_current())
-    trials[settings["number"]].stages(Storage(storage), plan, build=True)
+    trial = trials[settings["number"]]
+    set_up_data(ray.data.DataContext.get_current(), trial.config.cluster.data_nodes)
+    trial.stages(Storage(storage), plan, build=True)
     return {"finished": True}

@@ -24,7 +24,7 @@ import pyarrow as pa
 import ray
 
 from pipelines.runtime.blocks import map_blocks
-from pipelines.runtime.resources import ENVIRONMENT, throttle
+from pipelines.runtime.resources import ENVIRONMENT, set_up_data
 from pipelines.runtime.storage import Storage
 from pipelines.stages.inspection_cache import (
     CACHE_SCHEMA,
@@ -50,7 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     ray.init(num_cpus=arguments.workers, log_to_driver=False, logging_level="WARNING")
-    throttle(ray.data.DataContext.get_current())
+    set_up_data(ray.data.DataContext.get_current(), ())
     with tempfile.TemporaryDirectory() as folder:
         lines = replay(arguments.images, arguments.workers, folder)
     command = f"python -m tests.bench.prepare_replay --images {arguments.images}"
