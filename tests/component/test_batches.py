@@ -127,7 +127,7 @@ def test_operators_are_named_for_what_they_do(training_set: TrainingSet) -> None
     assert "MapBatches(MakeBatches)" in shard.stats()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_training_in_several_executions_is_the_training_in_one(
     cluster: None, small_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

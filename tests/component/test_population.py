@@ -23,8 +23,7 @@ from pipelines.workflows.options import Options
 from tests.support.configs import TEXTLESS, TEXTLESS_CONFIG
 
 
-@pytest.mark.long
-@pytest.mark.timeout(1200)
+@pytest.mark.slow
 def test_a_training_in_parts_is_the_training_in_one(
     cluster: None, small_demo: Path, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_pretraining_leaves_weights_that_a_model_can_start_from(
     cluster: None, small_demo: Path, tmp_path: Path
 ) -> None:

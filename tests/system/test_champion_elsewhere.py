@@ -84,7 +84,7 @@ def test_artifacts_on_s3_are_promoted_and_served_without_keys(
         np.testing.assert_allclose(np.stack(found[f"feature_{space}"]), features, atol=1e-5)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_readme_uses_the_champion_where_only_its_requirements_are_installed(
     at: Lab, small_demo: Path, tmp_path: Path, venv: Path
 ) -> None:
