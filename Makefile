@@ -27,10 +27,10 @@ test: $(STAMP)  ## what every change needs: minutes on two cores
 test-fast: $(STAMP)  ## unit tests only: no Ray, no MLflow
 	$(PYTEST) tests/unit
 
-test-long: $(STAMP)  ## longer pipelines, promotions, searches; every backbone exported
+test-long: $(STAMP)  ## longer pipelines, promotions, a comparison; every backbone exported
 	$(PYTEST) $(PAIR) -m long
 
-test-slow: $(STAMP)  ## nodes lost, storage away, disk full, twenty kills; guides that train: an hour
+test-slow: $(STAMP)  ## nodes lost, storage away, disk full, kills, searches, guides that train: over an hour
 	$(PYTEST) -m slow --fault-table tests/bench/results/faults.md
 
 bench-retrieval: $(STAMP)  ## ranking and search side by side with others; half an hour on 2 cores

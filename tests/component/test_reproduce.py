@@ -42,7 +42,7 @@ def occluded_reid(small_demo: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return root
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_other_counts_are_refused_before_training_and_any_counts_goes_on_to_the_table(
     cluster: None,
     small_demo: Path,

@@ -80,7 +80,7 @@ def searched(
     return folder, before, json.loads(out.splitlines()[-1]) if out else {"error": err[-3000:]}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_killed_it_continues_and_repeats_nothing(searched: Any) -> None:
     folder, before, result = searched
@@ -96,7 +96,7 @@ def test_killed_it_continues_and_repeats_nothing(searched: Any) -> None:
     assert set(statuses(folder).values()) <= {"TERMINATED", "ERROR"}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_trial_that_fails_says_why_and_stops_nothing(searched: Any) -> None:
     _, _, result = searched
     for trial in result["trials"]:
@@ -105,7 +105,7 @@ def test_a_trial_that_fails_says_why_and_stops_nothing(searched: Any) -> None:
     assert {trial["state"] for trial in result["trials"]} > {"failed"}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_best_is_a_configuration_and_all_is_one_run(searched: Any) -> None:
     folder, _, result = searched
     best = load_config(result["config"])
