@@ -43,7 +43,8 @@ def show_index(result: dict[str, Any]) -> None:
     times = (show_time(result[key]) for key in ("first_time", "last_time"))
     facts = {
         "index": result["index"],
-        "images": f"{result['images']:,} of {result['persons']:,} known persons",
+        "images": f"{result['images']:,}",
+        "persons": f"{result['persons']:,}" if result["persons"] else "not known",
         "cameras": cameras or "not known",
         "times": " to ".join(filter(None, times)) or "not known",
         "size": f"{_format_bytes(result['bytes'])} in {result['segments']} segments, "
