@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_tracking_uri() -> Iterator[None]:
-    """MLflow keeps the address it was told last for its process and its children."""
+    """MLflow keeps the last address for its process and its children."""
     yield
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if "mlflow" in sys.modules:

@@ -39,6 +39,16 @@ class Hit(NamedTuple):
     person: str | None = None
     camera: str | None = None
 
+    @property
+    def person_label(self) -> str:
+        """The person's name, else its number; empty if it is not known."""
+        return "" if self.pid is None else self.person or str(self.pid)
+
+    @property
+    def camera_label(self) -> str:
+        """The camera's name, else its number; empty if it is not known."""
+        return "" if self.camid is None else self.camera or str(self.camid)
+
 
 def hit_fields(hits: Sequence[Hit]) -> list[str]:
     """Return the fields of `Hit` that hits are shown with: without names that none of them has."""

@@ -128,8 +128,8 @@ class Matches:
                 "" if hit.probability is None else format_probability(hit.probability)
                 for hit in hits
             ],
-            "person": ["" if hit.pid is None else hit.person or str(hit.pid) for hit in hits],
-            "camera": ["" if hit.camid is None else hit.camera or str(hit.camid) for hit in hits],
+            "person": [hit.person_label for hit in hits],
+            "camera": [hit.camera_label for hit in hits],
             "time": ["" if hit.time is None else show_time(hit.time) for hit in hits],
             "image": names,
         }

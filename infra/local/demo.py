@@ -29,14 +29,14 @@ TABLE = ROOT / "tests" / "bench" / "results" / "cluster-demo.md"
 JOBS = ("prepare", "train", "tune", "evaluate", "promote", "synthesize")
 # Small enough for two cores; everything else is config.yaml's.
 JOB_OPTIONS = {"tune": ["--trials", "2"], "promote": ["--gate", "demo"]}
-# Ray's name of each kind of task or actor, and the pool that it must run on.
+# Ray's name of each kind of task or actor, and the pool that it must run on; None = any.
 POOL_OF = {
     "MapWorker": "data",
     "RayTrainWorker": "train",
     "ImplicitFunc": "data",  # a trial's own process
     "JobSupervisor": "driver",
+    "_describe_problem task": None,  # asks a node of each pool for data and storage
 }
-PROBE = "_describe_problem task"  # of data and storage, on a node of each pool
 
 
 def run_demo() -> None:
@@ -146,7 +146,7 @@ def locate_work(done: dict[str, Any], nodes: Nodes) -> list[str]:
     work[where[done["node"]], "driver"] += 1
     for (pool, name), _ in work.items():
         right = POOL_OF.get(name, "data" if name.endswith(" task") else pool)
-        if pool != right and name != PROBE:
+        if right not in (pool, None):
             raise RuntimeError(f"{done['job']}: {name} ran on a node of the pool {pool}")
     shown = [
         f"**{pool}** " + ", ".join(f"{n} {w}" for (p, w), n in sorted(work.items()) if p == pool)

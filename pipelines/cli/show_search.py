@@ -27,6 +27,7 @@ def show_added(result: dict[str, Any]) -> None:
 def show_index(result: dict[str, Any]) -> None:
     """Print the facts of an index."""
     from dpmpp_core.data.sightings import show_time
+    from dpmpp_core.index import show_labels
 
     if "gone" in result:
         _print_line(f"{result['gone']:,} deleted")
@@ -34,8 +35,6 @@ def show_index(result: dict[str, Any]) -> None:
         _print_line(
             f"{_format_bytes(result['bytes_before'])} before, {_format_bytes(result['bytes'])} now"
         )
-    from dpmpp_core.index import show_labels
-
     names = result.get("names", {}).get("cameras", {})
     cameras = ", ".join(show_labels(result["cameras"][:20], names))
     cameras += ", ..." if len(result["cameras"]) > 20 else ""

@@ -38,9 +38,5 @@ def test_a_card_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(model_card, f"_format_{part}", lambda *_: ["# A part"])
     config = load_config("demo", ["model.checkpoint=https://ann:s3cret@example.com/clip.pt"])
     nothing: Any = None
-    card = model_card.render_model_card(
-        type("Record", (), {"measured": nothing})(),  # type: ignore[arg-type]
-        config,
-        nothing,
-    )
+    card = model_card.render_model_card(Record({}, {}, {}, nothing), config, nothing)
     assert "example.com/clip.pt" in card and "s3cret" not in card
