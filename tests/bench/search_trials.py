@@ -8,6 +8,7 @@ few and small pictures. What trials share - masks, prompts, hidden queries - is 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,14 @@ class Workshop:
 
     Args:
         folder: where the generated data set is, or is to be.
+        recipe: what trials change.
+        overrides: of the recipe, for all trials.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, recipe: str = "demo", overrides: Sequence[str] = BASE) -> None:
         torch.set_num_threads(1)
-        self.base = load_config("demo", BASE)
+        self._recipe, self._overrides = recipe, overrides
+        self.base = load_config(recipe, overrides)
         if not folder.exists():
             generate(folder, self.base.data.demo)
         whole = read_manifest(str(folder))
@@ -79,7 +83,8 @@ class Workshop:
 
     def measure(self, changes: dict[str, Any], epochs: int, seed: int = 0) -> dict[str, float]:
         """Train for so many epochs, a rung as a search has it; the objectives in [0, 1]."""
-        config = load_config("demo", [*BASE, *as_overrides(changes), f"seed={seed}"])
+        changed = [*self._overrides, *as_overrides(changes), f"seed={seed}"]
+        config = load_config(self._recipe, changed)
         return self._objectives(self._trained(shorten_schedule(config, epochs)))
 
     def counts(self) -> dict[str, Any]:
@@ -144,7 +149,10 @@ class Workshop:
         rows = self._rows("train")
         labels, _ = class_labels(self._pids[rows])
         camids, section = self._camids[rows], config.metric
-        plan = StepPlan(labels, camids, section.identities, section.images, config.seed)
+        plan = StepPlan(
+            labels, camids, section.identities, section.images, config.seed,
+            by_images=section.sampling == "images",
+        )  # fmt: skip
         maker = StepMaker(
             TrainingImages(
                 self.manifest.root, [self._paths[row] for row in rows], labels, camids,
