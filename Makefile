@@ -27,7 +27,7 @@ test: $(STAMP)  ## what every change needs: minutes on two cores
 test-fast: $(STAMP)  ## unit tests only: no Ray, no MLflow
 	$(PYTEST) tests/unit
 
-test-long: $(STAMP)  ## longer pipelines, promotions, a comparison; every backbone exported
+test-long: $(STAMP)  ## longer pipelines, promotions, kills, a comparison; every backbone exported
 	$(PYTEST) $(PAIR) -m long
 
 test-slow: $(STAMP)  ## nodes lost, storage away, disk full, kills, searches, guides that train: over an hour

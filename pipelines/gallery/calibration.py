@@ -21,7 +21,7 @@ from pipelines.gallery.index import (
     find_images,
     resolve_local_folder,
 )
-from pipelines.inference.embed import embed_images
+from pipelines.inference.embed import join_in_order, stream_embeddings
 from pipelines.registry.models import read_model_version, resolve_model_source
 from pipelines.registry.references import find_registry
 from pipelines.reporting.figures import draw_reliability, save_png
@@ -61,13 +61,9 @@ def calibrate_index(
         )
     plan, _ = connect(images.address, ClusterConfig())
     paths = [image.path for image in chosen]
-    columns = embed_images(
-        paths,
-        EmbedImages,
-        (listing.root, source, find_registry(source), True),
-        plan,
-        BATCH_IMAGES,
-        "embedded",
+    arguments = (listing.root, source, find_registry(source), True)
+    columns = join_in_order(
+        stream_embeddings(paths, EmbedImages, arguments, plan, BATCH_IMAGES, "embedded")
     )
     good = columns["reason"] == ""
     values = {n: x for n, x in columns.items() if n.startswith(("feature_", "mask_"))}

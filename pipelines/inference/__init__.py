@@ -1,1 +1,1 @@
-"""Embed images with PyTorch or ONNX: `embed_images`, `embed_queries`, `export`, `OnnxModel`."""
+"""Embed images with PyTorch or ONNX: `stream_embeddings`, `embed_queries`, `export`, and more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,24 +40,14 @@ BATCHES_PER_TASK = 256  # of Ray Data, so that millions of images are few tasks
 Reader = tuple[type, tuple[Any, ...]]  # a worker for CPUs and its arguments
 
 
-def embed_images(
-    paths: list[str],
-    worker: type,
-    arguments: tuple,
-    plan: Plan,
-    batch: int,
-    title: str,
-    reader: Reader | None = None,
-    on_gpu: bool = True,
-) -> Columns:
-    """Return the columns of the worker's results, in the order of `paths`.
-
-    Arguments as `stream_embeddings`.
-    """
-    parts = list(stream_embeddings(paths, worker, arguments, plan, batch, title, reader, on_gpu))
-    order = np.argsort(np.concatenate([part["row"] for part in parts]))
-    names = [name for name in parts[0] if name != "row"]
-    return {name: np.concatenate([part[name] for part in parts])[order] for name in names}
+def join_in_order(parts: Iterable[Columns]) -> Columns:
+    """Return the columns that `stream_embeddings` yields, in the order of its paths."""
+    first, *more = parts
+    columns = {
+        name: np.concatenate([first[name], *(part[name] for part in more)]) for name in first
+    }
+    order = np.argsort(columns.pop("row"))
+    return {name: column[order] for name, column in columns.items()}
 
 
 def stream_embeddings(
@@ -162,10 +152,10 @@ def embed_manifest_rows(
         WeightsError: An image has no usable features or masks, see `refuse_unusable`.
     """
     paths = [path for rows in sets.values() for path in rows["path"].to_pylist()]
-    columns = embed_images(
+    columns = join_in_order(stream_embeddings(
         paths, EmbedWithModel, (manifest.root, model), plan, batch, "embedded",
         _reader(manifest.root, model, plan),
-    )  # fmt: skip
+    ))  # fmt: skip
     refuse_unusable({n: columns[n] for n in columns if n not in ("colours", "occluded")}, paths)
     result, start = {}, 0
     for name, rows in sets.items():
@@ -204,10 +194,10 @@ def add_controls(
         return queries
     own = queries.occluded > 0.5
     masked = np.stack([np.zeros_like(own), *(own[o] for o in exchanges(len(own), seed))], axis=1)
-    columns = embed_images(
+    columns = join_in_order(stream_embeddings(
         list(queries.paths), EmbedControls, (root, model, masked), plan, batch, "controls",
         _reader(root, model, plan),
-    )  # fmt: skip
+    ))  # fmt: skip
     features = [{s: columns[f"{i}_{s}"] for s in queries.features} for i in range(masked.shape[1])]
     return replace(queries, controls=Controls(features[0], features[1:]))
 
@@ -232,10 +222,10 @@ def cache_features(run: Run, prepared: Stage) -> Stage:
         rows = manifest.subset("train")
         paths = rows["path"].to_pylist()
         arguments, batch = (manifest.root, config), config.evaluation.batch
-        columns = embed_images(
+        columns = join_in_order(stream_embeddings(
             paths, EmbedWithPretrained, arguments, run.plan, batch, "training images",
             (ReadPictures, (manifest.root, (config.data.height, config.data.width))),
-        )  # fmt: skip
+        ))  # fmt: skip
         refuse_unusable(columns, paths)
         labels, _ = class_labels(rows["pid"].to_numpy())
         joint = torch.from_numpy(columns["joint"])

@@ -17,7 +17,7 @@ from dpmpp_core.data.synthesis import CLEAN_QUERIES, Band, Part
 from dpmpp_core.errors import DataError
 from dpmpp_core.models.reid import ReidModel
 from dpmpp_core.retrieval import Controls, Embeddings, rank_by_mode, summarise_rankings, to_columns
-from pipelines.inference.embed import build_embeddings, embed_images
+from pipelines.inference.embed import build_embeddings, join_in_order, stream_embeddings
 from pipelines.inference.embeddings_file import load_embeddings
 from pipelines.inference.workers import ModelLocation, compact_masks
 from pipelines.reporting.figures import draw_robustness, save_png
@@ -71,10 +71,10 @@ def measure_robustness(
         arguments = (training_set, queries["row"].to_pylist(), settings, model)
         paths = queries["path"].to_pylist() * len(settings)
         size = config.evaluation.batch
-        columns = embed_images(
+        columns = join_in_order(stream_embeddings(
             paths, EmbedHidden, arguments, run.plan, size, "queries hidden",
             (HideQueries, arguments[:3]),
-        )  # fmt: skip
+        ))  # fmt: skip
         source = run.folder(evaluated)
         gallery = load_embeddings(source / "gallery.safetensors")
         clean = load_embeddings(source / "holistic.safetensors")

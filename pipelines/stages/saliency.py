@@ -16,7 +16,7 @@ from dpmpp_core.models.clip import weights_fingerprint
 from dpmpp_core.models.saliency import save_saliency
 from dpmpp_core.occlusion.saliency import mask_iou
 from dpmpp_core.tasks.saliency import SaliencyTask
-from pipelines.inference.embed import embed_images
+from pipelines.inference.embed import join_in_order, stream_embeddings
 from pipelines.inference.workers import FindPersons
 from pipelines.runtime.run import Run
 from pipelines.runtime.stage import Stage, stage_key
@@ -48,10 +48,10 @@ def compute_person_masks(run: Run, prepared: Stage) -> Stage:
             trained = ray.put(task.model)
         paths = sorted(set(manifest.images["path"].to_pylist()))
         arguments = (manifest.root, config, grid, trained)
-        columns = embed_images(
+        columns = join_in_order(stream_embeddings(
             paths, FindPersons, arguments, run.plan, config.evaluation.batch, "person masks",
             on_gpu=config.saliency.provider in ("sps", "attention"),
-        )  # fmt: skip
+        ))  # fmt: skip
         masks = columns["mask"].astype(bool)
         save_masks(folder, paths, masks)
         share = masks.mean(axis=(1, 2))

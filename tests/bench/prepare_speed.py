@@ -60,7 +60,7 @@ def main() -> None:
 
 def images_table(count: int) -> list[str]:
     """Images a second of one and of two workers: looked at, looked at again, and person masks."""
-    from pipelines.inference.embed import embed_images
+    from pipelines.inference.embed import stream_embeddings
     from pipelines.inference.workers import FindPersons
     from pipelines.runtime.resources import connect
     from pipelines.runtime.storage import Storage
@@ -98,7 +98,8 @@ def images_table(count: int) -> list[str]:
 
             def find(source: Any, share: Any = share) -> None:
                 paths = [entry.path for entry in source.scan.entries]
-                embed_images(paths, FindPersons, (source.root, config, None), share, 64, "")
+                arguments = (source.root, config, None)
+                list(stream_embeddings(paths, FindPersons, arguments, share, 64, ""))
 
             timed("saliency", workers, find)
     return [

@@ -33,6 +33,7 @@ def hold_for_ever(acquired) -> None:
         time.sleep(3600)
 
 
+@pytest.mark.long
 def test_a_second_holder_waits_for_the_first_and_outlives_a_killed_one(server: S3Server) -> None:
     spawn = multiprocessing.get_context("spawn")
     acquired = spawn.Event()

@@ -175,6 +175,7 @@ def test_the_report_is_one_file_with_all_in_it(
     assert f"dpmpp index build --index {runs}/gallery --data {small_demo} --model " in page
 
 
+@pytest.mark.long
 def test_a_changed_stage_2_starts_there(
     result: dict[str, Any], small_demo: Path, runs: Path
 ) -> None:
@@ -245,6 +246,7 @@ def test_a_saved_model_is_measured_on_other_data(
     assert measured["metrics"]["occluded"] == result["metrics"]["occluded"]
 
 
+@pytest.mark.long
 def test_an_exported_model_is_measured_as_the_model_is_with_tracklets(
     result: dict[str, Any], small_demo: Path, tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ job.add_images(sys.argv[1], source)
 """
 
 
+@pytest.mark.long
 def test_a_killed_add_leaves_the_old_index_and_the_same_command_ends_it(
     cluster: None, model: Path, small_demo: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 import ray
 
 from pipelines.stages.prepare import MIN_TASK_IMAGES
@@ -37,6 +38,7 @@ main()
 TASKS = 3  # that can end before the kill; the first ends in whatever order Ray hands them out
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_it_continues_where_it_was(
     cluster: None, small_demo: Path, tmp_path: Path
 ) -> None:

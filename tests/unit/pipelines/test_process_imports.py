@@ -11,24 +11,32 @@ HEAVY = (
 )  # fmt: skip
 
 
-def find_heavy_imports(module: str) -> set[str]:
-    code = f"import {module}, sys; print(*(set({HEAVY!r}) & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+# Each with what it and those before it may load: one process loads them one after the other.
+ALLOWED: dict[str, set[str]] = {
+    "pipelines.cli": set(),
+    "dpmpp_core.models.weights": set(),
+    "pipelines.training.batches": {"ray.train"},  # data workers and coordinators
+    "pipelines.training.worker": {"ray.train", "torch"},  # the controller, too
+}
 
 
-@pytest.mark.parametrize(
-    ("module", "allowed"),
-    [
-        ("pipelines.cli", set()),
-        ("dpmpp_core.models.weights", set()),
-        ("pipelines.training.batches", {"ray.train"}),  # data workers and coordinators
-        ("pipelines.training.worker", {"ray.train", "torch"}),  # the controller, too
-        ("pipelines.inference.workers", {"torch", "open_clip", "timm", "torchvision"}),
-    ],
-)
-def test_a_process_loads_what_it_needs(module: str, allowed: set[str]) -> None:
-    assert find_heavy_imports(module) <= allowed
+def find_heavy_imports(*modules: str) -> list[set[str]]:
+    """What is loaded after each of the modules."""
+    code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
+    code += f"    print(*(set({HEAVY!r}) & set(sys.modules)))"
+    command = [sys.executable, "-c", code, *modules]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [set(line.split()) for line in done.stdout.splitlines()]
+
+
+def test_a_process_loads_what_it_needs() -> None:
+    loaded = dict(zip(ALLOWED, find_heavy_imports(*ALLOWED), strict=True))
+    assert not {name: more for name in ALLOWED if (more := loaded[name] - ALLOWED[name])}
+
+
+def test_a_worker_that_embeds_loads_no_training() -> None:
+    (loaded,) = find_heavy_imports("pipelines.inference.workers")
+    assert loaded <= {"torch", "open_clip", "timm", "torchvision"}
 
 
 EXTRA = ("ray", "mlflow", "optuna", "boto3", "matplotlib")

@@ -38,10 +38,7 @@ def odd_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(variable, raising=False)
     for module in (pipelines.gallery.index, pipelines.gallery.calibration):
         monkeypatch.setattr(module, "connect", lambda *_: (None, None))
-    monkeypatch.setattr(pipelines.gallery.index, "stream_embeddings", stream)
-    monkeypatch.setattr(
-        pipelines.gallery.calibration, "embed_images", lambda *given: next(stream(*given))
-    )
+        monkeypatch.setattr(module, "stream_embeddings", stream)
     folder = tmp_path / "a%20b#"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -77,6 +74,6 @@ def test_an_index_that_cannot_be_written_is_not_calibrated(
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(dpmpp_core.data.files.tempfile, "TemporaryFile", refuse)
-    monkeypatch.setattr(pipelines.gallery.calibration, "embed_images", None)
+    monkeypatch.setattr(pipelines.gallery.calibration, "stream_embeddings", None)
     with pytest.raises(DataError, match=r"nothing can be written to .*: Read-only file system"):
         calibrate_index(folder, ImageSource(str(small_demo)), 0.05)
