@@ -114,7 +114,9 @@ class MetricTask(Task):
             with frozen:
                 encoded, visibility = self._encode(batch)
             reading = self.model.read(encoded, visibility)
-            covered = self._encode_covered(batch) if learns_head and visibility else None
+            covered = None
+            if visibility is not None and learns_head:
+                covered = self._encode_covered(batch)
         block11, features, masks = self._gather_readings(reading)
         with frozen:
             necked = {name: self.model.necks[name](feature) for name, feature in features.items()}

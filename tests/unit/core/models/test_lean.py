@@ -60,7 +60,9 @@ def test_results_and_gradients_are_those_of_torch(masked: bool, cuda: EmulatedCu
     lean.to("cuda")
     there = None if hidden is None else hidden.to("cuda")
     for name, value in attend(lean, tokens().to("cuda"), there).items():
-        torch.testing.assert_close(value, expected[name], msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            value, expected[name], atol=1e-4, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_nothing_is_copied_or_filled_between_product_and_attention(cuda: EmulatedCuda) -> None:

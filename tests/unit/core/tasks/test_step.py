@@ -179,7 +179,6 @@ def test_losses_of_all_spaces_share_their_kernels():
         total(losses).backward()
     assert forward.names["aten.amin"] == 1  # the triplets of three spaces
     assert forward.names["aten._log_softmax"] <= 4  # masked, identity, text, contrast
-    print(forward.count, backward.count)
     assert forward.count <= 470 and backward.count <= 600
 
 
