@@ -20,26 +20,27 @@ def supervised_contrast(anchors: Tensor, others: Tensor, labels: Tensor, scale: 
 def prototype_contrast(
     prototypes: Tensor, texts: Tensor, temperature: float, labels: Tensor | None = None
 ) -> Tensor:
-    """Compute -mean_c log softmax_c'(cos(W_c, T_c') / temperature)[c], a float32 scalar.
+    """Compute -mean_c log softmax_c'(cos(W_c, T_c') / temperature)[c], float32 [...].
 
     No gradient flows to the texts.
 
     Args:
-        prototypes: float [M, D], one per identity.
+        prototypes: float [..., M, D], one per identity.
         texts: float [M, D], the same identities in the same order.
         temperature: above 0.
         labels: int64 [M], the identity of each row, if some occur more than once; each then still
             counts once. None = all different.
     """
-    w = nn.functional.normalize(prototypes.float(), dim=1)
+    w = nn.functional.normalize(prototypes.float(), dim=-1)
     t = nn.functional.normalize(texts.detach().float(), dim=1)
     logits = (w @ t.T) / temperature
     if labels is None:
-        return -logits.log_softmax(dim=1).diagonal().mean()
+        return -logits.log_softmax(dim=-1).diagonal(dim1=-2, dim2=-1).mean(dim=-1)
     # Weights instead of `unique`, for whose size the host would have to wait for the GPU.
     times = (labels[:, None] == labels[None]).sum(dim=1).float()
-    nats = (logits - times.log()).logsumexp(dim=1) - logits.diagonal()
-    return (nats / times).sum() / (1 / times).sum()
+    own = logits.diagonal(dim1=-2, dim2=-1)
+    nats = (logits - times.log()).logsumexp(dim=-1) - own
+    return (nats / times).sum(dim=-1) / (1 / times).sum()
 
 
 def multi_view_contrast(features: Tensor, labels: Tensor, temperature: float) -> Tensor:

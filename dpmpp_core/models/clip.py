@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dpmpp_core.config import ModelConfig
 from dpmpp_core.errors import ConfigError, WeightsError, suggest
+from dpmpp_core.models.lean import use_lean_layers
 from dpmpp_core.models.tensors import (
     load_problem,
     read_tensors,
@@ -183,6 +184,7 @@ def build_clip(config: ModelConfig, height: int, width: int, load_weights: bool 
         raise ConfigError(f"model.backbone {config.backbone}: two pooling attentions in a row")
     else:
         tower.conv1.stride = (stride, stride)
+        use_lean_layers(tower)
     return model
 
 

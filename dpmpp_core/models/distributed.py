@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,6 +40,17 @@ def gather(local: Tensor) -> Tensor:
     if worker_count() == 1:
         return local
     return _Gather.apply(local) if local.is_floating_point() else _gather_plain(local)
+
+
+def gather_together(local: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `gather` of each tensor [B, ...], all of one type, in one exchange."""
+    if worker_count() == 1:
+        return dict(local)
+    rows = [x.flatten(1) if x.ndim > 1 else x[:, None] for x in local.values()]
+    parts = gather(torch.cat(rows, dim=1)).split([x.shape[1] for x in rows], dim=1)
+    return {
+        n: part.reshape(-1, *x.shape[1:]) for (n, x), part in zip(local.items(), parts, strict=True)
+    }
 
 
 def mean_over_workers(local: Tensor) -> Tensor:

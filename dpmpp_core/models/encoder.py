@@ -53,6 +53,7 @@ class _Recorded:
     reading: Tensor = field(default_factory=lambda: torch.empty(0))
     rope: Tensor | None = None
     masked: Tensor | None = None
+    keys: dict[type, dict[str, Tensor]] = field(default_factory=dict)
 
     def maps(self, blocks: tuple[int, ...]) -> Tensor:
         """Return the patch tokens of blocks (from 1), [B, blocks * D, rows, columns]."""
@@ -170,7 +171,10 @@ class ImageEncoder(nn.Module):
         def attention_starts(module: nn.Module, inputs: tuple, options: dict) -> Any:
             if recorded.masked is None:
                 return None
-            return inputs, options | mask_keys(module, inputs, recorded.masked)
+            kind = type(module)  # all modules of a kind take the same
+            if kind not in recorded.keys:
+                recorded.keys[kind] = mask_keys(module, inputs, recorded.masked)
+            return inputs, options | recorded.keys[kind]
 
         def last_block_starts(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             recorded.last_input = inputs[0]

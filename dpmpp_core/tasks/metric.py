@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 
 import torch
@@ -19,10 +19,10 @@ from dpmpp_core.losses.triplet import batch_hard_triplet
 from dpmpp_core.losses.visibility import visibility_likelihood
 from dpmpp_core.models.bands import SPACE as BANDS
 from dpmpp_core.models.clip import grid_size
-from dpmpp_core.models.distributed import gather
+from dpmpp_core.models.distributed import gather, gather_together
 from dpmpp_core.models.encoder import Encoded
 from dpmpp_core.models.prototypes import Prototypes
-from dpmpp_core.models.reid import ReidModel, features_of, start_clip
+from dpmpp_core.models.reid import Reading, ReidModel, features_of, start_clip
 from dpmpp_core.models.visibility import Visibility
 from dpmpp_core.models.weights import find_head_lr, unit_text
 from dpmpp_core.retrieval.masks import DEAD_MASK
@@ -105,17 +105,21 @@ class MetricTask(Task):
         Returns:
             weighted losses, and the mask figures and accuracy.
         """
-        labels, donors = gather(batch["labels"]), gather(batch["donor_labels"])
+        ids = gather_together({name: batch[name] for name in ("labels", "donor_labels")})
+        labels, donors = ids["labels"], ids["donor_labels"]
         ignored = donors if self.config.metric.class_ignoring else None
         frozen = torch.no_grad() if phase == "mask" else nullcontext()
-        with self.autocast():
+        learns_head = bool(self._head_lr) and phase != "mask"
+        with self.autocast():  # one context for all passes, so that weights are cast once
             with frozen:
                 encoded, visibility = self._encode(batch)
             reading = self.model.read(encoded, visibility)
+            covered = None
+            if visibility is not None and learns_head:
+                covered = self._encode_covered(batch)
+        block11, features, masks = self._gather_readings(reading)
         with frozen:
-            features = {name: gather(feature) for name, feature in reading.features.items()}
             necked = {name: self.model.necks[name](feature) for name, feature in features.items()}
-        masks = {name: gather(mask) for name, mask in reading.masks.items()}
         report = {
             f"mask_{name}_{key}": figure
             for name, mask in masks.items()
@@ -126,11 +130,12 @@ class MetricTask(Task):
         weights = self.config.metric.loss
         losses: dict[str, Tensor] = {}
         if weights.masked:
-            for name, feature in necked.items():
-                cosine = self.prototypes.masked(name, feature, masks[name])
-                arc = arcface_logits(cosine, labels, weights.arcface_scale, weights.arcface_margin)
-                losses[f"masked_{name}"] = weights.masked * cross_entropy(arc, labels, 0.0, ignored)
-                report[f"accuracy_{name}"] = _accuracy(cosine, labels)
+            cosines = [self.prototypes.masked(n, x, masks[n]) for n, x in necked.items()]
+            stacked = torch.stack(cosines)
+            arc = arcface_logits(stacked, labels, weights.arcface_scale, weights.arcface_margin)
+            values = weights.masked * cross_entropy(arc, labels, 0.0, ignored)
+            losses |= _named("masked_", necked, values)
+            report |= _named("accuracy_", necked, _accuracy(stacked, labels))
         if weights.visibility and phase != "model":
             for name, error in self._occlusion_errors(batch, reading.features).items():
                 likelihood = visibility_likelihood(
@@ -139,22 +144,19 @@ class MetricTask(Task):
                 losses[f"visibility_{name}"] = weights.visibility * likelihood
         if phase == "mask":
             return losses, report
-        if reading.visibility is not None and self._head_lr:
-            losses["patches"] = self._patches(batch, reading.visibility)
+        if visibility is not None and covered is not None:
+            losses["patches"] = self._patches(batch, visibility, covered)
         if weights.identity:
-            for name, feature in necked.items():
-                if name == BANDS:
-                    continue
-                logits = self.prototypes.plain(name, feature)
-                loss = cross_entropy(logits, labels, weights.label_smoothing, ignored)
-                losses[f"identity_{name}"] = weights.identity * loss
-                report.setdefault(f"accuracy_{name}", _accuracy(logits, labels))
+            plain = [n for n in necked if n != BANDS]
+            stacked = torch.stack([self.prototypes.plain(n, necked[n]) for n in plain])
+            values = cross_entropy(stacked, labels, weights.label_smoothing, ignored)
+            losses |= _named("identity_", plain, weights.identity * values)
+            if not weights.masked:  # else it is that of the masked cosines
+                report |= _named("accuracy_", plain, _accuracy(stacked, labels))
         if weights.triplet:
-            compared = [gather(encoded.block11.float())]
-            compared += [feature for name, feature in features.items() if name != BANDS]
-            margin = weights.triplet_margin
-            triplets = [batch_hard_triplet(f, labels, margin, ignored) for f in compared]
-            losses["triplet"] = weights.triplet * torch.stack(triplets).sum()
+            compared = [block11, *(x for name, x in features.items() if name != BANDS)]
+            triplet = batch_hard_triplet(compared, labels, weights.triplet_margin, ignored)
+            losses["triplet"] = weights.triplet * triplet
         if weights.text and "joint" in features:
             losses["text"] = weights.text * self._text(features["joint"], labels, ignored)
         if weights.text_transfer and "joint" in features:
@@ -171,16 +173,36 @@ class MetricTask(Task):
         masked = resample(batch["masked"], self._grid) > 0.5
         return self.model.encode(images, masked, batch["known"])
 
-    def _patches(self, batch: Mapping[str, Tensor], visibility: Visibility) -> Tensor:
-        """Compute the head's loss on the batch and on images behind synthetic occluders.
-
-        The encoder does not learn from it.
-        """
-        with torch.no_grad(), self.autocast():
+    def _encode_covered(self, batch: Mapping[str, Tensor]) -> Visibility:
+        """Predict visibility behind synthetic occluders; the encoder does not learn from it."""
+        with torch.no_grad():
             taps = self.model.encoder.encode_early(self.normalise(batch["covered"]))
         assert self.model.visibility is not None
-        with self.autocast():
-            covered = self.model.visibility(taps)
+        return self.model.visibility(taps)
+
+    def _gather_readings(
+        self, reading: Reading
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Return `block11`, features and masks of the whole batch, exchanged together.
+
+        Masks that are 0.5 everywhere are not exchanged.
+        """
+        shown = {n: m for n, m in reading.masks.items() if n in self.model.masked_spaces}
+        local = {"block11": reading.encoded.block11.float()}
+        local |= {f"feature {n}": x for n, x in reading.features.items()}
+        whole = gather_together(local | {f"mask {n}": m for n, m in shown.items()})
+        features = {n: whole[f"feature {n}"] for n in reading.features}
+        size = len(whole["block11"])
+        masks = {
+            n: whole[f"mask {n}"] if n in shown else mask[:1].expand(size, -1)
+            for n, mask in reading.masks.items()
+        }
+        return whole["block11"], features, masks
+
+    def _patches(
+        self, batch: Mapping[str, Tensor], visibility: Visibility, covered: Visibility
+    ) -> Tensor:
+        """Compute the head's loss on the batch and on images behind synthetic occluders."""
         losses = [
             patch_visibility(
                 predicted.visible,
@@ -205,11 +227,11 @@ class MetricTask(Task):
         """
         texts, weight = self.texts[labels], self.prototypes.weight
         temperature = self.config.metric.loss.transfer_temperature
-        loss = prototype_contrast(weight["joint"][labels], texts, temperature, labels)
+        rows = [weight["joint"][labels]]
         projected = self.model.encoder.project(weight["visual"][labels])
         if projected is not None:
-            loss = loss + prototype_contrast(projected, texts, temperature, labels)
-        return loss
+            rows.append(projected)
+        return prototype_contrast(torch.stack(rows), texts, temperature, labels).sum()
 
     @torch.no_grad()
     def _occlusion_errors(
@@ -308,8 +330,14 @@ class MetricTask(Task):
         }
 
 
+def _named(prefix: str, names: Iterable[str], values: Tensor) -> dict[str, Tensor]:
+    """Return the values [N], one for each name, by prefixed name."""
+    return dict(zip((f"{prefix}{name}" for name in names), values.unbind(), strict=True))
+
+
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.detach().argmax(dim=1) == labels).float().mean()
+    """Return the share of right rows, [...], of logits [..., B, C]."""
+    return (logits.detach().argmax(dim=-1) == labels).float().mean(dim=-1)
 
 
 def _normalized_after_neck(neck: nn.Module, features: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from dpmpp_core.config import Config
 from dpmpp_core.data.plan import Draw, stream
 from dpmpp_core.losses.contrast import caption_contrast, multi_view_contrast
 from dpmpp_core.models.clip import find_tokenizer
-from dpmpp_core.models.distributed import gather
+from dpmpp_core.models.distributed import gather, gather_together
 from dpmpp_core.models.reid import start_clip
 from dpmpp_core.tasks.feed import copy_to_device
 from dpmpp_core.tasks.schedule import parameter_group, warmup_cosine
@@ -66,10 +66,8 @@ class PretrainTask(Task):
             text = nn.functional.normalize(
                 self.clip.encode_text(self.tokens[classes]).float(), dim=1
             )
-        spaces = {
-            name: nn.functional.normalize(gather(feature.float()), dim=1)
-            for name, feature in {"visual": visual, "joint": joint}.items()
-        }
+        gathered = gather_together({"visual": visual.float(), "joint": joint.float()})
+        spaces = {name: nn.functional.normalize(x, dim=1) for name, x in gathered.items()}
         losses = {
             f"image_{name}": 0.5 * multi_view_contrast(feature, labels, section.temperature)
             for name, feature in spaces.items()

@@ -14,7 +14,7 @@ from dpmpp_core.config import Config
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.losses.saliency import area_loss, background_penalty
 from dpmpp_core.losses.triplet import batch_hard_triplet
-from dpmpp_core.models.distributed import gather
+from dpmpp_core.models.distributed import gather, gather_together
 from dpmpp_core.models.reid import batch_norm_neck, start_clip
 from dpmpp_core.models.saliency import SaliencyModel
 from dpmpp_core.tasks.schedule import warmup_cosine
@@ -71,10 +71,11 @@ class SaliencyTask(Task):
             # One pass over both: a GPU launches half of the kernels.
             both = torch.cat([weights, 1 - weights])
             kept, rest = self.model.encoder(images.repeat(2, 1, 1, 1), both).visual.chunk(2)
-        labels, person = gather(batch["labels"]), gather(weights)
-        feature = gather(encoded.visual.float())
-        whole = self._logits(feature)
-        kept, rest = self._logits(gather(kept.float())), self._logits(gather(rest.float()))
+        labels = gather(batch["labels"])
+        local = {"person": weights, "feature": encoded.visual, "kept": kept, "rest": rest}
+        gathered = gather_together({name: x.float() for name, x in local.items()})
+        person, feature = gathered["person"], gathered["feature"]
+        whole, kept, rest = (self._logits(gathered[n]) for n in ("feature", "kept", "rest"))
         losses = {
             "whole": cross_entropy(whole, labels),
             "person": cross_entropy(kept, labels),

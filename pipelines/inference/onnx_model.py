@@ -19,6 +19,7 @@ from dpmpp_core.retrieval import from_columns, to_columns
 
 INPUT, OCCLUDED = "images", "occluded"
 FORMAT = "dpmpp-1"
+GPU_PROVIDER = "CUDAExecutionProvider"
 
 
 def default_graph_path(model: str) -> str:
@@ -32,6 +33,7 @@ class OnnxModel:
     Args:
         path: The file.
         threads: Threads of onnxruntime; 0 = as many as there are cores.
+        device: `cpu`, or `cuda` where this process may use a GPU and onnxruntime can.
 
     Attributes:
         weights_sha256: Hash of the exported model's weights.
@@ -44,15 +46,16 @@ class OnnxModel:
         WeightsError: The file is missing, damaged, or not written by `export`.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
+    def __init__(self, path: str | Path, threads: int = 0, device: str = "cpu") -> None:
         runtime = import_package("onnxruntime")
         if not Path(path).is_file():
             raise WeightsError(f"no file {path}: `dpmpp export --model FOLDER` writes one")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        preferred = ("CUDAExecutionProvider", "CPUExecutionProvider")
-        providers = [name for name in preferred if name in runtime.get_available_providers()]
+        providers = ["CPUExecutionProvider"]
+        if device == "cuda" and GPU_PROVIDER in runtime.get_available_providers():
+            providers.insert(0, GPU_PROVIDER)
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime has many exception types for unreadable files

@@ -52,7 +52,7 @@ class ModelLocation:
         """Load the model, for one thread, on the GPU of this worker if it has one."""
         torch.set_num_threads(1)
         if self.is_graph:
-            return OnnxModel(self.storage, threads=1)
+            return OnnxModel(self.storage, threads=1, device=assigned_device())
         return load_model(self._folder(), assigned_device())
 
     def read_size(self) -> tuple[int, int]:

@@ -110,5 +110,5 @@ def read_model_version(source: str) -> ModelVersion:
 def load_source_model(source: str) -> ReidModel | OnnxModel:
     """Load a model, on the GPU that Ray gave this worker if any, or a file of `dpmpp export`."""
     if source.endswith(GRAPH_SUFFIX):
-        return OnnxModel(fetch_model(source))
+        return OnnxModel(fetch_model(source), device=assigned_device())
     return load_model(fetch_model(source), assigned_device())

@@ -111,6 +111,7 @@ def register_version(run: Run, prepared: Stage, evaluated: Stage, model: Path) -
                 python_model=str(Path(__file__).with_name("serving.py")),
                 artifacts={"model": str(model), record.FOLDER: str(record_folder)},
                 code_paths=[str(_copy_code(Path(folder)))],
+                model_config={"device": "cpu"},  # `load_model(uri, model_config=...)` changes it
                 signature=_build_signature(own.measured["masks"]),
                 input_example=_build_example(),
                 # Without `+cpu`, which names a build that pip cannot find by itself.

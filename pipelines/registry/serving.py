@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
@@ -21,8 +20,11 @@ class DpmppModel(PythonModel):
     """A model of MLflow that returns features and masks of pictures."""
 
     def load_context(self, context: Any) -> None:
-        """Load the model from the version's files, onto the GPU if there is one."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        """Load the model from the version's files, onto `device` of MLflow's `model_config`.
+
+        It is the CPU where none is given: a server has no plan that assigns it a GPU.
+        """
+        device = (context.model_config or {}).get("device", "cpu")
         self._model = load_model(context.artifacts["model"], device)
 
     def predict(

@@ -14,7 +14,6 @@ import timm
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpmpp_core.tasks.step import train_step
@@ -22,6 +21,7 @@ from dpmpp_core.tasks.task import Task
 from tests.bench.stage2_step import plain_losses
 from tests.gpu.setting import Row, Setting, stepper
 from tests.support.emulated_cuda import emulated_cuda
+from tests.support.kernels import CountKernels
 
 KINDS = ("metric", "saliency", "prompts", "pretrain")
 ALLOWED_WAITS = {"pretrain": 1}  # it counts the identities of the batch
@@ -154,20 +154,10 @@ def _time_step(setting: Setting, call: Callable[[], Any], images: int) -> dict[s
         figures |= {"kernels": len(events),
                     "busy_ms": round(sum(e.device_time for e in events) / 1e3, 2)}  # fmt: skip
     else:
-        with _Operations() as operations:
+        with CountKernels() as kernels:  # where there is no profiler of a GPU
             call()
-        figures["operations"] = operations.count
+        figures["operations"] = kernels.count
     return figures
-
-
-class _Operations(TorchDispatchMode):
-    """Counts operations, forward, backward and update, where there is no profiler of a GPU."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 def _plain_stepper(task: Any, batch: dict[str, Tensor]) -> Callable[[], None]:

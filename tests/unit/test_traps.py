@@ -123,9 +123,9 @@ def test_nothing_asks_the_gpu_to_synchronise() -> None:
 
 
 def test_workers_take_the_devices_of_the_plan() -> None:
-    """`is_available` is asked where the plan is made, and by a served model, which has no plan."""
+    """`is_available` is asked where the plan is made alone."""
     asked = {file for file, text in product().items() if "cuda.is_available" in text}
-    assert asked == {"pipelines/runtime/device.py", "pipelines/registry/serving.py"}
+    assert asked == {"pipelines/runtime/device.py"}
 
 
 def test_building_a_model_on_the_cpu_leaves_cuda_alone() -> None:

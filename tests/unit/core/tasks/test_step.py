@@ -12,8 +12,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from dpmpp_core.config import load_config
 from dpmpp_core.errors import ConfigError
+from dpmpp_core.models import distributed
 from dpmpp_core.retrieval import masked_similarity
 from dpmpp_core.tasks.step import train_step
+from tests.support.kernels import CountKernels
 from tests.support.tasks import awake, metric_batch, metric_task, prompt_task, total
 
 ALTERNATING = ("metric.update=alternating", "metric.loss.triplet=1")
@@ -141,6 +143,43 @@ def test_a_step_never_asks_the_device_for_a_value():
         total(losses).backward()
         with pytest.raises(DataDependentOutputException):  # as the public function's checks do
             masked_similarity(torch.rand(2, 4), torch.rand(2, 4), torch.rand(3, 4))
+
+
+def test_workers_exchange_numbers_once_and_readings_once(monkeypatch):
+    """As seen by the first of two workers, whose peer has the same batch."""
+    exchanged = []
+
+    def gather(local):
+        exchanged.append(local.shape)
+        return torch.cat([local, local])
+
+    monkeypatch.setattr(distributed, "worker_count", lambda: 2)
+    monkeypatch.setattr(distributed, "gather", gather)
+    losses, _ = metric_task("metric.loss.triplet=1").train()(metric_batch())
+    # Labels and donors; then block 11, features and masks of both spaces, each 192 wide.
+    assert exchanged == [(8, 2), (8, 5 * 192)] and losses["triplet"] > 0
+
+
+def test_constant_masks_are_not_exchanged(monkeypatch):
+    exchanged = []
+    monkeypatch.setattr(distributed, "worker_count", lambda: 2)
+    monkeypatch.setattr(
+        distributed, "gather", lambda x: exchanged.append(x.shape) or torch.cat([x, x])
+    )
+    metric_task("model.mask_generator=none").train()(metric_batch())
+    assert exchanged == [(8, 2), (8, 3 * 192)]
+
+
+def test_losses_of_all_spaces_share_their_kernels():
+    """A GPU launches each for a few microseconds of work."""
+    task, batch = metric_task("metric.loss.triplet=1").train(), metric_batch()
+    with CountKernels() as forward:
+        losses, _ = task(batch)
+    with CountKernels() as backward:
+        total(losses).backward()
+    assert forward.names["aten.amin"] == 1  # the triplets of three spaces
+    assert forward.names["aten._log_softmax"] <= 4  # masked, identity, text, contrast
+    assert forward.count <= 345 and backward.count <= 545  # 329 and 521
 
 
 def test_where_no_mask_is_made_none_is_watched():
