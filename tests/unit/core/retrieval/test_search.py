@@ -161,7 +161,8 @@ def test_masks_of_bands_are_ranked_exactly() -> None:
     query, mask, gallery = (x.numpy() for x in arrays(3, q=12))
     mask = np.repeat(mask[:, :4], 16, axis=1)
     scores = brute_scores(query, mask, gallery)
-    ids = [np.random.default_rng(4).integers(0, 3, n) for n in (12, 300, 12, 300)]
+    rng = np.random.default_rng(4)
+    ids = [rng.integers(0, 3, n) for n in (12, 300, 12, 300)]
     found = rank_features(query, mask, gallery, *ids, block_items=128)
     expected = evaluate_ranking(scores, *ids)
     np.testing.assert_array_equal(found.average_precision, expected.average_precision)
