@@ -33,10 +33,10 @@ test-long: $(STAMP)  ## longer pipelines, promotions, kills, a comparison; every
 test-slow: $(STAMP)  ## nodes lost, storage away, disk full, kills, searches, guides that train: over an hour
 	$(PYTEST) -m slow --fault-table tests/bench/results/faults.md
 
-bench-retrieval: $(STAMP)  ## ranking and search side by side with others; half an hour on 2 cores
+bench-retrieval: $(STAMP)  ## ranking and search side by side with others; half an hour on 2 cores, or JOBS="figures ..."
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m pip install --quiet --no-deps --target .peers --upgrade torchreid==0.2.5
-	$(BIN)/python -m tests.bench.retrieval
+	$(BIN)/python -m tests.bench.retrieval $(JOBS)
 
 validate-infra: $(STAMP)  ## manifests: schemas, rules, mistakes that must be found; seconds
 	$(BIN)/dpmpp deploy validate

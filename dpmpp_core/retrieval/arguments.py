@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -75,6 +76,20 @@ def refuse_bad_mask(space: str, mask: Tensor, query: Tensor) -> None:
         )
     largest("query_mask", space, mask, "is all zero")
     refuse("query_mask", space, (mask < 0).any(1), "has a negative value")
+
+
+def equal_neighbours(mask: Tensor) -> int:
+    """Return the largest divisor of D whose groups of neighbours are equal in all masks [Q, D].
+
+    1 for masks of a value per dimension; the width of a band for masks of bands.
+    """
+    changes = (mask[:, 1:] != mask[:, :-1]).any(0).nonzero()[:, 0] + 1
+    return math.gcd(mask.shape[1], *changes.tolist())
+
+
+def sum_neighbours(squares: Tensor, size: int) -> Tensor:
+    """Sum groups of `size` neighbouring dimensions: [N, D / size] of [N, D]."""
+    return squares if size == 1 else squares.unflatten(1, (-1, size)).sum(2)
 
 
 def largest(name: str, space: str, x: Tensor, when_zero: str) -> Tensor:

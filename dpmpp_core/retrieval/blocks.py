@@ -13,11 +13,13 @@ from torch import Tensor
 from dpmpp_core.retrieval.arguments import (
     Spaces,
     by_space,
+    equal_neighbours,
     largest,
     matrix,
     refuse_bad_mask,
     refuse_other_spaces,
     refuse_other_width,
+    sum_neighbours,
 )
 from dpmpp_core.retrieval.precision import bound_rounding
 from dpmpp_core.retrieval.similarity import VANISHED
@@ -161,7 +163,7 @@ class _Part:
         # The square below which a length under a mask counts as nothing, as in exact scores.
         self.vanished = (self.lengths * VANISHED).square_()
         self._features: Tensor | None = None
-        self._squares: Tensor | None = None
+        self._squares: dict[int, Tensor] = {}
 
     @property
     def features(self) -> Tensor:
@@ -169,11 +171,11 @@ class _Part:
             self._features = self.codes.float()
         return self._features
 
-    @property
-    def squares(self) -> Tensor:
-        if self._squares is None:
-            self._squares = self.features.square()
-        return self._squares
+    def squares(self, group: int) -> Tensor:
+        """Return the squares of features, summed over groups of neighbouring dimensions."""
+        if group not in self._squares:
+            self._squares[group] = sum_neighbours(self.features.square(), group)
+        return self._squares[group]
 
     def products(self, query: PreparedQueries, rows: slice) -> Tensor:
         weight = query.weight[rows]
@@ -195,7 +197,7 @@ class _Part:
             inverse = self.lengths.reciprocal()[None]
         else:
             if squares is None:
-                squares = self._squared(query.square[rows])
+                squares = self._squared(query.square[rows], query.group)
             inverse = torch.maximum(squares, self.vanished, out=squares).rsqrt_()
         scores = products.mul_(inverse)
         off = query.rounding[rows]
@@ -215,10 +217,10 @@ class _Part:
         off = query.rounding[rows]
         return upper.add_(off).clamp_max_(1 + off)
 
-    def _squared(self, square: Tensor) -> Tensor:
+    def _squared(self, square: Tensor, group: int) -> Tensor:
         if self._in_pieces(square):
             return self._piecewise(square, squared=True)
-        return _product(square, self.squares)
+        return _product(square[:, ::group], self.squares(group))
 
     def _in_pieces(self, weights: Tensor) -> bool:
         """Return whether pieces are faster: a GPU takes whole blocks, as each launch costs it."""
@@ -281,12 +283,14 @@ class PreparedQueries:
     Attributes:
         weight: q_hat * m, float32 [Q, D]; `weight64` in float64.
         square: m * m, likewise; None without masks.
+        group: neighbouring dimensions with equal masks, see `equal_neighbours`.
         least: float32 [Q, D / 8], the least square of each group of dimensions, or None.
         rounding: float32 [Q, 1], largest error of float32 scores, see `bound_rounding`.
     """
 
     weight: Tensor
     square: Tensor | None
+    group: int
     least: Tensor | None
     rounding: Tensor
     weight64: Tensor
@@ -351,14 +355,15 @@ def _prepare_queries(
     q = q / largest("query", space, query, "is a feature vector of length zero").double()
     q = q / torch.linalg.vector_norm(q, dim=1, keepdim=True)
     if mask is None:
-        return PreparedQueries(q.float(), None, None, bound_rounding(q.float()), q, None)
+        return PreparedQueries(q.float(), None, 1, None, bound_rounding(q.float()), q, None)
     refuse_bad_mask(space, mask, query)
     m = mask.double()
     m = m / m.amax(1, keepdim=True)
     weight, square = q * m, m.square()
     least = -group_dimensions(-square.float()[:, order]).amax(2)
     off = bound_rounding(weight.float())
-    return PreparedQueries(weight.float(), square.float(), least, off, weight, square)
+    group = equal_neighbours(mask)
+    return PreparedQueries(weight.float(), square.float(), group, least, off, weight, square)
 
 
 def group_dimensions(x: Tensor) -> Tensor:

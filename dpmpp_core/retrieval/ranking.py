@@ -184,11 +184,17 @@ class Positives:
         self.reached += weight * np.bincount(places - 1, minlength=len(self.reached))
 
     def count_row(self, row: int, scores: NDArray[np.floating]) -> None:
-        """Count all scores of one query, [G]; only those that matter are sorted."""
+        """Count all scores of one query, [G]; those below all its positives do not matter."""
         part = slice(self.starts[row], self.starts[row + 1])
-        kept = np.sort(scores[scores >= self.lowest[row]])
-        below = kept.searchsorted(self.scores[part])
-        self.reached[part] += np.diff(below, append=len(kept))
+        positives = self.scores[part]
+        # As `scores[mask]`, but without a branch per score, which half of them would mispredict.
+        kept = scores.take(np.flatnonzero(scores >= self.lowest[row]))
+        # One positive compared with n scores costs as much as sorting 64 + n / 96 (measured).
+        if len(positives) * (64 + len(kept) / 96) < len(kept):
+            reaching = np.array([np.count_nonzero(kept >= p) for p in positives], np.int64)
+        else:
+            reaching = len(kept) - np.sort(kept).searchsorted(positives)
+        self.reached[part] -= np.diff(reaching, append=0)
 
     def ranks(self) -> QueryRanks:
         """Return the results of every query, after all others were counted."""

@@ -32,6 +32,7 @@ Floats32 = NDArray[np.float32]
 BLOCK = 2048  # items on either side of a block of scores
 BLOCK_ROWS = 512  # items whose neighbours' neighbours are compared together
 BLOCK_PAIRS = 256
+ITEM = 2**32 - 1  # the bits of an item in a key
 
 
 def rerank(
@@ -148,8 +149,8 @@ class _Near:
 
     Attributes:
         items: int64 [N, k], each item's nearest, itself first.
-        listed: [Q, top], the gallery items to be reordered.
-        alike: [Q, top], their similarities.
+        listed: int64 [Q, top], the gallery items to be reordered, in any order.
+        alike: float32 [Q, top], their similarities.
         least: float32 [N], the least similarity of each item.
     """
 
@@ -164,20 +165,17 @@ def _neighbours(items: _Items, k: int, top: int) -> _Near:
     size, queries = items.size, items.queries
     k, top = min(k, size), min(top, size - queries)
     nearest = torch.full((size, k), -torch.inf), torch.full((size, k), -1)
-    listed = torch.full((queries, top), -torch.inf), torch.full((queries, top), -1)
     least = torch.full((size,), torch.inf)
+    lists = []
 
     def update(alike: Tensor, of: slice, against: slice) -> None:
         least[of] = torch.minimum(least[of], alike.amin(1))
         _keep(nearest, alike, of, against)
-        rows = slice(of.start, min(of.stop, queries))
-        columns = slice(max(against.start, queries), against.stop)
-        if rows.start < rows.stop and columns.start < columns.stop:
-            part = alike[: rows.stop - rows.start, columns.start - against.start :]
-            _keep(listed, part, rows, columns)
 
     blocks = [slice(i, min(i + BLOCK, size)) for i in range(0, size, BLOCK)]
     for i, of in enumerate(blocks):
+        # Queries come first, so these blocks have all gallery items of the queries among `of`.
+        scores = torch.empty(max(0, min(of.stop, queries) - of.start), size - queries)
         for against in blocks[i:]:
             alike = items.scores(of, against)
             if of == against:
@@ -187,7 +185,29 @@ def _neighbours(items: _Items, k: int, top: int) -> _Near:
                 alike.add_(items.scores(of, against, by_other=True)).div_(2)
                 update(alike.T.contiguous(), against, of)
             update(alike, of, against)
-    return _Near(nearest[1].numpy(), listed[1].numpy() - queries, listed[0].numpy(), least.numpy())
+            first = max(against.start, queries)
+            part = scores[:, first - queries : max(first, against.stop) - queries]
+            part.copy_(alike[: len(scores), first - against.start :])
+        lists.append(_best(scores.numpy(), top))
+    listed, similarities = (np.concatenate(x) for x in zip(*lists, strict=True))
+    return _Near(nearest[1].numpy(), listed, similarities, least.numpy())
+
+
+def _best(alike: Floats32, top: int) -> tuple[Ints, Floats32]:
+    """Return the `top` items of the most similar, the lowest of equal ones, and similarities."""
+    items = np.arange(alike.shape[1])
+    if top == len(items):
+        return np.broadcast_to(items, alike.shape), alike
+    best = np.empty((len(alike), top), np.int64)
+    for row, result in zip(alike, best, strict=True):
+        result[:] = np.partition(_keys(np.maximum(1 - row, 0), items), top - 1)[:top]
+    best &= ITEM
+    return best, np.take_along_axis(alike, best, 1)
+
+
+def _keys(distances: Floats32, items: Ints) -> Ints:
+    """Return int64 of the order of the distances (0 or more), then of the items."""
+    return (distances.view(np.int32).astype(np.int64) << 32) | items
 
 
 def _keep(lists: tuple[Tensor, Tensor], alike: Tensor, of: slice, against: slice) -> None:
@@ -247,12 +267,9 @@ def _mutual(nearest: Ints, part: slice) -> NDArray[np.bool_]:
 def _averaged(rows: _Rows, nearest: Ints) -> _Rows:
     """Replace each row by the mean of the rows of its nearest, itself included."""
     size, k = nearest.shape
-    lengths = np.diff(rows.starts)[nearest]  # [N, k]
-    total = int(lengths.sum())
-    first = np.repeat(rows.starts[nearest].ravel(), lengths.ravel())
-    begun = np.repeat(np.cumsum(lengths.ravel()) - lengths.ravel(), lengths.ravel())
-    place = first + np.arange(total) - begun
-    key = np.repeat(np.arange(size), lengths.sum(1)) * size + rows.columns[place]
+    flat = nearest.ravel()
+    place, lengths = _places(rows.starts[flat], rows.starts[flat + 1])
+    key = np.repeat(np.repeat(np.arange(size), k), lengths) * size + rows.columns[place]
     order = np.argsort(key)
     key, values = key[order], rows.values[place][order]
     new = np.flatnonzero(np.diff(key, prepend=-1))
@@ -262,22 +279,39 @@ def _averaged(rows: _Rows, nearest: Ints) -> _Rows:
 
 
 def _reordered(rows: _Rows, near: _Near, queries: int, weight: float) -> tuple[Floats32, Ints]:
-    distances = np.empty_like(near.alike)
-    dense = np.zeros(len(rows.starts) - 1, np.float32)
-    for i, listed in enumerate(near.listed):
+    """Sort each list by the final distance; most items share no neighbour with the query."""
+    by_column = _gallery_by_column(rows, queries)
+    size = len(rows.starts) - 1 - queries
+    keys = np.empty(near.alike.shape, np.int64)
+    for i, (listed, alike) in enumerate(zip(near.listed, near.alike, strict=True)):
         part = slice(rows.starts[i], rows.starts[i + 1])
-        dense[rows.columns[part]] = rows.values[part]
-        starts, stops = rows.starts[listed + queries], rows.starts[listed + queries + 1]
-        sizes = stops - starts
-        place = np.arange(sizes.sum()) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
-        least = np.minimum(dense[rows.columns[place]], rows.values[place])
-        common = np.add.reduceat(least, np.cumsum(sizes) - sizes)
-        distances[i] = (1 - weight) * (1 - common / (2 - common))
-        dense[rows.columns[part]] = 0
-    direct = _normalised(near.alike, near.least[:queries, None], np.array(False))
-    distances += np.float32(weight) * direct
-    order = np.lexsort((near.listed, distances), axis=1)
-    return np.take_along_axis(distances, order, 1), np.take_along_axis(near.listed, order, 1)
+        columns, values = rows.columns[part], rows.values[part]
+        place, sizes = _places(by_column.starts[columns], by_column.starts[columns + 1])
+        least = np.minimum(by_column.values[place], np.repeat(values, sizes))
+        common = np.bincount(by_column.columns[place], least, minlength=size)[listed]
+        jaccard = np.maximum(1 - common / (2 - common), 0)  # rounding may pass 0
+        direct = _normalised(alike, near.least[i], np.array(False))
+        distances = ((1 - weight) * jaccard + weight * direct).astype(np.float32)
+        keys[i] = np.sort(_keys(distances, listed))
+    return (keys >> 32).astype(np.int32).view(np.float32), keys & ITEM
+
+
+def _gallery_by_column(rows: _Rows, queries: int) -> _Rows:
+    """Transpose the rows of the gallery: for each item, which gallery items have it, rising."""
+    size = len(rows.starts) - 1
+    first = rows.starts[queries]
+    row = np.repeat(np.arange(size - queries), np.diff(rows.starts[queries:]))
+    key = rows.columns[first:] * size + row
+    order = np.argsort(key)
+    starts = np.searchsorted(key[order], np.arange(size + 1) * size)
+    return _Rows(starts, row[order], rows.values[first:][order])
+
+
+def _places(starts: Ints, stops: Ints) -> tuple[Ints, Ints]:
+    """Concatenate the ranges from `starts` to `stops`; also return their sizes."""
+    sizes = stops - starts
+    ends = np.cumsum(sizes)
+    return np.arange(sizes.sum()) + np.repeat(starts - (ends - sizes), sizes), sizes
 
 
 def _normalised(alike: Floats32, least: Floats32, same: NDArray[np.bool_]) -> Floats32:

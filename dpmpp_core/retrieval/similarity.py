@@ -19,11 +19,13 @@ from dpmpp_core.retrieval.arguments import (
     Array,
     Spaces,
     by_space,
+    equal_neighbours,
     largest,
     matrix,
     refuse_bad_mask,
     refuse_other_spaces,
     refuse_other_width,
+    sum_neighbours,
 )
 from dpmpp_core.retrieval.precision import full_float32
 
@@ -38,6 +40,9 @@ def masked_similarity(query: Spaces, query_mask: Spaces | None, gallery: Spaces)
     the loop of the published code):
 
         psi = ((q_hat * m) @ g_hat.T) / sqrt((m ** 2) @ (g_hat ** 2).T)
+
+    Where all masks are equal in groups of dimensions, as those of bands are, the second product is
+    one of a value per group, and costs next to nothing.
 
     Args:
         query: features [Q, D], any length but zero; or a mapping of metric space to such features,
@@ -79,7 +84,7 @@ def _one_space(space: str, query: Array, mask: Array | None, gallery: Array) -> 
     m = _wide("query_mask", space, mask).to(g.device)
     refuse_bad_mask(space, m, q)
     dtype = torch.promote_types(q.dtype, m.dtype)
-    return masked_cosine(q.to(dtype), m.to(dtype), g.to(dtype))
+    return masked_cosine(q.to(dtype), m.to(dtype), g.to(dtype), equal_neighbours(m))
 
 
 def _wide(name: str, space: str, value: Array) -> Tensor:
@@ -87,16 +92,16 @@ def _wide(name: str, space: str, value: Array) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def masked_cosine(query: Tensor, mask: Tensor, gallery: Tensor) -> Tensor:
+def masked_cosine(query: Tensor, mask: Tensor, gallery: Tensor, group: int = 1) -> Tensor:
     """Compute `masked_similarity` of one space for training, without checks that wait for a GPU.
 
     Query, mask (>= 0) and gallery are [Q, D], [Q, D] and [G, D] of float32 or float64, which must
-    hold the squares of the features.
+    hold the squares of the features. `group`: see `equal_neighbours`.
     """
     with torch.autocast(query.device.type, enabled=False):
         # The metric ignores the mask's scale, but the squares of a small one would underflow.
         mask = mask / mask.detach().amax(1, keepdim=True).clamp_min(SMALLEST)
-        return _MaskedCosine.apply(normalize(query), mask, gallery)
+        return _MaskedCosine.apply(normalize(query), mask, gallery, group)
 
 
 class _MaskedCosine(torch.autograd.Function):
@@ -107,20 +112,21 @@ class _MaskedCosine(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, m: Tensor, g: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, m: Tensor, g: Tensor, group: int) -> Tensor:
         squares = g.square()
-        inverse = (m.square() @ squares.T).clamp_min_(VANISHED**2).rsqrt_()
+        length = m[:, ::group].square() @ sum_neighbours(squares, group).T
+        inverse = length.clamp_min_(VANISHED**2).rsqrt_()
         psi = ((q * m) @ g.T).mul_(inverse)
         ctx.save_for_backward(q, m, g, squares, inverse, psi)
         return psi
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, m, g, squares, inverse, psi = ctx.saved_tensors
         by_product = grad * inverse  # d loss / d A
         by_square = (by_product * psi).mul_(inverse).neg_()  # 2 d loss / d L^2
         pulled = by_product @ g
         grad_m = (by_square @ squares).mul_(m).addcmul_(q, pulled)
         grad_g = (by_square.T @ m.square()).mul_(g).addmm_(by_product.T, q * m)
-        return pulled.mul_(m), grad_m, grad_g
+        return pulled.mul_(m), grad_m, grad_g, None

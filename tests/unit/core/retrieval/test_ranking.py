@@ -83,6 +83,22 @@ def two_cameras(q_pids: list[int], g_pids: list[int]):  # type: ignore[no-untype
     return q, g, np.zeros_like(q), np.ones_like(g)
 
 
+@pytest.mark.parametrize("persons", [200, 2])
+def test_few_positives_of_many_items_and_many_are_counted_alike(persons: int) -> None:
+    """The former are compared with all scores, the latter found among sorted ones."""
+    rng = np.random.default_rng(persons)
+    case = (
+        rng.integers(-50, 50, (5, 600)) / 50,
+        *(rng.integers(0, persons, n) for n in (5, 600)),
+        *(rng.integers(0, 3, n) for n in (5, 600)),
+    )
+    precisions, penalties, firsts = brute_force(*case)
+    result = evaluate_ranking(*case)
+    assert result.first_match_rank[result.first_match_rank > 0].tolist() == firsts
+    assert result.mAP == pytest.approx(np.mean(precisions))
+    assert result.mINP == pytest.approx(np.mean(penalties))
+
+
 def test_worked_example() -> None:
     pids = two_cameras([1], [1, 2, 1, 3, 1])
     result = evaluate_ranking(np.array([[0.9, 0.8, 0.7, 0.6, 0.5]]), *pids)

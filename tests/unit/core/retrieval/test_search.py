@@ -156,6 +156,20 @@ def test_scores_are_those_of_masked_similarity_and_spaces_are_averaged() -> None
     torch.testing.assert_close(scores, expected.sort(descending=True).values, rtol=0, atol=1e-6)
 
 
+def test_masks_of_bands_are_ranked_exactly() -> None:
+    """More queries than are read in pieces, so that lengths are sums over bands."""
+    query, mask, gallery = (x.numpy() for x in arrays(3, q=12))
+    mask = np.repeat(mask[:, :4], 16, axis=1)
+    scores = brute_scores(query, mask, gallery)
+    rng = np.random.default_rng(4)
+    ids = [rng.integers(0, 3, n) for n in (12, 300, 12, 300)]
+    found = rank_features(query, mask, gallery, *ids, block_items=128)
+    expected = evaluate_ranking(scores, *ids)
+    np.testing.assert_array_equal(found.average_precision, expected.average_precision)
+    _, items = masked_topk(query, mask, gallery, 5, block_items=128)
+    assert items.tolist() == brute_topk(scores, 5, np.ones(scores.shape, bool))
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
 def test_scale_of_any_argument_does_not_count(scale: float) -> None:
     query, mask, gallery = arrays(2)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from dpmpp_core.retrieval import masked_similarity
+from dpmpp_core.retrieval.arguments import equal_neighbours
 
 
 def looped(query: Tensor, mask: Tensor, gallery: Tensor) -> Tensor:
@@ -108,6 +109,31 @@ def test_gallery_item_that_vanishes_under_the_mask_scores_zero_with_finite_gradi
     torch.testing.assert_close(scores, torch.tensor([[0.0, 0.5**0.5]]))
     scores.sum().backward()
     assert mask.grad is not None and mask.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bands", [1, 4, 32, 64])
+def test_masks_of_bands_equal_the_loop_with_its_gradients(bands: int) -> None:
+    query, mask, gallery = (x.double() for x in arrays(8))
+    mask = mask[:, :bands].repeat_interleave(64 // bands, dim=1)
+    given = [x.requires_grad_() for x in (query, mask.clone(), gallery)]
+    scores = masked_similarity(*given)
+    grads = torch.autograd.grad(scores.square().sum(), given)
+    expected = looped(*given)
+    torch.testing.assert_close(scores, expected)
+    torch.testing.assert_close(grads, torch.autograd.grad(expected.square().sum(), given))
+
+
+@pytest.mark.parametrize(
+    ("mask", "size"),
+    [
+        ([[1, 1, 2, 2]], 2),
+        ([[1, 1, 1, 1]], 4),
+        ([[1, 1, 1, 2]], 1),
+        ([[3, 3, 3, 3], [1, 2, 2, 2]], 1),
+    ],
+)
+def test_groups_of_equal_neighbours_hold_for_all_masks(mask: list[list[int]], size: int) -> None:
+    assert equal_neighbours(torch.tensor(mask)) == size
 
 
 def test_metric_is_asymmetric() -> None:
