@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # The demo needs neither linters nor browsers: without the stamp of all, it installs less.
 DEMO_STAMP := $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/.installed-train)
-# make install CPU=1, make demo CPU=1: torch without CUDA, a tenth of the bytes.
+# make install CPU=1, make demo CPU=1: torch without CUDA, an eighth of its bytes.
 WHEELS := $(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
 
 .DEFAULT_GOAL := help

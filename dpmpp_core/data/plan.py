@@ -67,7 +67,7 @@ class StepPlan:
         by_images: whether identities are drawn in proportion to their images, or equally often.
 
     Raises:
-        DataError: one identity, which has nobody to be told from, and P is 2 or more.
+        DataError: one identity, and P is 2 or more: nobody is another person.
     """
 
     def __init__(

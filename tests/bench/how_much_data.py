@@ -60,18 +60,16 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(arguments.storage) / NAME
-    roots = {"drawn people": folder / "drawn"}
-    if not roots["drawn people"].exists():
-        generate(roots["drawn people"], load_config("demo", DRAWN).data.demo)
-    if arguments.photographs:
-        roots["photographs"] = Path(arguments.photographs)
-    sources = {name: Source(root) for name, root in roots.items()}
-    file = folder / "trainings.jsonl"
-    for seed in arguments.seeds:
-        todo = [(job, name) for name in sources for job in jobs(PERSONS[name], seed)]
-        for job, name in sorted(todo, key=lambda one: one[0][0] * one[0][1]):  # short ones first
-            measure_once(file, name, sources[name], job)
-            write(file, sources, arguments)
+    drawn = folder / "drawn"
+    if not drawn.exists():
+        generate(drawn, load_config("demo", DRAWN).data.demo)
+    roots = {"photographs": Path(arguments.photographs)} if arguments.photographs else {}
+    sources = {name: Source(root) for name, root in (roots | {"drawn people": drawn}).items()}
+    for name, source in sources.items():
+        for seed in arguments.seeds:
+            for job in sorted(jobs(PERSONS[name], seed), key=lambda one: one[0] * one[1]):
+                measure_once(folder / "trainings.jsonl", name, source, job)
+                write(folder / "trainings.jsonl", sources, arguments)
 
 
 def jobs(persons: tuple[int, ...], seed: int) -> Iterator[Job]:
