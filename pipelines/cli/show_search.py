@@ -106,7 +106,7 @@ def show_results(result: dict[str, Any]) -> None:
             }
             for rank, hit in enumerate(query["hits"], 1)
         ]
-        table = Table(title=one_line(query["image"]), title_justify="left")
+        table = Table()
         # What no hit has, such as times of photographs without, gets no column.
         columns = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
         for name in columns:
@@ -114,6 +114,7 @@ def show_results(result: dict[str, Any]) -> None:
             table.add_column(name, justify="left" if left else "right", no_wrap=name == "time")
         for row in rows:
             table.add_row(*(row[name] for name in columns))
+        _print_line(query["image"])  # a title would be broken to the width of the table
         console.print(table, markup=False)
     if result["approximate"]:
         _print_line(
