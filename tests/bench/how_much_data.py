@@ -36,6 +36,7 @@ from dpmpp_core.models.reid import ReidModel, start_clip
 from dpmpp_core.retrieval import Embeddings, compute_chance, rank_features
 from dpmpp_core.tasks.metric import MetricTask
 from dpmpp_core.tasks.prompts import PromptTask
+from pipelines.reporting.tables import label_queries
 from pipelines.runtime.tracking import environment
 from pipelines.stages.evaluate import query_sets
 from pipelines.training.masks import transfer_grid
@@ -209,7 +210,7 @@ def write(file: Path, sources: dict[str, Source], arguments: argparse.Namespace)
     for name, source in sources.items():
         lines += ["", f"## {name.capitalize()}", "", *describe(source)]
         for query_set in ("occluded", "holistic"):
-            lines += ["", f"{query_set.capitalize()} queries:", ""]
+            lines += ["", f"{label_queries(query_set).capitalize()} queries:", ""]
             lines += table([row for row in rows if row["data"] == name], query_set)
     lines += [
         "",
@@ -230,7 +231,7 @@ def describe(source: Source) -> list[str]:
         if name != "gallery":
             mean_ap, _ = compute_chance(query["pid"].to_numpy(), ids[0],
                                         query["camid"].to_numpy(), ids[1])  # fmt: skip
-            chances.append(f"{100 * mean_ap:.1f} ({name})")
+            chances.append(f"{100 * mean_ap:.1f} ({label_queries(name)})")
     return [
         f"Test: {len(np.unique(ids[0]))} other persons, {len(gallery)} pictures in the gallery; "
         f"chance {', '.join(chances)}."
