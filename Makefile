@@ -5,14 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # The demo needs neither linters nor browsers: without the stamp of all, it installs less.
 DEMO_STAMP := $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/.installed-train)
-# make demo CPU=1: torch without CUDA, a tenth of the bytes.
+# make install CPU=1, make demo CPU=1: torch without CUDA, an eighth of its bytes.
 WHEELS := $(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long test-slow bench-retrieval validate-infra image cluster-demo cluster-chaos lint docs format constraints clean
+.PHONY: help install demo test test-fast test-long test-slow bench-retrieval validate-infra image cluster-demo cluster-chaos lint docs format constraints clean
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(DEMO_STAMP)  ## what the commands need, into .venv
 
 demo: $(DEMO_STAMP)  ## the whole pipeline on the generated demo set
 	$(BIN)/dpmpp demo

@@ -84,17 +84,20 @@ def configuration() -> str:
     """Describe every key of the configuration, from its models."""
     from dpmpp_core.config.describing import describe_keys
 
-    text, section = [], None
+    sections: dict[str, list[Any]] = {}
     for one in describe_keys():
-        parent = one.key.rpartition(".")[0]
-        if parent != section:
-            section = parent
-            text += ["", f"## {section or 'The run'}", "", _section_doc(section), ""]
-            text += ["| key | type | default | |", "|---|---|---|---|"]
-        kind = f"{one.type}: {one.allowed}" if one.allowed else one.type
-        cells = f"{_cell(kind)} | `{_cell(json.dumps(one.default))}` | {_cell(one.description)}"
-        text.append(f"| `{one.key}` | {cells} |")
+        sections.setdefault(one.key.rpartition(".")[0], []).append(one)
+    text = []
+    for section, keys in sections.items():
+        text += ["", f"## {section or 'The run'}", "", _section_doc(section), ""]
+        text += ["| key | type | default | |", "|---|---|---|---|", *map(_key, keys)]
     return "\n".join(text)
+
+
+def _key(one: Any) -> str:
+    kind = f"{one.type}: {one.allowed}" if one.allowed else one.type
+    cells = f"{_cell(kind)} | `{_cell(json.dumps(one.default))}` | {_cell(one.description)}"
+    return f"| `{one.key}` | {cells} |"
 
 
 def _section_doc(name: str) -> str:

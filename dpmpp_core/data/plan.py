@@ -60,14 +60,14 @@ class StepPlan:
     Args:
         labels: int64 [N] class index of each training row.
         camids: int64 [N] camera of each training row.
-        identities: P, at least 1.
+        identities: P, at least 1; all identities of the set where it has fewer.
         images: K, at least 1.
         seed: non-negative.
         epochs: only for `total`.
         by_images: whether identities are drawn in proportion to their images, or equally often.
 
     Raises:
-        DataError: fewer than P identities.
+        DataError: one identity, and P is 2 or more: nobody is another person.
     """
 
     def __init__(
@@ -80,17 +80,17 @@ class StepPlan:
         epochs: int = 1,
         by_images: bool = False,
     ) -> None:
-        self.identities, self.images, self.seed = identities, images, seed
         order = np.argsort(labels, kind="stable")
         classes, starts = np.unique(labels[order], return_index=True)
-        if len(classes) < identities:
+        if len(classes) < min(identities, 2):
             raise DataError(
-                f"the training set has {len(classes)} identities, a batch needs {identities}: "
-                "lower `identities` of metric, saliency or pretrain, or give more identities"
+                f"the training set has {len(classes)} identities, a batch needs 2: give more "
+                "identities; half of those without a split are for the test"
             )
+        self.identities, self.images, self.seed = min(identities, len(classes)), images, seed
         self._rows = np.split(order, starts[1:])
         self._camids = np.asarray(camids)
-        self.steps_per_epoch = max(1, len(labels) // (identities * images))
+        self.steps_per_epoch = max(1, len(labels) // (self.identities * images))
         """N // (P * K), at least 1."""
         self.total = epochs * self.steps_per_epoch
         """Steps of the whole training."""

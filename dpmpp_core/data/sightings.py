@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from dpmpp_core.data.files import FileListing, Rejected
 from dpmpp_core.data.headers import IMAGE_NAME, NOT_AN_IMAGE_NAME
-from dpmpp_core.data.layouts import MARKET_NAME, OWN, detect_layout, fitting_layouts, scan
+from dpmpp_core.data.layouts import MARKET_NAME, OWN, fitting_layouts, scan
 from dpmpp_core.data.names import match_names
 from dpmpp_core.data.own_data import TABLE
 from dpmpp_core.data.tables import read_table
@@ -47,7 +47,11 @@ class Sightings(NamedTuple):
 
 
 def find_sightings(
-    listing: FileListing, split: str = "all", labels: Mapping[str, Sighting] | None = None
+    listing: FileListing,
+    split: str = "all",
+    labels: Mapping[str, Sighting] | None = None,
+    layout: str = "auto",
+    camera: str | None = None,
 ) -> Sightings:
     """List the images of a folder with their labels.
 
@@ -55,12 +59,17 @@ def find_sightings(
         listing: of the folder.
         split: train, query or gallery: this part of a known layout only; all = every part.
         labels: path -> labels that override those of names, see `read_labels`.
+        layout: of the folder; auto = the one that it fits, or none.
+        camera: of the layout `folders`, see `read_person_folders`.
 
     Raises:
-        DataError: a folder that fits several layouts, or lacks the split; labels of an image that
-            does not exist.
+        DataError: a folder that fits several layouts, or lacks the named one or the split; labels
+            of an image that does not exist.
     """
-    sightings = _of_layout(listing, split) if fitting_layouts(listing) else _of_any(listing, split)
+    if layout == "auto" and not fitting_layouts(listing):
+        sightings = _of_any(listing, split)
+    else:
+        sightings = _of_layout(listing, split, layout, camera)
     if not labels:
         return sightings
     images = {sighting.path: sighting for sighting in sightings.images}
@@ -84,9 +93,9 @@ def find_sightings(
     return sightings._replace(images=list(images.values()))
 
 
-def _of_layout(listing: FileListing, split: str) -> Sightings:
-    layout = detect_layout(listing)
-    scanned = scan(listing.root, layout, listing=listing)
+def _of_layout(listing: FileListing, split: str, layout: str, camera: str | None) -> Sightings:
+    scanned = scan(listing.root, layout, listing=listing, camera=camera)
+    layout = scanned.layout
     persons, cameras = _to_labels(scanned.persons), _to_labels(scanned.cameras)
     images = []
     for entry in scanned.entries:

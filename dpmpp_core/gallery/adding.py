@@ -43,7 +43,11 @@ Columns = dict[str, np.ndarray]
 
 
 def find_labelled_images(
-    data: str, split: str = "all", labels: str | None = None
+    data: str,
+    split: str = "all",
+    labels: str | None = None,
+    layout: str = "auto",
+    camera: str | None = None,
 ) -> tuple[FileListing, Sightings]:
     """List a data folder, and parse or read the labels of its images.
 
@@ -51,6 +55,8 @@ def find_labelled_images(
         data: folder, or `s3://bucket/prefix`.
         split: see `find_sightings`.
         labels: CSV file of `read_labels`.
+        layout: see `find_sightings`.
+        camera: see `find_sightings`.
 
     Raises:
         DataError: as `list_files`, `read_labels` and `find_sightings`.
@@ -62,7 +68,7 @@ def find_labelled_images(
             read = read_labels(Path(labels).expanduser().read_bytes(), labels)
         except OSError as error:
             raise DataError(f"{labels} cannot be read: {error.strerror}") from None
-    return listing, find_sightings(listing, split, read)
+    return listing, find_sightings(listing, split, read, layout, camera)
 
 
 def embed_files(

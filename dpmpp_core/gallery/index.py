@@ -83,12 +83,13 @@ class Index:
     ) -> Index:
         """Build an index of the pictures in a folder, each cut to one person.
 
-        >>> import dpmpp_core
-        >>> index = dpmpp_core.Index.build("photos")
-        >>> index
-        Index(3 images, 0 persons; model shipped)
-        >>> index.search("a.jpg", k=2)[0].image.endswith("a.jpg")
-        True
+        Examples:
+            >>> import dpmpp_core
+            >>> index = dpmpp_core.Index.build("photos")
+            >>> index
+            Index(3 images, 0 persons; model shipped)
+            >>> index.search("a.jpg", k=2)[0].image.endswith("a.jpg")
+            True
 
         Args:
             photos: folder of pictures; folders below it count too.
@@ -122,10 +123,11 @@ class Index:
     def open(cls, folder: str | Path, model: ReidModel | str | Path | None = None) -> Index:
         """Open an index that `build` or `dpmpp index build` wrote to a folder.
 
-        >>> import dpmpp_core
-        >>> built = dpmpp_core.Index.build("photos", folder="gallery")
-        >>> dpmpp_core.Index.open("gallery")
-        Index(3 images, 0 persons; model shipped)
+        Examples:
+            >>> import dpmpp_core
+            >>> built = dpmpp_core.Index.build("photos", folder="gallery")
+            >>> dpmpp_core.Index.open("gallery")
+            Index(3 images, 0 persons; model shipped)
 
         Args:
             folder: of the index.
@@ -148,10 +150,11 @@ class Index:
     def add(self, photos: str | Path, labels: str | Path | None = None) -> Index:
         """Add the pictures of a folder that are new or have changed; return the index itself.
 
-        >>> import dpmpp_core
-        >>> index = dpmpp_core.Index.build("photos")
-        >>> len(index.add("photos"))
-        3
+        Examples:
+            >>> import dpmpp_core
+            >>> index = dpmpp_core.Index.build("photos")
+            >>> len(index.add("photos"))
+            3
 
         Arguments and errors are those of `build`.
         """
@@ -169,12 +172,13 @@ class Index:
     ) -> Matches:
         """Find the person of a picture.
 
-        >>> import dpmpp_core
-        >>> index = dpmpp_core.Index.build("photos")
-        >>> index.search("a.jpg", k=2)  # doctest: +ELLIPSIS
-        Matches(2 of a.jpg in 3 images; best 0... a.jpg)
-        >>> len(index.search(["a.jpg", "b.jpg"], min_score=-1))  # two pictures of one person
-        3
+        Examples:
+            >>> import dpmpp_core
+            >>> index = dpmpp_core.Index.build("photos")
+            >>> index.search("a.jpg", k=2)  # doctest: +ELLIPSIS
+            Matches(2 of a.jpg in 3 images; best 0... a.jpg)
+            >>> len(index.search(["a.jpg", "b.jpg"], min_score=-1))  # two pictures of one person
+            3
 
         Args:
             query: a picture of one person, or several of the same; as of `ReidModel.embed`.

@@ -44,10 +44,11 @@ class Matches:
         `time` is UTC. `image` is the end of the path that tells it from the others. A column
         without any value is left out. Without hits, a sentence says so.
 
-        >>> import dpmpp_core
-        >>> dpmpp_core.Index.build("photos").search("a.jpg", k=1).show()  # doctest: +ELLIPSIS
-        rank  score  image
-        1     0...  a.jpg
+        Examples:
+            >>> import dpmpp_core
+            >>> dpmpp_core.Index.build("photos").search("a.jpg", k=1).show()  # doctest: +ELLIPSIS
+            rank  score  image
+            1     0...  a.jpg
         """
         print(self._table())
 
@@ -56,10 +57,11 @@ class Matches:
 
         The columns `person` and `camera` are there only if a hit has a name.
 
-        >>> import dpmpp_core
-        >>> frame = dpmpp_core.Index.build("photos").search("a.jpg", k=2).to_pandas()
-        >>> list(frame.columns)
-        ['image', 'score', 'probability', 'pid', 'camid', 'time', 'sha256']
+        Examples:
+            >>> import dpmpp_core
+            >>> frame = dpmpp_core.Index.build("photos").search("a.jpg", k=2).to_pandas()
+            >>> list(frame.columns)
+            ['image', 'score', 'probability', 'pid', 'camid', 'time', 'sha256']
 
         Raises:
             ConfigError: pandas is not installed.
@@ -78,10 +80,11 @@ class Matches:
     def save_html(self, path: str | Path) -> Path:
         """Write a self-contained page with query, mask and hits; return its absolute path.
 
-        >>> import dpmpp_core
-        >>> matches = dpmpp_core.Index.build("photos").search("a.jpg")
-        >>> matches.save_html("page.html").name
-        'page.html'
+        Examples:
+            >>> import dpmpp_core
+            >>> matches = dpmpp_core.Index.build("photos").search("a.jpg")
+            >>> matches.save_html("page.html").name
+            'page.html'
 
         Raises:
             OSError: it cannot be written.

@@ -31,11 +31,12 @@ class Embedded:
 
         Higher is more similar. The masks are those of the queries, so the order matters.
 
-        >>> import dpmpp_core
-        >>> model = dpmpp_core.load_model()
-        >>> query, others = model.embed("a.jpg"), model.embed(["a.jpg", "b.jpg"])
-        >>> query.similarity(others, masked=False).round(2)[0, 0]
-        np.float32(1.0)
+        Examples:
+            >>> import dpmpp_core
+            >>> model = dpmpp_core.load_model()
+            >>> query, others = model.embed("a.jpg"), model.embed(["a.jpg", "b.jpg"])
+            >>> query.similarity(others, masked=False).round(2)[0, 0]
+            np.float32(1.0)
 
         Args:
             other: embeddings of the same model.

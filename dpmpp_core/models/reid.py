@@ -183,9 +183,10 @@ class ReidModel(nn.Module):
     ) -> Embedded:
         """Embed pictures; after `model.encoder.bfloat16()` the encoder computes in bfloat16.
 
-        >>> import dpmpp_core
-        >>> dpmpp_core.load_model().embed(["a.jpg", "b.jpg"])
-        Embedded(2 images; visual 192, joint 192, bands 1536)
+        Examples:
+            >>> import dpmpp_core
+            >>> dpmpp_core.load_model().embed(["a.jpg", "b.jpg"])
+            Embedded(2 images; visual 192, joint 192, bands 1536)
 
         Args:
             images: one picture, or N of any size: paths, bytes of files, Pillow images, arrays
@@ -281,9 +282,10 @@ def save_model(model: ReidModel, folder: Path, facts: Mapping[str, Any] | None =
 def load_model(name: str | Path = SHIPPED, device: str = "cpu") -> ReidModel:
     """Load a model by its name, ready to embed pictures (in evaluation mode).
 
-    >>> import dpmpp_core
-    >>> dpmpp_core.load_model()
-    ReidModel(dpmpp-small, 256x128 pixels; visual 192, joint 192, bands 1536; 3.1 M parameters)
+    Examples:
+        >>> import dpmpp_core
+        >>> dpmpp_core.load_model()
+        ReidModel(dpmpp-small, 256x128 pixels; visual 192, joint 192, bands 1536; 3.1 M parameters)
 
     Args:
         name: `shipped` = the package's own; its accuracy is logged as a warning, once per process.

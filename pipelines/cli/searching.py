@@ -7,7 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli import show_search
-from pipelines.cli.completion import ENGINES, INDEX_SPLITS, STORED_TYPES, complete_from
+from pipelines.cli.completion import (
+    ENGINES,
+    INDEX_SPLITS,
+    STORED_TYPES,
+    complete_from,
+    complete_layout,
+)
 from pipelines.cli.help_pages import START, examples
 from pipelines.cli.options import Address, IndexedModel, Json, run_command
 
@@ -33,6 +39,17 @@ Labels = Annotated[
         "cameras are numbers or names."
     ),
 ]
+Layout = Annotated[
+    str,
+    typer.Option(
+        help="Layout of the data folder; auto = detect it; folders = a folder per person.",
+        autocompletion=complete_layout,
+    ),
+]
+FolderCamera = Annotated[
+    str | None,
+    typer.Option(help="Of the layout folders: regular expression, whose group is the camera."),
+]
 IndexModel = Annotated[
     str | None,
     typer.Option("--model", help="Where the index's model is, if it was moved; as of `build`."),
@@ -57,8 +74,8 @@ Approximate = Annotated[
     "build",
     epilog=examples(
         "dpmpp index build --index GALLERY --data PHOTOS",
+        "dpmpp index build --index GALLERY --data PEOPLE --layout folders",
         "dpmpp index build --index GALLERY --data PHOTOS --model runs/RUN",
-        "dpmpp index build --index GALLERY --data PHOTOS --stored int8+float32",
     ),
 )
 def index_build(
@@ -67,6 +84,8 @@ def index_build(
     model: IndexedModel = "shipped",
     split: Split = "all",
     labels: Labels = None,
+    layout: Layout = "auto",
+    camera: FolderCamera = None,
     stored: Annotated[
         str,
         typer.Option(
@@ -85,8 +104,9 @@ def index_build(
         from pipelines.gallery.index import ImageSource, build_index
 
         return build_index(
-            index, model, known_type(stored), ImageSource(data, split, labels, address)
-        )
+            index, model, known_type(stored),
+            ImageSource(data, split, labels, address, layout, camera),
+        )  # fmt: skip
 
     run_command(work, show_search.show_added, as_json)
 
@@ -104,6 +124,8 @@ def index_add(
     model: IndexModel = None,
     split: Split = "all",
     labels: Labels = None,
+    layout: Layout = "auto",
+    camera: FolderCamera = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -112,7 +134,8 @@ def index_add(
     def work() -> dict[str, Any]:
         from pipelines.gallery.index import ImageSource, add_images
 
-        return add_images(index, ImageSource(data, split, labels, address), model)
+        source = ImageSource(data, split, labels, address, layout, camera)
+        return add_images(index, source, model)
 
     run_command(work, show_search.show_added, as_json)
 

@@ -89,27 +89,32 @@ def show_results(result: dict[str, Any]) -> None:
     """Print one table per query."""
     from dpmpp_core.data.names import distinguish
     from dpmpp_core.data.sightings import show_time
-    from dpmpp_core.gallery.pages import format_probability
 
     console = Console()
     images = [hit["image"] for query in result["queries"] for hit in query["hits"]]
     names = dict(zip(images, distinguish(images), strict=True))
     for query in result["queries"]:
-        table = Table(title=one_line(query["image"]), title_justify="left")
-        for column in ("", "score", "same person", "person", "camera", "time", "image"):
-            left = column in ("time", "image")
-            table.add_column(column, justify="left" if left else "right", no_wrap=column == "time")
-        for rank, hit in enumerate(query["hits"], 1):
-            chance = hit["probability"]
-            table.add_row(
-                str(rank),
-                f"{hit['score']:.4f}",
-                "" if chance is None else format_probability(chance),
-                _show_label(hit, "person", "pid"),
-                _show_label(hit, "camera", "camid"),
-                show_time(hit["time"]),
-                one_line(names[hit["image"]]),
-            )
+        rows = [
+            {
+                "": str(rank),
+                "score": f"{hit['score']:.4f}",
+                "same person": _show_probability(hit["probability"]),
+                "person": _show_label(hit, "person", "pid"),
+                "camera": _show_label(hit, "camera", "camid"),
+                "time": show_time(hit["time"]),
+                "image": one_line(names[hit["image"]]),
+            }
+            for rank, hit in enumerate(query["hits"], 1)
+        ]
+        table = Table()
+        # What no hit has, such as times of photographs without, gets no column.
+        columns = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
+        for name in columns:
+            left = name in ("time", "image")
+            table.add_column(name, justify="left" if left else "right", no_wrap=name == "time")
+        for row in rows:
+            table.add_row(*(row[name] for name in columns))
+        _print_line(query["image"])  # a title would be broken to the width of the table
         console.print(table, markup=False)
     if result["approximate"]:
         _print_line(
@@ -145,13 +150,19 @@ def show_crops(result: dict[str, Any]) -> None:
     _print_line(f"{result['crops']:,} pictures in {result['out']}, {result['seconds']:.1f} s")
     _print_line("search them:")
     labels = shlex.quote(result["labels"])
-    _print_line(f"  dpmpp index build --index GALLERY --data {out} --labels {labels} --model MODEL")
+    _print_line(f"  dpmpp index build --index GALLERY --data {out} --labels {labels}")
     if result["tracklets"]:
         _print_line(f"  dpmpp search --index GALLERY --query {out}/VIDEO/TRACKLET --tracklet")
 
 
 def _print_line(text: str) -> None:
     Console().print(one_line(text), highlight=False, soft_wrap=True, markup=False)
+
+
+def _show_probability(chance: float | None) -> str:
+    from dpmpp_core.gallery.pages import format_probability
+
+    return "" if chance is None else format_probability(chance)
 
 
 def _show_label(hit: dict[str, Any], name: str, number: str) -> str:

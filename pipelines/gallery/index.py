@@ -47,6 +47,8 @@ class ImageSource:
     split: str = "all"
     labels: str | None = None
     address: str | None = None
+    layout: str = "auto"
+    camera: str | None = None
 
 
 def build_index(folder: str, model: str, stored: Stored, images: ImageSource) -> dict[str, Any]:
@@ -206,7 +208,9 @@ def _state_worth(source: str) -> None:
 
 def find_images(images: ImageSource) -> tuple[FileListing, Sightings]:
     """List a data folder, and parse or read the labels of its images."""
-    return find_labelled_images(images.data, images.split, images.labels)
+    return find_labelled_images(
+        images.data, images.split, images.labels, images.layout, images.camera
+    )
 
 
 def _add_sightings(

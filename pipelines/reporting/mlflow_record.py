@@ -77,7 +77,9 @@ def _list_figures(
 def render_description(
     metrics: Sets, intervals: Sets, persons: Mapping[str, int], facts: Mapping[str, str]
 ) -> str:
-    """Return the description of a run as Markdown: verdict, table of results, facts.
+    """Return the description of a run as Markdown: verdict, table of results, caveats, facts.
+
+    MLflow folds what does not fit into a few lines, so the table comes early.
 
     Args:
         metrics: as in the content of an evaluation's file.
@@ -86,13 +88,14 @@ def render_description(
         facts: label -> value, shown as code.
     """
     verdict = build_verdict(metrics, intervals, persons)
-    lines = [] if verdict is None else [f"**{verdict.sentence}.**", "", *verdict.caveats]
+    lines = [] if verdict is None else [f"**{verdict.sentence}.**"]
     lines += [
         "",
         "| queries | % | own mask | no mask | difference | histogram | chance |",
         "|---|---|---:|---:|---:|---:|---:|",
         *(f"| {' | '.join(row)} |" for row in build_headline_rows(metrics, intervals)),
         "",
+        *(f"- {caveat}" for caveat in (verdict.caveats if verdict else ())),
         *(f"- {label}: `{value}`" for label, value in facts.items()),
         f"- Artifacts: `report.html`, `{TABLE_FILE}` with all figures, `{FIGURES_FOLDER}`",
     ]

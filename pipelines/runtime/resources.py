@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +42,7 @@ AUTOSCALED_SECONDS = "1800"  # more than a cloud needs to start a node
 PROGRESS_TIMEOUT = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 
 CONNECT_SECONDS = 15.0
+LOG_LEVEL_LINE = b"Set ray log level from environment variable"
 BLOCKS_IN_FLIGHT = 8  # per data worker
 # A socket has a name of 107 bytes at most, of which Ray's own folders take up to 70.
 MAX_TEMPORARY_CHARS = 37
@@ -271,14 +275,35 @@ def _start_local(config: ClusterConfig) -> tuple[Plan, Plan]:
     shorten_temporary_folder()
     # Each training would start a process that waits for nodes to be taken away.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    ray.init(
-        address="local",
-        num_cpus=logical,
-        include_dashboard=False,  # as long as this program runs, it shows its own progress
-        log_to_driver=False,  # workers report what matters through the `TrainingMonitor`
-        logging_level=logging.WARNING,
-    )
+    with drop_stderr_lines(LOG_LEVEL_LINE):
+        ray.init(
+            address="local",
+            num_cpus=logical,
+            include_dashboard=False,  # as long as this program runs, it shows its own progress
+            log_to_driver=False,  # workers report what matters through the `TrainingMonitor`
+            logging_level=logging.WARNING,
+        )
     return result, trials
+
+
+@contextmanager
+def drop_stderr_lines(text: bytes) -> Iterator[None]:
+    """Hold back what the process writes to stderr, C++ included; write it without lines of `text`.
+
+    Ray announces a log level that it takes from the environment, at every level.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if text not in line))
 
 
 def shorten_temporary_folder() -> None:

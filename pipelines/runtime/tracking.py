@@ -32,6 +32,7 @@ from pipelines.runtime.storage import SQLITE, Storage, sqlite_uri
 
 RUN_TAG, STAGE_TAG, KEY_TAG, REUSED_TAG = "dpmpp.run", "dpmpp.stage", "dpmpp.key", "dpmpp.reused"
 NOT_IDENTITY = ("cluster.", "tracking.")
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow shows chats
 # MLflow's client retries for minutes, which is right in a training and wrong where one waits.
 QUICK_REQUESTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 
@@ -138,7 +139,9 @@ class Tracking:
         experiment = self._open.get_experiment_by_name(name)
         if experiment is None:
             try:
-                return self._open.create_experiment(name, artifact_location=self._artifacts)
+                return self._open.create_experiment(
+                    name, artifact_location=self._artifacts, tags=EXPERIMENT_TAGS
+                )
             except MlflowException as error:
                 experiment = self._open.get_experiment_by_name(name)
                 if experiment is None:

@@ -98,7 +98,6 @@ def record_results(run: Run, prepared: Stage, metric: Stage, evaluated: Stage) -
     metrics, intervals = (evaluated.summary[name] for name in ("metrics", "intervals"))
     facts = {
         "Data": f"{one_line(prepared.summary['root'])} ({prepared.summary['dataset_id'][:16]})",
-        "Configuration": run.config.name,
         "Model": run.storage.location(f"{metric.key}/model"),
     }
     persons = count_persons(prepared)

@@ -17,7 +17,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from dpmpp_core.errors import TrainingError
+from dpmpp_core.errors import ConfigError, TrainingError
 from dpmpp_core.tasks.task import Task
 from pipelines.runtime.progress import follow_training, start_monitor
 from pipelines.runtime.resources import parse_labels
@@ -69,6 +69,7 @@ def fit(
         The trained task, and a summary for the stage.
 
     Raises:
+        ConfigError: The train workers cannot share the persons of a small set evenly.
         TrainingError: The loss was not finite (names the step and its images), or no worker can
             train: GPUs that torch cannot use, or whose memory is full.
         KeyboardInterrupt: Stopped before the end; the next call resumes there.
@@ -83,6 +84,7 @@ def fit(
     if segment and segment.start:
         job.open_checkpoints().copy_newest_from(segment.start)
     if kind != "prompts":  # prompts learn from features that fit in memory
+        _check_batch(run, training_set)
         pack_images(run, training_set)
     with (
         follow_training(monitor, f"{kind} steps", total, _log_epochs(run, task)),
@@ -114,6 +116,22 @@ def fit(
         "history": history,
         "warnings": list(alarms.values()),
     }
+
+
+def _check_batch(run: Run, training_set: TrainingSet) -> None:
+    """Log that a small set fills no batch; refuse one that the train workers cannot share."""
+    section, workers = training_set.section, run.plan.train_workers
+    wanted = getattr(run.config, section).identities
+    identities = training_set.plan().identities
+    if identities == wanted:
+        return
+    if identities % workers:
+        raise ConfigError(
+            f"the {identities} identities of the training set cannot be shared by {workers} train "
+            f"workers: set {section}.identities to a multiple of {workers} below {identities}"
+        )
+    log.info("%s: all %d persons in each batch, as %s.identities is %d", section, identities,
+             section, wanted)  # fmt: skip
 
 
 def _build_trainer(run: Run, job: Job, name: str, total: int) -> TorchTrainer:

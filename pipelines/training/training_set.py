@@ -17,6 +17,7 @@ from dpmpp_core.data.packed import PackedImages
 from dpmpp_core.data.plan import StepPlan, class_labels
 from dpmpp_core.data.steps import StepMaker, TrainingImages
 from dpmpp_core.data.synthesis import Synthesiser
+from dpmpp_core.errors import ConfigError
 from dpmpp_core.models.weights import find_head_lr
 from pipelines.runtime.storage import Storage
 from pipelines.training.masks import load_masks, transfer_grid
@@ -89,10 +90,18 @@ class TrainingSet:
     def _plan(self, labels: np.ndarray, camids: np.ndarray) -> StepPlan:
         section = getattr(self.config, self.section)
         by_images = self.section == "metric" and self.config.metric.sampling == "images"
-        return StepPlan(
+        plan = StepPlan(
             labels, camids, section.identities, section.images, self.config.seed,
             by_images=by_images,
         )  # fmt: skip
+        parts = self.config.metric.accumulate if self.section == "metric" else 1
+        if plan.identities % parts:
+            raise ConfigError(
+                f"the {plan.identities} identities of the training set cannot be taken in "
+                f"metric.accumulate {parts} parts: set metric.identities to a multiple of {parts} "
+                f"below {plan.identities}, or metric.accumulate=1"
+            )
+        return plan
 
     def build_step_maker(self, cache_bytes: int = CACHE_BYTES) -> StepMaker:
         """Build what makes the arrays of a step, on the calling machine; see `StepMaker`."""

@@ -29,7 +29,10 @@ def list_next_steps(run: Run, done: Mapping[str, Stage]) -> list[dict[str, str]]
     model = storage.short_location(name if storage.is_local else f"{done['metric'].key}/model")
     index = storage.short_location(f"{name}/gallery") if storage.is_local else "gallery"
     root = manifest.root if "://" in manifest.root else shorten_path(manifest.root)
-    part = [] if manifest.layout == UNDETECTED else ["--split", "gallery"]
+    part = ["--split", "gallery"]
+    if manifest.layout == UNDETECTED:  # few persons: all of them can be searched
+        part = ["--layout", UNDETECTED]
+        part += ["--camera", run.config.data.camera] if run.config.data.camera else []
     query = next(iter(manifest.subset("query")["path"].to_pylist()), None)
     commands: dict[str, list[str]] = {}
     if "evaluate" not in done:

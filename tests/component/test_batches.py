@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from dpmpp_core.config import ClusterConfig, load_config
+from dpmpp_core.errors import ConfigError
 from pipelines.runtime.resources import connect
 from pipelines.runtime.run import Run
 from pipelines.runtime.storage import Storage
@@ -143,3 +145,16 @@ def test_a_training_in_several_executions_is_the_training_in_one(
         assert stage.summary["steps"] == 12
         digests.append(stage.summary["weights_sha256"])
     assert digests[0] == digests[1]
+
+
+def test_a_small_set_has_all_its_persons_in_each_batch(training_set: TrainingSet) -> None:
+    def with_batch(*overrides: str) -> TrainingSet:
+        config = load_config("demo", [*SMALL, "saliency.provider=spectral", *overrides])
+        return replace(training_set, config=config)
+
+    small, persons = with_batch("metric.identities=1024"), training_set.classes()
+    assert small.plan().identities == persons < 1024
+    images = small.build_step_maker().make(0)["images"]
+    assert len(images) == persons * small.config.metric.images
+    with pytest.raises(ConfigError, match="identities of the training set cannot be taken in"):
+        with_batch("metric.identities=1024", "metric.accumulate=512").plan()

@@ -81,9 +81,15 @@ def test_the_images_of_an_identity_come_from_both_cameras():
         assert (np.sort(camids[rows], axis=1) == [0, 0, 1, 1]).all()
 
 
-def test_too_few_identities_is_the_users_error():
-    with pytest.raises(DataError, match="has 3 identities, a batch needs 4"):
-        StepPlan(np.array([0, 1, 2]), np.zeros(3, np.int64), 4, 2, 0)
+def test_a_batch_has_all_identities_of_a_small_set():
+    plan = StepPlan(np.array([0, 0, 1, 2]), np.zeros(4, np.int64), 16, 2, 0)
+    assert plan.identities == 3 and plan.steps_per_epoch == 1
+    assert set(plan.rows(0, 0).tolist()) == {0, 1, 2, 3}
+
+
+def test_one_identity_is_the_users_error():
+    with pytest.raises(DataError, match="has 1 identities, a batch needs 2"):
+        StepPlan(np.array([0, 0, 0]), np.zeros(3, np.int64), 4, 2, 0)
 
 
 def test_a_step_beyond_the_epoch_is_refused():

@@ -156,6 +156,18 @@ def test_a_table_of_own_data_gives_its_names(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_folder_per_person_gives_names_where_that_is_said():
+    paths = ["anna/front/cam7.jpg", "anna/back/cam8.jpg", "ben/back/cam8.jpg", "stray.jpg"]
+    found = find_sightings(listing(*paths), layout="folders")
+    assert {image[:3] for image in found.images} == {
+        (paths[0], "anna", "front"), (paths[1], "anna", "back"), (paths[2], "ben", "back"),
+    }  # fmt: skip
+    assert [row.path for row in found.rejected] == ["stray.jpg"]
+    found = find_sightings(listing(*paths), layout="folders", camera=r"cam(\d)")
+    assert {image.camid for image in found.images} == {7, 8}
+    assert find_sightings(listing(*paths)).layout == "any"
+
+
 def test_two_names_of_a_table_that_are_one_label_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"labels\.csv: '007' and '7' are one label in an index"):
         find_sightings(table_of(tmp_path, "a.jpg,007,", "b.jpg,7,", "c.jpg,anna,"))

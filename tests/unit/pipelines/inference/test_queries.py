@@ -125,6 +125,7 @@ def test_names_of_an_index_are_taken_and_shown(place, tmp_path, capsys):
     show_index(describe_index(GalleryIndex.open(index.folder)))
     shown = capsys.readouterr().out
     assert "[b]anna" in shown and "cameras: 1, entrance" in shown
+    assert "camera " in shown and "same person" not in shown  # a column that would be empty
     with pytest.raises(DataError, match=r"--person Anna: .*did you mean '\[b\]anna'"):
         run_search(replace(asked, person="Anna"))
 

@@ -13,7 +13,9 @@ from ray.tune import PlacementGroupFactory
 from dpmpp_core.config import ClusterConfig
 from dpmpp_core.errors import ConfigError
 from pipelines.runtime.resources import (
+    LOG_LEVEL_LINE,
     connect,
+    drop_stderr_lines,
     plan_resources,
     plan_trials,
     shorten_temporary_folder,
@@ -122,3 +124,13 @@ def test_the_old_ray_train_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
     with pytest.raises(ConfigError, match="needs Ray Train V2"):
         connect(None, ClusterConfig())
+
+
+def test_what_ray_says_of_its_log_level_is_dropped_and_nothing_else(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(KeyboardInterrupt), drop_stderr_lines(LOG_LEVEL_LINE):
+        os.write(2, b"[I 1] logging.cc: " + LOG_LEVEL_LINE + b" to 3\nanother line\n")
+        raise KeyboardInterrupt
+    os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err == "another line\nafterwards\n"
