@@ -1,7 +1,8 @@
-"""Whether each node of a cluster reads the data and writes the storage, asked before any work."""
+"""Whether each node of a cluster has the driver's data and storage, asked before any work."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ WAIT_SECONDS = 120.0  # for a node that is busy with the work of others
 def check_nodes(data: str | None, storage: str, pools: Sequence[Sequence[str]]) -> None:
     """Raise DataError if a node of the pools lacks the data or the storage; names the node.
 
-    A node without the data would call every image unreadable. Nodes that start later, and busy
-    ones that do not answer in time, are not asked.
+    A node without the data would call every image unreadable, and one whose storage is a folder of
+    its own would write where nobody looks: it must read a file that this process writes. Nodes that
+    start later, and busy ones that do not answer in time, are not asked.
 
     Args:
         data: folder or URI of the data; None = nothing is read.
@@ -29,11 +31,18 @@ def check_nodes(data: str | None, storage: str, pools: Sequence[Sequence[str]]) 
         pools: labels `key=value` of the nodes of each pool; no labels = all nodes.
     """
     probe: Any = ray.remote(num_cpus=0, max_retries=0)(_describe_problem)
-    asked = {}
-    for node in _find_nodes(pools):
-        place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked[probe.options(scheduling_strategy=place).remote(data, storage)] = node
-    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=WAIT_SECONDS)
+    nodes = _find_nodes(pools)
+    if not nodes:
+        return
+    written, asked = f".probe-{uuid.uuid4().hex}", {}
+    Storage(storage).write(written, b"")
+    try:
+        for node in nodes:
+            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked[probe.options(scheduling_strategy=place).remote(data, storage, written)] = node
+        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=WAIT_SECONDS)
+    finally:
+        Storage(storage).delete(written)
     for answer in done:
         if problem := ray.get(answer):
             name = asked[answer].get("NodeManagerHostname") or asked[answer]["NodeManagerAddress"]
@@ -52,12 +61,17 @@ def _find_nodes(pools: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     ]
 
 
-def _describe_problem(data: str | None, storage: str) -> str:
-    """Return why this node cannot work there; empty if it can."""
+def _describe_problem(data: str | None, storage: str, written: str) -> str:
+    """Return why this node cannot work there; empty if it can.
+
+    `written`: key of a file in the storage, written by the driver.
+    """
     if data is not None and "://" not in data and not Path(data).is_dir():
         return f"no data folder {data}"
     try:
         Storage(storage).ensure_writable()
+        if Storage(storage).read(written) is None:
+            return f"its {storage} is not the driver's, so its results would be lost"
     except (UserError, OSError) as error:
         return one_line(str(error))
     return ""

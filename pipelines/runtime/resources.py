@@ -315,7 +315,10 @@ def _join(address: str, config: ClusterConfig) -> tuple[Plan, Plan]:
         )
     except (ConnectionError, ValueError) as error:
         problem = " ".join(redact(str(error)).split())[:300]
-        raise ConfigError(f"--address {address}: no Ray cluster answers: {problem}") from None
+        hint = "a cluster with tokens needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        raise ConfigError(
+            f"--address {address}: no Ray cluster answers: {problem}; {hint}"
+        ) from None
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     if config.autoscaled:

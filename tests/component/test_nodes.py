@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpmpp_core.errors import DataError
-from pipelines.runtime.nodes import check_nodes
+from pipelines.runtime.nodes import _describe_problem, check_nodes
 
 
 def test_a_node_without_the_data_or_the_storage_is_named(
@@ -16,7 +16,13 @@ def test_a_node_without_the_data_or_the_storage_is_named(
     check_nodes(str(small_demo), str(tmp_path / "runs"), [(), ()])
     with pytest.raises(DataError, match=r"node .*: no data folder /nowhere"):
         check_nodes("/nowhere", str(tmp_path / "runs"), [()])
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"node .*: nothing can be written to"):
-        check_nodes(None, str(tmp_path / "file" / "runs"), [()])
     check_nodes("/nowhere", str(tmp_path / "runs"), [("pool=elsewhere",)])  # none to ask
+    assert not list((tmp_path / "runs").glob(".probe-*"))
+
+
+def test_a_node_whose_storage_is_another_or_refuses_files_says_so(tmp_path: Path) -> None:
+    runs = str(tmp_path / "runs")
+    assert "is not the driver's" in _describe_problem(None, runs, ".probe-elsewhere")
+    (tmp_path / "file").touch()
+    answer = _describe_problem(None, str(tmp_path / "file" / "runs"), ".probe")
+    assert "nothing can be written to" in answer
