@@ -122,4 +122,6 @@ def _describe(error: BaseException) -> str:
         if isinstance(inner, ConnectionError | TimeoutError) and inner.strerror:
             return f"no answer: {inner.strerror}"
         inner = inner.__cause__ or inner.__context__
+    if "timed out" in str(error):
+        return "no answer: timed out"
     return one_line(str(error))[:300]

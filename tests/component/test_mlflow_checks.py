@@ -88,6 +88,7 @@ def test_a_check_creates_the_experiment_and_leaves_one_small_file(
     [
         (MlflowException("Permission denied", error_code=DENIED), "login ann lacks .*MANAGE"),
         (MlflowException("failed with error code 401 != 200."), "login is missing or wrong"),
+        (MlflowException("(Caused by: Read timed out.)"), "no answer: timed out"),
         (MlflowException("two\nlines"), "two lines"),
     ],
 )
