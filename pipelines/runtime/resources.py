@@ -271,13 +271,21 @@ def _start_local(config: ClusterConfig) -> tuple[Plan, Plan]:
     shorten_temporary_folder()
     # Each training would start a process that waits for nodes to be taken away.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    ray.init(
-        address="local",
-        num_cpus=logical,
-        include_dashboard=False,  # as long as this program runs, it shows its own progress
-        log_to_driver=False,  # workers report what matters through the `TrainingMonitor`
-        logging_level=logging.WARNING,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=logical,
+            include_dashboard=False,  # as long as this program runs, it shows its own progress
+            log_to_driver=False,  # workers report what matters through the `TrainingMonitor`
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:  # a bare one
+        if "timed out during startup" not in str(error):
+            raise
+        raise ConfigError(
+            "Ray's processes did not start in time: the machine is too busy; start again when "
+            "less runs on it"
+        ) from error
     return result, trials
 
 

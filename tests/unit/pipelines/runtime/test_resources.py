@@ -122,3 +122,13 @@ def test_the_old_ray_train_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
     with pytest.raises(ConfigError, match="needs Ray Train V2"):
         connect(None, ClusterConfig())
+
+
+def test_a_ray_that_starts_too_late_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr("pipelines.runtime.resources.ray.init", late)
+    monkeypatch.setattr("pipelines.runtime.resources.ray.is_initialized", lambda: False)
+    with pytest.raises(ConfigError, match="the machine is too busy"):
+        connect(None, ClusterConfig())
