@@ -8,9 +8,9 @@ import unicodedata
 
 REPLACEMENT = "***"
 MIN_SECRET_LENGTH = 8  # characters; a shorter value of a variable would match ordinary words
-_NAME = (
+_NAME = (  # not PWD, the working folder
     r"[\w.-]*(?:secret(?:_?key)?|token|passw(?:or)?d|passphrase|(?<![a-z])pass|api_?key"
-    r"|access_?key|credential|signature|(?<![a-z])sig)"
+    r"|access_?key|credential|signature|(?<![a-z])sig|(?<=[_.?&;-])pwd)"
 )
 # scheme://user:password@host, also s3://key:secret@bucket.
 _LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^/\s?#]*@", re.IGNORECASE)
@@ -31,8 +31,8 @@ def redact(text: str) -> str:
     Secrets are logins in URIs (`scheme://user:password@`), parameters of URIs (`?token=`, `?sig=`),
     credentials of HTTP headers (`Bearer ...`), and the values of environment variables, 8
     characters or longer, by their names (`AWS_SECRET_ACCESS_KEY`, `MLFLOW_TRACKING_PASSWORD`,
-    `HF_TOKEN`, `DB_PASS`). URIs and texts of errors must
-    pass through here before they are printed, logged or recorded.
+    `HF_TOKEN`, `DB_PASS`, `DB_PWD`). URIs and texts of errors must pass through here before they
+    are printed, logged or recorded.
     """
     for pattern in (_DATABASE, _LOGIN, _SLASHED):
         text = pattern.sub(rf"\1{REPLACEMENT}@", text)

@@ -140,6 +140,7 @@ def submit(
 
     def work() -> dict[str, Any]:
         from pipelines.deploy import jobs, kube
+        from pipelines.deploy.check import check_words
         from pipelines.deploy.render import get_object, get_overlay_namespace, render_overlay
 
         belongs = jobs.Owner.parse(owner) if owner else None
@@ -148,8 +149,10 @@ def submit(
         if applied:
             target = kube.Kubernetes(namespace or DEFAULT_NAMESPACE, context)
             objects = target.read_applied(job)
+            check_words(objects, overrides or [])
         else:
             objects = render_overlay(manifests, overlay)
+            check_words(objects, overrides or [])
             own = get_overlay_namespace(objects, namespace)
             target = jobs.RayCluster(address) if address else kube.Kubernetes(own, context)
         ready = jobs.build_job(objects, job, overrides or [], belongs)

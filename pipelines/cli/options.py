@@ -129,6 +129,7 @@ def run_command(
         logging.getLogger(name).setLevel(logging.INFO)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run
     warnings.filterwarnings("ignore", module="ray.data")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     stdout = os.dup(1)

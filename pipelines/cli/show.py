@@ -41,11 +41,16 @@ def show_result(result: dict[str, Any]) -> None:
     places = {
         "report": result.get("report"),
         "model": result.get("model_uri") or result.get("model"),
-        "MLflow": f"mlflow ui --backend-store-uri {result['tracking_uri']}",
+        "MLflow": describe_tracking(result["tracking_uri"]),
     }
     for name, place in places.items():
         if place:
             console.print(f"{name + ':':8}{place}", soft_wrap=True, highlight=False, markup=False)
+
+
+def describe_tracking(uri: str) -> str:
+    """Return the address of an MLflow server, or the command that shows a database."""
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
 def show_breakdowns(result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dpmpp_core.percent import format_percent
 from dpmpp_core.redaction import one_line
-from pipelines.cli.show import show_left_out
+from pipelines.cli.show import describe_tracking, show_left_out
 
 QUERY_SETS = {"occluded": "occluded", "holistic": "whole"}  # in a user's words
 
@@ -32,7 +32,7 @@ def show_summary(result: dict[str, Any]) -> None:
         _print_line(console, describe_metrics(result["metrics"]))
     if "model_uri" in result:
         _print_line(console, f"registered: {result['model_uri']}")
-    _print_line(console, f"MLflow: mlflow ui --backend-store-uri {result['tracking_uri']}")
+    _print_line(console, f"MLflow: {describe_tracking(result['tracking_uri'])}")
     show_next_steps(result)
 
 

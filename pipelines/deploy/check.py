@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipelines.deploy.rules import check_operator_rules, iter_clusters
 from pipelines.deploy.schemas import Problem, check_schema
 
 CRDS_VARIABLE = "KUBERAY_CRDS"
+_CHANGE = re.compile(r"[a-z]\w*(\.\w+)*=")  # SECTION.KEY=
 
 
 def resolve_crds_folder(given: Path | None) -> Path | None:
@@ -62,8 +64,12 @@ def find_job_problems(job: Object, objects: Sequence[Object]) -> list[Problem]:
     return problems or _check_config([*maps, job])
 
 
-def load_overlay_config(objects: Sequence[Object]) -> Config:
-    """Return the configuration in the ConfigMap dpmpp-config; raise ConfigError if it is wrong."""
+def load_overlay_config(objects: Sequence[Object], overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration in the ConfigMap dpmpp-config, with changes `section.key=value`.
+
+    Raises:
+        ConfigError: it, or a change, is wrong.
+    """
     text = get_config_text(objects)
     if text is None:
         raise ConfigError(
@@ -73,9 +79,20 @@ def load_overlay_config(objects: Sequence[Object]) -> Config:
         path = Path(folder) / "config.yaml"
         path.write_text(text)
         try:
-            return load_config(str(path))
+            return load_config(str(path), list(overrides))
         except ConfigError as error:
             raise ConfigError(str(error).replace(f"{path}: ", "config.yaml: ")) from None
+
+
+def check_words(objects: Sequence[Object], words: Sequence[str]) -> None:
+    """Raise ConfigError if words of a submission change a key or to a value that is wrong.
+
+    Words that are no changes are left to the job's command, and all are if they name another
+    configuration.
+    """
+    changes = [word for word in words if _CHANGE.match(word)]
+    if changes and not any(word.startswith("--config") for word in words):
+        load_overlay_config(objects, changes)
 
 
 def _check_config(objects: Sequence[Object]) -> list[Problem]:

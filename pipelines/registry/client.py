@@ -17,13 +17,9 @@ from mlflow.exceptions import MlflowException
 
 from dpmpp_core.config.sections import MODEL_NAME
 from dpmpp_core.errors import ConfigError, suggest
+from pipelines.runtime.mlflow_checks import QUICK_REQUESTS, translate_errors
 from pipelines.runtime.storage import SQLITE
-from pipelines.runtime.tracking import (
-    QUICK_REQUESTS,
-    open_client,
-    translate_errors,
-    without_login,
-)
+from pipelines.runtime.tracking import open_client, without_login
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 WEIGHTS, FILES = "weights_sha256", "files_sha256"
@@ -48,6 +44,7 @@ class Registry:
             raise ConfigError(f"{name!r} cannot be the name of a registered model")
         for variable, value in QUICK_REQUESTS.items():  # a promotion ends within seconds
             os.environ.setdefault(variable, value)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each try
         self.uri, self.name = without_login(uri), name
         if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
             raise ConfigError(

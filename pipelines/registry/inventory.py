@@ -135,7 +135,8 @@ def _list_registered(uri: str, by_weights: Mapping[str, NamedModel]) -> Iterator
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
         return
     from pipelines.registry.client import WEIGHTS
-    from pipelines.runtime.tracking import open_client, translate_errors, without_login
+    from pipelines.runtime.mlflow_checks import translate_errors
+    from pipelines.runtime.tracking import open_client, without_login
 
     uri = without_login(uri)
     with translate_errors(uri):

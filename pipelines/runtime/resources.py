@@ -275,14 +275,22 @@ def _start_local(config: ClusterConfig) -> tuple[Plan, Plan]:
     shorten_temporary_folder()
     # Each training would start a process that waits for nodes to be taken away.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    with drop_stderr_lines(LOG_LEVEL_LINE):
-        ray.init(
-            address="local",
-            num_cpus=logical,
-            include_dashboard=False,  # as long as this program runs, it shows its own progress
-            log_to_driver=False,  # workers report what matters through the `TrainingMonitor`
-            logging_level=logging.WARNING,
-        )
+    try:
+        with drop_stderr_lines(LOG_LEVEL_LINE):
+            ray.init(
+                address="local",
+                num_cpus=logical,
+                include_dashboard=False,  # while this program runs, it shows its own progress
+                log_to_driver=False,  # workers report what matters through the `TrainingMonitor`
+                logging_level=logging.WARNING,
+            )
+    except Exception as error:  # a bare one
+        if "timed out during startup" not in str(error):
+            raise
+        raise ConfigError(
+            "Ray's processes did not start in time: the machine is too busy; start again when "
+            "less runs on it"
+        ) from error
     return result, trials
 
 
@@ -340,7 +348,10 @@ def _join(address: str, config: ClusterConfig) -> tuple[Plan, Plan]:
         )
     except (ConnectionError, ValueError) as error:
         problem = " ".join(redact(str(error)).split())[:300]
-        raise ConfigError(f"--address {address}: no Ray cluster answers: {problem}") from None
+        hint = "a cluster with tokens needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        raise ConfigError(
+            f"--address {address}: no Ray cluster answers: {problem}; {hint}"
+        ) from None
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     if config.autoscaled:

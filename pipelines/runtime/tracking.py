@@ -9,45 +9,41 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from requests import RequestException
-from sqlalchemy.exc import SQLAlchemyError
 
 import dpmpp_core
 from dpmpp_core.config import Config, config_keys
-from dpmpp_core.errors import ConfigError, UserError
-from dpmpp_core.redaction import one_line, redact
+from dpmpp_core.errors import ConfigError
+from dpmpp_core.redaction import redact
 from pipelines.runtime.environment import environment
+from pipelines.runtime.mlflow_checks import (
+    check_artifacts,
+    check_version,
+    quick_requests,
+    translate_errors,
+)
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.storage import SQLITE, Storage, sqlite_uri
 
 RUN_TAG, STAGE_TAG, KEY_TAG, REUSED_TAG = "dpmpp.run", "dpmpp.stage", "dpmpp.key", "dpmpp.reused"
 NOT_IDENTITY = ("cluster.", "tracking.")
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow shows chats
-# MLflow's client retries for minutes, which is right in a training and wrong where one waits.
-QUICK_REQUESTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-
-
-class TrackingError(UserError):
-    """MLflow's server or database did not answer, or refused a request."""
-
-
-@contextmanager
-def translate_errors(uri: str) -> Iterator[None]:
-    """Turn what MLflow and its database raise into a TrackingError of one line."""
-    try:
-        yield
-    except (MlflowException, RequestException, SQLAlchemyError) as error:
-        raise TrackingError(f"MLflow at {uri}: {one_line(str(error))[:300]}") from error
 
 
 class Tracking:
@@ -74,28 +70,31 @@ class Tracking:
         self._stage_run: str | None = None
 
     def check(self, experiment: str) -> None:
-        """Ask MLflow, before any work, for the experiment that `begin` will use.
+        """Ask MLflow, before any work, for what the run will need of it.
+
+        That is the experiment, created where MLflow says where its artifacts lie; a place for
+        artifacts; and the registry.
 
         Raises:
-            TrackingError: it does not answer, or its database cannot be used.
-            ConfigError: the experiment was deleted.
+            TrackingError: it does not answer, or its database or artifacts cannot be used.
+            ConfigError: the server is too old, or the experiment was deleted.
         """
-        before = {name: os.environ.get(name) for name in QUICK_REQUESTS}
-        os.environ.update({name: before[name] or value for name, value in QUICK_REQUESTS.items()})
-        try:
-            with translate_errors(self.uri):
-                found = open_client(self.uri).get_experiment_by_name(experiment)
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
+        with quick_requests(), translate_errors(self.uri):
+            check_version(self.uri)
+            client = open_client(self.uri)
+            found = client.get_experiment_by_name(experiment)
+            client.search_registered_models(max_results=1)  # its place may be another server
         if found is not None and found.lifecycle_stage == LifecycleStage.DELETED:
             raise ConfigError(
                 f"the experiment {experiment!r} at {self.uri} was deleted: restore it with `mlflow "
                 f"experiments restore --experiment-id {found.experiment_id}`, or name another with "
                 "tracking.experiment"
             )
-        if found is not None and self._artifacts is not None:
+        if self._artifacts is None:
+            with quick_requests(), translate_errors(self.uri):
+                found = found or _ensure_experiment(client, experiment, None)
+                check_artifacts(self.uri, found.artifact_location)
+        elif found is not None:
             _refuse_moved(found.artifact_location, self._artifacts)
 
     def begin(
@@ -120,7 +119,8 @@ class Tracking:
         """
         mlflow.set_tracking_uri(self.uri)
         self._client = client = open_client(self.uri)
-        self._experiment_id = experiment_id = self._experiment(config.tracking.experiment)
+        experiment = _ensure_experiment(client, config.tracking.experiment, self._artifacts)
+        self._experiment_id = experiment_id = str(experiment.experiment_id)
         old = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
         if old and not fresh:
             self.run_id = old[0].info.run_id
@@ -133,20 +133,6 @@ class Tracking:
             self.end_stage(stage, metrics)
         self._waiting.clear()
         return self.run_id
-
-    def _experiment(self, name: str) -> str:
-        """Return an experiment's id; create it where missing, unless another run is faster."""
-        experiment = self._open.get_experiment_by_name(name)
-        if experiment is None:
-            try:
-                return self._open.create_experiment(
-                    name, artifact_location=self._artifacts, tags=EXPERIMENT_TAGS
-                )
-            except MlflowException as error:
-                experiment = self._open.get_experiment_by_name(name)
-                if experiment is None:
-                    raise error
-        return str(experiment.experiment_id)
 
     def _new_run(
         self, config: Config, identity: str, data: Mapping[str, Any], recipe: str | None
@@ -348,6 +334,19 @@ def look_up(values: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         values = values[part]
     return values
+
+
+def _ensure_experiment(client: MlflowClient, name: str, artifacts: str | None) -> Experiment:
+    """Return an experiment; create it where missing, unless another run is faster."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.get_experiment(client.create_experiment(name, artifacts, EXPERIMENT_TAGS))
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise error
+    return found
 
 
 def _refuse_moved(recorded: str, now: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -173,11 +175,23 @@ def _inspect(root: str, todo: pa.Table, storage: str, workers: int) -> None:
 
     def inspect(files: pa.Table) -> pa.Table:
         results = read_files(partial(inspect_file, root), root, files)
+        _refuse_absent(root, files["path"].to_pylist())
         columns = [*files.columns, *pa.Table.from_pylist(results, RESULT_SCHEMA).columns]
         InspectionCache(Storage(storage), root).add(pa.table(columns, CACHE_SCHEMA))
         return pa.table({"done": [len(files)]})
 
     map_blocks(inspect, blocks, workers, "images checked")
+
+
+def _refuse_absent(root: str, paths: Sequence[str]) -> None:
+    """Raise OSError if none of several listed files is there: they are not bad, the node is."""
+    if "://" in root or len(paths) == 1:
+        return
+    if not any(os.path.lexists(os.path.join(root, path)) for path in paths):
+        raise OSError(
+            f"node {socket.gethostname()} has none of {len(paths)} files that were listed in "
+            f"{root}, such as {paths[0]}: nothing is quarantined; every node needs the data"
+        )
 
 
 def task_images(files: int, workers: int) -> int:

@@ -62,7 +62,10 @@ def open_session(
     plan, side_by_side = connect(options.address, config.cluster)
     if options.address is not None:
         pools = config.cluster.data_nodes, config.cluster.train_nodes
-        check_nodes(None if source is None else source.root, storage.uri, pools)
+        if source is None:
+            check_nodes(None, storage.uri, pools)
+        else:
+            check_nodes(source.root, storage.uri, pools, source.files["path"][0].as_py())
     run = Run(config, storage, tracking, plan, options.fresh, lock=storage.hold)
     try:
         yield run, source, side_by_side

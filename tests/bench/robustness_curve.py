@@ -68,8 +68,8 @@ def table(arguments: argparse.Namespace, curves: dict[str, list[Curve]]) -> str:
         f"`python -m tests.bench.robustness_curve --config {arguments.config} --seeds {seeds} "
         f"--bands {bands}`; {date.today().isoformat()}. mAP in percent of clean queries, occluded "
         "by the share of the person in the first column; mean ± std over "
-        f"{len(arguments.seeds)} training seeds. `no mask`: the default's features without its masks. `queries`: how many could be "
-        "occluded that much, in the first seed.",
+        f"{len(arguments.seeds)} training seeds. `no mask`: the default's features without its "
+        "masks. `queries`: how many could be occluded that much, in the first seed.",
     ]
     for part in PARTS:
         lines += ["", f"## {part}", "", "| hidden (%) | queries | default | no mask | plain |",

@@ -314,3 +314,24 @@ def test_another_namespace_than_the_overlays_is_refused(api: KubeApi) -> None:
     assert done.returncode == 2
     assert "--namespace team-a: the overlay is for dpmpp" in done.stderr
     assert invoke_dpmpp("deploy", "submit", "train", "--owner", "x").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("metric.epoch=3", "did you mean 'metric.epochs'"),
+        ("metric.epochs=many", "metric.epochs"),
+        ("tracking.model_name=a/b", "tracking.model_name"),
+    ],
+)
+def test_a_wrong_word_starts_no_cluster(api: KubeApi, word: str, says: str) -> None:
+    done = invoke_dpmpp("deploy", "submit", "train", word)
+    assert done.returncode == 2 and done.stdout == ""
+    assert says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not [path for path in api.objects if path.startswith(JOBS)]
+
+
+def test_options_of_a_job_and_another_configuration_are_left_to_it(api: KubeApi) -> None:
+    for words in (["--", "--trials", "4"], ["--", "--config", "market1501", "unknown.key=1"]):
+        done = invoke_dpmpp("deploy", "submit", "tune", *words)
+        assert done.returncode == 0, done.stderr

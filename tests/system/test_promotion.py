@@ -25,7 +25,8 @@ import dpmpp_core
 from dpmpp_core.errors import ConfigError, UserError
 from pipelines.registry.client import FILES, Registry, hash_files
 from pipelines.registry.promotion_log import Move, PromotionConflictError, PromotionLog
-from pipelines.runtime.tracking import TrackingError, environment
+from pipelines.runtime.environment import environment
+from pipelines.runtime.mlflow_checks import TrackingError
 from pipelines.workflows.session import open_session, prepare_data
 from tests.support.cli import DPMPP, TIMEOUT_S, assert_mistake, invoke_dpmpp
 from tests.support.mlflow_server import MlflowServer

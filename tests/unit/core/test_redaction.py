@@ -9,7 +9,9 @@ from dpmpp_core.redaction import redact
 SECRET = "pa55w0rd-of-mine"
 
 
-@pytest.mark.parametrize("name", ["AWS_SECRET_KEY", "DB_PASS", "SIG", "HF_TOKEN", "MY_PASSPHRASE"])
+@pytest.mark.parametrize(
+    "name", ["AWS_SECRET_KEY", "DB_PASS", "SIG", "HF_TOKEN", "MY_PASSPHRASE", "DB_PWD"]
+)
 def test_values_of_secret_variables_go(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, SECRET)
     assert redact(f"denied: {SECRET}") == "denied: ***"

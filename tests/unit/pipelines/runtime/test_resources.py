@@ -134,3 +134,13 @@ def test_what_ray_says_of_its_log_level_is_dropped_and_nothing_else(
         raise KeyboardInterrupt
     os.write(2, b"afterwards\n")
     assert capfd.readouterr().err == "another line\nafterwards\n"
+
+
+def test_a_ray_that_starts_too_late_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr("pipelines.runtime.resources.ray.init", late)
+    monkeypatch.setattr("pipelines.runtime.resources.ray.is_initialized", lambda: False)
+    with pytest.raises(ConfigError, match="the machine is too busy"):
+        connect(None, ClusterConfig())
