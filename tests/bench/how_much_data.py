@@ -202,8 +202,9 @@ def write(file: Path, sources: dict[str, Source], arguments: argparse.Namespace)
         "# How much data is needed",
         "",
         f"`{command} --seeds {' '.join(map(str, arguments.seeds))}`; {date.today().isoformat()}. "
-        "mAP in percent, with masks, mean ± std over the seeds that stand in the table. A seed "
-        "draws the persons, their pictures and the training. 0 persons: the package's own model. "
+        f"mAP in percent, with masks, mean ± std over {len(arguments.seeds)} seeds; a cell of "
+        "fewer says so. A seed draws the persons, their pictures and the training. 0 persons: the "
+        "package's own model. "
         f"The demo recipe with pictures of {SIZE[0][12:]} x {SIZE[1][11:]} pixels; the "
         "pictures of a person are of as many cameras as possible.",
     ]
@@ -211,7 +212,8 @@ def write(file: Path, sources: dict[str, Source], arguments: argparse.Namespace)
         lines += ["", f"## {name.capitalize()}", "", *describe(source)]
         for query_set in ("occluded", "holistic"):
             lines += ["", f"{label_queries(query_set).capitalize()} queries:", ""]
-            lines += table([row for row in rows if row["data"] == name], query_set)
+            found = [row for row in rows if row["data"] == name]
+            lines += table(found, query_set, len(arguments.seeds))
     lines += [
         "",
         f"One thread of {os.cpu_count()} cores ({platform.machine()}, no GPU); "
@@ -238,7 +240,7 @@ def describe(source: Source) -> list[str]:
     ]
 
 
-def table(rows: list[Row], query_set: str) -> list[str]:
+def table(rows: list[Row], query_set: str, seeds: int) -> list[str]:
     """A line per number of persons, a column per number of pictures."""
     lines = [
         f"| persons | {' | '.join(f'{count} pictures each' for count in PICTURES)} |",
@@ -249,17 +251,21 @@ def table(rows: list[Row], query_set: str) -> list[str]:
         if persons == 0:
             cells = [f"{found[0][query_set]:.1f}"] + [""] * (len(PICTURES) - 1)
         else:
-            cells = [spread([row[query_set] for row in found if row["pictures"] == count])
-                     for count in PICTURES]  # fmt: skip
+            cells = [
+                spread([row[query_set] for row in found if row["pictures"] == count], seeds)
+                for count in PICTURES
+            ]
         lines.append(f"| {persons} | {' | '.join(cells)} |")
     return lines
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], seeds: int) -> str:
+    """Mean ± std, and how many there are if some are missing."""
     if not values:
         return "-"
+    few = f" ({len(values)} of {seeds} seeds)" if len(values) < seeds else ""
     mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean} (one seed)"
+    return mean + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "") + few
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,7 @@ def main(names: list[str]) -> None:
     jobs = ranking | {job.__name__: retrieval_search for job in retrieval_search.JOBS}
     for name in names or jobs:
         kept |= jobs[name].run([name])
+        kept["dates"] = {**kept.get("dates", {}), name: date.today().isoformat()}
         KEPT.write_text(json.dumps(kept, indent=1) + "\n")
     table = []
     for name, lines in (("similarity", similarity), ("figures", figures)):
@@ -150,7 +152,8 @@ def main(names: list[str]) -> None:
         "Processor seconds of one thread unless it says otherwise, so that other work on the "
         "machine counts little; each row in a process of its own. Slow peers got a part of the "
         "queries, scaled up: the loop 20, torchreid's and torchmetrics' evaluators 100. "
-        f"{versions()}. Vectors are made up; how, says `tests/bench/retrieval_data.py`.",
+        f"{versions()}. Vectors are made up; how, says `tests/bench/retrieval_data.py`. Measured: "
+        f"{describe_dates(kept['dates'])}.",
         "",
         "| work | peer | theirs | ours | theirs / ours | bar | met |",
         "|---|---|---:|---:|---:|---|---|",
@@ -159,6 +162,14 @@ def main(names: list[str]) -> None:
     write("retrieval", COMMAND, [*text, "", NOTES.read_text().strip()])
     if "scale" in kept:
         write("retrieval-scale", COMMAND, scale(kept["scale"]["rows"], kept.get("million")))
+
+
+def describe_dates(dates: dict[str, str]) -> str:
+    """Which jobs are of which day."""
+    days = sorted(set(dates.values()))
+    return "; ".join(
+        f"{day} {', '.join(name for name, at in dates.items() if at == day)}" for day in days
+    )
 
 
 def versions() -> str:
