@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 from infra.local.cluster import ROOT, start_cluster
@@ -109,14 +110,14 @@ def run_fault(
     how = fault(nodes, services)
     done = wait_for_job(started)
     print(f"{name}: {done['status']} in {done['seconds']:.0f} s: {how}", flush=True)
-    return [name, job, f"{done['seconds']:.0f}", how]
+    return [name, job, f"{done['seconds']:.0f}", how, date.today().isoformat()]
 
 
 def write_table(rows: list[list[str]], table: Path = TABLE) -> None:
     """Write the table; rows of faults that were not run this time are kept."""
     met = {row[0] for row in rows}
     old = table.read_text().splitlines() if table.exists() else []
-    kept = [line.strip("| ").split(" | ") for line in old if line.count("|") == 5]
+    kept = [line.strip("| ").split(" | ") for line in old if line.count("|") == 6]
     rows = [row for row in kept[2:] if row[0] not in met] + rows
     lines = [
         "# Losses on the local cluster",
@@ -124,8 +125,8 @@ def write_table(rows: list[list[str]], table: Path = TABLE) -> None:
         "`make cluster-chaos`: one fault during each job, submitted through the Jobs API; "
         "each ended as SUCCEEDED, without help. Seconds: of the job, fault included.",
         "",
-        "| fault | job | seconds | how it continued |",
-        "|---|---|---:|---|",
+        "| fault | job | seconds | how it continued | day |",
+        "|---|---|---:|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
     ]
