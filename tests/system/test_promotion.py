@@ -77,7 +77,9 @@ def at(cluster: None, small_demo: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("promotion")
     server = MlflowServer(folder / "server", database=DATABASE).start()
     try:
-        with lab(small_demo, server, folder) as made:
+        with pytest.MonkeyPatch.context() as patch, lab(small_demo, server, folder) as made:
+            # A busy machine's server may take longer than a promotion waits by default.
+            patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
             yield made
     finally:
         server.stop()
