@@ -1,4 +1,4 @@
-"""What each process of the step stream keeps, told apart by step and by second.
+"""What each process of the step stream keeps, by step and by second.
 
     python -m tests.bench.stream_kept [--seconds 150] [--pauses 0 0.05]
 
