@@ -16,7 +16,7 @@ def show_added(result: dict[str, Any]) -> None:
     """Print what was added, what was left out, and the index."""
     _print_line(
         f"{result['root']}: {result['added']:,} added, {result['replaced']:,} of them for older "
-        f"pictures, {result['known']:,} were there, {result['relabelled']:,} of them with new "
+        f"pictures, {result['known']:,} already known, {result['relabelled']:,} of them with new "
         f"labels, {result['seconds']:.1f} s"
     )
     show_left_out(Console(), result["quarantined"])

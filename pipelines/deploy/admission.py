@@ -163,6 +163,9 @@ def _check_sizes(path: str, resources: Mapping[str, Any]) -> Findings:
     for name, request in sizes["requests"].items():
         limit = sizes["limits"].get(name)
         if limit is not None and request > limit:
-            yield f"{path}.requests.{name}", f"{request:g} is above the limit {limit:g}"
+            yield (
+                f"{path}.requests.{name}",
+                f"{resources['requests'][name]} is above the limit {resources['limits'][name]}",
+            )
         if "/" in name and request != limit:
             yield f"{path}.requests.{name}", "differs from the limit: such a resource is not shared"

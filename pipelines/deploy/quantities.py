@@ -30,3 +30,9 @@ def parse_quantity(text: Any) -> float:
     factor = UNITS[unit or ""]
     # Division keeps 100m exact where a product with 0.001 would not.
     return float(number) / round(1 / factor) if factor < 1 else float(number) * factor
+
+
+def format_quantity(name: str, value: float) -> str:
+    """Return the quantity of a resource for people: memory and storage in Gi."""
+    unit = "Gi" if "memory" in name or "storage" in name else ""
+    return f"{value / UNITS[unit]:.6g}{unit}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.deploy.pods import iter_operator_pods
-from pipelines.deploy.quantities import parse_quantity
+from pipelines.deploy.quantities import format_quantity, parse_quantity
 from pipelines.deploy.render import Object
 
 Pods = Sequence[tuple[str, Object]]
@@ -82,11 +82,14 @@ def find_shortages(
         needed = sum(parts.values()) + (0 if scoped else objects.get(key, 0))
         free = parse_quantity(limit) - taken.get(key, 0)
         if needed > free * (1 + 1e-9):
-            shares = ", ".join(f"{role} {share:g}" for role, share in parts.items() if share)
+            shares = ", ".join(
+                f"{role} {format_quantity(key, share)}" for role, share in parts.items() if share
+            )
             yield (
-                f"quota {name}: {key} {limit}, {taken.get(key, 0):g} of it used, but the pods of "
-                f"this job take {needed:g} at least{f' ({shares})' if shares else ''}: raise it, "
-                "stop another job or lower the pods' size"
+                f"quota {name}: {key} {limit}, {format_quantity(key, taken.get(key, 0))} of it "
+                f"used, but the pods of this job take {format_quantity(key, needed)} at least"
+                f"{f' ({shares})' if shares else ''}: raise it, stop another job or lower the "
+                "pods' size"
             )
 
 

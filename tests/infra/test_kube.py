@@ -16,7 +16,7 @@ from pipelines.deploy.capacity import list_needed_pods
 from pipelines.deploy.check import load_overlay_config
 from pipelines.deploy.jobs import build_job
 from pipelines.deploy.kube import Kubernetes
-from pipelines.deploy.quantities import parse_quantity
+from pipelines.deploy.quantities import format_quantity, parse_quantity
 from pipelines.deploy.render import Object, get_object
 from tests.infra.conftest import rendered
 from tests.support.cli import invoke_dpmpp
@@ -200,7 +200,7 @@ def test_a_quota_that_is_too_small_is_told_with_the_numbers(api: KubeApi) -> Non
         ({"count/pods": "5"}, {}, "take 6 at least"),
         ({"limits.cpu": "7700m"}, {}, "fits"),  # the submitter's limit is 1
         ({"limits.cpu": "7699m"}, {}, "take 7.7 at least"),
-        ({"memory": "19Gi"}, {}, "take 2.06"),
+        ({"memory": "19Gi"}, {}, "take 19.25Gi at least"),
         ({"count/rayclusters.ray.io": "2"}, {"count/rayclusters.ray.io": "2"}, "take 1 at least"),
         ({"requests.cpu": "0.01Pi"}, {}, "fits"),
         ({"requests.memory": "1E"}, {"requests.memory": "1000000u"}, "fits"),
@@ -251,6 +251,8 @@ def test_quantities_of_kubernetes_are_read() -> None:
     for text in ("2GB", "1K", "", "Gi", "1 Gi", "0x1", None):
         with pytest.raises(ConfigError, match="is no quantity"):
             parse_quantity(text)
+    assert format_quantity("requests.memory", parse_quantity("1536Mi")) == "1.5Gi"
+    assert format_quantity("requests.cpu", parse_quantity("3350m")) == "3.35"
 
 
 def test_no_kubernetes_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
