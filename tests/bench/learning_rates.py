@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from dpmpp_core.config.grid import load_grid
 from pipelines.reporting.ablation_table import format_mean_std
-from tests.bench.search_trials import Memory, Workshop
+from tests.bench.search_trials import Memory, Workshop, print_each
 from tests.bench.timing import write
 
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
@@ -39,11 +37,8 @@ def main() -> None:
     arguments.storage.mkdir(parents=True, exist_ok=True)
     _workshop = Workshop(arguments.storage / "data", "proof", [])
     file = arguments.storage / "measured.jsonl"
-    jobs = [(v, r, s) for v in arguments.variants for r in RATES for s in arguments.seeds]
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        for done in as_completed([pool.submit(measure, file, *job) for job in jobs]):
-            print(done.result(), flush=True)
+    jobs = product([file], arguments.variants, RATES, arguments.seeds)
+    print_each(measure, jobs)
     memory = Memory(_workshop, file)
     rows = [
         " | ".join([f"| {v}", f"{rate:.0e}", *figures(memory, v, rate, arguments.seeds)]) + " |"

@@ -10,10 +10,8 @@ is written at once and never trained again. Writes `results/sampling.md`.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ from scipy import stats
 
 from dpmpp_core.data.plan import StepPlan, class_labels
 from pipelines.reporting.ablation_table import format_mean_std
-from tests.bench.search_trials import Memory, Workshop
+from tests.bench.search_trials import Memory, Workshop, print_each
 from tests.bench.timing import write
 
 BASE = [
@@ -74,11 +72,7 @@ def main() -> None:
     arguments.storage.mkdir(parents=True, exist_ok=True)
     _workshop = SkewedWorkshop(arguments.storage / "data", "demo", BASE)
     file = arguments.storage / "measured.jsonl"
-    jobs = [(sampling, seed) for seed in arguments.seeds for sampling in SAMPLINGS]
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        for done in as_completed([pool.submit(measure, file, *job) for job in jobs]):
-            print(done.result(), flush=True)
+    print_each(measure, product([file], SAMPLINGS, arguments.seeds))
     write_table(file, arguments.seeds)
 
 

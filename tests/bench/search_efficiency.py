@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import platform
 import statistics
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,7 @@ from pipelines.runtime.tracking import environment, look_up
 from pipelines.tuning.spaces import SearchSpec, TrialRecord, build_searcher
 from pipelines.tuning.trials import select_changes
 from tests.bench.search_report import Search, followed, picture, table, winner, within
-from tests.bench.search_trials import BASE, Memory, Workshop
+from tests.bench.search_trials import BASE, Memory, Workshop, print_each
 from tests.bench.timing import RESULTS
 
 ARMS = ("random", "tpe")
@@ -61,10 +58,7 @@ def run(folder: Path, jobs: list[tuple[str, int]]) -> None:
     """The searches, as many at a time as there are cores: a trial takes one."""
     global _workshop
     _workshop = Workshop(folder / "data")
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        for done in as_completed([pool.submit(search, folder, *job) for job in jobs]):
-            print(done.result(), flush=True)
+    print_each(search, [(folder, *job) for job in jobs])
     for other in AGAIN:
         Memory(_workshop, folder / MEASURED).measure({}, _workshop.base.metric.epochs, other)
 

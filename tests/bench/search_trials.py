@@ -8,7 +8,10 @@ few and small pictures. What trials share - masks, prompts, hidden queries - is 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +251,14 @@ class Memory:
                 key = json.dumps([row["changes"], row["epochs"], row["seed"]], sort_keys=True)
                 self._known[key] = row["values"]
                 self._read = file.tell()
+
+
+def print_each(function: Callable[..., object], jobs: Iterable[tuple[Any, ...]]) -> None:
+    """Call with the arguments of each job, as many processes as cores; print what is returned.
+
+    Processes are forked: they have the workshop that was made before.
+    """
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+        for done in as_completed([pool.submit(function, *job) for job in jobs]):
+            print(done.result(), flush=True)
