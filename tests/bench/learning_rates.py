@@ -50,7 +50,7 @@ def main() -> None:
     counts = _workshop.counts()
     write("learning-rates", command, [
         f"mAP in percent with masks, on identities held out of the training set of `proof`; mean ± "
-        f"std over {len(arguments.seeds)} training seeds. Identities: {counts}.",
+        f"std over {len(arguments.seeds)} training seeds. {counts}",
         "",
         f"| variant | {KEY} | occluded | whole |",
         "|---|---:|---:|---:|",

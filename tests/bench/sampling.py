@@ -103,7 +103,7 @@ def write_table(file: Path, seeds: Sequence[int]) -> None:
         half = stats.t.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / len(gap) ** 0.5
         gains.append(f"{gap.mean():+.1f} [{gap.mean() - half:+.1f}, {gap.mean() + half:+.1f}]")
     lines.append(f"| images over identities | | | {' | '.join(gains)} |")
-    lines += ["", f"Identities and images: {_workshop.counts()} before the cut."]
+    lines += ["", f"{_workshop.counts()} That is before the cut."]
     seeds_named = " ".join(map(str, seeds))
     write("sampling", f"python -m tests.bench.sampling --seeds {seeds_named}", lines)
 

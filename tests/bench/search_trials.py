@@ -90,9 +90,11 @@ class Workshop:
         config = load_config(self._recipe, changed)
         return self._objectives(self._trained(shorten_schedule(config, epochs)))
 
-    def counts(self) -> dict[str, Any]:
-        """Identities and images of each split."""
-        return self.manifest.counts()
+    def counts(self) -> str:
+        """Images and identities of each split, as a sentence."""
+        counts = {name: one for name, one in self.manifest.counts().items() if one}
+        each = (f"{name} {one['images']} of {one['identities']}" for name, one in counts.items())
+        return f"Images of identities: {', '.join(each)}."
 
     def _rows(self, split: str) -> NDArray[np.int64]:
         return np.flatnonzero(self._splits == split)
