@@ -21,7 +21,7 @@ from pipelines.reporting.ablation_table import format_mean_std
 from tests.bench.search_trials import Memory, Workshop, print_each
 from tests.bench.timing import write
 
-RATES = (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4)
+RATES = (1.25e-5, 2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4)
 KEY = "metric.encoder_lr"
 
 _workshop: Workshop  # made before the processes that train are forked
@@ -41,7 +41,7 @@ def main() -> None:
     print_each(measure, jobs)
     memory = Memory(_workshop, file)
     rows = [
-        " | ".join([f"| {v}", f"{rate:.0e}", *figures(memory, v, rate, arguments.seeds)]) + " |"
+        " | ".join([f"| {v}", f"{rate:g}", *figures(memory, v, rate, arguments.seeds)]) + " |"
         for v in arguments.variants
         for rate in RATES
     ]
@@ -60,7 +60,7 @@ def main() -> None:
 
 def measure(file: Path, variant: str, rate: float, seed: int) -> str:
     values = Memory(_workshop, file).measure(changes(variant, rate), _epochs(), seed)
-    return f"{variant}, {rate:.0e}, seed {seed}: {values}"
+    return f"{variant}, {rate:g}, seed {seed}: {values}"
 
 
 def figures(memory: Memory, variant: str, rate: float, seeds: list[int]) -> list[str]:

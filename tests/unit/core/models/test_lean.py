@@ -1,4 +1,4 @@
-"""The lean layers of a tower, on an emulated GPU: the results of the layers they replace."""
+"""The lean layers of a tower: the results of those they replace, on an emulated GPU and a CPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from open_clip.transformer import LayerNorm
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from dpmpp_core.config import load_config
 from dpmpp_core.models.lean import LeanAttention, LeanLayerNorm, use_lean_layers
@@ -106,3 +107,28 @@ def test_a_tower_keeps_its_names_and_on_a_cpu_its_results() -> None:
             model.train(training)
         a, b = attend(plain, tokens(), None), attend(lean, tokens(), None)
         assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16_is_float32_on_a_cpu_that_is_slow_in_bf16(
+    masked: bool, amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = []
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, read: Tensor | None) -> Tensor:
+        kinds.append(q.dtype)
+        return scaled_dot_product_attention(q, k, v, read)
+
+    monkeypatch.setattr("dpmpp_core.models.lean.scaled_dot_product_attention", attention)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    hidden = torch.arange(4 * TOKENS).view(4, TOKENS) % 4 == 1 if masked else None
+    exact, lean = attend(layers(), tokens(), hidden), layers()
+    use_lean_layers(lean)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attend(lean, tokens(), hidden)
+    assert kinds == ([] if amx else [torch.float32])
+    assert found["result"].dtype == torch.bfloat16
+    for name, value in found.items():
+        scale = exact[name].abs().max()
+        assert (value - exact[name]).abs().max() < 0.05 * scale, name
