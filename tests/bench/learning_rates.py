@@ -21,7 +21,7 @@ from pipelines.reporting.ablation_table import format_mean_std
 from tests.bench.search_trials import Memory, Workshop, print_each
 from tests.bench.timing import write
 
-RATES = (1.25e-5, 2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4)
+RATES = (3.125e-6, 6.25e-6, 1.25e-5, 2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4)
 KEY = "metric.encoder_lr"
 
 _workshop: Workshop  # made before the processes that train are forked
