@@ -161,8 +161,8 @@ def train_loop(settings: LoopConfig) -> LoopResult:
     if error := describe_unusable_device(job.gpu, device, job.precision):
         job.report_fault(error)
         raise TrainingError(error)
-    # On CPUs plain attention takes a sixth less time than the fused kernels, whose backward pass
-    # is slow for the few tokens of a person crop.
+    # On CPUs in bf16 plain attention takes a sixth less time than the fused kernels, whose backward
+    # pass is slow for the few tokens of a person crop. `LeanAttention` chooses by itself.
     torch.backends.cuda.enable_flash_sdp(device.type != "cpu")
     batches: Iterable[Batch] = ()
     if job.kind != "prompts":  # the data workers start while the model is built

@@ -117,7 +117,7 @@ def test_attention_in_bf16_is_float32_on_a_cpu_that_is_slow_in_bf16(
     kinds = []
 
     def attention(q: Tensor, k: Tensor, v: Tensor, read: Tensor | None) -> Tensor:
-        kinds.append(q.dtype)
+        kinds.append(q.dtype if torch.backends.cuda.flash_sdp_enabled() else "plain")
         return scaled_dot_product_attention(q, k, v, read)
 
     monkeypatch.setattr("dpmpp_core.models.lean.scaled_dot_product_attention", attention)
@@ -125,8 +125,12 @@ def test_attention_in_bf16_is_float32_on_a_cpu_that_is_slow_in_bf16(
     hidden = torch.arange(4 * TOKENS).view(4, TOKENS) % 4 == 1 if masked else None
     exact, lean = attend(layers(), tokens(), hidden), layers()
     use_lean_layers(lean)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = attend(lean, tokens(), hidden)
+    torch.backends.cuda.enable_flash_sdp(False)  # as a training on a CPU does
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = attend(lean, tokens(), hidden)
+    finally:
+        torch.backends.cuda.enable_flash_sdp(True)
     assert kinds == ([] if amx else [torch.float32])
     assert found["result"].dtype == torch.bfloat16
     for name, value in found.items():
