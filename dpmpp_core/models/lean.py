@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
 
+HAS_AMX: bool = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+
 
 class LeanLayerNorm(LayerNorm):
     """Layer norm that stays in the precision of its input on a GPU.
@@ -52,7 +54,7 @@ class LeanAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend, see `nn.MultiheadAttention`; without gradients torch has a fast path."""
         on_cpu = query.device.type == "cpu"
-        gains = not on_cpu or _computes_slow_bf16()
+        gains = not on_cpu or (torch.is_autocast_enabled("cpu") and not HAS_AMX)
         lean = torch.is_grad_enabled() and gains and query is key and key is value
         if not lean or need_weights or attn_mask is not None or options:
             return super().forward(
@@ -71,11 +73,6 @@ class LeanAttention(nn.MultiheadAttention):
 def _fused_on_cpu(on_cpu: bool) -> AbstractContextManager[None]:
     """Choose the fused kernel on a CPU, also where a training prefers plain attention."""
     return sdpa_kernel(SDPBackend.FLASH_ATTENTION) if on_cpu else nullcontext()
-
-
-def _computes_slow_bf16() -> bool:
-    has_amx: bool = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-    return torch.is_autocast_enabled("cpu") and not has_amx
 
 
 def use_lean_layers(tower: nn.Module) -> None:

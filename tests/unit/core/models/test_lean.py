@@ -121,7 +121,7 @@ def test_attention_in_bf16_is_float32_on_a_cpu_that_is_slow_in_bf16(
         return scaled_dot_product_attention(q, k, v, read)
 
     monkeypatch.setattr("dpmpp_core.models.lean.scaled_dot_product_attention", attention)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr("dpmpp_core.models.lean.HAS_AMX", amx)
     hidden = torch.arange(4 * TOKENS).view(4, TOKENS) % 4 == 1 if masked else None
     exact, lean = attend(layers(), tokens(), hidden), layers()
     use_lean_layers(lean)
