@@ -50,7 +50,7 @@ def draw_ablation(
         at = [row + offset for row, _ in shown]
         last.plot(means, at, "o", color=colour, ms=4, label=label)
     last.set_title(escape_math(f"What the own mask adds: {next(iter(scores))}"))
-    last.set_xlabel("points of mAP; line: 95 % over seeds and identities")
+    last.set_xlabel("points of mAP; line: 95 % interval")
     _label_rows(last, [""] * len(variants))
     last.legend(frameon=False, fontsize=8, loc="best")
     return rasterise(figure)
