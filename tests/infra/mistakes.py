@@ -171,7 +171,7 @@ MISTAKES = [
             r"pod data: spec.containers\[0\].resources.requests.cpu: 64 is above the limit 2"),
     Mistake("requests of the autoscaler",
             lambda o: cluster(o)["autoscalerOptions"]["resources"]["requests"].update(cpu="9"),
-            r"pod head: spec.containers\[1\].resources.requests.cpu: 9 is above the limit 0.5"),
+            r"pod head: spec.containers\[1\].resources.requests.cpu: 9 is above the limit 500m"),
     Mistake("less than no memory", lambda o: ray(o, 1)["resources"]["limits"].update(memory="-1"),
             r"\[1\].template.spec.*limits.memory: -1 is below 0"),
     Mistake("container without image", lambda o: ray(o, 2).pop("image"),
