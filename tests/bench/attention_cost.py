@@ -15,7 +15,7 @@ import torch
 
 from dpmpp_core.config import load_config
 from dpmpp_core.models.reid import ReidModel, start_clip
-from tests.bench.timing import interleaved, write
+from tests.bench.timing import describe_turns, interleaved, write
 
 OFF = "model.mask_generator=none"
 VARIANTS = {
@@ -47,6 +47,8 @@ def main() -> None:
         f"python -m tests.bench.attention_cost --rounds {arguments.rounds} --batch "
         f"{arguments.batch} --threads {arguments.threads}",
         [
+            describe_turns(),
+            "",
             "| embedding | least s | median s | x plain |",
             "|---|---:|---:|---:|",
             *rows,

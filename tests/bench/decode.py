@@ -26,7 +26,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from dpmpp_core.config import DemoConfig
 from dpmpp_core.data.images import decode
 from dpmpp_core.demo import generate
-from tests.bench.timing import interleaved, write
+from tests.bench.timing import describe_turns, interleaved, write
 
 SIZES = (1, 2, 4)  # times the demo's height and width
 COUNT = 60
@@ -54,7 +54,8 @@ def main() -> None:
     lines += [
         "",
         "Images a second, median. `ours` is OpenCV behind the check of the header; a JPEG of two, "
-        "four or eight times the size that training needs is decoded that much smaller.",
+        "four or eight times the size that training needs is decoded that much smaller. "
+        f"{describe_turns()}",
     ]
     write("decode", f"python -m tests.bench.decode --rounds {arguments.rounds}", lines)
 

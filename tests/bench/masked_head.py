@@ -19,7 +19,7 @@ from torch.nn.functional import linear, normalize
 from dpmpp_core.losses.arcface import arcface_logits
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.models.prototypes import Prototypes
-from tests.bench.timing import interleaved, write
+from tests.bench.timing import describe_turns, interleaved, write
 
 B, C, D = 64, 751, 768
 
@@ -72,6 +72,8 @@ def main() -> None:
         f"python -m tests.bench.masked_head --rounds {arguments.rounds} "
         f"--threads {arguments.threads}",
         [
+            describe_turns(),
+            "",
             "| head | least ms | median ms | x plain |",
             "|---|---:|---:|---:|",
             *rows,

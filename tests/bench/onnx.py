@@ -18,7 +18,7 @@ from dpmpp_core.config import load_config
 from dpmpp_core.models.reid import ReidModel, load_model, save_model, start_clip
 from pipelines.inference.onnx_export import export
 from pipelines.inference.onnx_model import OnnxModel
-from tests.bench.timing import interleaved, write
+from tests.bench.timing import describe_turns, interleaved, write
 
 CASES = {  # recipe, batch
     "dpmpp-small (recipe demo)": ("demo", 64),
@@ -40,7 +40,8 @@ def main() -> None:
     lines += [
         "",
         "Pictures are 256x128 already; features and masks of every space come out. The largest "
-        "difference over all of them is that of the hundred pictures that `dpmpp export` compares.",
+        "difference over all of them is that of the hundred pictures that `dpmpp export` compares. "
+        f"{describe_turns()}",
     ]
     write("onnx", "python -m tests.bench.onnx", lines)
 

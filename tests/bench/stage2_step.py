@@ -19,7 +19,7 @@ from dpmpp_core.config import load_config
 from dpmpp_core.losses.cross_entropy import cross_entropy
 from dpmpp_core.losses.triplet import batch_hard_triplet
 from dpmpp_core.tasks.metric import MetricTask
-from tests.bench.timing import interleaved, write
+from tests.bench.timing import describe_turns, interleaved, write
 
 IDENTITIES = 751
 PAPER = ["model.mask_generator=light"]
@@ -59,6 +59,8 @@ def main() -> None:
         f"python -m tests.bench.stage2_step --rounds {arguments.rounds} --batch {arguments.batch} "
         f"--threads {arguments.threads} --only {' '.join(arguments.only)}",
         [
+            describe_turns(),
+            "",
             "| step | least s | median s | x plain (least) | x plain (median of turns) |",
             "|---|---:|---:|---:|---:|",
             *rows,

@@ -22,7 +22,7 @@ def interleaved(variants: Mapping[str, Callable[[], None]], rounds: int) -> dict
 
     On one thread processor time, which leaves out what other processes take; on more wall time.
     """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = time.process_time if _one_thread() else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for i in range(rounds + 1):
         for name, call in variants.items():
@@ -33,21 +33,29 @@ def interleaved(variants: Mapping[str, Callable[[], None]], rounds: int) -> dict
     return seconds
 
 
+def describe_turns() -> str:
+    """How `interleaved` measures, for the results."""
+    clock = "Processor" if _one_thread() else "Wall"
+    return f"{clock} time, variants in turn (ABAB...), least and median of the calls."
+
+
 def write(name: str, command: str, lines: list[str]) -> None:
     """Write and print `results/NAME.md`: command, versions, machine class, then `lines`."""
     versions = ", ".join(f"{key} {version(key)}" for key in ("torch", "open_clip_torch", "numpy"))
     bf16 = "bf16 arithmetic" if computes_bf16(torch.device("cpu")) else "no bf16 arithmetic"
-    threads = torch.get_num_threads()
-    clock = "processor time" if threads == 1 else "wall time"
     head = [
         f"# {name}",
         "",
         f"`{command}`; {date.today().isoformat()}. Python {platform.python_version()}, {versions}; "
-        f"{os.cpu_count()}-core {platform.machine()} CPU, {bf16}; {threads} thread(s), "
-        f"{clock}, variants in turn (ABAB...), least and median of the calls.",
+        f"{os.cpu_count()}-core {platform.machine()} CPU, {bf16}; "
+        f"{torch.get_num_threads()} thread(s).",
         "",
     ]
     text = "\n".join([*head, *lines]) + "\n"
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text)
     print(text)
+
+
+def _one_thread() -> bool:
+    return torch.get_num_threads() == 1
