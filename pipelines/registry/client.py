@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from dpmpp_core.config.sections import MODEL_NAME
 from dpmpp_core.errors import ConfigError, suggest
-from pipelines.runtime.mlflow_checks import QUICK_REQUESTS, translate_errors
+from pipelines.runtime.mlflow_checks import QUICK_REQUESTS, check_database, translate_errors
 from pipelines.runtime.storage import SQLITE
 from pipelines.runtime.tracking import open_client, without_login
 
@@ -53,6 +53,7 @@ class Registry:
             )
         mlflow.set_tracking_uri(self.uri)
         with translate_errors(self.uri):
+            check_database(self.uri)
             self.client = open_client(self.uri)
             if not self.client.search_registered_models(f"name = '{name}'"):
                 names = [model.name for model in self.client.search_registered_models()]

@@ -135,11 +135,12 @@ def _list_registered(uri: str, by_weights: Mapping[str, NamedModel]) -> Iterator
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
         return
     from pipelines.registry.client import WEIGHTS
-    from pipelines.runtime.mlflow_checks import translate_errors
+    from pipelines.runtime.mlflow_checks import check_database, translate_errors
     from pipelines.runtime.tracking import open_client, without_login
 
     uri = without_login(uri)
     with translate_errors(uri):
+        check_database(uri)
         client = open_client(uri)
         aliases = {model.name: model.aliases for model in client.search_registered_models()}
         versions = client.search_model_versions()

@@ -13,15 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import sqlalchemy
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from requests import RequestException
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from dpmpp_core.errors import ConfigError, UserError
 from dpmpp_core.redaction import one_line
+from pipelines.runtime.storage import SQLITE
 
 # MLflow's client retries for minutes, which is right in a training and wrong where one waits.
 QUICK_REQUESTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
@@ -71,6 +74,22 @@ def check_version(uri: str) -> None:
             f"MLflow at {uri} is version {answer.text.strip()}, which cannot hold the models of a "
             f"run: upgrade the server to {OLDEST_SERVER}.0 or newer"
         )
+
+
+def check_database(uri: str) -> None:
+    """Raise SQLAlchemyError if `uri` is a database that cannot be read now.
+
+    MLflow's own client tries ten times, for two minutes, also where a file is no database. A SQLite
+    file that is not there is no error, since MLflow creates it.
+    """
+    absent = uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists()
+    if absent or urlsplit(uri).scheme.partition("+")[0] not in DATABASE_ENGINES:
+        return
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        sqlalchemy.inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
 
 
 def check_artifacts(uri: str, location: str) -> None:
@@ -124,4 +143,5 @@ def _describe(error: BaseException) -> str:
         inner = inner.__cause__ or inner.__context__
     if "timed out" in str(error):
         return "no answer: timed out"
-    return one_line(str(error))[:300]
+    reason = error.orig if isinstance(error, DBAPIError) else error  # without SQLAlchemy's link
+    return one_line(str(reason))[:300]

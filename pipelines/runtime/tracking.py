@@ -34,6 +34,7 @@ from dpmpp_core.redaction import redact
 from pipelines.runtime.environment import environment
 from pipelines.runtime.mlflow_checks import (
     check_artifacts,
+    check_database,
     check_version,
     quick_requests,
     translate_errors,
@@ -81,6 +82,7 @@ class Tracking:
         """
         with quick_requests(), translate_errors(self.uri):
             check_version(self.uri)
+            check_database(self.uri)
             client = open_client(self.uri)
             found = client.get_experiment_by_name(experiment)
             client.search_registered_models(max_results=1)  # its place may be another server
