@@ -38,6 +38,7 @@ from pipelines.stages.inspection_cache import (
 ENTRY_SCHEMA = pa.schema([IMAGE_SCHEMA.field(name) for name in Entry._fields])
 log = logging.getLogger(__name__)
 
+WORKER_MIN_IMAGES = 5_000  # which take as long as a worker to start
 MIN_TASK_IMAGES, MAX_TASK_IMAGES = 32, 4096  # a killed task inspects its images again
 TASKS_PER_WORKER = 8  # if the data has enough images; then no worker waits long for the last one
 
@@ -180,6 +181,7 @@ def _inspect(root: str, todo: pa.Table, storage: str, workers: int) -> None:
         InspectionCache(Storage(storage), root).add(pa.table(columns, CACHE_SCHEMA))
         return pa.table({"done": [len(files)]})
 
+    workers = min(workers, -(-len(todo) // WORKER_MIN_IMAGES))
     map_blocks(inspect, blocks, workers, "images checked")
 
 
