@@ -78,7 +78,7 @@ def test_half_a_minute_without_storage_is_waited_for(
     try:
         training.start().wait_for_step(30)
         step = training.step()
-        server.stop(kill=True)
+        server.stop()
         time.sleep(AWAY)
         server.start()
         equal = training.result()["weights_sha256"] == unbroken.sha256
