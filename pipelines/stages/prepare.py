@@ -38,7 +38,7 @@ from pipelines.stages.inspection_cache import (
 ENTRY_SCHEMA = pa.schema([IMAGE_SCHEMA.field(name) for name in Entry._fields])
 log = logging.getLogger(__name__)
 
-WORKER_MIN_IMAGES = 1_000  # a worker takes seconds to start; from a disk it reads 3,000 a second
+MIN_WORKER_IMAGES = 1_000  # a worker takes seconds to start; from a disk it reads 3,000 a second
 MIN_TASK_IMAGES, MAX_TASK_IMAGES = 32, 4096  # a killed task inspects its images again
 TASKS_PER_WORKER = 8  # if the data has enough images; then no worker waits long for the last one
 
@@ -181,7 +181,7 @@ def _inspect(root: str, todo: pa.Table, storage: str, workers: int) -> None:
         InspectionCache(Storage(storage), root).add(pa.table(columns, CACHE_SCHEMA))
         return pa.table({"done": [len(files)]})
 
-    workers = min(workers, -(-len(todo) // WORKER_MIN_IMAGES))
+    workers = min(workers, -(-len(todo) // MIN_WORKER_IMAGES))
     map_blocks(inspect, blocks, workers, "images checked")
 
 
