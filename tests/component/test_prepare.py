@@ -46,6 +46,7 @@ def test_only_new_and_changed_files_are_read(cluster: None, data: Path) -> None:
     }
 
 
+@pytest.mark.long
 def test_fresh_forgets_what_was_known(cluster: None, data: Path) -> None:
     prepare(data)
     spoil(images(data)[3])

@@ -38,6 +38,7 @@ def made(
     return folder, json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_the_layout_is_read_and_holds_what_was_ordered(
     made: tuple[Path, dict[str, Any]], small_demo: Path
 ) -> None:
@@ -59,6 +60,7 @@ def test_the_layout_is_read_and_holds_what_was_ordered(
                      if p.is_dir()}  # fmt: skip
 
 
+@pytest.mark.long
 def test_every_file_is_noted_and_hidden_by_training_images_within_its_band(
     made: tuple[Path, dict[str, Any]], small_demo: Path
 ) -> None:
@@ -79,6 +81,7 @@ def test_every_file_is_noted_and_hidden_by_training_images_within_its_band(
     assert sheet.shape[0] > 8 * 128 // 2
 
 
+@pytest.mark.long
 def test_one_process_makes_the_same_bytes_as_the_workers(made: tuple[Path, dict[str, Any]]) -> None:
     folder, result = made
     keys = {stage["name"]: stage["key"] for stage in result["stages"]}
