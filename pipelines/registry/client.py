@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from dpmpp_core.config.sections import MODEL_NAME
 from dpmpp_core.errors import ConfigError, suggest
 from pipelines.runtime.mlflow_checks import QUICK_REQUESTS, check_database, translate_errors
-from pipelines.runtime.storage import SQLITE
+from pipelines.runtime.storage import sqlite_file
 from pipelines.runtime.tracking import open_client, without_login
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -46,7 +46,8 @@ class Registry:
             os.environ.setdefault(variable, value)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for each try
         self.uri, self.name = without_login(uri), name
-        if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
+        file = sqlite_file(uri)
+        if file is not None and not file.is_file():
             raise ConfigError(
                 f"no registry at {uri}: `dpmpp run` creates one; name another in the environment "
                 "variable DPMPP_TRACKING_URI"

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from dpmpp_core.config import load_config
@@ -14,7 +13,7 @@ from dpmpp_core.errors import DataError
 from dpmpp_core.models.sources import CARD_FILE, GRAPH_SUFFIX, NAME, SHIPPED
 from dpmpp_core.models.weights import RECIPES
 from pipelines.registry.references import get_registry_uri
-from pipelines.runtime.storage import SQLITE, Storage
+from pipelines.runtime.storage import Storage, sqlite_file
 
 TRAINING_STAGES = ("metric", "pretrain")
 
@@ -132,7 +131,8 @@ def _list_graphs(storage: Storage, key: str, model: NamedModel) -> Iterator[Name
 
 def _list_registered(uri: str, by_weights: Mapping[str, NamedModel]) -> Iterator[NamedModel]:
     """Yield the versions of every registered model, the newest first; figures by the weights."""
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
         return
     from pipelines.registry.client import WEIGHTS
     from pipelines.runtime.mlflow_checks import check_database, translate_errors

@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from dpmpp_core.errors import ConfigError, UserError
 from dpmpp_core.redaction import one_line
-from pipelines.runtime.storage import SQLITE
+from pipelines.runtime.storage import sqlite_file
 
 # MLflow's client retries for minutes, which is right in a training and wrong where one waits.
 QUICK_REQUESTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
@@ -82,7 +82,8 @@ def check_database(uri: str) -> None:
     MLflow's own client tries ten times, for two minutes, also where a file is no database. A SQLite
     file that is not there is no error, since MLflow creates it.
     """
-    absent = uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists()
+    file = sqlite_file(uri)
+    absent = file is not None and not file.exists()
     if absent or urlsplit(uri).scheme.partition("+")[0] not in DATABASE_ENGINES:
         return
     engine = sqlalchemy.create_engine(uri)

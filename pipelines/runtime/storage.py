@@ -58,6 +58,11 @@ def sqlite_uri(
     return f"{SQLITE}{folder}/mlflow.db"
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a SQLite URI, which need not be there; None for any other URI."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
 def shorten_path(path: str) -> str:
     """Return a local path relative to the working folder where it is in it, else as it is."""
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path

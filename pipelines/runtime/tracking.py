@@ -40,7 +40,7 @@ from pipelines.runtime.mlflow_checks import (
     translate_errors,
 )
 from pipelines.runtime.stage import Stage
-from pipelines.runtime.storage import SQLITE, Storage, sqlite_uri
+from pipelines.runtime.storage import Storage, sqlite_file, sqlite_uri
 
 RUN_TAG, STAGE_TAG, KEY_TAG, REUSED_TAG = "dpmpp.run", "dpmpp.stage", "dpmpp.key", "dpmpp.reused"
 NOT_IDENTITY = ("cluster.", "tracking.")
@@ -310,9 +310,9 @@ def without_login(uri: str) -> str:
 
 def open_client(uri: str) -> MlflowClient:
     """Return a client whose database exists: concurrent creations would break a SQLite file."""
-    if not uri.startswith(SQLITE):
+    file = sqlite_file(uri)
+    if file is None:
         return MlflowClient(uri)
-    file = Path(uri.removeprefix(SQLITE))
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_name(f".{file.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
